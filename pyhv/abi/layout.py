@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Structure layouts for 64-bit and 32-bit guests from one description.
+
+A structure of the Xen public headers is a class whose annotations name the C types; `AbiStruct` computes
+both layouts by the System V rules (on i386 a `uint64_t` aligns to 4 unless the header says
+`uint64_aligned_t`). `tests/test_abi.py` compares sizes and offsets with the published ones. Nothing here
+knows what a field means.
+"""
+
+import struct
+import typing
+from typing import Annotated, Any, ClassVar, Self, dataclass_transform
+
+u8 = Annotated[int, "B", "B", 1, 1]
+s8 = Annotated[int, "b", "b", 1, 1]
+u16 = Annotated[int, "H", "H", 2, 2]
+s16 = Annotated[int, "h", "h", 2, 2]
+u32 = Annotated[int, "I", "I", 4, 4]
+s32 = Annotated[int, "i", "i", 4, 4]
+u64 = Annotated[int, "Q", "Q", 8, 4]
+u64_aligned = Annotated[int, "Q", "Q", 8, 8]
+ulong = Annotated[int, "Q", "I", 8, 4]
+pointer = Annotated[int, "Q", "I", 8, 4]
+"""C types: (format in 64-bit, format in 32-bit, alignment in 64-bit, alignment in 32-bit)."""
+
+
+class Layout:
+    """One structure as one guest class sees it: `size` in bytes, `offsets` by field, `packer`."""
+
+    def __init__(self, fields: list[tuple[str, str, int]]) -> None:
+        self.offsets: dict[str, int] = {}
+        pattern, at, widest = "<", 0, 1
+        for name, code, align in fields:
+            pad = -at % align
+            pattern += f"{pad}x{code}" if pad else code
+            self.offsets[name] = at + pad
+            at += pad + struct.calcsize("<" + code)
+            widest = max(widest, align)
+        tail = -at % widest
+        self.size = at + tail
+        self.packer = struct.Struct(pattern + (f"{tail}x" if tail else ""))
+
+
+@dataclass_transform(kw_only_default=True)
+class AbiStruct:
+    """Base of all ABI structures; subclasses only annotate their fields.
+
+    `layout64` and `layout32` are class attributes. `unpack` and `pack` take the guest's width (64 or 32).
+    """
+
+    layout64: ClassVar[Layout]
+    layout32: ClassVar[Layout]
+    names: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        wide, narrow = [], []
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+            if typing.get_origin(hint) is ClassVar:
+                continue
+            code64, code32, align64, align32 = typing.get_args(hint)[1:]
+            wide.append((name, code64, align64))
+            narrow.append((name, code32, align32))
+        cls.names = tuple(name for name, _, _ in wide)
+        cls.layout64, cls.layout32 = Layout(wide), Layout(narrow)
+
+    def __init__(self, **values: Any) -> None:
+        for name in self.names:
+            setattr(self, name, values.pop(name, 0))
+        if values:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(values)}")
+
+    @classmethod
+    def layout(cls, width: int) -> Layout:
+        """The layout for a guest of `width` bits."""
+        return cls.layout64 if width == 64 else cls.layout32
+
+    @classmethod
+    def size(cls, width: int = 64) -> int:
+        """Size in bytes."""
+        return cls.layout(width).size
+
+    @classmethod
+    def unpack(cls, raw: bytes | memoryview, width: int = 64) -> Self:
+        """Read one structure from exactly `size(width)` bytes."""
+        self = cls.__new__(cls)
+        self.__dict__.update(zip(cls.names, cls.layout(width).packer.unpack(raw), strict=True))
+        return self
+
+    def pack(self, width: int = 64) -> bytes:
+        """The structure's bytes, padding zeroed."""
+        return self.layout(width).packer.pack(*(getattr(self, name) for name in self.names))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={getattr(self, name):#x}" for name in self.names)
+        return f"{type(self).__name__}({inner})"

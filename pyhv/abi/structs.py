@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Argument structures of the hypercalls, as the public headers (`xen.h`, `memory.h`, `event_channel.h`,
+`grant_table.h`, `sched.h`, `vcpu.h`, `callback.h`, `physdev.h`, `version.h`) lay them out.
+
+`start_info`, `shared_info` and `vcpu_guest_context` are large and touched field by field: their offsets are
+named constants in `shared.py`.
+"""
+
+from pyhv.abi.layout import AbiStruct, pointer, s16, s32, u8, u16, u32, u64, u64_aligned, ulong
+
+
+class MmuUpdate(AbiStruct):
+    """`mmu_update`: machine address of an entry (command in bits 1..0) and its new value."""
+
+    ptr: u64_aligned
+    val: u64_aligned
+
+
+class MmuextOp(AbiStruct):
+    """`mmuext_op`: command, `arg1` (frame or linear address), `arg2` (count, frame or vcpumask)."""
+
+    cmd: u32
+    arg1: ulong
+    arg2: ulong
+
+
+class MulticallEntry(AbiStruct):
+    """`multicall_entry`: hypercall number, result, six arguments."""
+
+    op: ulong
+    result: ulong
+    arg0: ulong
+    arg1: ulong
+    arg2: ulong
+    arg3: ulong
+    arg4: ulong
+    arg5: ulong
+
+
+class MemoryReservation(AbiStruct):
+    """`xen_memory_reservation`: a list of extents of 2**extent_order frames."""
+
+    extent_start: pointer
+    nr_extents: ulong
+    extent_order: u32
+    mem_flags: u32
+    domid: u16
+
+
+class MemoryExchange(AbiStruct):
+    """`xen_memory_exchange`: two reservations (given, wanted) and the resume index."""
+
+    in_extent_start: pointer
+    in_nr_extents: ulong
+    in_extent_order: u32
+    in_mem_flags: u32
+    in_domid: u16
+    pad0: u16
+    out_extent_start: pointer
+    out_nr_extents: ulong
+    out_extent_order: u32
+    out_mem_flags: u32
+    out_domid: u16
+    pad2: u16
+    nr_exchanged: ulong
+
+
+class MachphysMapping(AbiStruct):
+    """`xen_machphys_mapping`: where the M2P is and the highest frame that it describes."""
+
+    v_start: ulong
+    v_end: ulong
+    max_mfn: ulong
+
+
+class MachphysMfnList(AbiStruct):
+    """`xen_machphys_mfn_list`: frames that back the M2P, in 2 MiB steps."""
+
+    max_extents: u32
+    extent_start: pointer
+    nr_extents: u32
+
+
+class MemoryMap(AbiStruct):
+    """`xen_memory_map`: capacity / count of E820 entries and their buffer."""
+
+    nr_entries: u32
+    buffer: pointer
+
+
+class GnttabSetupTable(AbiStruct):
+    """`gnttab_setup_table`."""
+
+    dom: u16
+    nr_frames: u32
+    status: s16
+    frame_list: pointer
+
+
+class GnttabMapGrantRef(AbiStruct):
+    """`gnttab_map_grant_ref`."""
+
+    host_addr: u64_aligned
+    flags: u32
+    ref: u32
+    dom: u16
+    status: s16
+    handle: u32
+    dev_bus_addr: u64_aligned
+
+
+class GnttabUnmapGrantRef(AbiStruct):
+    """`gnttab_unmap_grant_ref`."""
+
+    host_addr: u64_aligned
+    dev_bus_addr: u64_aligned
+    handle: u32
+    status: s16
+
+
+class GnttabQuerySize(AbiStruct):
+    """`gnttab_query_size`."""
+
+    dom: u16
+    nr_frames: u32
+    max_nr_frames: u32
+    status: s16
+
+
+class GnttabSetVersion(AbiStruct):
+    """`gnttab_set_version`."""
+
+    version: u32
+
+
+class GnttabGetVersion(AbiStruct):
+    """`gnttab_get_version`."""
+
+    dom: u16
+    pad: u16
+    version: u32
+
+
+class GnttabGetStatusFrames(AbiStruct):
+    """`gnttab_get_status_frames`."""
+
+    nr_frames: u32
+    dom: u16
+    status: s16
+    frame_list: pointer
+
+
+class GnttabCopy(AbiStruct):
+    """`gnttab_copy`: source and destination (grant reference or own frame), offset, length."""
+
+    source: ulong
+    source_domid: u16
+    source_offset: u16
+    dest: ulong
+    dest_domid: u16
+    dest_offset: u16
+    length: u16
+    flags: u16
+    status: s16
+
+
+class GnttabCacheFlush(AbiStruct):
+    """`gnttab_cache_flush`."""
+
+    address: u64_aligned
+    offset: u16
+    length: u16
+    op: u32
+
+
+class EvtchnAllocUnbound(AbiStruct):
+    """`evtchn_alloc_unbound`."""
+
+    dom: u16
+    remote_dom: u16
+    port: u32
+
+
+class EvtchnBindInterdomain(AbiStruct):
+    """`evtchn_bind_interdomain`."""
+
+    remote_dom: u16
+    remote_port: u32
+    local_port: u32
+
+
+class EvtchnBindVirq(AbiStruct):
+    """`evtchn_bind_virq`."""
+
+    virq: u32
+    vcpu: u32
+    port: u32
+
+
+class EvtchnBindIpi(AbiStruct):
+    """`evtchn_bind_ipi`."""
+
+    vcpu: u32
+    port: u32
+
+
+class EvtchnBindPirq(AbiStruct):
+    """`evtchn_bind_pirq`."""
+
+    pirq: u32
+    flags: u32
+    port: u32
+
+
+class EvtchnPort(AbiStruct):
+    """`evtchn_close`, `evtchn_send`, `evtchn_unmask`: a port."""
+
+    port: u32
+
+
+class EvtchnStatus(AbiStruct):
+    """`evtchn_status`; `u0` and `u1` are the union (domid and port, virq, pirq)."""
+
+    dom: u16
+    port: u32
+    status: u32
+    vcpu: u32
+    u0: u32
+    u1: u32
+
+
+class EvtchnBindVcpu(AbiStruct):
+    """`evtchn_bind_vcpu`."""
+
+    port: u32
+    vcpu: u32
+
+
+class EvtchnReset(AbiStruct):
+    """`evtchn_reset`."""
+
+    dom: u16
+
+
+class EvtchnInitControl(AbiStruct):
+    """`evtchn_init_control`."""
+
+    control_gfn: u64_aligned
+    offset: u32
+    vcpu: u32
+    link_bits: u8
+
+
+class EvtchnSetPriority(AbiStruct):
+    """`evtchn_set_priority`."""
+
+    port: u32
+    priority: u32
+
+
+class SchedShutdown(AbiStruct):
+    """`sched_shutdown`: a SHUTDOWN reason."""
+
+    reason: u32
+
+
+class SchedPoll(AbiStruct):
+    """`sched_poll`: ports, their count and an absolute timeout in ns (0: none)."""
+
+    ports: pointer
+    nr_ports: u32
+    timeout: u64
+
+
+class SchedWatchdog(AbiStruct):
+    """`sched_watchdog`: timer id (0: new) and timeout in seconds (0: stop)."""
+
+    id: u32
+    timeout: u32
+
+
+class VcpuSetPeriodicTimer(AbiStruct):
+    """`vcpu_set_periodic_timer`: period in ns."""
+
+    period_ns: u64
+
+
+class VcpuSetSingleshotTimer(AbiStruct):
+    """`vcpu_set_singleshot_timer`: absolute deadline in ns."""
+
+    timeout_abs_ns: u64
+    flags: u32
+
+
+class VcpuRegisterVcpuInfo(AbiStruct):
+    """`vcpu_register_vcpu_info`."""
+
+    mfn: u64
+    offset: u32
+    rsvd: u32
+
+
+class VcpuRunstateInfo(AbiStruct):
+    """`vcpu_runstate_info`: state, when it was entered, ns spent in each of the four states."""
+
+    state: s32
+    state_entry_time: u64
+    time0: u64
+    time1: u64
+    time2: u64
+    time3: u64
+
+
+class CallbackRegister(AbiStruct):
+    """`callback_register` for 64-bit guests (32-bit: `address` is cs, eip)."""
+
+    type: u16
+    flags: u16
+    address: ulong
+
+
+class CallbackUnregister(AbiStruct):
+    """`callback_unregister`."""
+
+    type: u16
+
+
+class PhysdevSetIopl(AbiStruct):
+    """`physdev_set_iopl`."""
+
+    iopl: u32
+
+
+class PhysdevSetIobitmap(AbiStruct):
+    """`physdev_set_iobitmap`."""
+
+    bitmap: pointer
+    nr_ports: u32
+
+
+class FeatureInfo(AbiStruct):
+    """`xen_feature_info`."""
+
+    submap_idx: u32
+    submap: u32

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Typed addresses: the four kinds of number a PV hypervisor must never mix up.
+
+A *machine* address names a byte of the machine's RAM; its frame number is an MFN. A *pseudo-physical*
+frame number (PFN) is what a guest believes its memory to be: dense from 0. A *virtual* address is what
+guest code computes and what page tables translate. The types are `int` at run time and cost nothing;
+`mypy` keeps them apart. This module knows no ABI structure and holds no state.
+"""
+
+from typing import NewType
+
+Va = NewType("Va", int)
+"""Guest virtual address, 0 .. 2**64-1 (canonical or not)."""
+Pfn = NewType("Pfn", int)
+"""Guest pseudo-physical frame number."""
+Mfn = NewType("Mfn", int)
+"""Machine frame number."""
+MachineAddress = NewType("MachineAddress", int)
+"""Byte address in the machine's RAM."""
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+PAGE_MASK = PAGE_SIZE - 1
+ENTRIES = 512
+"""Entries of one 64-bit (or PAE) page table."""
+MASK64 = (1 << 64) - 1
+MASK32 = (1 << 32) - 1
+
+HYPERVISOR_VIRT_START = 0xFFFF_8000_0000_0000
+"""First address of the hypervisor's hole in a 64-bit guest's address space (L4 slot 256)."""
+HYPERVISOR_VIRT_END = 0xFFFF_8800_0000_0000
+"""First address above the hole (L4 slot 272)."""
+
+
+def is_canonical(va: int) -> bool:
+    """Say whether bits 63..47 of a 64-bit virtual address are all equal."""
+    return va < 0x0000_8000_0000_0000 or 0xFFFF_8000_0000_0000 <= va <= MASK64
+
+
+def guest_may_use(va: int) -> bool:
+    """Xen's "address ok" for a 64-bit guest: canonical and outside the hypervisor's hole."""
+    return va < 0x0000_8000_0000_0000 or HYPERVISOR_VIRT_END <= va <= MASK64
+
+
+def pages_of(size: int) -> int:
+    """Pages needed to hold `size` bytes."""
+    return (size + PAGE_MASK) >> PAGE_SHIFT

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What time it is: the machine's one source of time, in nanoseconds since the machine was built.
+
+`VirtualClock` counts the guest code that ran: a fixed number of bytes of executed code is a nanosecond, every
+exit costs a fixed time, and when all is idle it jumps to the next timer. The same run gives the same times,
+instruction for instruction. `RealClock` is the host's monotonic clock.
+
+The guests' TSC is derived from the same source: 1 GHz, so that TSC and system time are one number.
+"""
+
+import time
+from abc import ABC, abstractmethod
+
+from pyhv.cpu.clockwork import Ticker
+from pyhv.cpu.engine import Engine
+
+BYTES_PER_NS = 4
+EXIT_NS = 250
+"""Virtual time: executed bytes that make a nanosecond, and what an exit costs."""
+
+FAR_FUTURE = 1 << 62
+
+
+class Clock(ABC):
+    """How the machine measures time and bounds a guest's turn on the processor."""
+
+    deterministic: bool
+
+    @abstractmethod
+    def now(self) -> int:
+        """Nanoseconds since the machine was built."""
+
+    @abstractmethod
+    def begin(self, engine: Engine, deadline: int) -> None:
+        """`engine` is about to run; stop it at `deadline` (ns)."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """The engine has come back."""
+
+    @abstractmethod
+    def shorten(self, deadline: int) -> None:
+        """While an engine runs: stop it at `deadline` if that is earlier than what was asked."""
+
+    @abstractmethod
+    def expired(self) -> bool:
+        """Whether the current turn's deadline has passed."""
+
+    @abstractmethod
+    def advance_to(self, when: int) -> None:
+        """Everything is idle until `when`; deterministic clocks jump there."""
+
+    @abstractmethod
+    def wall_ns(self) -> int:
+        """UTC, in ns since 1970, at machine time 0."""
+
+
+class VirtualClock(Clock):
+    """Deterministic time from executed guest code."""
+
+    deterministic = True
+
+    def __init__(self, wall_ns: int = 1_136_073_600_000_000_000) -> None:
+        self._wall = wall_ns  # 2006-01-01: a fixed birthday, so that runs are alike
+        self._base = 0
+        self._granted = 0
+        self._left: memoryview | None = None
+
+    def now(self) -> int:
+        left = self._left
+        if left is None:
+            return self._base
+        return self._base + (self._granted - left[0]) // BYTES_PER_NS
+
+    def begin(self, engine: Engine, deadline: int) -> None:
+        assert engine.budget is not None, "virtual time needs an engine that counts blocks"
+        self._left = engine.budget.left
+        self._granted = max(deadline - self._base, 1) * BYTES_PER_NS
+        self._left[0] = self._granted
+
+    def end(self) -> None:
+        self._base = self.now()
+        self._left = None
+
+    def shorten(self, deadline: int) -> None:
+        left = self._left
+        if left is not None:
+            wanted = max(deadline - self._base, 0) * BYTES_PER_NS
+            if wanted < self._granted:
+                left[0] -= self._granted - wanted
+                self._granted = wanted
+
+    def expired(self) -> bool:
+        left = self._left
+        return left is not None and left[0] < 0
+
+    def charge_exit(self) -> None:
+        """Let an exit take its fixed time."""
+        if self._left is not None:
+            self._left[0] -= EXIT_NS * BYTES_PER_NS
+
+    def advance_to(self, when: int) -> None:
+        self._base = max(self._base, when)
+
+    def wall_ns(self) -> int:
+        return self._wall
+
+
+class RealClock(Clock):
+    """The host's time; a ticker thread ends a guest's turn."""
+
+    deterministic = False
+
+    def __init__(self) -> None:
+        self._start = time.monotonic_ns()
+        self._wall = time.time_ns()
+        self._ticker = Ticker()
+        self._ticker.start()
+
+    def now(self) -> int:
+        return time.monotonic_ns() - self._start
+
+    def begin(self, engine: Engine, deadline: int) -> None:
+        self._ticker.deadline = self._start + deadline
+        self._ticker.running = engine.handle
+
+    def end(self) -> None:
+        self._ticker.running = None
+
+    def shorten(self, deadline: int) -> None:
+        self._ticker.deadline = min(self._ticker.deadline, self._start + deadline)
+
+    def expired(self) -> bool:
+        return self._ticker.running is not None and time.monotonic_ns() >= self._ticker.deadline
+
+    def advance_to(self, when: int) -> None:
+        delay = when - self.now()
+        if delay > 0:
+            time.sleep(delay / 1e9)
+
+    def wall_ns(self) -> int:
+        return self._wall
+
+    def close(self) -> None:
+        """End the ticker thread."""
+        self._ticker.close()

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""x86-64 assembly text to machine code: the one door to Keystone.
+
+Syntax: Intel's, as LLVM's assembler reads it (Intel SDM vol. 2 for the instructions). Keystone gives an
+error number without a place, accepts a few lines that it then encodes wrongly, and has directives that
+print to standard error or kill the process; this module finds the line, refuses what is known to be
+misread, and lets only the safe directives through. It knows nothing of Xen, sections or ELF: source in,
+bytes out.
+"""
+
+import re
+from collections.abc import Sequence
+
+import keystone
+
+from pyhv.errors import ImageError
+
+DIRECTIVES = frozenset({".byte", ".short", ".long", ".quad", ".zero", ".fill", ".balign"})
+"""What `assemble` passes on. Keystone 0.9.2 crashes on `.text`, rejects `.org` and mangles `.section`."""
+
+_MISREAD = {
+    # Keystone picks the 16-bit operand size for these, which no 64-bit kernel means.
+    "iret": "iretq",
+    "pushf": "pushfq",
+    "popf": "popfq",
+}
+
+_LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:\s*(.*)", re.DOTALL)
+_BRACKETED = re.compile(r"\[[^\]]*\]")
+_RIP = re.compile(r"\brip\b", re.IGNORECASE)
+
+
+def label_of(line: str) -> tuple[str | None, str]:
+    """Split `name: rest` into (name, rest); (None, line) if the line defines no label."""
+    match = _LABEL.fullmatch(line)
+    return (match[1], match[2]) if match else (None, line)
+
+
+def assemble(source: str, address: int, origins: Sequence[str] | None = None) -> bytes:
+    """Assemble `source` as if its first byte were at virtual `address`.
+
+    One statement a line, labels as `name:`; no comments. `origins[i]` says where line i came from
+    ("hello.S:12"); without it lines are counted from 1. Raises `ImageError` naming the origin, the cause
+    and the statement of the first line that cannot be assembled.
+    """
+    lines = source.split("\n")
+    places = list(origins) if origins is not None else [f"line {n}" for n in range(1, len(lines) + 1)]
+    if len(places) != len(lines):
+        raise ValueError(f"{len(lines)} source lines with {len(places)} origins")
+    for line, place in zip(lines, places, strict=True):
+        cause = _refusal(line)
+        if cause is not None:
+            raise ImageError(f"{place}: {cause}: `{line.strip()}`")
+    code, failure = _keystone(source, address)
+    if failure is None:
+        return code
+    culprit, failure = _first_bad_line(lines, address)
+    raise ImageError(f"{places[culprit]}: {_explain(failure)}: `{lines[culprit].strip()}`")
+
+
+def _refusal(line: str) -> str | None:
+    """Why a line must not reach Keystone, or None."""
+    statement = label_of(line)[1].strip()
+    if not statement:
+        return None
+    mnemonic = statement.split(None, 1)[0].lower()
+    if mnemonic.startswith(".") and mnemonic not in DIRECTIVES:
+        return f"unknown directive {mnemonic}"
+    if mnemonic in _MISREAD:
+        return f"{mnemonic} would assemble to its 16-bit form, write {_MISREAD[mnemonic]}"
+    if statement.count("[") != statement.count("]"):
+        return "unbalanced brackets"
+    if _RIP.search(_BRACKETED.sub("", statement)):
+        return "rip can only be used inside [ ]"
+    return None
+
+
+def _keystone(source: str, address: int) -> tuple[bytes, keystone.KsError | None]:
+    """Run Keystone once: (code, None) or (b"", its error)."""
+    if not source.strip():
+        return b"", None
+    engine = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+    try:
+        encoding, _count = engine.asm(source, address, as_bytes=True)
+    except keystone.KsError as error:
+        return b"", error
+    return bytes(encoding or b""), None
+
+
+def _first_bad_line(lines: Sequence[str], address: int) -> tuple[int, keystone.KsError | None]:
+    """Find the first line at fault in a source that fails as a whole.
+
+    A prefix of the source is wrong exactly when it contains a wrong line, provided that labels defined
+    further down exist: they are appended as empty labels. So a binary search finds the line.
+    """
+    labels = [label_of(line)[0] for line in lines]
+
+    def failure_of(count: int) -> keystone.KsError | None:
+        defined = set(labels[:count])
+        later = dict.fromkeys(label for label in labels[count:] if label and label not in defined)
+        prefix = [*lines[:count], *(f"{label}:" for label in later)]
+        return _keystone("\n".join(prefix), address)[1]
+
+    good, bad = 0, len(lines)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if failure_of(middle) is None:
+            good = middle
+        else:
+            bad = middle
+    return bad - 1, failure_of(bad)
+
+
+def _explain(error: keystone.KsError | None) -> str:
+    """Put Keystone's error number into words about the source."""
+    known = {
+        keystone.KS_ERR_ASM_MNEMONICFAIL: "no such instruction",
+        keystone.KS_ERR_ASM_INVALIDOPERAND: "no such operands for this instruction",
+        keystone.KS_ERR_ASM_SYMBOL_MISSING: "a name that is defined nowhere",
+        keystone.KS_ERR_ASM_SYMBOL_REDEFINED: "a label that already exists",
+        keystone.KS_ERR_ASM_DIRECTIVE_VALUE_RANGE: "a value too large for its size",
+    }
+    if error is None:
+        return "cannot be assembled"
+    return known.get(error.errno, str(error))

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The few functions of libunicorn that the engine calls, with plain ctypes prototypes.
+
+The package's own Python binding wraps every hook in two Python frames and every register access in a
+dispatcher; at a million exits a minute that is most of the hypervisor's time, so the engine talks to the
+library itself. Constants still come from the package. This module knows function signatures and nothing of
+what they are used for.
+"""
+
+import ctypes
+
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const
+from unicorn.unicorn_py3 import unicorn as _package
+
+from pyhv.errors import EngineError
+
+LIBRARY_PATH: str = _package.uclib._name
+_lib = ctypes.CDLL(LIBRARY_PATH)
+
+VERSION: str = ".".join(map(str, (uc_const.UC_API_MAJOR, uc_const.UC_API_MINOR, uc_const.UC_API_PATCH)))
+
+HOOK_INTR: int = uc_const.UC_HOOK_INTR
+HOOK_INSN: int = uc_const.UC_HOOK_INSN
+HOOK_INSN_INVALID: int = uc_const.UC_HOOK_INSN_INVALID
+HOOK_BLOCK: int = uc_const.UC_HOOK_BLOCK
+INS_SYSCALL: int = x86_const.UC_X86_INS_SYSCALL
+INS_SYSENTER: int = x86_const.UC_X86_INS_SYSENTER
+INS_CPUID: int = x86_const.UC_X86_INS_CPUID
+INS_IN: int = x86_const.UC_X86_INS_IN
+INS_OUT: int = x86_const.UC_X86_INS_OUT
+REG_RAX: int = x86_const.UC_X86_REG_RAX
+REG_EFLAGS: int = x86_const.UC_X86_REG_EFLAGS
+REG_RFLAGS: int = x86_const.UC_X86_REG_RFLAGS
+REG_CR0: int = x86_const.UC_X86_REG_CR0
+REG_CR3: int = x86_const.UC_X86_REG_CR3
+REG_CR4: int = x86_const.UC_X86_REG_CR4
+REG_MSR: int = x86_const.UC_X86_REG_MSR
+GENERAL_REGISTERS: tuple[int, ...] = tuple(
+    getattr(x86_const, f"UC_X86_REG_{name}")
+    for name in "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15".split()
+)
+"""Unicorn's register numbers in the processor's own order."""
+
+CB_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+CB_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+CB_INSN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+CB_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+CB_IN = ctypes.CFUNCTYPE(
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
+)
+CB_OUT = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
+)
+CB_BLOCK = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
+)
+
+
+class MsrAccess(ctypes.Structure):
+    """`uc_x86_msr`: number and value for accesses through `REG_MSR`."""
+
+    _fields_ = (("rid", ctypes.c_uint32), ("value", ctypes.c_uint64))
+
+
+_u64 = ctypes.c_uint64
+_ptr = ctypes.c_void_p
+
+uc_open = _lib.uc_open
+uc_open.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_ptr))
+uc_close = _lib.uc_close
+uc_close.argtypes = (_ptr,)
+uc_strerror = _lib.uc_strerror
+uc_strerror.argtypes, uc_strerror.restype = (ctypes.c_int,), ctypes.c_char_p
+uc_emu_start = _lib.uc_emu_start
+uc_emu_start.argtypes = (_ptr, _u64, _u64, _u64, ctypes.c_size_t)
+uc_emu_stop = _lib.uc_emu_stop
+uc_emu_stop.argtypes = (_ptr,)
+uc_mem_map_ptr = _lib.uc_mem_map_ptr
+uc_mem_map_ptr.argtypes = (_ptr, _u64, _u64, ctypes.c_uint32, _ptr)
+uc_reg_read = _lib.uc_reg_read
+uc_reg_read.argtypes = (_ptr, ctypes.c_int, _ptr)
+uc_reg_write = _lib.uc_reg_write
+uc_reg_write.argtypes = (_ptr, ctypes.c_int, _ptr)
+uc_hook_add = _lib.uc_hook_add
+uc_ctl = _lib.uc_ctl
+uc_context_alloc = _lib.uc_context_alloc
+uc_context_alloc.argtypes = (_ptr, ctypes.POINTER(_ptr))
+uc_context_save = _lib.uc_context_save
+uc_context_save.argtypes = (_ptr, _ptr)
+uc_context_restore = _lib.uc_context_restore
+uc_context_restore.argtypes = (_ptr, _ptr)
+uc_context_free = _lib.uc_context_free
+uc_context_free.argtypes = (_ptr,)
+uc_context_size = _lib.uc_context_size
+uc_context_size.argtypes, uc_context_size.restype = (_ptr,), ctypes.c_size_t
+
+EMU_STOP_ADDRESS: int = ctypes.cast(_lib.uc_emu_stop, _ptr).value or 0
+"""Where `uc_emu_stop` is in this process: the native block clock jumps there."""
+
+
+def symbol_address(name: str) -> int | None:
+    """Address of an exported symbol of the library, None if this build does not export it."""
+    try:
+        return ctypes.cast(getattr(_lib, name), _ptr).value
+    except AttributeError:
+        return None
+
+
+def _control(kind: int, arguments: int, direction: int) -> int:
+    return kind | arguments << 26 | direction << 30
+
+
+CTL_TLB_FLUSH = _control(uc_const.UC_CTL_TLB_FLUSH, 0, 1)
+CTL_TLB_TYPE = _control(uc_const.UC_CTL_TLB_TYPE, 1, 1)
+CTL_FLUSH_TB = _control(uc_const.UC_CTL_TB_FLUSH, 0, 1)
+CTL_REMOVE_CACHE = _control(uc_const.UC_CTL_TB_REMOVE_CACHE, 2, 1)
+CTL_USE_EXITS = _control(uc_const.UC_CTL_UC_USE_EXITS, 1, 1)
+CTL_TCG_BUFFER = _control(uc_const.UC_CTL_TCG_BUFFER_SIZE, 1, 1)
+TLB_CPU: int = uc_const.UC_TLB_CPU
+
+
+def check(code: int, doing: str) -> None:
+    """Raise EngineError if the library returned an error code."""
+    if code:
+        text = uc_strerror(code).decode()
+        raise EngineError(f"The emulator failed while {doing}: {text}. Reinstall unicorn 2.1.4 or newer (2.x).")

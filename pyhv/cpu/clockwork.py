@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Two exact ways to take the processor back from a guest.
+
+`BlockBudget` is the deterministic one: a hook at the start of every translated block subtracts the block's
+size in bytes from a budget and stops the engine when it is spent. The hook is native code (five
+instructions), because Python at every block would be a hundred times slower; where no executable memory is
+to be had, `PythonBlockBudget` does the same, exactly and slowly. `Ticker` is the fast one: a thread that
+asks the running engine to stop at a deadline, which is exact only when the engine looks at its stop flag at
+block starts alone (`Engine.async_stop_safe`).
+
+A budget counts *bytes of guest code executed*; what they are worth in nanoseconds is `clock.py`'s affair.
+"""
+
+import ctypes
+import mmap
+import platform
+import threading
+import time
+from collections.abc import Callable
+
+import keystone
+
+from pyhv.cpu import binding
+from pyhv.errors import EngineError
+
+_SOURCES = {
+    # rdi = engine, edx = block size, rcx = cell {int64 budget; stop function}
+    "x86_64": (
+        keystone.KS_ARCH_X86,
+        keystone.KS_MODE_64,
+        "mov eax, edx; sub qword ptr [rcx], rax; js stop; ret; stop: jmp qword ptr [rcx + 8]",
+    ),
+    # x0 = engine, w2 = block size, x3 = cell
+    "aarch64": (
+        keystone.KS_ARCH_ARM64,
+        keystone.KS_MODE_LITTLE_ENDIAN,
+        "ldr x4, [x3]; sub x4, x4, w2, uxtw; str x4, [x3]; tbnz x4, #63, stop; ret;"
+        " stop: ldr x5, [x3, #8]; br x5",
+    ),
+}
+
+
+def native_hook_code(host: str | None = None) -> bytes | None:
+    """Machine code of the block hook for a host (`platform.machine()` name), None if there is none."""
+    source = _SOURCES.get(host or platform.machine())
+    if source is None:
+        return None
+    encoding, _ = keystone.Ks(source[0], source[1]).asm(source[2])
+    return bytes(encoding)
+
+
+class BlockBudget:
+    """Budget cell and native hook; `hook` and `data` go to `uc_hook_add`."""
+
+    native = True
+
+    def __init__(self, code: bytes) -> None:
+        self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._code.write(code)
+        self.hook: ctypes.c_void_p | ctypes._CFuncPtr = ctypes.c_void_p(
+            ctypes.addressof(ctypes.c_char.from_buffer(self._code))
+        )
+        cell = (ctypes.c_int64 * 2)(0, binding.EMU_STOP_ADDRESS)
+        self._keep = cell
+        self.data = ctypes.c_void_p(ctypes.addressof(cell))
+        self.left = memoryview(cell).cast("B").cast("q")
+        """One-element view: `left[0]` is the budget in bytes; negative means spent."""
+
+
+class PythonBlockBudget:
+    """The same contract without native code."""
+
+    native = False
+
+    def __init__(self) -> None:
+        cell = (ctypes.c_int64 * 2)(0, 0)
+        self._keep = cell
+        self.data = ctypes.c_void_p(0)
+        self.left = left = memoryview(cell).cast("B").cast("q")
+
+        def count(engine: int, _address: int, size: int, _data: int | None) -> None:
+            left[0] -= size
+            if left[0] < 0:
+                binding.uc_emu_stop(engine)
+
+        self.hook: ctypes.c_void_p | ctypes._CFuncPtr = binding.CB_BLOCK(count)
+
+
+def make_budget(*, native: bool = True) -> BlockBudget | PythonBlockBudget:
+    """The native budget where host and its memory protection allow it, else the Python one."""
+    code = native_hook_code() if native else None
+    if code is None:
+        return PythonBlockBudget()
+    try:
+        return BlockBudget(code)
+    except OSError:  # a host that refuses writable and executable memory
+        return PythonBlockBudget()
+
+
+class Ticker:
+    """Stops the engine that is running when a deadline on the host's monotonic clock has passed.
+
+    `running` is the engine's raw handle while it executes guest code, else None; `deadline` is in ns of
+    `time.monotonic_ns`. A stop that comes too early to be seen is repeated at the next look.
+    """
+
+    LOOK_NS = 1_000_000
+
+    def __init__(self, poll: Callable[[], None] | None = None) -> None:
+        self.running: int | None = None
+        self.deadline = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread (once)."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="pyhv-ticker", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        wait = self.LOOK_NS / 1e9
+        while not self._ended.wait(wait):
+            engine = self.running
+            left = self.deadline - time.monotonic_ns()
+            if engine is not None and left <= 0:
+                binding.uc_emu_stop(engine)
+            wait = min(max(left, 100_000), self.LOOK_NS) / 1e9
+
+
+def require_emulator() -> None:
+    """Refuse an emulator whose version pyhv was never measured on."""
+    if not binding.VERSION.startswith("2."):
+        raise EngineError(
+            f"pyhv needs unicorn 2.x (2.1.4 or newer); this environment has {binding.VERSION}:"
+            " pip install 'unicorn>=2.1.4,<2.2'."
+        )

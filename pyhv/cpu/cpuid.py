@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The CPUID policy: what a guest is told about its processor (Intel SDM volume 2, "CPUID"; Xen leaves:
+public header `arch-x86/cpuid.h`).
+
+Nothing is passed through from the emulator or the host, so a guest sees the same processor everywhere. It is
+an Intel part, because the emulator decodes far calls Intel's way, and an in-order one without speculation,
+which is true of an emulator and spares guests their mitigations. Offered is what x86-64-v2 userlands need;
+hidden is what a PV guest may not use (APIC, MTRR, PSE, PGE, MCE, SMEP, SMAP, XSAVE) and whatever would make
+a run unrepeatable (RDRAND, RDSEED). Enhanced REP MOVSB is hidden since it is the slow way on an emulator.
+"""
+
+from typing import Final, NamedTuple
+
+from pyhv.abi.pvclock import TSC_HZ, TSC_SHIFT, TSC_TO_SYSTEM_MUL
+
+
+class Cpuid(NamedTuple):
+    """The four registers of an answer."""
+
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+ZERO: Final = Cpuid(0, 0, 0, 0)
+XEN_LEAF: Final = 0x4000_0000
+XEN_VERSION: Final = (4, 17)
+HYPERCALL_PAGE_MSR: Final = 0x4000_0000
+
+
+def _bits(*numbers: int) -> int:
+    return sum(1 << n for n in numbers)
+
+
+def _text(text: bytes) -> list[int]:
+    return [int.from_bytes(text[at : at + 4], "little") for at in range(0, len(text), 4)]
+
+
+_SIGNATURE: Final = 0x0003_0661
+"""Family 6, model 0x36, stepping 1: an in-order Atom."""
+_FEATURES_EDX: Final = _bits(0, 2, 4, 5, 6, 8, 11, 15, 16, 19, 23, 24, 25, 26)
+"""FPU DE TSC MSR PAE CX8 SEP CMOV PAT CLFLUSH MMX FXSR SSE SSE2."""
+_FEATURES_ECX: Final = _bits(0, 1, 9, 13, 19, 20, 23, 25, 31)
+"""SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 POPCNT AES, and HYPERVISOR."""
+_EXTENDED_EDX: Final = _bits(11, 20, 27, 29)
+"""SYSCALL NX RDTSCP LM."""
+_BRAND: Final = _text(b"pyhv emulated processor".ljust(48, b"\0"))
+
+_vendor = _text(b"GenuineIntel")
+_BASIC: Final = {
+    0: Cpuid(7, _vendor[0], _vendor[2], _vendor[1]),
+    1: Cpuid(_SIGNATURE, 0x0001_0800, _FEATURES_ECX, _FEATURES_EDX),
+    0x8000_0000: Cpuid(0x8000_0008, 0, 0, 0),
+    0x8000_0001: Cpuid(0, 0, 1, _EXTENDED_EDX),
+    0x8000_0002: Cpuid(*_BRAND[0:4]),
+    0x8000_0003: Cpuid(*_BRAND[4:8]),
+    0x8000_0004: Cpuid(*_BRAND[8:12]),
+    0x8000_0007: Cpuid(0, 0, 0, 1 << 8),
+    0x8000_0008: Cpuid(0x3028, 0, 0, 0),
+}
+
+
+def cpuid(leaf: int, subleaf: int, vcpu: int = 0) -> Cpuid:
+    """Answer CPUID for a 64-bit PV guest; unknown leaves are all zero."""
+    if leaf == 1:
+        found = _BASIC[1]
+        return found._replace(ebx=found.ebx | vcpu << 24)
+    if XEN_LEAF <= leaf <= XEN_LEAF + 5:
+        return _xen_leaf(leaf - XEN_LEAF, subleaf)
+    return _BASIC.get(leaf, ZERO)
+
+
+def _xen_leaf(number: int, subleaf: int) -> Cpuid:
+    if number == 0:
+        return Cpuid(XEN_LEAF + 5, 0x566E_6558, 0x6558_4D4D, 0x4D4D_566E)  # "XenVMMXenVMM"
+    if number == 1:
+        return Cpuid(XEN_VERSION[0] << 16 | XEN_VERSION[1], 0, 0, 0)
+    if number == 2:
+        return Cpuid(1, HYPERCALL_PAGE_MSR, 1, 0)
+    if number == 3:
+        if subleaf == 0:
+            return Cpuid(_bits(0, 1, 2), 0, TSC_HZ // 1000, 0)
+        if subleaf == 1:
+            return Cpuid(0, 0, TSC_TO_SYSTEM_MUL, TSC_SHIFT)
+        if subleaf == 2:
+            return Cpuid(TSC_HZ // 1000, 0, 0, 0)
+    if number == 5:
+        return Cpuid(0, 40, 0, 0)
+    return ZERO

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Instruction decoding for the few places that need it: privileged instructions, stores to page tables,
+crash reports. The only importer of Capstone outside the start-up probe.
+
+`privileged` recognizes by hand the dozen encodings that a PV kernel traps on, since the common ones occur
+tens of thousands of times in a boot; `store` asks Capstone and remembers its answers by the bytes.
+"""
+
+import enum
+import functools
+from typing import NamedTuple
+
+import capstone
+from capstone import x86 as cx86
+
+_decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+_decoder.detail = True
+
+MAX_LENGTH = 15
+
+
+class Op(enum.Enum):
+    """Privileged operations that the hypervisor emulates for a PV kernel."""
+
+    CLI = enum.auto()
+    STI = enum.auto()
+    CLTS = enum.auto()
+    WBINVD = enum.auto()
+    RDTSC = enum.auto()
+    RDTSCP = enum.auto()
+    RDMSR = enum.auto()
+    WRMSR = enum.auto()
+    CPUID = enum.auto()
+    XSETBV = enum.auto()
+    READ_CR = enum.auto()
+    WRITE_CR = enum.auto()
+    READ_DR = enum.auto()
+    WRITE_DR = enum.auto()
+
+
+class Privileged(NamedTuple):
+    """A decoded privileged instruction: `number` is the CR or DR, `register` the general register."""
+
+    op: Op
+    length: int
+    number: int = 0
+    register: int = 0
+
+
+_ONE_BYTE = {0xFA: Op.CLI, 0xFB: Op.STI}
+_TWO_BYTE = {
+    0x06: Op.CLTS, 0x09: Op.WBINVD, 0x31: Op.RDTSC, 0x32: Op.RDMSR, 0x30: Op.WRMSR, 0xA2: Op.CPUID,
+}  # fmt: skip
+_MOVES = {0x20: Op.READ_CR, 0x22: Op.WRITE_CR, 0x21: Op.READ_DR, 0x23: Op.WRITE_DR}
+_PREFIXES = frozenset({0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, 0xF2, 0xF3})
+
+
+@functools.lru_cache(maxsize=4096)
+def privileged(code: bytes) -> Privileged | None:
+    """Decode 64-bit `code` (up to 15 bytes) as one of `Op`; None for anything else."""
+    at, rex = 0, 0
+    while at < len(code) and code[at] in _PREFIXES:
+        at += 1
+    if at < len(code) and code[at] & 0xF0 == 0x40:
+        rex = code[at]
+        at += 1
+    rest = code[at:MAX_LENGTH]
+    if not rest:
+        return None
+    if rest[0] in _ONE_BYTE:
+        return Privileged(_ONE_BYTE[rest[0]], at + 1)
+    if rest[0] != 0x0F or len(rest) < 2:
+        return None
+    if rest[1] in _TWO_BYTE:
+        return Privileged(_TWO_BYTE[rest[1]], at + 2)
+    if len(rest) < 3:
+        return None
+    if rest[1] == 0x01:
+        op = {0xF9: Op.RDTSCP, 0xD1: Op.XSETBV}.get(rest[2])
+        return None if op is None else Privileged(op, at + 3)
+    if rest[1] in _MOVES:
+        number = rest[2] >> 3 & 7 | (rex & 4) << 1
+        register = rest[2] & 7 | (rex & 1) << 3
+        return Privileged(_MOVES[rest[1]], at + 3, number, register)
+    return None
+
+
+class Memory(NamedTuple):
+    """A memory operand: registers by VMCB index (None: absent), RIP-relative already resolved."""
+
+    base: int | None
+    index: int | None
+    scale: int
+    displacement: int
+    segment: int | None
+    rip_relative: bool
+
+
+class Store(NamedTuple):
+    """An instruction that writes memory: what it does, to where, from what."""
+
+    name: str
+    length: int
+    size: int
+    memory: Memory
+    register: int | None
+    high_byte: bool
+    immediate: int
+
+
+_GENERAL = {}
+for _number, _names in enumerate(
+    "rax eax ax al/rcx ecx cx cl/rdx edx dx dl/rbx ebx bx bl/rsp esp sp spl/rbp ebp bp bpl/rsi esi si sil/"
+    "rdi edi di dil".split("/")
+):
+    for _name in _names.split():
+        _GENERAL[getattr(cx86, f"X86_REG_{_name.upper()}")] = _number
+for _number in range(8, 16):
+    for _suffix in ("", "D", "W", "B"):
+        _GENERAL[getattr(cx86, f"X86_REG_R{_number}{_suffix}")] = _number
+_HIGH = {cx86.X86_REG_AH: 0, cx86.X86_REG_CH: 1, cx86.X86_REG_DH: 2, cx86.X86_REG_BH: 3}
+_SEGMENTS = {cx86.X86_REG_FS: 4, cx86.X86_REG_GS: 5}
+
+STORES = frozenset(
+    "mov movabs movnti xchg cmpxchg cmpxchg8b xadd and or xor add sub inc dec not neg bts btr btc".split()
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def store(code: bytes) -> Store | None:
+    """Decode `code` as an instruction of `STORES` whose destination is memory; None for anything else."""
+    found = next(_decoder.disasm(code, 0, 1), None)
+    if found is None or found.mnemonic.removeprefix("lock ") not in STORES or not found.operands:
+        return None
+    operands = list(found.operands)
+    name = found.mnemonic.removeprefix("lock ")
+    if name in ("xchg", "xadd") and operands[0].type == cx86.X86_OP_REG:
+        operands.reverse()
+    target = operands[0]
+    if target.type != cx86.X86_OP_MEM or target.size not in (1, 2, 4, 8):
+        return None
+    register, high, immediate = None, False, 0
+    if len(operands) > 1:
+        source = operands[1]
+        if source.type == cx86.X86_OP_IMM:
+            immediate = source.imm
+        elif source.reg in _HIGH:
+            register, high = _HIGH[source.reg], True
+        elif source.reg in _GENERAL:
+            register = _GENERAL[source.reg]
+        else:
+            return None
+    memory = target.mem
+    operand = Memory(
+        base=_GENERAL.get(memory.base),
+        index=_GENERAL.get(memory.index),
+        scale=memory.scale,
+        displacement=memory.disp,
+        segment=_SEGMENTS.get(memory.segment),
+        rip_relative=memory.base == cx86.X86_REG_RIP,
+    )
+    return Store(name, found.size, target.size, operand, register, high, immediate)
+
+
+def length(code: bytes) -> int:
+    """Length of the first instruction, 0 if it is none."""
+    found = next(_decoder.disasm(code, 0, 1), None)
+    return found.size if found else 0
+
+
+def disassemble(code: bytes, address: int, count: int = 1) -> list[tuple[int, str]]:
+    """(address, text) of up to `count` instructions, for people."""
+    return [
+        (insn.address, f"{insn.mnemonic} {insn.op_str}".strip())
+        for insn in _decoder.disasm(code, address, count)
+    ]

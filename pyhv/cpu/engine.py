@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One emulated processor: runs guest code until something happens and hands that to its `ExitSink`.
+
+The engine owns a Unicorn instance over the machine's RAM. It walks the guest's own page tables, keeps
+privilege levels, and comes back at every exception, hypercall and intercepted instruction *inside* a
+callback; most exits are handled there and the guest goes on without leaving `run`. No memory hook is ever
+installed (it would slow every load and store sevenfold); what a guest may reach is decided by page tables
+that `mmu/` has validated.
+
+State is read and written through `vmcb` (see `vmcb.py`). An exception raised by the sink stops the engine
+and is raised again by `run`, because C code cannot carry it.
+
+This module knows registers and callbacks. It knows no hypercall, no domain and no time.
+"""
+
+import ctypes
+from typing import Protocol
+
+from pyhv.address import MASK64
+from pyhv.cpu import binding
+from pyhv.cpu import vmcb as v
+from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
+from pyhv.cpu.probe import find_live_state, find_no_exit_request
+from pyhv.cpu.ram import Ram
+from pyhv.cpu.vmcb import Vmcb
+
+_NOWHERE = 0xDEAD_0000_0000_0000
+_UC_PROT_ALL = 7
+_ARCH_X86, _MODE_64 = 4, 8
+
+
+class ExitSink(Protocol):
+    """Who handles exits. RIP in the VMCB is at the instruction for faults, past it for INT n."""
+
+    def exception(self, vector: int) -> None:
+        """An exception or software interrupt; error code, CR2 and kind are in the VMCB."""
+
+    def invalid_opcode(self) -> None:
+        """#UD, which includes Xen's forced-emulation prefix."""
+
+    def syscall(self) -> None:
+        """SYSCALL; RIP still at the instruction. The sink sets RIP to where the guest goes on."""
+
+    def sysenter(self) -> None:
+        """SYSENTER; as `syscall`."""
+
+    def cpuid(self) -> None:
+        """CPUID executed natively: the sink writes RAX..RDX; RIP moves on by itself."""
+
+    def port_read(self, port: int, size: int) -> int | None:
+        """IN: the value, or None if the guest may not (it gets #GP through `port_fault`)."""
+
+    def port_write(self, port: int, size: int, value: int) -> bool:
+        """OUT: False if the guest may not."""
+
+    def port_fault(self) -> None:
+        """A refused IN or OUT: RIP and registers are as before the instruction."""
+
+
+class Engine:
+    """One processor over `ram`, delivering exits to `sink`.
+
+    `count_blocks` installs the byte budget (virtual time); without it the engine runs until stopped from
+    outside. `hole` is an empty page table (machine address) used to make the processor harmless while a
+    refused port access drains.
+    """
+
+    def __init__(
+        self, ram: Ram, sink: ExitSink, *, count_blocks: bool, hole: int, native: bool = True
+    ) -> None:
+        self.sink = sink
+        self._hole = hole
+        self._failure: BaseException | None = None
+        self._drained: bytes | None = None
+        handle = ctypes.c_void_p()
+        binding.check(binding.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "creating an engine")
+        self.handle: int = handle.value or 0
+        self._handle = handle
+        self._control(binding.CTL_TLB_TYPE, ctypes.c_int(binding.TLB_CPU))
+        self._control(binding.CTL_USE_EXITS, ctypes.c_int(1))
+        self._set_up_long_mode()
+        binding.check(
+            binding.uc_mem_map_ptr(self.handle, 0, ram.size, _UC_PROT_ALL, ram.address), "mapping RAM"
+        )
+        self._ram = ram
+        self.vmcb = Vmcb(find_live_state(self.handle))
+        self.async_stop_safe = self._suppress_exit_requests()
+        self.budget: BlockBudget | PythonBlockBudget | None = None
+        self._install_hooks(count_blocks, native)
+        self._invalidate = _invalidator()
+
+    # -- set-up ------------------------------------------------------------------------------------------
+
+    def _control(self, code: int, *arguments: object) -> None:
+        binding.check(binding.uc_ctl(self._handle, ctypes.c_uint(code), *arguments), "configuring the engine")
+
+    def _write_register(self, register: int, value: int) -> None:
+        cell = ctypes.c_uint64(value)
+        binding.check(
+            binding.uc_reg_write(self.handle, register, ctypes.byref(cell)), "setting a register"
+        )
+
+    def _set_up_long_mode(self) -> None:
+        """Paging with NX and write protection, SSE, RDTSC trapping; CR3 comes with the first vCPU.
+
+        CR4.SMAP and SMEP stay clear: IRET and far returns pop with supervisor rights.
+        """
+        efer = binding.MsrAccess(0xC000_0080, 0xD01)
+        binding.check(
+            binding.uc_reg_write(self.handle, binding.REG_MSR, ctypes.byref(efer)), "setting EFER"
+        )
+        self._write_register(binding.REG_CR4, 0x20 | 0x200 | 0x400 | 0x4)
+        self._write_register(binding.REG_CR3, self._hole)
+        self._write_register(binding.REG_CR0, 0x8005_0033)
+
+    def _suppress_exit_requests(self) -> bool:
+        """Remove the stop check after each load and store, if this library is the one we know."""
+        offset = find_no_exit_request()
+        if offset is None:
+            return False
+        ctypes.c_bool.from_address(self.handle + offset).value = True
+        return True
+
+    def _install_hooks(self, count_blocks: bool, native: bool) -> None:
+        sink, vmcb = self.sink, self.vmcb
+        q, d = vmcb.q, vmcb.d
+
+        def interrupt(_engine: int, vector: int, _data: int | None) -> None:
+            d[v.OLD_EXCEPTION] = v.MINUS_ONE
+            try:
+                if self._drained is not None:
+                    self._end_port_fault()
+                else:
+                    sink.exception(vector)
+            except BaseException as error:
+                self._fail(error)
+
+        def invalid(_engine: int, _data: int | None) -> bool:
+            d[v.OLD_EXCEPTION] = v.MINUS_ONE
+            try:
+                if self._drained is not None:
+                    self._end_port_fault()
+                else:
+                    sink.invalid_opcode()
+            except BaseException as error:
+                self._fail(error)
+            return True
+
+        def syscall(_engine: int, _data: int | None) -> None:
+            length = self.syscall_length(q[v.RIP])
+            try:
+                sink.syscall()
+            except BaseException as error:
+                self._fail(error)
+            q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook
+
+        def sysenter(_engine: int, _data: int | None) -> None:
+            length = self.syscall_length(q[v.RIP])
+            try:
+                sink.sysenter()
+            except BaseException as error:
+                self._fail(error)
+            q[v.RIP] = (q[v.RIP] - length) & MASK64
+
+        def cpuid(_engine: int, _data: int | None) -> int:
+            try:
+                sink.cpuid()
+            except BaseException as error:
+                self._fail(error)
+            return 1
+
+        def port_in(_engine: int, port: int, size: int, _data: int | None) -> int:
+            try:
+                value = sink.port_read(port, size)
+                if value is not None:
+                    return value
+                self._begin_port_fault()
+            except BaseException as error:
+                self._fail(error)
+            return 0
+
+        def port_out(_engine: int, port: int, size: int, value: int, _data: int | None) -> None:
+            try:
+                if not sink.port_write(port, size, value):
+                    self._begin_port_fault()
+            except BaseException as error:
+                self._fail(error)
+
+        self._callbacks: list[object] = []
+        self._hook(binding.HOOK_INTR, binding.CB_INTR(interrupt))
+        self._hook(binding.HOOK_INSN_INVALID, binding.CB_INVALID(invalid))
+        self._hook(binding.HOOK_INSN, binding.CB_INSN(syscall), binding.INS_SYSCALL)
+        self._hook(binding.HOOK_INSN, binding.CB_INSN(sysenter), binding.INS_SYSENTER)
+        self._hook(binding.HOOK_INSN, binding.CB_CPUID(cpuid), binding.INS_CPUID)
+        self._hook(binding.HOOK_INSN, binding.CB_IN(port_in), binding.INS_IN)
+        self._hook(binding.HOOK_INSN, binding.CB_OUT(port_out), binding.INS_OUT)
+        if count_blocks:
+            self.budget = make_budget(native=native)
+            self._hook(binding.HOOK_BLOCK, self.budget.hook, data=self.budget.data)
+
+    def _hook(
+        self, kind: int, callback: object, instruction: int = 0, data: ctypes.c_void_p | None = None
+    ) -> None:
+        self._callbacks.append(callback)
+        number = ctypes.c_size_t()
+        binding.check(
+            binding.uc_hook_add(
+                self._handle, ctypes.byref(number), ctypes.c_int(kind), callback,
+                data or ctypes.c_void_p(0), ctypes.c_uint64(1), ctypes.c_uint64(0), ctypes.c_int(instruction),
+            ),
+            "installing a hook",
+        )  # fmt: skip
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Execute from the VMCB's RIP until `stop`, or until the budget is spent.
+
+        Raises whatever the sink raised. A guest whose page tables let it fetch from nowhere stops here
+        too; it comes back as the exception that the processor reports for it.
+        """
+        code = binding.uc_emu_start(self.handle, self.vmcb.q[v.RIP], _NOWHERE, 0, 0)
+        failure = self._failure
+        if failure is not None:
+            self._failure = None
+            raise failure
+        if self._drained is not None:
+            self._end_port_fault()
+        binding.check(code, "running guest code")
+
+    def stop(self) -> None:
+        """Leave `run` at the next block start; callable from a sink or from another thread."""
+        binding.uc_emu_stop(self.handle)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+        binding.uc_emu_stop(self.handle)
+
+    def _begin_port_fault(self) -> None:
+        """Refuse IN or OUT although the rest of its block will still run.
+
+        The emulator offers no way out of the middle of a block. So the state is put aside and the page
+        tables are taken away: what is left of the block can neither read nor write memory, and whatever it
+        did to registers is undone by `_end_port_fault`.
+        """
+        self._drained = bytes(self.vmcb.raw)
+        self.vmcb.q[v.CR + 3] = self._hole
+        self.flush_tlb()
+        binding.uc_emu_stop(self.handle)
+
+    def _end_port_fault(self) -> None:
+        assert self._drained is not None
+        self.vmcb.raw[:] = self._drained
+        self._drained = None
+        self.flush_tlb()
+        self.sink.port_fault()
+
+    # -- processor state beyond the VMCB -------------------------------------------------------------------
+
+    def rflags(self) -> int:
+        """RFLAGS with the lazily kept bits computed; valid until the VMCB's flags are written."""
+        d, q = self.vmcb.d, self.vmcb.q
+        if d[v.CC_OP] == v.CC_OP_EFLAGS:
+            direction = 0x400 if d[v.DF] == v.MINUS_ONE else 0
+            return q[v.EFLAGS] & ~0xCD5 | q[v.CC_SRC] & v.CONDITION_BITS | direction
+        binding.uc_reg_read(self.handle, binding.REG_EFLAGS, self._flags_pointer)
+        return self._flags_cell.value
+
+    _flags_cell = ctypes.c_uint64()
+    _flags_pointer = ctypes.byref(_flags_cell)
+
+    def flush_tlb(self) -> None:
+        """Forget all cached translations of virtual addresses."""
+        binding.uc_ctl(self._handle, binding.CTL_TLB_FLUSH)
+
+    def invalidate_code(self, mfn: int) -> None:
+        """Forget translated code of one frame, because the hypervisor wrote to it."""
+        self._invalidate(self.handle, mfn)
+
+    def syscall_length(self, rip: int) -> int:
+        """Length of the SYSCALL or SYSENTER at `rip` (prefixes are legal); see `exits.py`."""
+        return 2
+
+    def close(self) -> None:
+        """Free the engine; the VMCB must not be touched afterwards."""
+        if self.handle:
+            self.vmcb.q.release()
+            self.vmcb.d.release()
+            binding.uc_close(self.handle)
+            self.handle = 0
+
+
+def _invalidator():  # placeholder
+    f = binding._lib.tb_invalidate_phys_range_x86_64
+    f.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
+    return lambda handle, mfn: f(handle, mfn << 12, (mfn + 1) << 12)

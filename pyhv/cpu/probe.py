@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Start-up proofs: where this emulator keeps its state, and that it behaves as pyhv relies on.
+
+pyhv reads registers straight from the emulator's memory and switches off a per-access check inside it. Both
+depend on the very build of libunicorn, so nothing is taken on faith: the state block is found by writing
+distinct values through the public interface and looking for them, and every offset of `vmcb.py` is then
+compared. What does not match is an `EngineError` that says what to install.
+"""
+
+import ctypes
+import functools
+import os
+import struct
+
+import capstone
+from capstone import x86 as capstone_x86
+
+from pyhv.cpu import binding
+from pyhv.cpu import vmcb as v
+from pyhv.errors import EngineError
+
+_REMEDY = "pyhv was built on unicorn 2.1.4: pip install --force-reinstall 'unicorn==2.1.4'."
+_STRUCT_WORDS = 512
+_SEARCH = 0x10000
+
+
+def _reader() -> int:
+    """A descriptor through which any address may be read without the risk of a fault."""
+    try:
+        return os.open("/proc/self/mem", os.O_RDONLY)
+    except OSError as error:
+        raise EngineError(f"pyhv needs to read /proc/self/mem ({error}); mount /proc.") from error
+
+
+def _set_general_registers(handle: int, values: list[int]) -> None:
+    for register, value in zip(binding.GENERAL_REGISTERS, values, strict=True):
+        cell = ctypes.c_uint64(value)
+        binding.uc_reg_write(handle, register, ctypes.byref(cell))
+
+
+@functools.cache
+def _state_path(handle: int) -> tuple[int, int]:
+    """(offset of the processor pointer in the engine, offset of the state block in the processor)."""
+    values = [0x1357_9BDF_0000_0000 | n << 8 | 0xA5 for n in range(16)]
+    _set_general_registers(handle, values)
+    pattern = struct.pack("<16Q", *values)
+    candidates = []
+    descriptor = _reader()
+    try:
+        words = struct.unpack(f"<{_STRUCT_WORDS}Q", os.pread(descriptor, _STRUCT_WORDS * 8, handle))
+        for index, word in enumerate(words):
+            if not 0x1000 <= word < 1 << 47:
+                continue
+            try:
+                block = os.pread(descriptor, _SEARCH, word)
+            except OSError:  # not a pointer
+                continue
+            at = block.find(pattern)
+            if at >= 0:
+                candidates.append((index * 8, at))
+    finally:
+        os.close(descriptor)
+    _set_general_registers(handle, [0] * 16)
+    if len(candidates) != 1:
+        raise EngineError(
+            f"The emulator keeps its registers in {len(candidates)} places instead of one. {_REMEDY}"
+        )
+    return candidates[0]
+
+
+_known_path: list[tuple[int, int]] = []
+
+
+def find_live_state(handle: int) -> memoryview:
+    """A writable view of the processor's state block inside a running engine."""
+    if not _known_path:
+        _known_path.append(_state_path(handle))
+        _prove_offsets(handle)
+    return _view(handle)
+
+
+def _view(handle: int) -> memoryview:
+    pointer, offset = _known_path[0]
+    processor = ctypes.c_uint64.from_address(handle + pointer).value
+    block = (ctypes.c_char * v.SIZE).from_address(processor + offset)
+    return memoryview(block).cast("B")
+
+
+def _prove_offsets(handle: int) -> None:
+    """Check the offsets of `vmcb.py` against the public register interface and the saved context."""
+    state = v.Vmcb(_view(handle))
+    wrong: list[str] = []
+
+    def agree(name: str, seen: int, expected: int) -> None:
+        if seen != expected:
+            wrong.append(name)
+
+    context = ctypes.c_void_p()
+    binding.check(binding.uc_context_alloc(handle, ctypes.byref(context)), "allocating a context")
+    binding.check(binding.uc_context_save(handle, context), "saving a context")
+    saved = ctypes.string_at(context.value or 0, binding.uc_context_size(handle))
+    binding.uc_context_free(context)
+    agree("size of the state", bytes(state.raw) in saved, True)
+
+    uc = binding.x86_const
+    for register, index in (
+        (uc.UC_X86_REG_RIP, v.RIP), (uc.UC_X86_REG_CR2, v.CR + 2), (uc.UC_X86_REG_DR1, v.DR + 1),
+        (uc.UC_X86_REG_FS_BASE, v.SEG_BASE[v.FS]), (uc.UC_X86_REG_GS_BASE, v.SEG_BASE[v.GS]),
+    ):  # fmt: skip
+        before = state.q[index]
+        state.q[index] = 0x12340 + index
+        cell = ctypes.c_uint64()
+        binding.uc_reg_read(handle, register, ctypes.byref(cell))
+        agree(f"register {register}", cell.value, 0x12340 + index)
+        state.q[index] = before
+    state.set_rflags(0x202 | 0x8D5 | 0x400)
+    cell = ctypes.c_uint64()
+    binding.uc_reg_read(handle, binding.REG_EFLAGS, ctypes.byref(cell))
+    agree("flags", cell.value, 0x202 | 0x8D5 | 0x400)
+    state.set_rflags(0x202)
+    if wrong:
+        raise EngineError(f"The emulator's state is laid out differently ({', '.join(wrong)}). {_REMEDY}")
+
+
+@functools.cache
+def find_no_exit_request() -> int | None:
+    """Offset of the switch that drops the stop check after each memory access, None if not certain.
+
+    The exported function `check_exit_request_x86_64` starts by loading the engine's address and comparing
+    that byte with zero; only exactly these two instructions are believed.
+    """
+    address = binding.symbol_address("check_exit_request_x86_64")
+    if address is None:
+        return None
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.detail = True
+    found = list(decoder.disasm(ctypes.string_at(address, 32), address, 2))
+    if len(found) != 2 or found[0].mnemonic != "mov" or found[1].mnemonic != "cmp":
+        return None
+    memory, immediate = found[1].operands
+    loaded = found[0].operands[0].reg
+    if (
+        memory.type != capstone_x86.X86_OP_MEM
+        or memory.size != 1
+        or memory.mem.base != loaded
+        or memory.mem.index != 0
+        or immediate.type != capstone_x86.X86_OP_IMM
+        or immediate.imm != 0
+        or not 0 < memory.mem.disp < _STRUCT_WORDS * 8
+    ):
+        return None
+    return int(memory.mem.disp)

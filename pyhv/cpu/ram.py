@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machine's RAM: one anonymous mapping that every engine maps and Python sees through views.
+
+Three views of the same bytes: `raw` (memoryview of bytes), `q` (64-bit words, for single entries) and
+`tables` (numpy, one row of 512 words a frame, for whole page tables). Who owns a frame is `mmu/`'s concern.
+
+Writing through these views does not tell the emulator: whoever writes to a frame that may hold translated
+code goes through `mmu.memory`, which invalidates.
+"""
+
+import ctypes
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.address import PAGE_SHIFT, PAGE_SIZE
+from pyhv.errors import ConfigError
+
+
+class Ram:
+    """`frames` zeroed page frames of machine memory."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.size = frames << PAGE_SHIFT
+        try:
+            self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError) as error:
+            raise ConfigError(
+                f"This host cannot provide {self.size >> 20} MiB of memory for the machine ({error});"
+                " ask for less with --memory."
+            ) from error
+        self.raw = memoryview(self._map)
+        self.q = self.raw.cast("Q")
+        self.d = self.raw.cast("I")
+        self.tables: npt.NDArray[np.uint64] = np.frombuffer(self._map, dtype=np.uint64).reshape(frames, 512)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def frame(self, mfn: int) -> memoryview:
+        """The bytes of one frame."""
+        return self.raw[mfn << PAGE_SHIFT : (mfn << PAGE_SHIFT) + PAGE_SIZE]
+
+    def clear(self, mfn: int) -> None:
+        """Zero one frame."""
+        self.tables[mfn] = 0

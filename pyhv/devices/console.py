@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The console back end's end of the console page.
+
+Layout, from the public header io/console.h (bytes):
+
+    0     in[1024]     what is typed: back end -> guest
+    1024  out[2048]    what is printed: guest -> back end
+    3072  in_cons, in_prod, out_cons, out_prod    u32 each
+    3088  connection   u8: 0 connected, 1 disconnected
+
+Some guests wait until every byte has been taken, others drop what does not fit: whoever owns the event
+channel should `drain` on each notification. Terminals, logs and line endings are not known here.
+"""
+
+from collections.abc import Callable
+
+from pyhv.devices.ring import ByteRing, RingBroken, SharedPage
+
+IN_SIZE = 1024
+OUT_SIZE = 2048
+_IN_DATA = 0
+_OUT_DATA = 1024
+_IN_CONS = 3072
+_IN_PROD = 3076
+_OUT_CONS = 3080
+_OUT_PROD = 3084
+_CONNECTION = 3088
+_CONNECTED = b"\0"
+
+
+class ConsoleRing:
+    """One guest's console page. `notify` rings the guest's console port.
+
+    Indices that make no sense are not ours to repair: nothing moves, and `broken` says why, until the
+    guest makes sense again.
+    """
+
+    def __init__(self, page: SharedPage, notify: Callable[[], None]) -> None:
+        self.broken = ""
+        """Empty, or one sentence on what was wrong at the last operation."""
+        self._notify = notify
+        self._in = ByteRing(page, _IN_DATA, IN_SIZE, _IN_CONS, _IN_PROD)
+        self._out = ByteRing(page, _OUT_DATA, OUT_SIZE, _OUT_CONS, _OUT_PROD)
+        page.write(_CONNECTION, _CONNECTED)
+
+    def drain(self) -> bytes:
+        """Take all that the guest has printed; the guest is notified that there is room again."""
+        try:
+            data = self._out.read()
+        except RingBroken as broken:
+            self.broken = f"console output ring: {broken}"
+            return b""
+        self.broken = ""
+        if data:
+            self._notify()
+        return data
+
+    def feed(self, data: bytes) -> int:
+        """Give the guest input; returns how many bytes found room. Offer the rest again later."""
+        try:
+            accepted = self._in.write(data)
+        except RingBroken as broken:
+            self.broken = f"console input ring: {broken}"
+            return 0
+        self.broken = ""
+        if accepted:
+            self._notify()
+        return accepted

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Byte rings in a page that a guest shares: the arithmetic, and the distrust.
+
+Both legacy rings - console (public header io/console.h) and xenstore (io/xs_wire.h) - carry bytes in a
+power-of-two buffer between two free-running 32-bit indices, one written by each side:
+
+        cons                prod
+         |                   |         used = prod - cons  (mod 2**32), never above size
+    .....#####################.....    a byte's place is its index & (size - 1)
+
+The guest can write anything anywhere in the page at any time, our own index included. So each operation
+reads each index once, checks, and works with what it read. The page itself is reached through
+`SharedPage` alone: who owns the frame, and who must hear that it was written, is the machine's business.
+"""
+
+from typing import Protocol
+
+from pyhv.address import MASK32
+
+
+class SharedPage(Protocol):
+    """One 4096-byte frame that a guest shares; offsets are bytes from its start.
+
+    Callers stay inside the page; 32-bit words are little-endian and aligned.
+    """
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of `length` bytes."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store `data`."""
+
+    def read_u32(self, offset: int) -> int:
+        """One word, read once."""
+
+    def write_u32(self, offset: int, value: int) -> None:
+        """Store one word at once."""
+
+
+class RingBroken(Exception):
+    """The indices claim more bytes than the ring holds: the guest, or its bug, has been at them."""
+
+
+class ByteRing:
+    """One direction of a ring, seen by whichever side uses it: `read` consumes, `write` produces."""
+
+    def __init__(self, page: SharedPage, data: int, size: int, cons: int, prod: int) -> None:
+        """`data`, `cons` and `prod` are offsets in the page; `size` is a power of two."""
+        if size <= 0 or size & (size - 1):
+            raise ValueError(f"a ring of {size} bytes: the size must be a power of two")
+        self.size = size
+        self._page = page
+        self._data = data
+        self._cons = cons
+        self._prod = prod
+
+    def used(self) -> int:
+        """Bytes that wait to be consumed. Raises `RingBroken`."""
+        return self._indices()[2]
+
+    def free(self) -> int:
+        """Bytes that may be produced. Raises `RingBroken`."""
+        return self.size - self.used()
+
+    def read(self, limit: int | None = None) -> bytes:
+        """Consume all bytes, or at most `limit`. Raises `RingBroken`."""
+        cons, _, used = self._indices()
+        count = used if limit is None else min(used, limit)
+        if count <= 0:
+            return b""
+        start = cons & (self.size - 1)
+        first = min(count, self.size - start)
+        data = self._page.read(self._data + start, first)
+        if first < count:
+            data += self._page.read(self._data, count - first)
+        # Only now may the producer overwrite what has been copied.
+        self._page.write_u32(self._cons, (cons + count) & MASK32)
+        return data
+
+    def write(self, data: bytes) -> int:
+        """Produce as many bytes of `data` as fit; returns how many. Raises `RingBroken`."""
+        _, prod, used = self._indices()
+        count = min(len(data), self.size - used)
+        if count <= 0:
+            return 0
+        start = prod & (self.size - 1)
+        first = min(count, self.size - start)
+        self._page.write(self._data + start, data[:first])
+        if first < count:
+            self._page.write(self._data, data[first:count])
+        # The bytes come before the index that publishes them.
+        self._page.write_u32(self._prod, (prod + count) & MASK32)
+        return count
+
+    def clear(self) -> None:
+        """Set both indices to 0."""
+        self._page.write_u32(self._cons, 0)
+        self._page.write_u32(self._prod, 0)
+
+    def _indices(self) -> tuple[int, int, int]:
+        cons = self._page.read_u32(self._cons)
+        prod = self._page.read_u32(self._prod)
+        used = (prod - cons) & MASK32
+        if used > self.size:
+            raise RingBroken(f"producer {prod:#x}, consumer {cons:#x}, but the ring has {self.size} bytes")
+        return cons, prod, used

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Domains and their virtual processors: the state, and the few rules that keep it consistent.
+
+A `Domain` is everything that one guest owns; when it dies, all of that goes with it. A `Vcpu` is what Xen
+keeps of a virtual processor beyond its registers: where its traps and callbacks lead, which stack and which
+page tables it enters the kernel on, its timers and its runstate. Registers live in the engine's VMCB while
+the vCPU is loaded and in `Vcpu.registers` otherwise.
+
+Nothing here decides anything about an exit; that is `traps/` and `hypercalls/`.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pyhv.abi.numbers import Shutdown
+from pyhv.abi.pvclock import TSC_SHIFT, TSC_TO_SYSTEM_MUL
+from pyhv.abi.shared import (
+    SI_VCPU_INFO,
+    SI_WC_NSEC,
+    SI_WC_SEC,
+    SI_WC_SEC_HI,
+    SI_WC_VERSION,
+    VCPU_INFO_SIZE,
+    VI_CR2,
+    VI_TIME,
+    VI_UPCALL_MASK,
+    VI_UPCALL_PENDING,
+)
+from pyhv.address import Mfn
+from pyhv.cpu.engine import Engine
+from pyhv.events.channels import EventChannels
+from pyhv.events.delivery import TwoLevel
+from pyhv.grants.maptrack import Maptrack
+from pyhv.grants.table import GrantTable
+from pyhv.mmu.descriptors import Segment
+from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
+from pyhv.mmu.paging import DomainArea, L4Cache
+from pyhv.mmu.tables import PageTables
+from pyhv.sched.runstate import Runstate
+
+PERIODIC_DEFAULT_NS = 10_000_000
+"""PV vCPUs start with a 100 Hz timer."""
+
+NO_TRAP = (0, 0)
+
+
+@dataclass(slots=True)
+class CallbackEntry:
+    """Where a callback goes, and whether entering it masks events."""
+
+    address: int = 0
+    mask_events: bool = False
+
+
+class Vcpu:
+    """One virtual processor."""
+
+    def __init__(self, domain: "Domain", number: int) -> None:
+        self.domain = domain
+        self.number = number
+        self.id = (domain.domid, number)
+        self.domid = domain.domid
+        self.initialised = False
+        self.online = False
+        self.in_kernel = True
+        """The guest's mode, kernel or user; the hardware CPL is another matter (`mmu/paging.py`)."""
+        self.force_split = False
+        """Run on the guest's real tables in ring 3 until the next change of mode."""
+        self.kernel_l4 = Mfn(0)
+        self.user_l4 = Mfn(0)
+        self.merged = False
+        self.merge_known = -1
+        self.traps: list[tuple[int, int]] = [NO_TRAP] * 256
+        """Per vector: (handler address, flags: bits 1..0 DPL, bit 2 masks events)."""
+        self.event_callback = CallbackEntry(mask_events=True)
+        self.failsafe_callback = CallbackEntry()
+        self.syscall_callback = CallbackEntry()
+        self.syscall32_callback = CallbackEntry()
+        self.sysenter_callback = CallbackEntry()
+        self.kernel_ss = 0
+        self.kernel_sp = 0
+        self.other_gs_base = 0
+        """GS base of the mode that is not running."""
+        self.iopl = 0
+        self.io_bitmap = 0
+        self.io_bitmap_ports = 0
+        self.cr4 = 0x660
+        self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+        self.gdt_frames: list[Mfn] = []
+        self.gdt_entries = 0
+        self.ldt_base = 0
+        self.ldt_entries = 0
+        self.ldt_mapped: dict[int, Mfn] = {}
+        self.segments: dict[int, Segment | None] = {}
+        """Decoded descriptors by selector; emptied when GDT or LDT may have changed."""
+        self.misc_features = 0
+        self.tsc_aux = 0
+        self.info_page = domain.shared_info
+        self.info_offset = SI_VCPU_INFO + VCPU_INFO_SIZE * (number if number < 32 else 0)
+        self.info = self.info_page.base + self.info_offset
+        """Machine address of the live vcpu_info."""
+        self.info_moved = False
+        self.runstate = Runstate(domain.now())
+        self.runstate_area = 0
+        self.time_area = 0
+        self.periodic_ns = 0
+        self.blocked = False
+        self.polling: frozenset[int] | None = None
+        self.nmi_pending = False
+        self.registers: bytes | None = None
+        """Saved VMCB while not loaded in the engine."""
+        self.time_stamp = -1
+
+    @property
+    def weight(self) -> int:
+        """The domain's scheduling weight."""
+        return self.domain.weight
+
+    @property
+    def cap(self) -> int:
+        """The domain's cap in percent of one processor."""
+        return self.domain.cap
+
+    @property
+    def name(self) -> str:
+        """d1v0 and the like."""
+        return f"d{self.domid}v{self.number}"
+
+    # -- vcpu_info -----------------------------------------------------------------------------------------
+
+    @property
+    def upcall_masked(self) -> bool:
+        """The guest's interrupt flag, inverted."""
+        return self.domain.ram.raw[self.info + VI_UPCALL_MASK] != 0
+
+    @upcall_masked.setter
+    def upcall_masked(self, masked: bool) -> None:
+        self.domain.ram.raw[self.info + VI_UPCALL_MASK] = masked
+
+    @property
+    def upcall_pending(self) -> bool:
+        """Whether some event waits for this vCPU."""
+        return self.domain.ram.raw[self.info + VI_UPCALL_PENDING] != 0
+
+    @upcall_pending.setter
+    def upcall_pending(self, pending: bool) -> None:
+        self.domain.ram.raw[self.info + VI_UPCALL_PENDING] = pending
+
+    def event_deliverable(self) -> bool:
+        """An event is pending and not masked."""
+        raw, info = self.domain.ram.raw, self.info
+        return raw[info] != 0 and raw[info + 1] == 0
+
+    @property
+    def cr2(self) -> int:
+        """The virtual CR2."""
+        return self.domain.ram.q[(self.info + VI_CR2) >> 3]
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self.domain.ram.q[(self.info + VI_CR2) >> 3] = value
+
+    def move_info(self, page: FramePage, offset: int) -> None:
+        """From now on vcpu_info lives at `offset` of `page`; old contents are copied."""
+        old = self.info_page.read(self.info_offset, VCPU_INFO_SIZE)
+        page.write(offset, old)
+        self.info_page, self.info_offset = page, offset
+        self.info = page.base + offset
+        self.info_moved = True
+
+    def update_time(self, now: int) -> None:
+        """Refresh the vCPU's pvclock record: at `now` ns, TSC and system time are both `now`."""
+        self.time_stamp = now
+        ram = self.domain.ram
+        at = self.info + VI_TIME
+        version = ram.d[at >> 2] | 1
+        record = struct.pack("<IIQQIbBH", version & 0xFFFFFFFF, 0, now, now, TSC_TO_SYSTEM_MUL, TSC_SHIFT, 1, 0)
+        ram.raw[at : at + 32] = record
+        ram.d[at >> 2] = (version + 1) & 0xFFFFFFFF
+        if self.time_area:
+            self.domain.memory.write(self.time_area, bytes(ram.raw[at : at + 32]))
+
+
+@dataclass(slots=True)
+class DomainConfig:
+    """What the toolstack decides about a domain."""
+
+    name: str
+    memory_pages: int
+    vcpus: int = 1
+    weight: int = 256
+    cap: int = 0
+    uuid: str = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(slots=True)
+class Watchdog:
+    """One of the two domain watchdog timers: deadline in ns."""
+
+    deadline: int = 0
+    running: bool = False
+
+
+@dataclass(slots=True)
+class Assists:
+    """Which vm_assist types are on."""
+
+    enabled: set[int] = field(default_factory=set)
+
+    def __contains__(self, kind: int) -> bool:
+        return kind in self.enabled
+
+
+class Domain:
+    """One guest: memory, page tables, ports, grants, vCPUs, and why it ended.
+
+    The machine builds it in stages; a handler that gets a `Domain` sees all attributes set.
+    """
+
+    def __init__(
+        self,
+        domid: int,
+        config: DomainConfig,
+        physical: PhysicalMemory,
+        now: Callable[[], int],
+        shared_info: Mfn,
+    ) -> None:
+        self.domid = domid
+        self.config = config
+        self.name = config.name
+        self.weight = config.weight
+        self.cap = config.cap
+        self.physical = physical
+        self.ram = physical.ram
+        self.now = now
+        self.memory = GuestMemory(physical)
+        self.shared_info = FramePage(physical, shared_info)
+        self.assists = Assists()
+        self.watchdogs = [Watchdog(), Watchdog()]
+        self.max_pages = config.memory_pages
+        self.tot_pages = 0
+        self.shutdown_reason: int | None = None
+        self.shutdown_code: int | None = None
+        self.crash_cause: str | None = None
+        self.dying = False
+        self.vcpus = [Vcpu(self, n) for n in range(config.vcpus)]
+        self.bits = TwoLevel(self.shared_info, config.vcpus)
+        # Set by the machine while it builds the domain:
+        self.tables: PageTables
+        self.cache: L4Cache
+        self.area: DomainArea
+        self.engine: Engine
+        self.events: EventChannels
+        self.grants: GrantTable
+        self.maptrack: Maptrack
+        self.loaded: Vcpu | None = None
+        """Whose registers the engine holds."""
+
+    @property
+    def alive(self) -> bool:
+        """Neither shut down nor crashed."""
+        return self.shutdown_reason is None
+
+    def shut_down(self, reason: int, cause: str | None = None) -> None:
+        """Record why the domain ended; the first reason stays."""
+        if self.shutdown_reason is None:
+            self.shutdown_reason = reason
+            self.crash_cause = cause
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended as a crash (its own or the hypervisor's verdict)."""
+        return self.shutdown_reason == Shutdown.CRASH
+
+    def set_wallclock(self, utc_ns: int) -> None:
+        """Write the UTC time of machine time 0 into shared_info."""
+        page = self.shared_info
+        version = (page.read_u32(SI_WC_VERSION) | 1) & 0xFFFFFFFF
+        seconds, rest = divmod(utc_ns, 1_000_000_000)
+        page.write_u32(SI_WC_VERSION, version)
+        page.write_u32(SI_WC_SEC, seconds & 0xFFFFFFFF)
+        page.write_u32(SI_WC_SEC_HI, seconds >> 32)
+        page.write_u32(SI_WC_NSEC, rest)
+        page.write_u32(SI_WC_VERSION, (version + 1) & 0xFFFFFFFF)

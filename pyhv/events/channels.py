@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Event channels: a domain's ports, what each is bound to, and where a notification goes.
+
+The operations, their structures and states are those of the public header `event_channel.h`.
+
+    FREE ──alloc_unbound──► UNBOUND ◄──the peer closes── INTERDOMAIN ◄──► INTERDOMAIN (the peer's port)
+      │                        └──── the peer binds it ──────▲   ▲
+      ├──bind_interdomain (to a port that was offered) ──────────┘
+      ├──bind_virq──► VIRQ         raised by the hypervisor
+      └──bind_ipi───► IPI          raised by the domain itself; `close` leads back to FREE from everywhere
+
+This module knows no guest memory (`PendingBits` keeps what is pending), no vCPU states (`wake` and
+`port_became_pending` are told) and no hypercall buffers: arguments are numbers, refusals are `XenError`.
+Back ends that live in the hypervisor own ports like everybody else, with a Python function in the place of
+an upcall. Every number is a guest's and is checked here.
+"""
+
+import enum
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import NR_VIRQS, Virq
+from pyhv.address import PAGE_SIZE
+from pyhv.errors import XenError
+from pyhv.events.delivery import Effect, PendingBits
+
+PER_VCPU_VIRQS = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
+"""VIRQs that each vCPU binds for itself, and that stay on it."""
+PER_DOMAIN_VIRQS = frozenset({Virq.ARGO})
+"""VIRQs that every domain may bind once, through vCPU 0."""
+DEFAULT_MAX_PORT = 1023
+"""Highest port of a domain unless its configuration says more."""
+NR_PIRQS = 256
+"""Physical interrupt numbers below this exist, but none is a plain domain's."""
+MAX_PRIORITY = 15
+FIFO_CONTROL_BLOCK_SIZE = 72
+
+
+class PortState(enum.IntEnum):
+    """What a port is, numbered as EVTCHNOP_status reports it."""
+
+    FREE = 0
+    UNBOUND = 1
+    INTERDOMAIN = 2
+    PIRQ = 3
+    VIRQ = 4
+    IPI = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatus:
+    """EVTCHNOP_status' answer. Fields that the state has no use for are 0."""
+
+    state: PortState
+    vcpu: int = 0
+    remote_dom: int = 0
+    remote_port: int = 0
+    virq: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Port:
+    """A port that is not free."""
+
+    state: PortState
+    vcpu: int = 0
+    remote_dom: int = 0
+    """UNBOUND: who may bind it. INTERDOMAIN: the peer's domain."""
+    peer: "EventChannels | None" = None
+    peer_port: int = 0
+    virq: int = 0
+    callback: Callable[[], None] | None = None
+
+
+class EventChannels:
+    """One domain's event channels.
+
+    `lookup` finds another domain's channels by domid (this one's included); None if there is no such
+    domain. `wake(vcpu)` is called when a vCPU has got an upcall to take; `port_became_pending(port)`
+    whenever a pending bit went from 0 to 1, for those who poll. `max_port` is the highest port, further
+    limited by `width`: the 2-level layout has `width`² ports. `privileged` may act for other domains and
+    own the global VIRQs.
+    """
+
+    def __init__(
+        self,
+        domid: int,
+        vcpu_count: int,
+        *,
+        lookup: "Callable[[int], EventChannels | None]",
+        pending: PendingBits,
+        wake: Callable[[int], None],
+        port_became_pending: Callable[[int], None],
+        max_port: int = DEFAULT_MAX_PORT,
+        width: int = 64,
+        privileged: bool = False,
+    ) -> None:
+        self.domid = domid
+        self.vcpu_count = vcpu_count
+        self.pending = pending
+        self.limit = min(max_port + 1, width * width)
+        """Ports 1..limit-1 exist."""
+        self.privileged = privileged
+        self.dying = False
+        self._lookup = lookup
+        self._wake = wake
+        self._port_became_pending = port_became_pending
+        self._ports: dict[int, _Port] = {}
+        self._virqs: dict[tuple[int, int], int] = {}
+        """(vcpu, virq) → port; VIRQs that are not per vCPU are found under vCPU 0."""
+        self._closed: list[int] = []
+        """Heap of ports below `_unused` that are free again."""
+        self._unused = 1
+
+    # ---- binding
+
+    def alloc_unbound(self, dom: int, remote_dom: int) -> int:
+        """EVTCHNOP_alloc_unbound: a new port of `dom` that `remote_dom` may bind.
+
+        ESRCH, EPERM: `dom` is unknown, or not the caller. ENOSPC: no free port.
+        """
+        owner = self._target(dom)
+        remote = self.domid if remote_dom == DOMID_SELF else remote_dom
+        return owner._allocate(_Port(PortState.UNBOUND, remote_dom=remote))
+
+    def bind_interdomain(self, remote_dom: int, remote_port: int) -> int:
+        """EVTCHNOP_bind_interdomain: connect a new port to one that was offered; it starts pending.
+
+        ESRCH: no such domain. ENOSPC: no free port. EINVAL: the remote port was not offered to this domain.
+        """
+        port = self._connect(remote_dom, remote_port, None)
+        # A notification may have been sent while nobody was connected: look once.
+        self._set_pending(port)
+        return port
+
+    def bind_callback(self, remote_dom: int, remote_port: int, callback: Callable[[], None]) -> int:
+        """`bind_interdomain` for a back end inside the hypervisor: each notification calls `callback()`.
+
+        It runs at once, inside the sender's hypercall, and must not wait. It is not called for the binding
+        itself: a back end looks at its ring once when it has connected. A peer that closes and binds anew
+        finds the same callback.
+        """
+        return self._connect(remote_dom, remote_port, callback)
+
+    def bind_virq(self, virq: int, vcpu: int) -> int:
+        """EVTCHNOP_bind_virq: a new port on which the hypervisor raises `virq`.
+
+        EINVAL: no such VIRQ, or one that is not per vCPU on another vCPU than 0. ENOENT: no such vCPU.
+        EBUSY: a global VIRQ, which is the privileged domain's. EEXIST: bound already. ENOSPC: no free port.
+        """
+        if not 0 <= virq < NR_VIRQS:
+            raise XenError(Errno.EINVAL, f"VIRQ {virq} does not exist")
+        if virq not in PER_VCPU_VIRQS and vcpu != 0:
+            raise XenError(Errno.EINVAL, f"VIRQ {virq} is not per vCPU: it binds through vCPU 0, not {vcpu}")
+        self._check_vcpu(vcpu)
+        if virq not in PER_VCPU_VIRQS | PER_DOMAIN_VIRQS and not self.privileged:
+            raise XenError(Errno.EBUSY, f"VIRQ {virq} is the privileged domain's")
+        if (vcpu, virq) in self._virqs:
+            raise XenError(Errno.EEXIST, f"VIRQ {virq} is bound on vCPU {vcpu} already")
+        port = self._allocate(_Port(PortState.VIRQ, vcpu=vcpu, virq=virq))
+        self._virqs[vcpu, virq] = port
+        return port
+
+    def bind_ipi(self, vcpu: int) -> int:
+        """EVTCHNOP_bind_ipi: a new port that the domain sends to its own `vcpu`. ENOENT, ENOSPC."""
+        self._check_vcpu(vcpu)
+        return self._allocate(_Port(PortState.IPI, vcpu=vcpu))
+
+    def bind_pirq(self, pirq: int) -> NoReturn:
+        """EVTCHNOP_bind_pirq: refused, since no domain owns a device. EINVAL: no such PIRQ; else EPERM."""
+        if not 0 <= pirq < NR_PIRQS:
+            raise XenError(Errno.EINVAL, f"physical interrupt {pirq} does not exist")
+        raise XenError(Errno.EPERM, f"physical interrupt {pirq} was not given to domain {self.domid}")
+
+    def close(self, port: int) -> None:
+        """EVTCHNOP_close: free a port; a connected peer is unbound again, offered to this domain. EINVAL."""
+        entry = self._bound(port)
+        del self._ports[port]
+        heapq.heappush(self._closed, port)
+        self.pending.clear_pending(port)
+        if entry.state == PortState.VIRQ:
+            del self._virqs[entry.vcpu if entry.virq in PER_VCPU_VIRQS else 0, entry.virq]
+        if entry.peer is not None:
+            # Peers are connected and parted together, so the other entry is there. Its `remote_dom` already
+            # names this domain, to which it is now offered again.
+            remote = entry.peer._ports[entry.peer_port]
+            remote.state = PortState.UNBOUND
+            remote.peer = None
+            remote.peer_port = 0
+
+    def reset(self, dom: int) -> None:
+        """EVTCHNOP_reset: close every port of `dom`. ESRCH, EPERM: unknown, or not the caller."""
+        owner = self._target(dom)
+        for port in sorted(owner._ports):
+            owner.close(port)
+
+    def destroy(self) -> None:
+        """The domain dies: close every port, and open none again."""
+        self.dying = True
+        for port in sorted(self._ports):
+            self.close(port)
+
+    # ---- notification
+
+    def send(self, port: int) -> None:
+        """EVTCHNOP_send: notify whoever is at the other end; without effect on an unbound port.
+
+        EINVAL: no such port, or one that only the hypervisor raises.
+        """
+        entry = self._bound(port)
+        if entry.state == PortState.INTERDOMAIN and entry.peer is not None:
+            entry.peer._set_pending(entry.peer_port)
+        elif entry.state == PortState.IPI:
+            self._set_pending(port)
+        elif entry.state != PortState.UNBOUND:
+            raise XenError(
+                Errno.EINVAL, f"port {port} is a {entry.state.name}: only the hypervisor raises it"
+            )
+
+    def raise_virq(self, virq: int, vcpu: int = 0) -> bool:
+        """Raise a virtual interrupt from inside the hypervisor; False if it is not bound, and so dropped."""
+        port = self._virqs.get((vcpu if virq in PER_VCPU_VIRQS else 0, virq))
+        if port is None:
+            return False
+        self._set_pending(port)
+        return True
+
+    def unmask(self, port: int) -> None:
+        """EVTCHNOP_unmask: clear the port's mask, and deliver what it held back. EINVAL: no such port."""
+        self._check_port(port)
+        entry = self._ports.get(port)
+        vcpu = entry.vcpu if entry is not None else 0
+        if Effect.UPCALL in self.pending.unmask(port, vcpu):
+            self._wake(vcpu)
+
+    # ---- settings and questions
+
+    def bind_vcpu(self, port: int, vcpu: int) -> None:
+        """EVTCHNOP_bind_vcpu: choose the vCPU that is notified; it applies from the next event on.
+
+        ENOENT: no such vCPU. EINVAL: no such port, or one that is bound to its vCPU by nature.
+        """
+        self._check_vcpu(vcpu)
+        entry = self._bound(port)
+        if entry.state == PortState.IPI or (entry.state == PortState.VIRQ and entry.virq in PER_VCPU_VIRQS):
+            raise XenError(Errno.EINVAL, f"port {port} is vCPU {entry.vcpu}'s own and cannot be moved")
+        entry.vcpu = vcpu
+
+    def status(self, dom: int, port: int) -> PortStatus:
+        """EVTCHNOP_status: what a port is. ESRCH, EPERM: as for `reset`. EINVAL: no such port."""
+        owner = self._target(dom)
+        owner._check_port(port)
+        entry = owner._ports.get(port)
+        if entry is None:
+            return PortStatus(PortState.FREE)
+        return PortStatus(entry.state, entry.vcpu, entry.remote_dom, entry.peer_port, entry.virq)
+
+    def is_pending(self, port: int) -> bool:
+        """For SCHEDOP_poll: say whether a port has an event, masked or not. EINVAL: no such port."""
+        self._check_port(port)
+        return self.pending.is_pending(port)
+
+    def ports(self) -> dict[int, PortStatus]:
+        """Every port that is not free, in ascending order."""
+        return {port: self.status(DOMID_SELF, port) for port in sorted(self._ports)}
+
+    # ---- FIFO delivery: not offered
+
+    def init_control(self, vcpu: int, offset: int, frame_is_usable: bool) -> NoReturn:
+        """EVTCHNOP_init_control: refused with ENOSYS, after which guests stay with 2-level delivery.
+
+        The arguments are checked first, as guests test it: ENOENT for a bad vCPU; EINVAL for a misplaced
+        block, or a frame that the caller found not to be the domain's or not writable.
+        """
+        self._check_vcpu(vcpu)
+        if not 0 <= offset <= PAGE_SIZE - FIFO_CONTROL_BLOCK_SIZE or offset % 8:
+            raise XenError(Errno.EINVAL, f"a FIFO control block cannot lie at offset {offset}")
+        if not frame_is_usable:
+            raise XenError(Errno.EINVAL, "the FIFO control block's frame is not a writable one of the domain")
+        raise XenError(Errno.ENOSYS, "FIFO event channels are not offered")
+
+    def expand_array(self) -> NoReturn:
+        """EVTCHNOP_expand_array: EOPNOTSUPP, because the domain is never in FIFO mode."""
+        raise XenError(Errno.EOPNOTSUPP, "the domain does not use FIFO event channels")
+
+    def set_priority(self, port: int, priority: int) -> NoReturn:
+        """EVTCHNOP_set_priority: EINVAL: bad port or priority. Else ENOSYS: 2-level has none."""
+        self._check_port(port)
+        if not 0 <= priority <= MAX_PRIORITY:
+            raise XenError(Errno.EINVAL, f"priority {priority} is above {MAX_PRIORITY}")
+        raise XenError(Errno.ENOSYS, "2-level event channels have no priorities")
+
+    # ---- inside
+
+    def _target(self, dom: int) -> "EventChannels":
+        """The channels that an operation "for `dom`" acts on."""
+        if dom in (DOMID_SELF, self.domid):
+            return self
+        other = self._lookup(dom)
+        if other is None:
+            raise XenError(Errno.ESRCH, f"there is no domain {dom}")
+        if not self.privileged:
+            raise XenError(Errno.EPERM, f"domain {self.domid} may not act for domain {dom}")
+        return other
+
+    def _check_port(self, port: int) -> None:
+        if not 1 <= port < self.limit:
+            raise XenError(Errno.EINVAL, f"port {port} is not one of 1..{self.limit - 1}")
+
+    def _bound(self, port: int) -> _Port:
+        """The entry of a port that must exist and not be free."""
+        self._check_port(port)
+        entry = self._ports.get(port)
+        if entry is None:
+            raise XenError(Errno.EINVAL, f"port {port} is free")
+        return entry
+
+    def _check_vcpu(self, vcpu: int) -> None:
+        if not 0 <= vcpu < self.vcpu_count:
+            raise XenError(Errno.ENOENT, f"domain {self.domid} has no vCPU {vcpu}")
+
+    def _check_space(self) -> None:
+        if self.dying:
+            raise XenError(Errno.EINVAL, f"domain {self.domid} is dying")
+        if not self._closed and self._unused >= self.limit:
+            raise XenError(Errno.ENOSPC, f"all {self.limit - 1} ports of domain {self.domid} are in use")
+
+    def _allocate(self, entry: _Port) -> int:
+        """Give `entry` the lowest free port."""
+        self._check_space()
+        if self._closed:
+            port = heapq.heappop(self._closed)
+        else:
+            port = self._unused
+            self._unused += 1
+        self._ports[port] = entry
+        return port
+
+    def _connect(self, remote_dom: int, remote_port: int, callback: Callable[[], None] | None) -> int:
+        """Make a new port and an offered one each other's peers."""
+        domid = self.domid if remote_dom == DOMID_SELF else remote_dom
+        remote = self if domid == self.domid else self._lookup(domid)
+        if remote is None:
+            raise XenError(Errno.ESRCH, f"there is no domain {domid}")
+        self._check_space()
+        offered = remote._ports.get(remote_port)
+        if offered is None or offered.state != PortState.UNBOUND or offered.remote_dom != self.domid:
+            raise XenError(
+                Errno.EINVAL, f"domain {domid} does not offer its port {remote_port} to domain {self.domid}"
+            )
+        entry = _Port(PortState.INTERDOMAIN, remote_dom=domid, peer=remote, peer_port=remote_port)
+        entry.callback = callback
+        port = self._allocate(entry)
+        offered.state = PortState.INTERDOMAIN
+        offered.peer = self
+        offered.peer_port = port
+        return port
+
+    def _set_pending(self, port: int) -> None:
+        """An event has arrived on a port of this domain."""
+        entry = self._ports[port]
+        if entry.callback is not None:
+            entry.callback()
+            return
+        effect = self.pending.set_pending(port, entry.vcpu)
+        if Effect.UPCALL in effect:
+            self._wake(entry.vcpu)
+        if Effect.NEWLY_PENDING in effect:
+            self._port_became_pending(port)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The mapping side of grants: a domain's handles, one for each grant it has mapped.
+
+A handle is what GNTTABOP_map_grant_ref returns and GNTTABOP_unmap_grant_ref takes (public header
+`grant_table.h`). The hypervisor remembers here what was mapped where, so that an unmap is believed only about
+the handle, and a dead domain's mappings can all be undone. It knows no page tables and no other domain's
+grant table.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyhv.address import PAGE_SHIFT, Mfn
+from pyhv.grants.table import HALVES, GrantError, GrantStatus, MapFlag
+
+HANDLES_PER_FRAME = 256
+"""Handles that a frame of Xen's own bookkeeping holds; the limit is configured in such frames."""
+MAX_FRAMES = 1024
+
+
+@dataclass(slots=True)
+class Mapping:
+    """One mapped grant. `flags` loses the HOST or DEVICE bit when that half is unmapped.
+
+    `granter` and `ref` name the entry, `host_addr` is the va (or, with CONTAINS_PTE, the machine address of
+    the page-table entry) where the guest asked for the frame, `frame` what was mapped.
+    """
+
+    granter: int
+    ref: int
+    flags: MapFlag
+    host_addr: int
+    frame: Mfn
+
+    @property
+    def readonly(self) -> bool:
+        """Say whether the grant is used for reading only."""
+        return bool(self.flags & MapFlag.READONLY)
+
+    @property
+    def halves(self) -> MapFlag:
+        """The halves that are still mapped."""
+        return self.flags & HALVES
+
+
+class Maptrack:
+    """The handles of one domain, lowest free first."""
+
+    def __init__(self, max_frames: int = MAX_FRAMES) -> None:
+        self.limit = max_frames * HANDLES_PER_FRAME
+        """Most handles at a time."""
+        self._mappings: dict[int, Mapping] = {}
+        self._freed: list[int] = []
+        """Heap of handles below `_unused` that are free again."""
+        self._unused = 0
+
+    def __len__(self) -> int:
+        return len(self._mappings)
+
+    def check_space(self) -> None:
+        """Raise NO_SPACE if no handle is free. A map operation asks before it looks at the grant."""
+        if len(self._mappings) >= self.limit:
+            raise GrantError(GrantStatus.NO_SPACE, f"all {self.limit} grant handles are in use")
+
+    def add(self, mapping: Mapping) -> int:
+        """Record a mapping that has been made, and return its handle. NO_SPACE."""
+        self.check_space()
+        if self._freed:
+            handle = heapq.heappop(self._freed)
+        else:
+            handle = self._unused
+            self._unused += 1
+        self._mappings[handle] = mapping
+        return handle
+
+    def get(self, handle: int) -> Mapping:
+        """The mapping behind a handle. BAD_HANDLE."""
+        mapping = self._mappings.get(handle)
+        if mapping is None:
+            raise GrantError(GrantStatus.BAD_HANDLE, f"grant handle {handle:#x} is not in use")
+        return mapping
+
+    def select(self, handle: int, host_addr: int, dev_bus_addr: int) -> tuple[Mapping, MapFlag]:
+        """What an unmap operation means: the mapping, and which of its halves to undo.
+
+        An address of 0 leaves its half mapped, and so does naming a half that is not mapped. BAD_HANDLE;
+        BAD_DEV_ADDR: a device address that is not the frame's. Whether `host_addr` maps the frame is for the
+        page tables to say.
+        """
+        mapping = self.get(handle)
+        halves = MapFlag(0)
+        if dev_bus_addr and mapping.flags & MapFlag.DEVICE:
+            if dev_bus_addr != mapping.frame << PAGE_SHIFT:
+                raise GrantError(
+                    GrantStatus.BAD_DEV_ADDR,
+                    f"device address {dev_bus_addr:#x} is not that of frame {mapping.frame:#x}",
+                )
+            halves |= MapFlag.DEVICE
+        if host_addr and mapping.flags & MapFlag.HOST:
+            halves |= MapFlag.HOST
+        return mapping, halves
+
+    def end(self, handle: int, halves: MapFlag) -> bool:
+        """Record that `halves` were unmapped; True if that was the last of them and the handle is free.
+
+        BAD_HANDLE. The caller releases the same halves in the granter's table.
+        """
+        mapping = self.get(handle)
+        # Plain integers: the complement of a flag loses the bits that have no name, which the guest may use.
+        mapping.flags = MapFlag(int(mapping.flags) & ~int(halves & HALVES))
+        if mapping.halves:
+            return False
+        del self._mappings[handle]
+        heapq.heappush(self._freed, handle)
+        return True
+
+    def all(self) -> Iterator[tuple[int, Mapping]]:
+        """Every (handle, mapping), by ascending handle; ending them meanwhile is allowed."""
+        yield from sorted(self._mappings.items())

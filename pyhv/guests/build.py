@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From an assembly source to a bootable kernel image: what `pyhv build` does.
+
+The steps are `preprocess` (text to statements), the assembler (statements to bytes) and `write_elf` (bytes to
+file). This module puts the sections side by side, finds out where the labels ended up, and turns `.xen_note`
+lines into notes. The kernels that come with pyhv are the `*.S` files beside it; what they do is told in their
+own first lines. It knows nothing about running a kernel.
+"""
+
+import functools
+import struct
+from pathlib import Path
+
+from pyhv.address import PAGE_SIZE
+from pyhv.cpu.assembler import assemble
+from pyhv.errors import ImageError
+from pyhv.guests.elf import (
+    STT_FUNC,
+    STT_NOTYPE,
+    STT_OBJECT,
+    ElfSymbol,
+    Layout,
+    note_record,
+    write_elf,
+)
+from pyhv.guests.preprocess import Label, Note, Program, Section, Statement, preprocess
+
+LOAD_ADDRESS = 0x100000
+"""Virtual and pseudo-physical address of the first byte of .text: 1 MiB, where Xen's test kernels live too."""
+
+ENTRY = "_start"
+"""The label at which a kernel begins."""
+
+MAX_IMAGE_BYTES = 64 << 20
+"""Largest kernel, .bss included; a slip in a `.zero` should not take the host's memory."""
+
+_HERE = Path(__file__).parent
+_DATA, _BSS, _END = "__data_start", "__bss_start", "_end"
+
+
+def build(source_path: Path | str) -> bytes:
+    """Build the kernel image of one assembly source. The same sources always give the same bytes.
+
+    Raises `ImageError` with file, line and cause for any mistake in the source.
+    """
+    path = Path(source_path)
+    program = preprocess(path, [_HERE])
+    if not any(label.name == ENTRY and label.section is Section.TEXT for label in program.labels):
+        raise ImageError(f"{path}: no label {ENTRY} in .text, so nowhere to begin")
+    blob, addresses = _assemble(program, path)
+    data_at, bss_at, end = addresses[_DATA], addresses[_BSS], addresses[_END]
+    bss = blob[bss_at - LOAD_ADDRESS :]
+    if any(bss):
+        raise ImageError(f"{path}: .bss may hold only zeros; put initial values in .data")
+    layout = Layout(
+        text_at=LOAD_ADDRESS,
+        text=blob[: data_at - LOAD_ADDRESS],
+        data_at=data_at,
+        data=blob[data_at - LOAD_ADDRESS : bss_at - LOAD_ADDRESS],
+        bss_at=bss_at,
+        bss_size=end - bss_at,
+        entry=addresses[ENTRY],
+    )
+    notes = b"".join(_note(note, addresses) for note in program.notes)
+    return write_elf(layout, notes, _symbols(program.labels, addresses))
+
+
+@functools.cache
+def build_builtin(name: str) -> bytes:
+    """Image of one of the kernels in `BUILTIN`, built once per process. Raises `ImageError` if unknown."""
+    if name not in BUILTIN:
+        raise ImageError(f"no built-in guest named {name}; there are: {', '.join(BUILTIN)}")
+    return build(_HERE / f"{name}.S")
+
+
+def source_of(name: str) -> Path:
+    """Path of a built-in kernel's source, to read or to copy. Raises `ImageError` if unknown."""
+    if name not in BUILTIN:
+        raise ImageError(f"no built-in guest named {name}; there are: {', '.join(BUILTIN)}")
+    return _HERE / f"{name}.S"
+
+
+def _describe() -> dict[str, str]:
+    """Read each source's first comment line of the form `# name - what it does`."""
+    found = {}
+    for path in sorted(_HERE.glob("*.S")):
+        with path.open(encoding="utf-8") as source:
+            for line in source:
+                name, dash, text = line.lstrip("# ").rstrip().partition(" - ")
+                if dash and name == path.stem:
+                    found[name] = text
+                    break
+    return found
+
+
+BUILTIN: dict[str, str] = _describe()
+"""Kernels that come with pyhv: name to one line on what each does."""
+
+
+def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
+    """Assemble all sections as one; return the bytes of memory and every label's address.
+
+    Keystone has no notion of sections and tells no addresses. So the sections go one behind the other,
+    padded to pages, and after the last byte comes a table with one `.quad label` for each label: the assembled
+    table *is* the symbol table.
+    """
+    statements: list[Statement] = []
+    for section, label in ((Section.TEXT, ""), (Section.DATA, _DATA), (Section.BSS, _BSS)):
+        if label:
+            for text in (f".balign {PAGE_SIZE}, 0", f"{label}:"):
+                statements.append(Statement(section, text, f"{path.name}: start of {section.value}"))
+        statements += [statement for statement in program.statements if statement.section is section]
+    names = [label.name for label in program.labels] + [_DATA, _BSS, _END]
+    tail = [f".balign {PAGE_SIZE}, 0", f"{_END}:", *(f".quad {name}" for name in names)]
+    statements += [Statement(Section.BSS, text, f"{path.name}: end") for text in tail]
+    blob = assemble(
+        "\n".join(statement.text for statement in statements),
+        LOAD_ADDRESS,
+        [statement.origin for statement in statements],
+    )
+    size = len(blob) - 8 * len(names)
+    if size > MAX_IMAGE_BYTES:
+        raise ImageError(f"{path}: {size >> 20} MiB of memory; a kernel may take {MAX_IMAGE_BYTES >> 20} MiB")
+    table = struct.unpack(f"<{len(names)}Q", blob[size:])
+    return blob[:size], dict(zip(names, table, strict=True))
+
+
+def _note(note: Note, addresses: dict[str, int]) -> bytes:
+    """Encode one `.xen_note`; a name stands for its label's address."""
+    if note.is_text:
+        return note_record(note.kind, f"{note.value}".encode() + b"\0")
+    value = addresses.get(note.value) if isinstance(note.value, str) else note.value
+    if value is None:
+        raise ImageError(f"{note.origin}: there is no label {note.value}")
+    return note_record(note.kind, struct.pack("<Q", value & (1 << 64) - 1))
+
+
+def _symbols(labels: list[Label], addresses: dict[str, int]) -> list[ElfSymbol]:
+    """One symbol per label; an ordinary label's size reaches to the next one in its section."""
+    ends = {Section.TEXT: addresses[_DATA], Section.DATA: addresses[_BSS], Section.BSS: addresses[_END]}
+    symbols = []
+    for section in Section:
+        end = ends[section]
+        own = [label for label in labels if label.section is section]
+        for label in sorted(own, key=lambda label: (addresses[label.name], label.name), reverse=True):
+            address = addresses[label.name]
+            kind = STT_FUNC if section is Section.TEXT else STT_OBJECT
+            if label.local:
+                symbols.append(ElfSymbol(label.name, address, 0, STT_NOTYPE, section.value, True))
+                continue
+            symbols.append(ElfSymbol(label.name, address, end - address, kind, section.value, False))
+            end = address
+    return symbols

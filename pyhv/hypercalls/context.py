@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a hypercall handler is given: its caller, and the services of machine and processor as protocols.
+
+Handlers change domain state and return; they never see a register. What needs the processor (iret, segment
+bases) or other domains goes through `Processor` and `Host`, which the layers above implement.
+"""
+
+from typing import Protocol
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.address import Mfn
+from pyhv.domain import Domain, Vcpu
+from pyhv.errors import XenError
+from pyhv.mmu.frames import FrameTable
+from pyhv.mmu.memory import GuestMemory, PhysicalMemory
+from pyhv.mmu.tables import PageTables
+
+
+class Processor(Protocol):
+    """The calling vCPU's processor."""
+
+    def iret(self) -> None:
+        """Leave through the iret frame on the stack."""
+
+    def new_base_pointers(self) -> None:
+        """A base pointer of the vCPU has changed."""
+
+    def drop_ldt(self) -> None:
+        """Forget faulted-in LDT pages."""
+
+    def load_ldtr(self) -> None:
+        """The LDT's base or size has changed."""
+
+    def take_descriptor_page(self, mfn: int) -> bool:
+        """Take a descriptor-page reference."""
+
+    def put_descriptor_page(self, mfn: int) -> None:
+        """Drop one."""
+
+    def set_fs_base(self, base: int) -> None:
+        """Set the hidden FS base."""
+
+    def set_gs_base(self, base: int) -> None:
+        """Set the active GS base."""
+
+    def load_user_gs(self, selector: int) -> None:
+        """Load a selector into the GS of user mode."""
+
+    def set_task_switched(self, on: bool) -> None:
+        """Set or clear the flag that makes FPU instructions fault."""
+
+
+class Host(Protocol):
+    """The machine, as far as a hypercall may use it."""
+
+    frames: FrameTable
+    physical: PhysicalMemory
+
+    def now(self) -> int:
+        """System time in ns."""
+
+    def domain(self, domid: int) -> Domain | None:
+        """A living domain."""
+
+    def block(self, vcpu: Vcpu) -> None:
+        """Take the vCPU off the processor until an event comes."""
+
+    def yield_(self, vcpu: Vcpu) -> None:
+        """Let others run."""
+
+    def poll(self, vcpu: Vcpu, ports: frozenset[int], timeout: int) -> None:
+        """Block until one of the ports is pending, any event is, or `timeout` (ns, 0: never)."""
+
+    def end_domain(self, domain: Domain, reason: int) -> None:
+        """The domain has shut down."""
+
+    def set_timer(self, vcpu: Vcpu, deadline: int) -> None:
+        """Arm the one-shot timer (ns), 0 disarms."""
+
+    def set_periodic(self, vcpu: Vcpu, period: int) -> None:
+        """Arm the periodic timer with a period in ns, 0 disarms."""
+
+    def set_watchdog(self, domain: Domain, number: int, deadline: int) -> None:
+        """Arm a domain watchdog (ns), 0 disarms."""
+
+    def start_vcpu(self, vcpu: Vcpu) -> None:
+        """Bring a vCPU up."""
+
+    def stop_vcpu(self, vcpu: Vcpu) -> None:
+        """Take a vCPU down."""
+
+    def debug_output(self, domain: Domain, text: bytes) -> None:
+        """Bytes for the hypervisor's console."""
+
+    def flush_domain(self, domain: Domain) -> None:
+        """Flush the TLB of another domain's engine before it runs on."""
+
+
+class Call:
+    """One vCPU's view for its handlers; lives as long as its domain."""
+
+    def __init__(self, host: Host, domain: Domain, vcpu: Vcpu, processor: Processor) -> None:
+        self.host = host
+        self.domain = domain
+        self.vcpu = vcpu
+        self.processor = processor
+        self.memory: GuestMemory = domain.memory
+        self.tables: PageTables = domain.tables
+        self.frames = host.frames
+        self.left_context = False
+        """Set by iret: the caller's registers are no longer the ones it called with."""
+        self.reschedule = False
+        """Set when the vCPU must leave the processor."""
+
+    def own(self, domid: int) -> None:
+        """Refuse any domain but the caller: ESRCH if there is none of that name, else EPERM."""
+        if domid in (DOMID_SELF, self.domain.domid):
+            return
+        if self.host.domain(domid) is None:
+            raise XenError(Errno.ESRCH, f"no domain {domid}")
+        raise XenError(Errno.EPERM, f"domain {domid} is not the caller's to command")
+
+    def own_frame(self, mfn: int) -> Mfn:
+        """Check that the caller owns a frame; EINVAL otherwise."""
+        if not 0 < mfn < self.frames.count or self.frames.owner[mfn] != self.domain.domid:
+            raise XenError(Errno.EINVAL, f"{self.frames.describe(mfn)} is not the caller's")
+        return Mfn(mfn)
+
+    def peer_vcpu(self, number: int) -> Vcpu:
+        """A vCPU of the caller's domain by number; ENOENT if there is none."""
+        if number >= len(self.domain.vcpus):
+            raise XenError(Errno.ENOENT, f"no vCPU {number}")
+        return self.domain.vcpus[number]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whether an image can boot as a PV domain, and if not, every reason why.
+
+The rules are those of Xen's domain builder (public header `elfnote.h` and the builder's documented
+behaviour), plus a few that keep a hostile image from naming addresses outside its own memory. A pure
+function of the image; how much memory the domain has is `layout.py`'s concern.
+"""
+
+from pyhv.address import PAGE_MASK, PAGE_SIZE, guest_may_use
+from pyhv.loader.image import KernelImage
+from pyhv.loader.notes import XENFEATURES, NoteSource
+
+MAX_SPAN = 16 << 30
+"""Largest distance in bytes from VIRT_BASE to the image's end; far above any kernel's."""
+
+
+def objections(image: KernelImage) -> list[str]:
+    """Say why `image` cannot boot, one sentence each without the file's name; empty if it can."""
+    if image.elf_class == 32:
+        return [_no_32_bit(image)]
+    if image.notes.source is NoteSource.NONE:
+        return [
+            "it carries no Xen notes, so it is not a Xen PV kernel "
+            "(a Linux kernel has them when built with CONFIG_XEN_PV)"
+        ]
+    return _identity(image) + _features(image) + _addresses(image)
+
+
+def _no_32_bit(image: KernelImage) -> str:
+    pae = image.notes.pae_mode or ""
+    if image.notes.source is NoteSource.NONE:
+        what = "32-bit kernel without Xen notes"
+    elif pae.startswith("yes") or "bimodal" in pae:
+        what = "32-bit PAE kernel"
+    else:
+        what = "32-bit kernel without PAE, which Xen itself no longer runs"
+    return f"32-bit PV guests are not supported yet: this is an i386 image, a {what}"
+
+
+def _identity(image: KernelImage) -> list[str]:
+    notes = image.notes
+    loader, guest_os = notes.loader or "", notes.guest_os or ""
+    if notes.phys32_entry is not None and notes.xen_version is None and notes.loader is None:
+        return [
+            "its Xen notes only name a PVH entry (PHYS32_ENTRY), so it boots as a PVH guest but not as a PV "
+            "one (Linux needs CONFIG_XEN_PV for that)"
+        ]
+    reasons = []
+    if not loader.startswith("generic") and not guest_os.startswith("linux"):
+        reasons.append(
+            f"it asks for the loader {loader!r} and names itself {guest_os!r}: only images for the loader "
+            "'generic' or of the system 'linux' are accepted"
+        )
+    if not (notes.xen_version or "").startswith("xen-3.0"):
+        told = f"is {notes.xen_version!r}" if notes.xen_version else "is missing"
+        reasons.append(f"its XEN_VERSION note {told}, where 'xen-3.0' is the only accepted interface")
+    return reasons
+
+
+def _features(image: KernelImage) -> list[str]:
+    return [
+        f"it requires the feature {wish.name!r}, which Xen's interface does not know"
+        for wish in image.notes.features
+        if wish.required and wish.name not in XENFEATURES
+    ]
+
+
+def _addresses(image: KernelImage) -> list[str]:
+    notes, base, kstart, kend = image.notes, image.virt_base, image.kstart, image.kend
+    if notes.paddr_offset is not None and notes.virt_base is None:
+        return ["it has a PADDR_OFFSET note but no VIRT_BASE note"]
+    if base & PAGE_MASK:
+        return [f"its VIRT_BASE {base:#x} is not page aligned"]
+    if kstart < base:
+        return [f"its first byte, at {kstart:#x}, lies below its VIRT_BASE {base:#x}"]
+    if kend - base > MAX_SPAN:
+        distance = (kstart if kstart - base > MAX_SPAN else kend) - base
+        return [
+            f"it reaches {distance >> 30} GiB above its VIRT_BASE {base:#x}, which no domain's memory does; "
+            "Xen's domain builder cannot load it either"
+        ]
+    if not (guest_may_use(base) and guest_may_use(kend - 1)):
+        return [f"its addresses {base:#x}..{kend:#x} are not a guest's to use"]
+    reasons = []
+    if not kstart <= image.entry <= kend:
+        reasons.append(f"its entry point {image.entry:#x} lies outside the image {kstart:#x}..{kend:#x}")
+    page = notes.hypercall_page
+    if page is not None and (page & PAGE_MASK or not base <= page <= kend - PAGE_SIZE):
+        reasons.append(
+            f"its HYPERCALL_PAGE {page:#x} is not a whole page of the image {kstart:#x}..{kend:#x}"
+        )
+    p2m = notes.init_p2m
+    if p2m is not None:
+        if kstart <= p2m < kend:
+            reasons.append(f"its INIT_P2M address {p2m:#x} lies inside the image {kstart:#x}..{kend:#x}")
+        elif not guest_may_use(p2m):
+            reasons.append(f"its INIT_P2M address {p2m:#x} is not a guest's to use")
+    return reasons

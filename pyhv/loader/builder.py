@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Writing a domain's first memory: kernel, ramdisk, p2m list, start_info, page tables, as `layout` says.
+
+`start_info` is specified by Xen's public header `xen.h`, the console ring by `io/console.h`, the hypercall
+page by `arch-x86/xen-x86_64.h`; page-table entries by the Intel SDM. Memory is reached through `GuestPages`
+alone. This module does not know who owns a frame, what type it has, or that there is a CPU: pinning the
+tables and loading the registers is the machine's part.
+
+    start_info  0 magic[32]    32 nr_pages    40 shared_info  48 flags      56 store_mfn   64 store_evtchn
+               72 console.mfn  80 .evtchn     88 pt_base      96 nr_pt_frames             104 mfn_list
+              112 mod_start   120 mod_len    128 cmd_line[1024]   1152 first_p2m_pfn  1160 nr_p2m_frames
+"""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
+from pyhv.address import ENTRIES, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
+from pyhv.errors import ConfigError
+from pyhv.loader.image import KernelImage
+from pyhv.loader.layout import Layout, TableRun, symtab_start, table_number
+
+SIF_MOD_START_PFN = 1 << 3
+"""start_info flag: mod_start is a pfn and the ramdisk is not mapped."""
+SIF_VIRT_P2M_4TOOLS = 1 << 4
+"""start_info flag: the toolstack can follow a p2m list that the kernel keeps in virtual addresses."""
+MAX_CMDLINE = 1023
+"""Bytes of a command line, without its NUL."""
+START_INFO_SIZE = 1168
+CONSOLE_CONNECTION = 3088
+"""Offset of the byte in the console page that says whether somebody listens (0) or not yet (1)."""
+
+PTE_DATA = PTE_P | PTE_RW | PTE_A
+PTE_TABLE_PAGE = PTE_P | PTE_A
+PTE_UPPER = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
+
+_START_INFO = struct.Struct("<32sQQI4xQI4xQI4xQQQQQ1024sQQ")
+_NR_STUBS, _STUB_SIZE, _IRET = 128, 32, 23
+_INT3 = b"\xcc"
+_TOP = 4
+_INDEX_BITS = ENTRIES.bit_length() - 1
+
+U64Array = npt.NDArray[np.uint64]
+
+
+class GuestPages(Protocol):
+    """The one door to a domain's memory; everything it holds is zero before `build`."""
+
+    @property
+    def p2m(self) -> U64Array:
+        """The MFN behind each PFN."""
+
+    def write(self, pfn: Pfn, offset: int, data: bytes) -> None:
+        """Store `data` from byte `offset` (below 4096) of page `pfn` on; it may run into later pages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartInfo:
+    """The 64-bit `start_info`; `pack` gives its 1168 bytes."""
+
+    magic: bytes
+    nr_pages: int
+    shared_info: MachineAddress
+    flags: int
+    store_mfn: Mfn
+    store_evtchn: int
+    console_mfn: Mfn
+    console_evtchn: int
+    pt_base: Va
+    nr_pt_frames: int
+    mfn_list: Va
+    mod_start: int
+    mod_len: int
+    cmd_line: bytes
+    first_p2m_pfn: Pfn
+    nr_p2m_frames: int
+
+    def pack(self) -> bytes:
+        """The structure's bytes."""
+        return _START_INFO.pack(*(getattr(self, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class BootState:
+    """What the machine needs to start vCPU 0 and to connect the rings."""
+
+    entry: Va
+    """Initial rip."""
+    start_info: Va
+    """Initial rsi."""
+    stack_top: Va
+    """Initial rsp."""
+    l4: Mfn
+    """The top-level table, to be pinned and loaded."""
+    start_info_pfn: Pfn
+    console_pfn: Pfn
+    xenstore_pfn: Pfn
+    layout: Layout
+
+
+def build(
+    guest: GuestPages,
+    image: KernelImage,
+    layout: Layout,
+    *,
+    shared_info: MachineAddress,
+    store_evtchn: int,
+    console_evtchn: int,
+    ramdisk: bytes = b"",
+    cmdline: bytes = b"",
+    flags: int = SIF_VIRT_P2M_4TOOLS,
+) -> BootState:
+    """Write everything that `layout` places into `guest` and say how to start it.
+
+    `shared_info` is the machine address of the domain's shared_info page; `flags` are start_info's, to which
+    the builder adds SIF_MOD_START_PFN as needed. Raises ConfigError for a command line that does not fit.
+    """
+    if len(cmdline) > MAX_CMDLINE or b"\0" in cmdline:
+        fault = "contains a NUL" if b"\0" in cmdline else f"has {len(cmdline)} bytes"
+        raise ConfigError(f"the kernel command line {fault}; at most {MAX_CMDLINE} bytes without NUL fit")
+    if len(ramdisk) != layout.ramdisk_len or len(guest.p2m) < layout.nr_pages:
+        raise ConfigError("the ramdisk or the memory is not the one that the layout was planned for")
+    p2m = guest.p2m[: layout.nr_pages]
+
+    _write_image(guest, image)
+    if layout.ramdisk is not None:
+        guest.write(layout.ramdisk.pfn, 0, ramdisk)
+    guest.write(layout.p2m.pfn, 0, p2m.astype("<u8").tobytes())
+    guest.write(layout.console.pfn, CONSOLE_CONNECTION, b"\x01")
+    _write_tables(guest, layout, p2m)
+
+    info = _start_info(image, layout, p2m, shared_info, store_evtchn, console_evtchn, cmdline, flags)
+    guest.write(layout.start_info.pfn, 0, info.pack())
+    return BootState(
+        entry=image.entry,
+        start_info=layout.va_of(layout.start_info.pfn),
+        stack_top=layout.stack_top,
+        l4=Mfn(int(p2m[layout.page_tables.pfn])),
+        start_info_pfn=layout.start_info.pfn,
+        console_pfn=layout.console.pfn,
+        xenstore_pfn=layout.xenstore.pfn,
+        layout=layout,
+    )
+
+
+def hypercall_page() -> bytes:
+    """The 4096 bytes of a 64-bit hypercall page: stub n, at n * 32, makes hypercall n and returns.
+
+    iret (23) does not return: it pushes rax too, and the hypervisor takes the frame from the stack.
+    """
+    stubs = []
+    for number in range(_NR_STUBS):
+        load = b"\xb8" + struct.pack("<I", number)  # mov $number, %eax
+        if number == _IRET:
+            code = b"\x51\x41\x53\x50" + load + b"\x0f\x05"  # push rcx, r11, rax; mov; syscall
+        else:
+            code = b"\x51\x41\x53" + load + b"\x0f\x05\x41\x5b\x59\xc3"  # ...; pop r11, rcx; ret
+        stubs.append(code.ljust(_STUB_SIZE, _INT3))
+    return b"".join(stubs)
+
+
+def _write_image(guest: GuestPages, image: KernelImage) -> None:
+    for segment in image.segments:
+        at = segment.paddr - image.paddr_offset
+        guest.write(Pfn(at >> PAGE_SHIFT), at & PAGE_MASK, segment.data)
+    if image.bsd_symtab:
+        at = symtab_start(image) - image.virt_base
+        guest.write(Pfn(at >> PAGE_SHIFT), at & PAGE_MASK, image.bsd_symtab)
+    if image.hypercall_page is not None:
+        guest.write(Pfn((image.hypercall_page - image.virt_base) >> PAGE_SHIFT), 0, hypercall_page())
+
+
+def _start_info(
+    image: KernelImage,
+    layout: Layout,
+    p2m: U64Array,
+    shared_info: MachineAddress,
+    store_evtchn: int,
+    console_evtchn: int,
+    cmdline: bytes,
+    flags: int,
+) -> StartInfo:
+    mod_start = mod_len = 0
+    if layout.ramdisk is not None and layout.ramdisk.va is None:
+        # Handed over by pfn, and then in whole pages.
+        mod_start, mod_len = layout.ramdisk.pfn, layout.ramdisk.pages * PAGE_SIZE
+        flags |= SIF_MOD_START_PFN
+    elif layout.ramdisk is not None:
+        mod_start, mod_len = layout.va_of(layout.ramdisk.pfn), layout.ramdisk_len
+    apart = layout.p2m_tables
+    return StartInfo(
+        magic=image.guest_class.encode("ascii"),
+        nr_pages=layout.nr_pages,
+        shared_info=shared_info,
+        flags=flags,
+        store_mfn=Mfn(int(p2m[layout.xenstore.pfn])),
+        store_evtchn=store_evtchn,
+        console_mfn=Mfn(int(p2m[layout.console.pfn])),
+        console_evtchn=console_evtchn,
+        pt_base=layout.va_of(layout.page_tables.pfn),
+        nr_pt_frames=layout.page_tables.pages,
+        mfn_list=layout.va_of(layout.p2m.pfn) if layout.p2m.va is None else layout.p2m.va,
+        mod_start=mod_start,
+        mod_len=mod_len,
+        cmd_line=cmdline,
+        first_p2m_pfn=Pfn(0) if apart is None else layout.p2m.pfn,
+        nr_p2m_frames=0 if apart is None else layout.p2m.pages + apart.pages,
+    )
+
+
+def _write_tables(guest: GuestPages, layout: Layout, p2m: U64Array) -> None:
+    tables = _Tables((*layout.tables, *layout.p2m_table_runs))
+    own = layout.page_tables
+    leaves = (p2m[: layout.mapped_pages] << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_DATA)
+    # Page tables may not be writable to the guest, or Xen would refuse to take them as such.
+    leaves[own.pfn : own.end] ^= np.uint64(PTE_DATA ^ PTE_TABLE_PAGE)
+    tables.fill(1, table_number(layout.virt_base, 0), leaves)
+    if layout.p2m_tables is not None and layout.p2m.va is not None:
+        mfns = p2m[layout.p2m.pfn : layout.p2m.end]
+        tables.fill(1, table_number(layout.p2m.va, 0), (mfns << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_DATA))
+    for run in tables.runs:
+        if run.level < _TOP:
+            mfns = p2m[run.pfn : run.pfn + run.count]
+            entries = (mfns << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_UPPER)
+            tables.fill(run.level + 1, run.first, entries)
+    for run in tables.runs:
+        guest.write(run.pfn, 0, tables.bytes_of(run))
+
+
+class _Tables:
+    """All page tables of a domain's start, as arrays of entries, addressed by level and entry number."""
+
+    def __init__(self, runs: Iterable[TableRun]) -> None:
+        self.runs = tuple(runs)
+        self._entries = {run: np.zeros(run.count * ENTRIES, dtype=np.uint64) for run in self.runs}
+
+    def fill(self, level: int, first: int, entries: U64Array) -> None:
+        """Store `entries` from entry number `first` on; entry n lies in table n >> 9 of that level.
+
+        They may spread over several runs, as an INIT_P2M mapping shares tables with the main one.
+        """
+        for run in self.runs:
+            start = run.first << _INDEX_BITS
+            low, high = max(first, start), min(first + len(entries), start + run.count * ENTRIES)
+            if run.level == level and low < high:
+                self._entries[run][low - start : high - start] = entries[low - first : high - first]
+
+    def bytes_of(self, run: TableRun) -> bytes:
+        """The run's pages, one after the other."""
+        return self._entries[run].astype("<u8").tobytes()

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A kernel image in memory: its segments, its notes, and the numbers that follow from them.
+
+Names are those of the ELF gABI and of Xen's public header `elfnote.h`. Pure data: this module neither reads
+files nor judges whether an image can boot.
+
+How the three kinds of address of a loaded byte hang together:
+
+    pfn * 4096 = p_paddr - PADDR_OFFSET          where it lies in the domain's memory
+    va         = pfn * 4096 + VIRT_BASE          where the kernel will find it
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from pyhv.address import PAGE_MASK, Va
+from pyhv.loader.notes import XenNotes
+
+MAX_SYMBOL_NAME = 512
+"""Longest symbol name, in bytes, that is kept."""
+
+SHT_SYMTAB, SHT_STRTAB = 2, 3
+_STT_NAMED = frozenset({0, 1, 2})  # NOTYPE, OBJECT, FUNC: sections and files have no address of their own
+_EHDR64_SHOFF, _EHDR64_SHENTSIZE = 40, 58
+_EHDR64_SIZE, _SHDR64_SIZE, _SYM64_SIZE = 64, 64, 24
+
+
+class Segment(NamedTuple):
+    """One PT_LOAD program header with its bytes; `data` is `filesz` long, the rest of `memsz` is zero."""
+
+    paddr: int
+    vaddr: int
+    filesz: int
+    memsz: int
+    data: bytes
+    flags: int
+    """PF_X 1, PF_W 2, PF_R 4."""
+
+
+class Symbol(NamedTuple):
+    """One named address of the image; `size` in bytes, 0 if unknown."""
+
+    va: int
+    size: int
+    name: str
+
+
+@dataclass(frozen=True)
+class SymbolTable:
+    """The bytes of `.symtab` and of the string table it links to."""
+
+    entries: bytes
+    strings: bytes
+    elf_class: int
+
+    def symbols(self) -> tuple[Symbol, ...]:
+        """All named, defined functions, objects and untyped labels, by address."""
+        found = []
+        if self.elf_class == 64:
+            raw = ((n, i, x, v, s) for n, i, _, x, v, s in _walk("<IBBHQQ", self.entries))
+        else:
+            raw = ((n, i, x, v, s) for n, v, s, i, _, x in _walk("<IIIBBH", self.entries))
+        for name_at, info, section, value, size in raw:
+            if section == 0 or info & 15 not in _STT_NAMED:
+                continue
+            # An unterminated string table must not make every name as long as the table.
+            name = self.strings[name_at : name_at + MAX_SYMBOL_NAME].split(b"\0", 1)[0]
+            text = name.decode("utf-8", "replace")
+            if text and not text.isprintable():  # a stranger's control characters must not reach a terminal
+                text = text.encode("unicode_escape").decode("ascii")
+            if text:
+                found.append(Symbol(value, size, text))
+        return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class KernelImage:
+    """A parsed kernel. `kind` is "ELF", "bzImage (xz)" and so on; sizes in bytes."""
+
+    name: str
+    kind: str
+    elf_class: int
+    """32 or 64."""
+    machine: str
+    """EM_X86_64 or EM_386."""
+    segments: tuple[Segment, ...]
+    e_entry: int
+    notes: XenNotes
+    symbol_table: SymbolTable | None = field(default=None, repr=False)
+    elf_header: bytes = field(default=b"", repr=False)
+    file_size: int = 0
+    unpacked_size: int = 0
+
+    @property
+    def entry(self) -> Va:
+        """Where the boot vCPU starts: the ENTRY note, else the ELF header's entry point."""
+        return Va(self.e_entry if self.notes.entry is None else self.notes.entry)
+
+    @property
+    def virt_base(self) -> Va:
+        """The virtual address of pfn 0."""
+        return Va(self.notes.virt_base or 0)
+
+    @property
+    def paddr_offset(self) -> int:
+        """The p_paddr of pfn 0's first byte."""
+        return self.notes.paddr_offset or 0
+
+    @cached_property
+    def kstart(self) -> Va:
+        """First virtual address of the image."""
+        return Va(min(s.paddr for s in self.segments) - self.paddr_offset + self.virt_base)
+
+    @cached_property
+    def kend(self) -> Va:
+        """First virtual address behind the image, without a BSD symbol table."""
+        return Va(max(s.paddr + s.memsz for s in self.segments) - self.paddr_offset + self.virt_base)
+
+    @property
+    def hypercall_page(self) -> Va | None:
+        """The page to fill with hypercall stubs, or None if the kernel brings its own."""
+        return None if self.notes.hypercall_page is None else Va(self.notes.hypercall_page)
+
+    @property
+    def init_p2m(self) -> Va | None:
+        """Where the kernel wants its p2m list mapped; None if it did not ask or asked in vain.
+
+        Honoured only for 64-bit kernels, page aligned and below VIRT_BASE.
+        """
+        va = self.notes.init_p2m
+        if va is None or self.elf_class != 64 or va & PAGE_MASK or va >= self.virt_base:
+            return None
+        return Va(va)
+
+    @property
+    def mod_start_pfn(self) -> bool:
+        """Whether the ramdisk is handed over by pfn, unmapped."""
+        return bool(self.notes.mod_start_pfn)
+
+    @property
+    def guest_class(self) -> str:
+        """Xen's name for the ABI, which start_info's magic repeats."""
+        return "xen-3.0-x86_64" if self.elf_class == 64 else "xen-3.0-x86_32p"
+
+    @cached_property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """The image's symbols sorted by address; empty if it was stripped."""
+        return self.symbol_table.symbols() if self.symbol_table else ()
+
+    @cached_property
+    def bsd_symtab(self) -> bytes:
+        """What goes behind a 64-bit image that asked for BSD_SYMTAB, at `kend` rounded up to 8; else empty.
+
+        A u32 with the size of what follows, an ELF header with three sections (null, symtab, strtab) whose
+        offsets count from that header, and the two tables.
+        """
+        table = self.symbol_table
+        if not self.notes.bsd_symtab or table is None or self.elf_class != 64:
+            return b""
+        # The header is not aligned (it follows a u32), the tables are.
+        headers = _EHDR64_SIZE + 3 * _SHDR64_SIZE + 4
+        strings_at = headers + len(table.entries)
+        symtab = (0, SHT_SYMTAB, 0, 0, headers, len(table.entries), 2, 0, 8, _SYM64_SIZE)
+        strtab = (0, SHT_STRTAB, 0, 0, strings_at, len(table.strings), 0, 0, 1, 0)
+        header = bytearray(self.elf_header)
+        struct.pack_into("<Q", header, _EHDR64_SHOFF, _EHDR64_SIZE)
+        struct.pack_into("<HHH", header, _EHDR64_SHENTSIZE, _SHDR64_SIZE, 3, 0)
+        body = b"".join(
+            (
+                bytes(header),
+                bytes(_SHDR64_SIZE),
+                struct.pack("<IIQQQQIIQQ", *symtab),
+                struct.pack("<IIQQQQIIQQ", *strtab),
+                bytes(4),
+                table.entries,
+                table.strings,
+                bytes(-len(table.strings) % 8),
+            )
+        )
+        return struct.pack("<I", len(body)) + body
+
+
+def _walk(form: str, raw: bytes) -> Iterator[tuple[Any, ...]]:
+    size = struct.calcsize(form)
+    return struct.iter_unpack(form, raw[: len(raw) // size * size])

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Segment descriptors of a 64-bit guest: what Xen lets into a GDT or LDT, and how one is loaded.
+
+    63..56   55 54 53 52  51..48   47 46..45 44 43..40  39..16      15..0
+    base3    G  DB L  AVL limit2   P  DPL    S  type    base 23..0  limit 15..0
+
+A descriptor page is approved as a whole when a frame becomes type SEGDESC. Rules: not present, anything
+goes; DPL is raised to 3; code and data are welcome; of the system types only call gates, disarmed to DPL 0.
+(Intel SDM volume 3, section 3.4.5; Xen's checks.) The module reads no guest memory.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY
+
+PRESENT = 1 << 47
+DPL = 3 << 45
+S = 1 << 44
+CODE = 1 << 43
+_TYPE_SHIFT = 40
+_CALL_GATE = 0xC
+LONG = 1 << 53
+DEFAULT_BIG = 1 << 54
+CONFORMING = 1 << 42
+WRITABLE_DATA = 1 << 41
+
+
+def fix_descriptor(value: int) -> int | None:
+    """The descriptor as it may be stored, or None if no guest may have it."""
+    if not value & PRESENT:
+        return value
+    if value & S:
+        return value | DPL
+    kind = value >> _TYPE_SHIFT & 0xF
+    if kind == 0:
+        return value | DPL
+    if kind != _CALL_GATE:
+        return None
+    target = value >> 16 & 0xFFFC
+    if target and not _guest_selector(target):
+        return None
+    if value >> 32 & 0xFF:
+        return None
+    gate_dpl = (value | DPL) >> 45 & 3
+    return value & ~DPL & ~(3 << 16) | gate_dpl << 16
+
+
+def _guest_selector(selector: int) -> bool:
+    """Whether a gate may lead there: the guest's part of the GDT, the LDT, or a flat ring-3 code segment."""
+    if selector & 4 or selector >> 3 < FIRST_RESERVED_GDT_ENTRY:
+        return True
+    return selector & ~7 in (0xE020, 0xE028, 0xE030)
+
+
+def approve_page(row: npt.NDArray[np.uint64]) -> bool:
+    """Check and fix all descriptors of a frame in place; False (and nothing changed) if one is bad."""
+    present = np.flatnonzero((row & np.uint64(PRESENT)) != 0)
+    fixed: list[tuple[int, int]] = []
+    for index in present.tolist():
+        value = fix_descriptor(int(row[index]))
+        if value is None:
+            return False
+        fixed.append((index, value))
+    for index, value in fixed:
+        row[index] = value
+    return True
+
+
+class Segment(NamedTuple):
+    """A loaded segment register's hidden part: base, limit in bytes, the descriptor's high dword."""
+
+    base: int
+    limit: int
+    flags: int
+
+
+def decode(value: int) -> Segment:
+    """Split a code or data descriptor into base, limit and flags as the processor caches them."""
+    base = value >> 16 & 0xFF_FFFF | (value >> 56 & 0xFF) << 24
+    limit = value & 0xFFFF | (value >> 48 & 0xF) << 16
+    if value & 1 << 55:
+        limit = limit << 12 | 0xFFF
+    return Segment(base, limit, value >> 32 & 0x00FF_FF00)
+
+
+def loadable_code(value: int, rpl: int) -> bool:
+    """Whether a return to privilege level `rpl` may load this into CS (present, 64-bit or 32-bit code)."""
+    if not value & PRESENT or not value & S or not value & CODE:
+        return False
+    if value & LONG and value & DEFAULT_BIG:
+        return False
+    dpl = value >> 45 & 3
+    return dpl <= rpl if value & CONFORMING else dpl == rpl
+
+
+def loadable_stack(value: int, rpl: int) -> bool:
+    """Whether ring `rpl` may load this into SS (present, writable data, DPL equal)."""
+    if not value & PRESENT or not value & S or value & CODE or not value & WRITABLE_DATA:
+        return False
+    return value >> 45 & 3 == rpl

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The frame table: owner, type and reference counts of every frame of the machine.
+
+This is Xen's `page_info` as a structure of arrays. A frame is used in one way at a time:
+
+    type      a frame of this type may be                      and a reference is held by
+    NONE      anything (type count is 0)
+    L1 .. L4  a validated page table                           upper entries, pins, base pointers
+    SEGDESC   a page of segment descriptors                    GDT slots, faulted-in LDT pages
+    WRITABLE  mapped writable                                  each writable leaf entry
+
+The type can change only while the type count is 0. That single rule gives the invariant of a PV machine:
+**no frame is at once a page table (or descriptor page) and writable by a guest.** `audit.py` checks it.
+
+Each column exists twice over the same bytes: a `memoryview` for single entries (fast in Python) and a numpy
+array (`*_np`) for whole tables. This module counts; what makes a page table valid is `tables.py`.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
+from pyhv.address import Mfn
+from pyhv.cpu.ram import Ram
+from pyhv.errors import ConfigError
+
+NONE: Final = 0
+L1: Final = 1
+L2: Final = 2
+L3: Final = 3
+L4: Final = 4
+SEGDESC: Final = 5
+WRITABLE: Final = 7
+TYPE_NAMES = {NONE: "none", L1: "L1", L2: "L2", L3: "L3", L4: "L4", SEGDESC: "segdesc", WRITABLE: "writable"}
+
+INVALID_M2P = (1 << 64) - 1
+
+
+def _words(array: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], code: Literal["H", "I"]) -> memoryview:
+    """The array's bytes as a memoryview of 16- or 32-bit words."""
+    return array.data.cast("B").cast(code)
+
+
+class FrameTable:
+    """State of all `ram.frames` frames; frame 0 is never given out."""
+
+    def __init__(self, ram: Ram) -> None:
+        count = ram.frames
+        self.ram = ram
+        self.count = count
+        self.owner_np = np.full(count, DOMID_INVALID, dtype=np.uint16)
+        self.owner = _words(self.owner_np, "H")
+        """Domain that owns the frame; DOMID_INVALID: free; DOMID_XEN: the hypervisor's own."""
+        self.type_np = np.zeros(count, dtype=np.uint8)
+        self.type = self.type_np.data
+        self.type_count_np = np.zeros(count, dtype=np.uint32)
+        self.type_count = _words(self.type_count_np, "I")
+        self.refs_np = np.zeros(count, dtype=np.uint32)
+        self.refs = _words(self.refs_np, "I")
+        """All references, one of them for being allocated; the frame is freed when it falls to 0."""
+        self.pinned_np = np.zeros(count, dtype=np.uint8)
+        self.pinned = self.pinned_np.data
+        self.allocated_np = np.zeros(count, dtype=np.uint8)
+        self.allocated = self.allocated_np.data
+        """1 while the owner still counts the frame in its reservation."""
+        self.xen_heap_np = np.zeros(count, dtype=np.uint8)
+        self.xen_heap = self.xen_heap_np.data
+        """1 for hypervisor pages shared with their owner (shared_info, grant table): never given away."""
+        self.exec_count_np = np.zeros(count, dtype=np.uint32)
+        self.exec_count = _words(self.exec_count_np, "I")
+        """Leaf entries that map the frame executable."""
+        self.code_np = np.zeros(count, dtype=np.uint8)
+        self.code = self.code_np.data
+        """1 if the emulator may hold translated code of the frame."""
+        self.linear_in = _words(np.zeros(count, dtype=np.uint32), "I")
+        self.linear_out = _words(np.zeros(count, dtype=np.uint32), "I")
+        """Linear (same-level) entries that point to this table, and that this table holds."""
+        self._free: list[int] = list(range(count - 1, 0, -1))
+        self.m2p: memoryview | None = None
+        self.on_free: Callable[[int, int], None] = lambda _mfn, _owner: None
+        """Called with (frame, owner) when a frame is about to be free: stale translations must go."""
+
+    # -- allocation --------------------------------------------------------------------------------------
+
+    @property
+    def free_count(self) -> int:
+        """Frames that nobody owns."""
+        return len(self._free)
+
+    def allocate(self, owner: int, count: int = 1) -> list[Mfn]:
+        """Take `count` zeroed frames for `owner`; MemoryError-free: ConfigError when none are left."""
+        if count > len(self._free):
+            raise ConfigError(
+                f"The machine has {len(self._free)} free page frames and {count} are wanted;"
+                " give it more memory or boot fewer guests."
+            )
+        taken = self._free[len(self._free) - count :][::-1]
+        del self._free[len(self._free) - count :]
+        index = np.array(taken, dtype=np.int64)
+        self.owner_np[index] = owner
+        self.type_np[index] = NONE
+        self.type_count_np[index] = 0
+        self.refs_np[index] = 1
+        self.allocated_np[index] = 1
+        return [Mfn(mfn) for mfn in taken]
+
+    def allocate_xen(self, count: int = 1) -> list[Mfn]:
+        """Frames of the hypervisor itself, invisible to every guest."""
+        frames = self.allocate(DOMID_XEN, count)
+        for mfn in frames:
+            self.xen_heap[mfn] = 1
+        return frames
+
+    def allocate_shared(self, owner: int) -> Mfn:
+        """A hypervisor page that `owner` may map writable but never give back (shared_info, grants)."""
+        (mfn,) = self.allocate(owner)
+        self.xen_heap[mfn] = 1
+        self.allocated[mfn] = 0
+        self.type[mfn] = WRITABLE
+        self.type_count[mfn] = 1
+        self.refs[mfn] = 1
+        return mfn
+
+    # -- references --------------------------------------------------------------------------------------
+
+    def get(self, mfn: int) -> None:
+        """Take a general reference; the caller has checked the owner."""
+        self.refs[mfn] += 1
+
+    def put(self, mfn: int) -> None:
+        """Drop a general reference and free the frame with the last one."""
+        left = self.refs[mfn] - 1
+        self.refs[mfn] = left
+        if left == 0:
+            self._release(mfn)
+
+    def get_writable(self, mfn: int) -> bool:
+        """Take a general and a writable type reference; False if the frame is in use as something else."""
+        if self.type_count[mfn] == 0:
+            self.type[mfn] = WRITABLE
+        elif self.type[mfn] != WRITABLE:
+            return False
+        self.type_count[mfn] += 1
+        self.refs[mfn] += 1
+        return True
+
+    def put_writable(self, mfn: int) -> None:
+        """Drop what `get_writable` took."""
+        self.type_count[mfn] -= 1
+        self.put(mfn)
+
+    def deallocate(self, mfn: int) -> None:
+        """The owner gives the frame back: its allocation reference goes."""
+        self.allocated[mfn] = 0
+        self.put(mfn)
+
+    def release_shared(self, mfn: int) -> None:
+        """Undo `allocate_shared` when its domain has died."""
+        self.type_count[mfn] -= 1
+        self.put(mfn)
+
+    def _release(self, mfn: int) -> None:
+        assert self.type_count[mfn] == 0, f"frame {mfn:#x} freed while used as {TYPE_NAMES[self.type[mfn]]}"
+        self.on_free(mfn, self.owner[mfn])
+        self.owner[mfn] = DOMID_INVALID
+        self.type[mfn] = NONE
+        self.pinned[mfn] = self.allocated[mfn] = self.xen_heap[mfn] = 0
+        self.ram.clear(mfn)
+        if self.m2p is not None:
+            self.m2p[mfn] = INVALID_M2P
+        self._free.append(mfn)
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def owned_by(self, domid: int) -> npt.NDArray[np.int64]:
+        """All frames of a domain, ascending."""
+        return np.flatnonzero(self.owner_np == domid)
+
+    def describe(self, mfn: int) -> str:
+        """One phrase on a frame, for refusals and crash reports."""
+        if not 0 < mfn < self.count:
+            return f"mfn {mfn:#x} (no such frame)"
+        kind = TYPE_NAMES.get(self.type[mfn], "?") if self.type_count[mfn] else "untyped"
+        return (
+            f"mfn {mfn:#x} (owner d{self.owner[mfn]}, {kind} x{self.type_count[mfn]},"
+            f" refs {self.refs[mfn]}{', pinned' if self.pinned[mfn] else ''})"
+        )

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The one door through which the hypervisor reads and writes guest memory.
+
+`PhysicalMemory` writes by machine address and tells every engine when the frame may hold translated code:
+the emulator sees the guest's own stores but not ours. `GuestMemory` reads and writes by virtual address, as
+a hypercall's pointers do: it walks the guest's current kernel tables, respects their RW bits, keeps to the
+guest's part of the address space, sets accessed and dirty bits, and fails with EFAULT.
+
+    va  47..39  38..30  29..21  20..12  11..0        guests have no superpages, so every
+         L4  ->  L3  ->  L2  ->  L1  -> byte         walk has exactly four steps
+"""
+
+import struct
+from collections.abc import Callable
+
+from pyhv.abi.errno import Errno
+from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
+from pyhv.address import HYPERVISOR_VIRT_END, MASK64, PAGE_MASK, PAGE_SIZE, MachineAddress, Mfn, Va
+from pyhv.cpu.ram import Ram
+from pyhv.errors import XenError
+from pyhv.mmu.frames import FrameTable
+
+LOWER_HALF_END = 0x0000_8000_0000_0000
+
+
+class PhysicalMemory:
+    """Machine memory with the duty to tell engines about code that changes under them."""
+
+    def __init__(self, ram: Ram, frames: FrameTable) -> None:
+        self.ram = ram
+        self.frames = frames
+        self.invalidators: list[Callable[[int], None]] = []
+        """One per engine: forget the translated code of a frame."""
+
+    def code_written(self, mfn: int) -> None:
+        """Drop translations of a frame that the hypervisor has just written."""
+        for invalidate in self.invalidators:
+            invalidate(mfn)
+        if self.frames.exec_count[mfn] == 0:
+            self.frames.code[mfn] = 0
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write within one frame."""
+        self.ram.raw[address : address + len(data)] = data
+        if self.frames.code[address >> 12]:
+            self.code_written(address >> 12)
+
+    def write_u64(self, address: int, value: int) -> None:
+        """Write an aligned 64-bit word."""
+        self.ram.q[address >> 3] = value
+        if self.frames.code[address >> 12]:
+            self.code_written(address >> 12)
+
+    def write_u32(self, address: int, value: int) -> None:
+        """Write an aligned 32-bit word."""
+        self.ram.d[address >> 2] = value
+        if self.frames.code[address >> 12]:
+            self.code_written(address >> 12)
+
+    def write_u8(self, address: int, value: int) -> None:
+        """Write one byte."""
+        self.ram.raw[address] = value
+        if self.frames.code[address >> 12]:
+            self.code_written(address >> 12)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read bytes within RAM."""
+        return bytes(self.ram.raw[address : address + length])
+
+
+class Translation:
+    """Result of a walk: `address` is the machine address; `flags` the bits granted by all four levels."""
+
+    __slots__ = ("address", "entry", "flags")
+
+    def __init__(self, address: int, flags: int, entry: int) -> None:
+        self.address = address
+        self.flags = flags
+        self.entry = entry
+        """Machine address of the leaf entry."""
+
+
+def walk(ram: Ram, l4: int, va: int) -> Translation | None:
+    """Walk the tables under the L4 frame `l4`; None where some level is not present.
+
+    `flags` has RW and US if every level grants them, and NX if any level forbids execution. Nothing is
+    changed. The tables must be validated ones: their frame numbers are trusted.
+    """
+    q = ram.q
+    entry = q[l4 << 9 | va >> 39 & 511]
+    if not entry & PTE_P:
+        return None
+    granted, denied = entry, entry
+    for shift in (30, 21):
+        entry = q[(entry & PTE_MFN_MASK) >> 3 | va >> shift & 511]
+        if not entry & PTE_P:
+            return None
+        granted &= entry
+        denied |= entry
+    at = (entry & PTE_MFN_MASK) >> 3 | va >> 12 & 511
+    entry = q[at]
+    if not entry & PTE_P:
+        return None
+    flags = granted & entry & (PTE_RW | PTE_US) | (denied | entry) & PTE_NX
+    return Translation(entry & PTE_MFN_MASK | va & PAGE_MASK, flags, at << 3)
+
+
+class GuestMemory:
+    """One vCPU's view of memory through its kernel tables.
+
+    `l4` is the current kernel base pointer. Translations are cached until `forget`, which the page-table
+    code calls after every change; that is stricter than hardware, whose TLB may stay stale until flushed.
+    """
+
+    def __init__(self, physical: PhysicalMemory) -> None:
+        self.physical = physical
+        self.ram = physical.ram
+        self.l4 = Mfn(0)
+        self._readable: dict[int, int] = {}
+        self._writable: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Drop cached translations."""
+        self._readable.clear()
+        self._writable.clear()
+
+    def use(self, l4: Mfn) -> None:
+        """Switch to another kernel table."""
+        self.l4 = l4
+        self.forget()
+
+    def _miss(self, va: int, write: bool) -> int:
+        if LOWER_HALF_END <= va < HYPERVISOR_VIRT_END or va > MASK64:
+            raise XenError(Errno.EFAULT, f"pointer {va:#x} is outside the guest's address space")
+        found = walk(self.ram, self.l4, va)
+        if found is None:
+            raise XenError(Errno.EFAULT, f"pointer {va:#x} is not mapped")
+        if write and not found.flags & PTE_RW:
+            raise XenError(Errno.EFAULT, f"pointer {va:#x} is mapped read-only")
+        base = found.address & ~PAGE_MASK
+        index = found.entry >> 3
+        self.ram.q[index] |= PTE_A | PTE_D if write else PTE_A
+        (self._writable if write else self._readable)[va >> 12] = base
+        return base
+
+    def for_read(self, va: int) -> int:
+        """Machine address of a readable byte."""
+        base = self._readable.get(va >> 12)
+        if base is None:
+            base = self._miss(va, write=False)
+        return base | va & PAGE_MASK
+
+    def for_write(self, va: int) -> int:
+        """Machine address of a writable byte."""
+        base = self._writable.get(va >> 12)
+        if base is None:
+            base = self._miss(va, write=True)
+        return base | va & PAGE_MASK
+
+    def read(self, va: int, length: int) -> bytes:
+        """Copy from the guest; EFAULT if any byte is out of reach."""
+        offset = va & PAGE_MASK
+        if offset + length <= PAGE_SIZE:
+            at = self.for_read(va)
+            return bytes(self.ram.raw[at : at + length])
+        pieces = []
+        while length:
+            step = min(length, PAGE_SIZE - (va & PAGE_MASK))
+            at = self.for_read(va)
+            pieces.append(self.ram.raw[at : at + step])
+            va, length = va + step, length - step
+        return b"".join(pieces)
+
+    def write(self, va: int, data: bytes) -> None:
+        """Copy to the guest; on EFAULT an earlier page may have been written, as on Xen."""
+        offset = va & PAGE_MASK
+        if offset + len(data) <= PAGE_SIZE:
+            self.physical.write(self.for_write(va), data)
+            return
+        view = memoryview(data)
+        while view:
+            step = min(len(view), PAGE_SIZE - (va & PAGE_MASK))
+            self.physical.write(self.for_write(va), bytes(view[:step]))
+            va, view = va + step, view[step:]
+
+    def read_u64(self, va: int) -> int:
+        """Read a 64-bit word at any alignment."""
+        value: int = struct.unpack("<Q", self.read(va, 8))[0]
+        return value
+
+    def read_u32(self, va: int) -> int:
+        """Read a 32-bit word."""
+        value: int = struct.unpack("<I", self.read(va, 4))[0]
+        return value
+
+    def write_u64(self, va: int, value: int) -> None:
+        """Write a 64-bit word."""
+        self.write(va, struct.pack("<Q", value & MASK64))
+
+    def write_u32(self, va: int, value: int) -> None:
+        """Write a 32-bit word."""
+        self.write(va, struct.pack("<I", value & 0xFFFF_FFFF))
+
+    def read_words(self, va: int, count: int) -> tuple[int, ...]:
+        """Read `count` 64-bit words."""
+        return struct.unpack(f"<{count}Q", self.read(va, 8 * count))
+
+    def leaf_entry(self, va: Va) -> MachineAddress | None:
+        """Machine address of the L1 entry that maps `va`, present or not; None without an L1 table."""
+        q = self.ram.q
+        entry = q[self.l4 << 9 | va >> 39 & 511]
+        for shift in (30, 21):
+            if not entry & PTE_P:
+                return None
+            entry = q[(entry & PTE_MFN_MASK) >> 3 | va >> shift & 511]
+        if not entry & PTE_P:
+            return None
+        return MachineAddress(entry & PTE_MFN_MASK | (va >> 12 & 511) << 3)
+
+
+class FramePage:
+    """One frame that guest and hypervisor share (a ring, shared_info, a grant table), by byte offset."""
+
+    def __init__(self, physical: PhysicalMemory, mfn: int) -> None:
+        self._physical = physical
+        self._ram = physical.ram
+        self.mfn = mfn
+        self.base = mfn << 12
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of `length` bytes."""
+        return bytes(self._ram.raw[self.base + offset : self.base + offset + length])
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store bytes."""
+        self._physical.write(self.base + offset, data)
+
+    def read_u8(self, offset: int) -> int:
+        """One byte."""
+        return self._ram.raw[self.base + offset]
+
+    def write_u8(self, offset: int, value: int) -> None:
+        """Store one byte."""
+        self._physical.write_u8(self.base + offset, value)
+
+    def read_u16(self, offset: int) -> int:
+        """One aligned 16-bit word."""
+        return self._ram.raw[self.base + offset] | self._ram.raw[self.base + offset + 1] << 8
+
+    def write_u16(self, offset: int, value: int) -> None:
+        """Store one 16-bit word."""
+        self._physical.write(self.base + offset, value.to_bytes(2, "little"))
+
+    def read_u32(self, offset: int) -> int:
+        """One aligned 32-bit word."""
+        return self._ram.d[(self.base + offset) >> 2]
+
+    def write_u32(self, offset: int, value: int) -> None:
+        """Store one aligned 32-bit word."""
+        self._physical.write_u32(self.base + offset, value)
+
+    def read_u64(self, offset: int) -> int:
+        """One aligned 64-bit word."""
+        return self._ram.q[(self.base + offset) >> 3]
+
+    def write_u64(self, offset: int, value: int) -> None:
+        """Store one aligned 64-bit word."""
+        self._physical.write_u64(self.base + offset, value)

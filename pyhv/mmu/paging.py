@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which top-level table the processor really uses: hardware L4s.
+
+The guest's own L4 is validated and never changed behind its back, but the processor walks a copy of its 512
+entries, which adds what belongs to the hypervisor:
+
+    slot 0..255     the guest's entries
+    slot 256        M2P, read-only                      (only where Xen gives it: kernel base pointers)
+    slot 260        the domain's own area: GDT and LDT of each vCPU, supervisor only
+    slot 272..511   the guest's entries
+
+There are two arrangements. In the *split* one, as on real hardware, kernel and user both run in ring 3 on
+two L4s, and every switch between them costs a TLB flush. In the *merged* one the kernel runs with CPL 1 on
+its own L4, whose upper half (and M2P) is supervisor-only at the top level; if the guest's user L4 has the
+same lower half, the user runs with CPL 3 on that very table, and no flush is needed. `merge_allowed` says
+when. The rest of the hypervisor sees no difference.
+
+Copies are cached for a bounded number of L4s and follow every approved change.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+import numpy as np
+
+from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
+from pyhv.address import Mfn
+from pyhv.cpu.ram import Ram
+from pyhv.mmu.frames import INVALID_M2P, FrameTable
+
+SPLIT_USER: Final = 0
+SPLIT_KERNEL: Final = 1
+MERGED: Final = 2
+
+M2P_SLOT: Final = 256
+DOMAIN_SLOT: Final = 260
+DOMAIN_AREA: Final = 0xFFFF_8200_0000_0000
+VCPU_AREA_SIZE: Final = 0x20000
+"""Per vCPU: 16 pages of GDT, then 16 pages of LDT."""
+LDT_AREA: Final = 0x10000
+CACHE_FRAMES: Final = 32
+
+_SUPERVISOR_RW: Final = PTE_P | PTE_RW | PTE_A | PTE_D
+_HIGH = slice(272, 512)
+_LOW = slice(0, 256)
+_US = np.uint64(PTE_US)
+
+
+class MachineToPhysical:
+    """The M2P: one 64-bit PFN for every frame of the machine, and the tables that map it in slot 256."""
+
+    def __init__(self, ram: Ram, frames: FrameTable) -> None:
+        pages = (frames.count * 8 + 4095) >> 12
+        first, *rest = frames.allocate_xen(pages)
+        assert not rest or rest[-1] == first + pages - 1
+        self.frames = [first, *rest]
+        self.table = ram.q[first << 9 : (first << 9) + frames.count]
+        ram.tables[first : first + pages] = INVALID_M2P
+        frames.m2p = self.table
+        leaf = PTE_P | PTE_US | PTE_A | PTE_NX
+        upper = PTE_P | PTE_US | PTE_A
+        l1s = frames.allocate_xen((pages + 511) >> 9)
+        for index, mfn in enumerate(self.frames):
+            ram.q[l1s[index >> 9] << 9 | index & 511] = mfn << 12 | leaf
+        (l2,) = frames.allocate_xen()
+        for index, l1 in enumerate(l1s):
+            ram.q[l2 << 9 | index] = l1 << 12 | upper
+        (l3,) = frames.allocate_xen()
+        ram.q[l3 << 9] = l2 << 12 | upper
+        self.user_entry = l3 << 12 | upper
+        self.supervisor_entry = self.user_entry & ~PTE_US
+
+
+class DomainArea:
+    """The domain's slice of hypervisor address space: GDT and LDT windows of its vCPUs."""
+
+    def __init__(self, ram: Ram, frames: FrameTable, vcpus: int) -> None:
+        self.ram = ram
+        self._tables = frames.allocate_xen(2 + (vcpus + 15) // 16)
+        l3, l2, *self._l1s = self._tables
+        upper = _SUPERVISOR_RW
+        ram.q[l3 << 9] = l2 << 12 | upper
+        for index, l1 in enumerate(self._l1s):
+            ram.q[l2 << 9 | index] = l1 << 12 | upper
+        self.entry = l3 << 12 | upper
+
+    @staticmethod
+    def address(vcpu: int) -> int:
+        """Linear address of a vCPU's GDT; its LDT is `LDT_AREA` above."""
+        return DOMAIN_AREA + vcpu * VCPU_AREA_SIZE
+
+    def map(self, vcpu: int, page: int, mfn: int | None, *, writable: bool = True) -> None:
+        """Map page 0..31 of a vCPU's window to a frame, or unmap it. The caller flushes."""
+        index = vcpu * 32 + page
+        entry = 0 if mfn is None else mfn << 12 | PTE_P | PTE_A | PTE_D | (PTE_RW if writable else 0) | PTE_NX
+        self.ram.q[self._l1s[index >> 9] << 9 | index & 511] = entry
+
+    def mapped(self, vcpu: int, page: int) -> int | None:
+        """Frame mapped at a page of the window, None if none is."""
+        index = vcpu * 32 + page
+        entry = self.ram.q[self._l1s[index >> 9] << 9 | index & 511]
+        return (entry & 0x000F_FFFF_FFFF_F000) >> 12 if entry & PTE_P else None
+
+    def release(self, frames: FrameTable) -> None:
+        """Free the area's own tables."""
+        for mfn in self._tables:
+            frames.put(mfn)
+
+
+class L4Cache:
+    """Hardware L4s of one domain."""
+
+    def __init__(self, ram: Ram, frames: FrameTable, m2p: MachineToPhysical, area: DomainArea) -> None:
+        self.ram = ram
+        self.m2p = m2p
+        self.area = area
+        self._free = frames.allocate_xen(CACHE_FRAMES)
+        self._copies: OrderedDict[tuple[int, int], Mfn] = OrderedDict()
+        self.generation = 0
+        """Grows with every change of an L4 entry: `merge_allowed` must be asked again."""
+
+    def hardware_l4(self, l4: int, variant: int) -> Mfn:
+        """The frame to load into CR3 for the guest table `l4`."""
+        key = (l4, variant)
+        copy = self._copies.get(key)
+        if copy is None:
+            if self._free:
+                copy = self._free.pop()
+            else:
+                _, copy = self._copies.popitem(last=False)
+            self._copies[key] = copy
+            self._fill(l4, variant, copy)
+        else:
+            self._copies.move_to_end(key)
+        return copy
+
+    def _fill(self, l4: int, variant: int, copy: int) -> None:
+        tables = self.ram.tables
+        row = tables[copy]
+        row[:] = tables[l4]
+        row[256:272] = 0
+        row[DOMAIN_SLOT] = self.area.entry
+        if variant == MERGED:
+            row[_HIGH] &= ~_US
+            row[M2P_SLOT] = self.m2p.supervisor_entry
+        elif variant == SPLIT_KERNEL:
+            row[M2P_SLOT] = self.m2p.user_entry
+
+    def entry_changed(self, l4: int, slot: int, entry: int) -> None:
+        """An approved change of a guest L4: let the copies follow."""
+        self.generation += 1
+        for variant in (SPLIT_USER, SPLIT_KERNEL, MERGED):
+            copy = self._copies.get((l4, variant))
+            if copy is not None:
+                high = variant == MERGED and slot >= 272
+                self.ram.q[copy << 9 | slot] = entry & ~PTE_US if high else entry
+
+    def drop(self, l4: int) -> None:
+        """The guest table is no longer an L4."""
+        self.generation += 1
+        for variant in (SPLIT_USER, SPLIT_KERNEL, MERGED):
+            copy = self._copies.pop((l4, variant), None)
+            if copy is not None:
+                self._free.append(copy)
+
+    def merge_allowed(self, kernel: int, user: int) -> bool:
+        """Whether the user may run on the kernel's table: another L4 with an equal lower half."""
+        if user in (0, kernel):
+            return False
+        tables = self.ram.tables
+        return bool(np.array_equal(tables[kernel][_LOW], tables[user][_LOW]))
+
+    def release(self, frames: FrameTable) -> None:
+        """Free all copies."""
+        for mfn in [*self._free, *self._copies.values()]:
+            frames.put(mfn)
+        self._free.clear()
+        self._copies.clear()

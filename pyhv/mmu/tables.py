@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Direct paging: a guest writes its own page tables, the hypervisor approves every entry.
+
+Rules and error codes are those of Xen 4.17 for a 64-bit PV guest (`xen/include/public/xen.h`, section
+"MMU update requests", and the behaviour of `mmu_update`). An entry is approved by *taking references* on
+what it points to; a table is promoted by approving all its present entries, and demoted, when its last type
+reference goes, by dropping them again:
+
+    entry in      with      takes on its target
+    L1            RW        a writable reference          refused while the target is a table
+    L1            no RW     a general reference           any type may be looked at
+    L2, L3, L4              a reference of type L1, L2, L3
+    L2, L3, L4    no RW     a linear reference: the target is a table of the same level
+
+What the guest reads back differs a little from what it wrote: 64-bit PV kernels share ring 3 with their
+users, so every present entry gets US, and a leaf given without US is marked with bit 52.
+
+This module changes frames and tables. Which mapping the processor uses is `paging.py`; flushing is asked
+for (`flush`) and done by whoever runs the vCPU.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.abi.errno import Errno
+from pyhv.abi.x86 import (
+    PTE_A,
+    PTE_AVAIL,
+    PTE_D,
+    PTE_G,
+    PTE_GUEST_KERNEL,
+    PTE_MFN_MASK,
+    PTE_NX,
+    PTE_P,
+    PTE_PAT,
+    PTE_PCD,
+    PTE_PSE,
+    PTE_PWT,
+    PTE_RW,
+    PTE_SOFT_HIGH,
+    PTE_US,
+)
+from pyhv.address import Mfn
+from pyhv.errors import XenError
+from pyhv.mmu.frames import L1, L2, L4, NONE, TYPE_NAMES, WRITABLE, FrameTable
+from pyhv.mmu.memory import GuestMemory, PhysicalMemory
+from pyhv.mmu.paging import L4Cache
+
+L1_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PAT
+UPPER_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PSE | PTE_G
+HARMLESS: Final = PTE_NX | PTE_AVAIL | PTE_SOFT_HIGH | PTE_G | PTE_D | PTE_A | PTE_US
+"""Bits that may change without a new approval, the frame being the same."""
+MFN_ALL_ONES: Final = PTE_MFN_MASK >> 12
+XEN_SLOTS: Final = range(256, 272)
+FIRST_GUEST_SLOT_ABOVE: Final = 272
+
+_u64 = np.uint64
+
+
+class PageTables:
+    """The page tables of one domain.
+
+    `flush` asks for a TLB flush before the guest runs on; `stale` says that some mapping was narrowed
+    without one, so that a frame must not change its use before the next.
+    """
+
+    def __init__(
+        self, domid: int, frames: FrameTable, physical: PhysicalMemory, memory: GuestMemory, cache: L4Cache
+    ) -> None:
+        self.domid = domid
+        self.frames = frames
+        self.physical = physical
+        self.memory = memory
+        self.cache = cache
+        self.ram = physical.ram
+        self.flush = False
+        self.stale = False
+        self.updates = 0
+        """Entries changed since the domain was created, for the statistics."""
+
+    def flushed(self) -> None:
+        """The TLB has just been flushed."""
+        self.flush = self.stale = False
+
+    # -- leaf entries ------------------------------------------------------------------------------------
+
+    @staticmethod
+    def adjust_leaf(entry: int) -> int:
+        """What a present leaf looks like after approval."""
+        if not entry & PTE_US:
+            entry |= PTE_US | PTE_GUEST_KERNEL
+        return entry if entry & PTE_GUEST_KERNEL else entry | PTE_G
+
+    def _check_target(self, entry: int) -> int:
+        """The frame that a leaf may point to, or the refusal: EINVAL, EPERM, EBUSY."""
+        mfn = (entry & PTE_MFN_MASK) >> 12
+        if not 0 < mfn < self.frames.count:
+            if mfn == MFN_ALL_ONES:
+                raise XenError(Errno.EINVAL, "leaf entry with an invalid frame number")
+            raise XenError(Errno.EPERM, f"leaf entry points to mfn {mfn:#x}, which is not RAM")
+        if self.frames.owner[mfn] != self.domid:
+            raise XenError(Errno.EBUSY, f"leaf entry points to {self.frames.describe(mfn)}, not the guest's own")
+        return mfn
+
+    def _get_leaf(self, entry: int) -> None:
+        """Take what a present, adjusted leaf needs."""
+        mfn = self._check_target(entry)
+        frames = self.frames
+        if entry & PTE_RW:
+            if not frames.get_writable(mfn):
+                raise XenError(Errno.EBUSY, f"writable mapping of {frames.describe(mfn)}")
+        else:
+            frames.refs[mfn] += 1
+        if not entry & PTE_NX:
+            frames.exec_count[mfn] += 1
+            frames.code[mfn] = 1
+
+    def _put_leaf(self, entry: int) -> None:
+        """Drop what a present leaf held."""
+        mfn = (entry & PTE_MFN_MASK) >> 12
+        frames = self.frames
+        self.stale = True
+        if not entry & PTE_NX:
+            frames.exec_count[mfn] -= 1
+        if entry & PTE_RW:
+            frames.type_count[mfn] -= 1
+        frames.put(mfn)
+
+    def update_l1(self, address: int, new: int, preserve_ad: bool = False) -> None:
+        """Replace the L1 entry at a machine address inside a frame of type L1."""
+        q = self.ram.q
+        at = address >> 3
+        old = q[at]
+        if new & PTE_P:
+            if new & L1_FORBIDDEN:
+                raise XenError(Errno.EINVAL, f"leaf entry {new:#x} sets cache attributes")
+            new = self.adjust_leaf(new)
+            if old & PTE_P and not (old ^ new) & ~HARMLESS:
+                if (old ^ new) & PTE_NX:
+                    self._change_execute((new & PTE_MFN_MASK) >> 12, not new & PTE_NX)
+                if old & ~new & (PTE_A | PTE_D | PTE_US) or ~old & new & PTE_NX:
+                    self.stale = True
+                old = 0
+            else:
+                self._get_leaf(new)
+            if preserve_ad:
+                new |= q[at] & (PTE_A | PTE_D)
+        q[at] = new
+        self.updates += 1
+        self.memory.forget()
+        if self.frames.code[address >> 12]:
+            self.physical.code_written(address >> 12)
+        if old & PTE_P:
+            self._put_leaf(old)
+
+    def _change_execute(self, mfn: int, executable: bool) -> None:
+        if executable:
+            self.frames.exec_count[mfn] += 1
+            self.frames.code[mfn] = 1
+        else:
+            self.frames.exec_count[mfn] -= 1
+
+    # -- upper entries -----------------------------------------------------------------------------------
+
+    def _get_upper(self, table: int, level: int, entry: int) -> None:
+        """Take what a present entry of an L2, L3 or L4 table needs."""
+        if entry & UPPER_FORBIDDEN:
+            raise XenError(Errno.EINVAL, f"L{level} entry {entry:#x} has bits that no guest may set")
+        mfn = (entry & PTE_MFN_MASK) >> 12
+        frames = self.frames
+        if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid:
+            raise XenError(Errno.EINVAL, f"L{level} entry points to {frames.describe(mfn)}")
+        if mfn == table or (frames.type_count[mfn] and frames.type[mfn] == level):
+            self._get_linear(table, level, mfn, entry)
+        else:
+            self.get_table(mfn, level - 1)
+
+    def _get_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
+        """Approve a same-level entry: read-only, and never a chain of them."""
+        frames = self.frames
+        if entry & PTE_RW:
+            raise XenError(Errno.EINVAL, f"writable linear L{level} entry")
+        if mfn == table:
+            return
+        if frames.linear_out[mfn] or frames.linear_in[table]:
+            raise XenError(Errno.EINVAL, f"linear L{level} entry to a table with linear entries")
+        frames.linear_out[table] += 1
+        frames.linear_in[mfn] += 1
+        frames.type_count[mfn] += 1
+        frames.refs[mfn] += 1
+
+    def _put_upper(self, table: int, level: int, entry: int) -> None:
+        """Drop what a present upper entry held."""
+        mfn = (entry & PTE_MFN_MASK) >> 12
+        if mfn == table:
+            return
+        if self.frames.type[mfn] == level:
+            self.frames.linear_out[table] -= 1
+            self.frames.linear_in[mfn] -= 1
+        self.put_table(mfn)
+
+    def update_upper(self, address: int, level: int, new: int, preserve_ad: bool = False) -> None:
+        """Replace an entry of an L2, L3 or L4 table."""
+        table, slot = address >> 12, address >> 3 & 511
+        if level == L4 and slot in XEN_SLOTS:
+            raise XenError(Errno.EINVAL, f"L4 slot {slot} belongs to the hypervisor")
+        q = self.ram.q
+        at = address >> 3
+        old = q[at]
+        if new & PTE_P:
+            if new & UPPER_FORBIDDEN:
+                raise XenError(Errno.EINVAL, f"L{level} entry {new:#x} has bits that no guest may set")
+            new |= PTE_US | PTE_A if level == L4 else PTE_US
+            if old & PTE_P and not (old ^ new) & ~HARMLESS:
+                old = 0
+            else:
+                self._get_upper(table, level, new)
+            if preserve_ad:
+                new |= q[at] & (PTE_A | PTE_D)
+        q[at] = new
+        self.updates += 1
+        self.memory.forget()
+        if self.frames.code[table]:
+            self.physical.code_written(table)
+        if level == L4:
+            self.cache.entry_changed(table, slot, new)
+        self.flush = True
+        if old & PTE_P:
+            self._put_upper(table, level, old)
+
+    # -- whole tables ------------------------------------------------------------------------------------
+
+    def get_table(self, mfn: int, level: int) -> None:
+        """Take a reference of type `level` on a frame of the domain, promoting it if it is the first."""
+        frames = self.frames
+        if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid:
+            raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} cannot be an L{level}: not the guest's own")
+        if frames.type_count[mfn] == 0:
+            self._promote(mfn, level)
+        elif frames.type[mfn] != level:
+            raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} cannot be an L{level}")
+        else:
+            frames.type_count[mfn] += 1
+        frames.refs[mfn] += 1
+
+    def put_table(self, mfn: int) -> None:
+        """Drop a table reference; the last type reference demotes the frame."""
+        frames = self.frames
+        left = frames.type_count[mfn] - 1
+        frames.type_count[mfn] = left
+        if left == 0:
+            self._demote(mfn, frames.type[mfn])
+        frames.put(mfn)
+
+    def _promote(self, mfn: int, level: int) -> None:
+        frames = self.frames
+        if self.stale:
+            self.flush = True
+        frames.type[mfn] = level
+        frames.type_count[mfn] = 1
+        self.memory.forget()
+        try:
+            if level == L1:
+                self._validate_l1(mfn)
+            else:
+                self._validate_upper(mfn, level)
+        except XenError:
+            frames.type[mfn] = NONE
+            frames.type_count[mfn] = 0
+            raise
+        if frames.code[mfn]:
+            self.physical.code_written(mfn)
+
+    def _demote(self, mfn: int, level: int) -> None:
+        self.memory.forget()
+        self.flush = True
+        if level == L1:
+            self._invalidate_l1(mfn)
+        elif level in TYPE_NAMES and L2 <= level <= L4:
+            if level == L4:
+                self.cache.drop(mfn)
+            row = self.ram.tables[mfn]
+            for slot in np.flatnonzero(row & _u64(PTE_P)).tolist():
+                self._put_upper(mfn, level, int(row[slot]))
+        self.frames.type[mfn] = NONE
+
+    def _validate_upper(self, mfn: int, level: int) -> None:
+        row = self.ram.tables[mfn]
+        if level == L4:
+            row[XEN_SLOTS.start : XEN_SLOTS.stop] = 0
+        extra = PTE_US | PTE_A if level == L4 else PTE_US
+        taken: list[int] = []
+        try:
+            for slot in np.flatnonzero(row & _u64(PTE_P)).tolist():
+                entry = int(row[slot]) | extra
+                self._get_upper(mfn, level, entry)
+                taken.append(entry)
+                row[slot] = entry
+        except XenError:
+            for entry in taken:
+                self._put_upper(mfn, level, entry)
+            raise
+
+    def _validate_l1(self, mfn: int) -> None:
+        """Approve a whole L1 at once; Xen goes entry by entry, so the first bad one gives the errno."""
+        frames = self.frames
+        row = self.ram.tables[mfn]
+        slots = np.flatnonzero(row & _u64(PTE_P))
+        if not slots.size:
+            return
+        entries = row[slots]
+        targets = ((entries & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)
+        writable = (entries & _u64(PTE_RW)) != 0
+        fine = bool(targets.max() < frames.count) and not (entries & _u64(L1_FORBIDDEN)).any()
+        if fine:
+            free_to_write = (frames.type_count_np[targets] == 0) | (frames.type_np[targets] == WRITABLE)
+            fine = bool(((frames.owner_np[targets] == self.domid) & (free_to_write | ~writable)).all())
+        if not fine:
+            self._refuse_l1(entries.tolist())
+        to_write = targets[writable]
+        frames.type_np[to_write] = WRITABLE
+        np.add.at(frames.type_count_np, to_write, 1)
+        np.add.at(frames.refs_np, targets, 1)
+        executable = targets[(entries & _u64(PTE_NX)) == 0]
+        if executable.size:
+            np.add.at(frames.exec_count_np, executable, 1)
+            frames.code_np[executable] = 1
+        row[slots] = self._adjust_leaves(entries)
+
+    @staticmethod
+    def _adjust_leaves(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """`adjust_leaf` for many."""
+        supervisor = (entries & _u64(PTE_US)) == 0
+        entries = np.where(supervisor, entries | _u64(PTE_US | PTE_GUEST_KERNEL), entries)
+        user = (entries & _u64(PTE_GUEST_KERNEL)) == 0
+        return np.where(user, entries | _u64(PTE_G), entries)
+
+    def _refuse_l1(self, entries: list[int]) -> None:
+        """Raise the refusal of the first entry that cannot be approved."""
+        for entry in entries:
+            if entry & L1_FORBIDDEN:
+                raise XenError(Errno.EINVAL, f"leaf entry {entry:#x} sets cache attributes")
+            mfn = self._check_target(entry)
+            if entry & PTE_RW and self.frames.type_count[mfn] and self.frames.type[mfn] != WRITABLE:
+                raise XenError(Errno.EBUSY, f"writable mapping of {self.frames.describe(mfn)}")
+        raise AssertionError("a table was refused without a cause")
+
+    def _invalidate_l1(self, mfn: int) -> None:
+        """Drop the references of all entries of an L1."""
+        frames = self.frames
+        row = self.ram.tables[mfn]
+        entries = row[(row & _u64(PTE_P)) != 0]
+        if not entries.size:
+            return
+        self.stale = True
+        targets = ((entries & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)
+        np.subtract.at(frames.type_count_np, targets[(entries & _u64(PTE_RW)) != 0], 1)
+        np.subtract.at(frames.exec_count_np, targets[(entries & _u64(PTE_NX)) == 0], 1)
+        again, counts = np.unique(targets, return_counts=True)
+        left = frames.refs_np[again] - counts.astype(np.uint32)
+        frames.refs_np[again] = np.maximum(left, 1)
+        for dead in again[left == 0].tolist():
+            frames.put(dead)
+
+    # -- pinning -----------------------------------------------------------------------------------------
+
+    def pin(self, mfn: int, level: int) -> None:
+        """Keep a frame a table of `level` until it is unpinned."""
+        self.get_table(mfn, level)
+        if self.frames.pinned[mfn]:
+            self.put_table(mfn)
+            raise XenError(Errno.EINVAL, f"{self.frames.describe(mfn)} is pinned already")
+        self.frames.pinned[mfn] = 1
+
+    def unpin(self, mfn: int) -> None:
+        """Undo `pin`."""
+        frames = self.frames
+        if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid or not frames.pinned[mfn]:
+            raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} is not pinned")
+        frames.pinned[mfn] = 0
+        self.put_table(mfn)
+
+    def write_plain(self, address: int, value: int) -> None:
+        """Store into an own frame that is no table (an untyped frame being prepared as one)."""
+        frames = self.frames
+        mfn = Mfn(address >> 12)
+        if not frames.get_writable(mfn):
+            raise XenError(Errno.EINVAL, f"store into {frames.describe(mfn)}")
+        self.physical.write_u64(address, value)
+        frames.put_writable(mfn)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The scheduler interface: what a scheduler is told, and what it answers.
+
+A scheduler is a pure state machine. Everything it knows came in through a call, all its time came in as
+`now` (nanoseconds of system time, never decreasing), and it has no other source of change: the same calls
+give the same decisions. It knows no registers, no engine and no clock.
+
+The life of a vCPU as a scheduler sees it, with the calls that move it:
+
+                add            wake               pick
+    (unknown) ──────► asleep ────────► runnable ────────► running ──► charge, charge, ... pick
+        ▲               ▲                 │  ▲               │
+        └── remove ─────┴───── sleep ─────┘  └── (next pick) ┴── yield_
+
+The machine's loop is five lines of it:
+
+    decision = scheduler.pick(now)
+    if decision.vcpu is None: let time pass until a timer, or `scheduler.next_event(now)`
+    run decision.vcpu for at most decision.slice_ns, or until it blocks or somebody must preempt it
+    scheduler.charge(decision.vcpu, what it used, now)
+    if it blocked: scheduler.sleep(decision.vcpu, now)
+
+Writing a scheduler: subclass `Scheduler`, implement the ten methods, add it to `pyhv.sched.SCHEDULERS`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from pyhv.errors import ConfigError
+
+VcpuName = tuple[int, int]
+"""(domid, vcpu_id): how schedulers, traces and people name a vCPU."""
+
+WEIGHT_MIN, WEIGHT_MAX, WEIGHT_DEFAULT = 1, 65535, 256
+"""A domain's share relative to the others', as in Xen's toolstack."""
+
+MILLISECOND = 1_000_000
+"""In nanoseconds, the unit of all times here."""
+
+
+class Schedulable(Protocol):
+    """What a scheduler asks of a vCPU: a name, and its domain's parameters when it joins."""
+
+    @property
+    def id(self) -> VcpuName:
+        """(domid, vcpu_id); unique on the machine."""
+
+    @property
+    def domid(self) -> int:
+        """The domain it belongs to; equals `id[0]`."""
+
+    @property
+    def weight(self) -> int:
+        """The domain's weight, 1..65535; read once, when the domain's first vCPU is added."""
+
+    @property
+    def cap(self) -> int:
+        """The domain's ceiling in percent of one pCPU; 0 is none. Read with `weight`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer of `pick`: run `vcpu` for at most `slice_ns` nanoseconds.
+
+    `vcpu` is None when nothing may run; `slice_ns` is then 0 and `next_event` says when to ask again.
+    """
+
+    vcpu: Schedulable | None
+    slice_ns: int
+
+
+IDLE = Decision(None, 0)
+"""Nothing may run now."""
+
+
+class Scheduler(ABC):
+    """Decides which vCPU each pCPU runs.
+
+    `now` never decreases from call to call. A vCPU that was never added, or was removed, is a caller's bug
+    and raises KeyError. Two vCPUs of one domain never run at once (a domain has one engine): with several
+    pCPUs, `pick` passes over a vCPU whose domain runs on another pCPU.
+    """
+
+    @abstractmethod
+    def add(self, vcpu: Schedulable) -> None:
+        """Take a new vCPU in, asleep. Raises ValueError if its id is known already."""
+
+    @abstractmethod
+    def remove(self, vcpu: Schedulable) -> None:
+        """Forget a vCPU, whatever it was doing; the last of a domain takes the domain's parameters along."""
+
+    @abstractmethod
+    def wake(self, vcpu: Schedulable, now: int) -> bool:
+        """Make a sleeping vCPU runnable (no effect on one that is awake).
+
+        Returns True if it should run before what a pCPU runs at present: the machine then ends that run,
+        charges it and picks again.
+        """
+
+    @abstractmethod
+    def sleep(self, vcpu: Schedulable, now: int) -> None:
+        """The vCPU blocked, polls, went down or was paused: do not pick it before it is woken."""
+
+    @abstractmethod
+    def yield_(self, vcpu: Schedulable, now: int) -> None:
+        """A running vCPU gives the rest of its slice to somebody else, once."""
+
+    @abstractmethod
+    def charge(self, vcpu: Schedulable, ns_run: int, now: int) -> None:
+        """The vCPU has just used `ns_run` nanoseconds of a pCPU, ending at `now`."""
+
+    @abstractmethod
+    def pick(self, now: int, pcpu: int = 0) -> Decision:
+        """Choose what `pcpu` runs from `now` on; what it ran before goes back among the runnable."""
+
+    @abstractmethod
+    def adjust(self, domid: int, weight: int, cap: int) -> None:
+        """Change a domain's parameters. Raises ConfigError (out of range) or KeyError (domid)."""
+
+    @abstractmethod
+    def next_event(self, now: int) -> int | None:
+        """When the answer of `pick` may change by time alone (absolute ns, > `now`); None: it will not.
+
+        A machine with nothing to run may sleep until then. None with nothing runnable means that only a
+        wake-up can bring work.
+        """
+
+    @abstractmethod
+    def parameters(self, domid: int) -> tuple[int, int]:
+        """The (weight, cap) in force for a domain. Raises KeyError for an unknown domid."""
+
+
+def check_parameters(weight: int, cap: int, pcpus: int = 1) -> tuple[int, int]:
+    """Return (weight, cap), or raise ConfigError with the range that was left."""
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+        raise ConfigError(
+            f"a scheduling weight of {weight} is out of range: use {WEIGHT_MIN} to {WEIGHT_MAX}"
+        )
+    if not 0 <= cap <= 100 * pcpus:
+        raise ConfigError(f"a scheduling cap of {cap} % is out of range: use 0 (no cap) to {100 * pcpus}")
+    return weight, cap

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The credit scheduler: Xen's credit1, with weights, caps and a boost for those who wait for I/O.
+
+Published as an algorithm in Xen's documentation ("Credit Scheduler"); the periods and limits are Xen's
+defaults. Where Xen samples who runs at each tick, this one also looks at the exact time used, which a machine
+with a virtual clock knows anyway. It knows no clock and no engine.
+
+    credit       CPU time a vCPU has earned and not used, in nanoseconds; running burns it 1:1
+    accounting   every 30 ms the pCPUs' time is dealt out by weight to the *active* vCPUs
+    priority     UNDER: credit left, OVER: none left, BOOST: was UNDER when it woke
+    parked       its domain has a cap and has run far enough beyond it: not picked until credit >= 0
+    active       earning: has been seen running at a tick, or in debt; leaves when it earned a full slice
+
+The run queue is one list, ordered by priority and first-come within one. `pick` takes its head; a vCPU whose
+slice ended goes behind its equals. So credit decides only which *class* a vCPU is in, and the classes
+change at each accounting: over many periods each gets its weight's share, within one it is round robin.
+"""
+
+import enum
+from dataclasses import dataclass, field
+
+from pyhv.sched.base import (
+    IDLE,
+    MILLISECOND,
+    Decision,
+    Schedulable,
+    Scheduler,
+    VcpuName,
+    check_parameters,
+)
+
+
+class Priority(enum.IntEnum):
+    """Classes of the run queue; the lower number runs first."""
+
+    BOOST = 0
+    UNDER = 1
+    OVER = 2
+
+
+@dataclass(slots=True, eq=False)
+class _Domain:
+    """Parameters and members of one domain."""
+
+    weight: int
+    cap: int
+    members: "list[_Entry]" = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One vCPU's account."""
+
+    vcpu: Schedulable
+    domain: _Domain
+    credit: int = 0
+    priority: Priority = Priority.UNDER
+    awake: bool = False
+    parked: bool = False
+    active: bool = False
+    yielded: bool = False
+    stint: int = 0
+    """Nanoseconds run since it was last picked from the queue."""
+
+
+def _share(total: int, part: int, whole: int) -> int:
+    """`total * part / whole`, rounded up."""
+    return -(-total * part // whole)
+
+
+class Credit(Scheduler):
+    """Xen's credit1. Times are nanoseconds; a weight is per vCPU of the domain, a cap for the whole domain.
+
+    `timeslice` is the longest run without a new decision and the accounting period; `ticks` is how many times
+    a period the running vCPU is looked at; `ratelimit` is how long a vCPU runs before another may preempt it.
+    """
+
+    def __init__(
+        self,
+        timeslice: int = 30 * MILLISECOND,
+        ticks: int = 3,
+        ratelimit: int = 1 * MILLISECOND,
+        pcpus: int = 1,
+    ) -> None:
+        if timeslice <= 0 or ticks <= 0 or ratelimit < 0 or pcpus <= 0 or ratelimit > timeslice:
+            raise ValueError("a credit scheduler needs positive periods, and a rate limit within the slice")
+        self.timeslice = timeslice
+        self.tick = timeslice // ticks
+        self.ratelimit = ratelimit
+        self.pcpus = pcpus
+        self._entries: dict[VcpuName, _Entry] = {}
+        self._domains: dict[int, _Domain] = {}
+        self._queue: list[_Entry] = []
+        self._running: dict[int, _Entry] = {}
+        self._next_accounting = timeslice
+        self._balance = 0
+        """Sum of the active vCPUs' credits after the last accounting."""
+
+    # ---- who takes part
+
+    def add(self, vcpu: Schedulable) -> None:
+        """Take a new vCPU in, asleep, with no credit."""
+        if vcpu.id in self._entries:
+            raise ValueError(f"vCPU {vcpu.id} is scheduled already")
+        domain = self._domains.get(vcpu.domid)
+        if domain is None:
+            domain = _Domain(*check_parameters(vcpu.weight, vcpu.cap, self.pcpus))
+            self._domains[vcpu.domid] = domain
+        entry = _Entry(vcpu, domain)
+        domain.members.append(entry)
+        self._entries[vcpu.id] = entry
+
+    def remove(self, vcpu: Schedulable) -> None:
+        """Forget a vCPU; its credit is gone."""
+        entry = self._entries.pop(vcpu.id)
+        self._withdraw(entry)
+        entry.domain.members.remove(entry)
+        if not entry.domain.members:
+            del self._domains[vcpu.domid]
+
+    def adjust(self, domid: int, weight: int, cap: int) -> None:
+        """Change a domain's parameters, from the next accounting on; without a cap nobody stays parked."""
+        domain = self._domains[domid]
+        domain.weight, domain.cap = check_parameters(weight, cap, self.pcpus)
+        if cap == 0:
+            for entry in domain.members:
+                self._unpark(entry)
+
+    def parameters(self, domid: int) -> tuple[int, int]:
+        """The (weight, cap) in force for a domain."""
+        domain = self._domains[domid]
+        return domain.weight, domain.cap
+
+    # ---- what vCPUs do
+
+    def wake(self, vcpu: Schedulable, now: int) -> bool:
+        """Make a sleeper runnable, boosted if it has credit; True if it outranks what runs."""
+        self._account_until(now)
+        entry = self._entries[vcpu.id]
+        if entry.awake:
+            return False
+        entry.awake = True
+        entry.yielded = False
+        if entry.parked:
+            return False
+        if entry.priority == Priority.UNDER:
+            entry.priority = Priority.BOOST
+        self._enqueue(entry)
+        return len(self._running) < self.pcpus or any(
+            entry.priority < running.priority for running in self._running.values()
+        )
+
+    def sleep(self, vcpu: Schedulable, now: int) -> None:
+        """Take a vCPU out of the competition; it keeps its credit, and goes on earning while active."""
+        self._account_until(now)
+        entry = self._entries[vcpu.id]
+        self._withdraw(entry)
+        entry.awake = False
+
+    def yield_(self, vcpu: Schedulable, now: int) -> None:
+        """Let the vCPU queue, this once, behind one of the next lower class too."""
+        self._entries[vcpu.id].yielded = True
+
+    def charge(self, vcpu: Schedulable, ns_run: int, now: int) -> None:
+        """Burn credit for a run that ended at `now`; a run across a tick ends a boost and starts earning."""
+        entry = self._entries[vcpu.id]
+        entry.credit -= ns_run
+        entry.stint += ns_run
+        if now // self.tick > (now - ns_run) // self.tick:
+            if entry.priority == Priority.BOOST:
+                entry.priority = Priority.UNDER
+            entry.active = True
+        # Xen finds debtors by sampling only; a guest that sleeps through every tick would run for free.
+        if entry.credit < 0:
+            entry.active = True
+        self._account_until(now)
+
+    # ---- decisions
+
+    def pick(self, now: int, pcpu: int = 0) -> Decision:
+        """Take the best of the run queue; a vCPU within its rate limit goes on undisturbed.
+
+        A slice never reaches beyond the next accounting, so that parking and unparking happen on time.
+        """
+        self._account_until(now)
+        current = self._running.pop(pcpu, None)
+        if current is not None:
+            if current.stint < self.ratelimit and not current.yielded:
+                self._running[pcpu] = current
+                return Decision(current.vcpu, self._slice(now, self.ratelimit - current.stint))
+            self._enqueue(current)
+        busy = {entry.vcpu.domid for entry in self._running.values()}
+        for entry in self._queue:
+            if entry.vcpu.domid not in busy:
+                self._queue.remove(entry)
+                entry.stint = 0
+                entry.yielded = False
+                self._running[pcpu] = entry
+                return Decision(entry.vcpu, self._slice(now, self.timeslice))
+        return IDLE
+
+    def next_event(self, now: int) -> int | None:
+        """The next accounting while anybody runs, waits or is parked awake; None when all sleep."""
+        self._account_until(now)
+        return self._next_accounting if any(entry.awake for entry in self._entries.values()) else None
+
+    def credit_of(self, vcpu: Schedulable) -> tuple[int, Priority, bool]:
+        """A vCPU's (credit in ns, priority, parked), for traces and lessons."""
+        entry = self._entries[vcpu.id]
+        return entry.credit, entry.priority, entry.parked
+
+    def _slice(self, now: int, longest: int) -> int:
+        return min(longest, self._next_accounting - now)
+
+    # ---- the run queue
+
+    def _enqueue(self, entry: _Entry) -> None:
+        """Insert behind all of the same or a better class, and after a yield behind one more."""
+        place = 0
+        while place < len(self._queue) and self._queue[place].priority <= entry.priority:
+            place += 1
+        if entry.yielded and place < len(self._queue):
+            place += 1
+        self._queue.insert(place, entry)
+
+    def _withdraw(self, entry: _Entry) -> None:
+        """Take a vCPU off the queue or off its pCPU."""
+        if entry in self._queue:
+            self._queue.remove(entry)
+        for pcpu, running in list(self._running.items()):
+            if running is entry:
+                del self._running[pcpu]
+
+    def _park(self, entry: _Entry) -> None:
+        if not entry.parked:
+            entry.parked = True
+            self._withdraw(entry)
+
+    def _unpark(self, entry: _Entry) -> None:
+        if entry.parked:
+            entry.parked = False
+            if entry.awake:
+                self._enqueue(entry)
+
+    # ---- accounting
+
+    def _account_until(self, now: int) -> None:
+        """Do every accounting that has become due. With nobody active, none changes a thing."""
+        while self._next_accounting <= now:
+            if any(entry.active for entry in self._entries.values()):
+                self._account()
+                self._next_accounting += self.timeslice
+            else:
+                self._balance = 0
+                missed = (now - self._next_accounting) // self.timeslice + 1
+                self._next_accounting += missed * self.timeslice
+
+    def _account(self) -> None:
+        """Deal one period's time out to the active vCPUs and sort them into their classes."""
+        active = [(domain, [e for e in domain.members if e.active]) for domain in self._domains.values()]
+        active = [(domain, entries) for domain, entries in active if entries]
+        # Domains whose peak binds come first: what they leave is dealt to those after them.
+        active.sort(
+            key=lambda pair: self._peak(pair[0], len(pair[1])) * 256 // (pair[0].weight * len(pair[1]))
+        )
+        weight_total = weight_left = sum(domain.weight * len(entries) for domain, entries in active)
+        # A negative balance means that more was used than dealt: deal more, or all would end in OVER.
+        debt = max(0, -self._balance)
+        pot = self.timeslice * self.pcpus + debt
+        self._balance = 0
+        for domain, entries in active:
+            weight = domain.weight * len(entries)
+            weight_left -= weight
+            peak = self._peak(domain, len(entries), _share(debt, weight, weight_total))
+            fair = _share(pot, weight, weight_total)
+            if fair > peak:
+                if weight_left:
+                    pot += _share(fair - peak, weight_total, weight_left)
+                fair = peak
+            for entry in entries:
+                self._settle(entry, _share(fair, 1, len(entries)), _share(self._cap(domain), 1, len(entries)))
+        self._queue.sort(key=lambda entry: entry.priority)
+
+    def _cap(self, domain: _Domain) -> int:
+        """A domain's ceiling per period in ns; 0 is none."""
+        return self.timeslice * domain.cap // 100
+
+    def _peak(self, domain: _Domain, vcpus: int, debt: int = 0) -> int:
+        """The most a domain can be dealt in one period: each vCPU can use one pCPU, and the cap holds."""
+        peak = self.timeslice * vcpus + debt
+        return min(peak, self._cap(domain)) if domain.cap else peak
+
+    def _settle(self, entry: _Entry, earned: int, cap: int) -> None:
+        """Pay a vCPU, and derive class, parking and activity; `cap` is its part of the domain's."""
+        entry.credit += earned
+        if entry.credit < 0:
+            entry.priority = Priority.OVER
+            if cap and entry.credit < -cap:
+                self._park(entry)
+            entry.credit = max(entry.credit, -self.timeslice)
+        else:
+            entry.priority = Priority.UNDER
+            self._unpark(entry)
+            if entry.credit > self.timeslice:
+                # It earns more than it uses: let it rest, with something in hand for when it comes back.
+                entry.active = False
+                entry.credit //= 2
+        self._balance += entry.credit

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Round robin: every runnable vCPU in turn, each for one slice. The smallest scheduler that is fair to hogs.
+
+The textbook algorithm, with no public specification to follow. It knows weights and caps only to report
+them: both are accepted and have no effect, and a woken vCPU waits for its turn like everybody else, which
+is what makes it worth comparing with `credit`.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from pyhv.sched.base import (
+    IDLE,
+    MILLISECOND,
+    Decision,
+    Schedulable,
+    Scheduler,
+    VcpuName,
+    check_parameters,
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    vcpu: Schedulable
+    awake: bool = False
+    used_ns: int = 0
+    """Of the present slice."""
+
+
+class RoundRobin(Scheduler):
+    """A queue. `slice_ns` is how long its head may run before it goes to the tail."""
+
+    def __init__(self, slice_ns: int = 10 * MILLISECOND) -> None:
+        if slice_ns <= 0:
+            raise ValueError("a slice must last at least one nanosecond")
+        self.slice_ns = slice_ns
+        self._entries: dict[VcpuName, _Entry] = {}
+        self._queue: deque[_Entry] = deque()
+        self._running: dict[int, _Entry] = {}
+        self._parameters: dict[int, tuple[int, int]] = {}
+
+    def add(self, vcpu: Schedulable) -> None:
+        """Take a new vCPU in, asleep."""
+        if vcpu.id in self._entries:
+            raise ValueError(f"vCPU {vcpu.id} is scheduled already")
+        if vcpu.domid not in self._parameters:
+            self._parameters[vcpu.domid] = check_parameters(vcpu.weight, vcpu.cap)
+        self._entries[vcpu.id] = _Entry(vcpu)
+
+    def remove(self, vcpu: Schedulable) -> None:
+        """Forget a vCPU."""
+        self._leave(self._entries.pop(vcpu.id))
+        if all(entry.vcpu.domid != vcpu.domid for entry in self._entries.values()):
+            del self._parameters[vcpu.domid]
+
+    def wake(self, vcpu: Schedulable, now: int) -> bool:
+        """Put a sleeping vCPU at the tail; it preempts nobody: True only for an idle pCPU."""
+        entry = self._entries[vcpu.id]
+        if entry.awake:
+            return False
+        entry.awake = True
+        self._queue.append(entry)
+        return not self._running
+
+    def sleep(self, vcpu: Schedulable, now: int) -> None:
+        """Take a vCPU out of the queue; what was left of its slice is lost."""
+        entry = self._entries[vcpu.id]
+        self._leave(entry)
+        entry.awake = False
+        entry.used_ns = 0
+
+    def yield_(self, vcpu: Schedulable, now: int) -> None:
+        """Count the vCPU's slice as used up."""
+        self._entries[vcpu.id].used_ns = self.slice_ns
+
+    def charge(self, vcpu: Schedulable, ns_run: int, now: int) -> None:
+        """Subtract from the present slice."""
+        self._entries[vcpu.id].used_ns += ns_run
+
+    def pick(self, now: int, pcpu: int = 0) -> Decision:
+        """Go on with the present vCPU while its slice lasts, else take the head of the queue."""
+        current = self._running.pop(pcpu, None)
+        if current is not None:
+            if current.used_ns < self.slice_ns:
+                self._queue.appendleft(current)
+            else:
+                current.used_ns = 0
+                self._queue.append(current)
+        busy = {entry.vcpu.domid for entry in self._running.values()}
+        for entry in self._queue:
+            if entry.vcpu.domid not in busy:
+                self._queue.remove(entry)
+                self._running[pcpu] = entry
+                # A slice that a yield marked as used while its owner was not running starts afresh.
+                entry.used_ns %= self.slice_ns
+                return Decision(entry.vcpu, self.slice_ns - entry.used_ns)
+        return IDLE
+
+    def adjust(self, domid: int, weight: int, cap: int) -> None:
+        """Remember the parameters; they have no effect here."""
+        if domid not in self._parameters:
+            raise KeyError(domid)
+        self._parameters[domid] = check_parameters(weight, cap)
+
+    def parameters(self, domid: int) -> tuple[int, int]:
+        """The (weight, cap) last set for a domain."""
+        return self._parameters[domid]
+
+    def next_event(self, now: int) -> int | None:
+        """None: time alone makes no vCPU runnable here."""
+        return None
+
+    def _leave(self, entry: _Entry) -> None:
+        """Take an entry off the queue or off its pCPU."""
+        if entry in self._queue:
+            self._queue.remove(entry)
+        for pcpu, running in list(self._running.items()):
+            if running is entry:
+                del self._running[pcpu]

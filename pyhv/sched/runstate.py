@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runstate accounting: where each vCPU's time went. A guest calls the RUNNABLE part *stolen* time.
+
+The states and the record are `struct vcpu_runstate_info` of the public header `vcpu.h`. This module knows no
+guest memory: who writes the record into a registered area, and when, is the hypercall layer's business.
+"""
+
+import enum
+from dataclasses import dataclass
+
+
+class State(enum.IntEnum):
+    """What a vCPU does, numbered as in the ABI."""
+
+    RUNNING = 0
+    RUNNABLE = 1
+    BLOCKED = 2
+    OFFLINE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RunstateRecord:
+    """`vcpu_runstate_info`: the state, the system time it was entered, and ns spent in each state."""
+
+    state: State
+    state_entry_time: int
+    time: tuple[int, int, int, int]
+
+
+class Runstate:
+    """The accumulated times of one vCPU. All times are ns of system time; `now` must not decrease."""
+
+    def __init__(self, state: State, now: int) -> None:
+        self.state = state
+        self.state_entry_time = now
+        self.times = [0, 0, 0, 0]
+
+    def change(self, state: State, now: int) -> None:
+        """Close the account of the present state and enter `state`; entering the same state is allowed."""
+        self.times[self.state] += max(0, now - self.state_entry_time)
+        self.state = state
+        self.state_entry_time = now
+
+    def recorded(self) -> RunstateRecord:
+        """The record as of the last change.
+
+        This is what a registered area holds: the guest itself adds the time since `state_entry_time`.
+        """
+        running, runnable, blocked, offline = self.times
+        return RunstateRecord(self.state, self.state_entry_time, (running, runnable, blocked, offline))
+
+    def snapshot(self, now: int) -> RunstateRecord:
+        """VCPUOP_get_runstate_info: the record, with the present state's time counted up to `now`."""
+        times = list(self.times)
+        times[self.state] += max(0, now - self.state_entry_time)
+        return RunstateRecord(self.state, self.state_entry_time, (times[0], times[1], times[2], times[3]))

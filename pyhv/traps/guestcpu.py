@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A vCPU on its engine: kernel and user mode, bounce frames, iret, segments, base pointers.
+
+A 64-bit PV guest has two modes, kernel and user, which the hardware does not know: the hypervisor switches
+between them. Into the kernel the way is always a *bounce frame* on the kernel's stack (Xen's traps, event
+upcalls and system calls all look alike):
+
+    low   rcx  r11  [error code]  rip  cs | mask << 32  rflags  rsp  ss   high
+
+and back to user mode (or elsewhere in the kernel) the iret hypercall, whose frame is
+
+    low   rax  r11  rcx  flags  rip  cs  rflags  rsp  ss                  high
+
+(public header `arch-x86/xen-x86_64.h`, `struct iret_context`). With each switch go the page tables
+(`mmu/paging.py`), the GS base and the stack. This module moves state; `dispatch.py` decides when.
+"""
+
+import struct
+
+from pyhv.abi.numbers import Assist
+from pyhv.abi.shared import VGCF_IN_SYSCALL
+from pyhv.abi.x86 import (
+    ERROR_CODE_VECTORS,
+    FLAG_AC,
+    FLAG_DF,
+    FLAG_IF,
+    FLAG_IOPL,
+    FLAG_NT,
+    FLAG_RF,
+    FLAG_TF,
+    FLAG_VM,
+    FLAT_RING3_CS64,
+    FLAT_RING3_DS,
+    GDT_GUEST_BYTES,
+    RESERVED_DESCRIPTORS,
+    Vector,
+)
+from pyhv.address import PAGE_SIZE, Mfn, is_canonical
+from pyhv.cpu import vmcb as v
+from pyhv.cpu.engine import Engine
+from pyhv.domain import Domain, Vcpu
+from pyhv.errors import GuestCrash, XenError
+from pyhv.mmu import descriptors
+from pyhv.mmu.descriptors import Segment
+from pyhv.mmu.frames import SEGDESC
+from pyhv.mmu.paging import LDT_AREA, MERGED, SPLIT_KERNEL, SPLIT_USER, DomainArea
+
+_FRAME = struct.Struct("<7Q")
+_FRAME_ERROR = struct.Struct("<8Q")
+_IRET = struct.Struct("<9Q")
+_IRET_FLAGS = 0x3D4DD5
+"""RFLAGS bits that an iret frame may set: CF PF AF ZF SF TF DF OF NT RF AC VIF VIP ID."""
+_DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
+_HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
+CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
+DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
+FLAT_LIMIT = 0xFFFF_FFFF
+
+
+class GuestCpu:
+    """The current vCPU of one domain, as its engine runs it."""
+
+    def __init__(self, domain: Domain, engine: Engine) -> None:
+        self.domain = domain
+        self.engine = engine
+        self.vmcb = engine.vmcb
+        self.tables = domain.tables
+        self.memory = domain.memory
+        self.vcpu = domain.vcpus[0]
+        self.bounces = 0
+
+    # -- loading -----------------------------------------------------------------------------------------
+
+    def load(self, vcpu: Vcpu) -> None:
+        """Put a vCPU on the engine, taking the other one off."""
+        previous = self.domain.loaded
+        if previous is vcpu:
+            return
+        raw = self.vmcb.raw
+        if previous is not None:
+            self.normalise_flags()
+            previous.registers = bytes(raw)
+        if vcpu.registers is not None:
+            raw[:] = vcpu.registers
+        self.domain.loaded = self.vcpu = vcpu
+        self.memory.use(vcpu.kernel_l4)
+        base = DomainArea.address(vcpu.number)
+        self.vmcb.set_system_table(v.GDT_OFFSET, base, 0xFFFF)
+        self.load_ldtr()
+        self.tables.flush = True
+        self.arrange()
+
+    def normalise_flags(self) -> None:
+        """Compute the lazy flags into the state block, so that it can be saved or shown."""
+        self.vmcb.set_rflags(self.engine.rflags())
+
+    def load_ldtr(self) -> None:
+        """Point the hardware LDTR at the vCPU's LDT window; pages come in on first use."""
+        vcpu = self.vcpu
+        base = DomainArea.address(vcpu.number) + LDT_AREA
+        limit = vcpu.ldt_entries * 8 - 1 if vcpu.ldt_entries else 0
+        selector = 0xE058 if vcpu.ldt_entries else 0
+        self.vmcb.set_system_table(v.LDT_OFFSET, base, limit, selector, 0x8200)
+
+    # -- page tables -------------------------------------------------------------------------------------
+
+    def arrange(self) -> None:
+        """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
+        vcpu, vmcb = self.vcpu, self.vmcb
+        cache = self.domain.cache
+        if vcpu.merge_known != cache.generation:
+            vcpu.merge_known = cache.generation
+            vcpu.merged = cache.merge_allowed(vcpu.kernel_l4, vcpu.user_l4)
+        if vcpu.merged and not vcpu.force_split:
+            cr3 = cache.hardware_l4(vcpu.kernel_l4, MERGED) << 12
+            cpl = 1 if vcpu.in_kernel else 3
+        elif vcpu.in_kernel:
+            cr3 = cache.hardware_l4(vcpu.kernel_l4, SPLIT_KERNEL) << 12
+            cpl = 3
+        else:
+            cr3 = cache.hardware_l4(vcpu.user_l4, SPLIT_USER) << 12
+            cpl = 3
+        if vmcb.q[v.CR + 3] != cr3:
+            vmcb.q[v.CR + 3] = cr3
+            self.tables.flush = True
+        vmcb.d[v.HFLAGS] = vmcb.d[v.HFLAGS] & ~3 & v.MINUS_ONE | cpl
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether kernel and user share one hardware table right now."""
+        return self.vcpu.merged and not self.vcpu.force_split
+
+    def new_base_pointers(self) -> None:
+        """A base pointer changed: merge anew at the end of this exit."""
+        self.vcpu.merge_known = -1
+        self.memory.use(self.vcpu.kernel_l4)
+        self.arrange()
+
+    def split_until_mode_change(self) -> None:
+        """Use the guest's real tables in ring 3, as hardware would, until the mode changes."""
+        self.vcpu.force_split = True
+        self.arrange()
+
+    def _change_mode(self, to_kernel: bool) -> None:
+        vcpu, q = self.vcpu, self.vmcb.q
+        vcpu.in_kernel = to_kernel
+        gs = v.SEG_BASE[v.GS]
+        q[gs], vcpu.other_gs_base = vcpu.other_gs_base, q[gs]
+        if vcpu.merged and not vcpu.force_split and vcpu.merge_known == self.domain.cache.generation:
+            return  # same table; the caller sets CPL with the rest of hflags
+        vcpu.force_split = False
+        self.arrange()
+
+    def _hardware_cpl(self) -> int:
+        vcpu = self.vcpu
+        return 1 if vcpu.in_kernel and vcpu.merged and not vcpu.force_split else 3
+
+    # -- into the kernel ---------------------------------------------------------------------------------
+
+    def bounce(
+        self,
+        address: int,
+        masks: bool,
+        error: int | None = None,
+        *,
+        flat: bool = False,
+        frame: tuple[int, int, int, int] | None = None,
+    ) -> None:
+        """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
+
+        `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). Crashes the domain when there is no
+        handler or no stack.
+        """
+        vcpu, vmcb = self.vcpu, self.vmcb
+        q, d = vmcb.q, vmcb.d
+        if address == 0:
+            raise GuestCrash("an event or exception has no handler")
+        rflags = self.engine.rflags()
+        raw, info = self.domain.ram.raw, vcpu.info
+        masked = raw[info + 1]
+        if vcpu.in_kernel:
+            cs, stack = d[v.SEG_SEL[v.CS]] & 0xFFFC, q[v.RSP]
+        else:
+            cs, stack = d[v.SEG_SEL[v.CS]] & 0xFFFF, vcpu.kernel_sp
+        if frame is not None:
+            rip, cs, rsp, ss = frame
+        elif flat:
+            rip, cs, rsp, ss = q[v.RIP], FLAT_RING3_CS64, q[v.RSP], FLAT_RING3_DS
+        else:
+            rip, rsp, ss = q[v.RIP], q[v.RSP], d[v.SEG_SEL[v.SS]] & 0xFFFF
+        if masked:
+            cs |= 1 << 32
+        saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL) | (0 if masked else FLAG_IF)
+        if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+            saved_flags |= vcpu.iopl << 12
+        if not vcpu.in_kernel:
+            self._change_mode(to_kernel=True)
+        size = 56 if error is None else 64
+        stack = (stack & ~15) - size
+        if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
+            raise GuestCrash(f"a bounce frame at {stack & (1 << 64) - 1:#x} would be in the hypervisor's area")
+        try:
+            if stack & 0xFFF <= PAGE_SIZE - size:
+                at = self.memory.for_write(stack)
+                if error is None:
+                    _FRAME.pack_into(raw, at, q[v.RCX], q[v.R11], rip, cs, saved_flags, rsp, ss)
+                else:
+                    _FRAME_ERROR.pack_into(raw, at, q[v.RCX], q[v.R11], error, rip, cs, saved_flags, rsp, ss)
+                if self.domain.physical.frames.code[at >> 12]:
+                    self.domain.physical.code_written(at >> 12)
+            else:
+                words = [q[v.RCX], q[v.R11], rip, cs, saved_flags, rsp, ss]
+                if error is not None:
+                    words.insert(2, error)
+                self.memory.write(stack, struct.pack(f"<{len(words)}Q", *words))
+        except XenError as refusal:
+            raise GuestCrash(f"no kernel stack for a bounce frame: {refusal.why}") from refusal
+        if masks:
+            raw[info + 1] = 1
+        rflags &= ~_DROPPED_ON_ENTRY
+        if flat:
+            rflags &= ~FLAG_DF
+        q[v.RSP] = stack
+        q[v.RIP] = q[v.RCX] = address
+        q[v.R11] = rflags
+        vmcb.set_rflags(rflags)
+        self._flat_segments()
+        self.bounces += 1
+
+    def _flat_segments(self) -> None:
+        """Kernel code and stack segments, and 64-bit hflags at the hardware level for the mode."""
+        vmcb = self.vmcb
+        d = vmcb.d
+        if not d[v.HFLAGS] & v.HF_CS64:
+            vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
+            vmcb.set_segment(v.SS, FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
+        else:
+            d[v.SEG_SEL[v.CS]] = FLAT_RING3_CS64
+            d[v.SEG_FLAGS[v.CS]] = CODE64_FLAGS
+            d[v.SEG_SEL[v.SS]] = FLAT_RING3_DS
+            d[v.SEG_FLAGS[v.SS]] = DATA_FLAGS
+        d[v.HFLAGS] = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
+
+    def raise_exception(self, vector: int, error: int = 0) -> None:
+        """Deliver an exception to the guest's handler; RIP is at the faulting instruction."""
+        address, flags = self.vcpu.traps[vector]
+        if address == 0:
+            raise GuestCrash(
+                f"exception {Vector(vector).name if vector in Vector._value2member_map_ else vector}"
+                f" (error code {error:#x}) without a handler"
+            )
+        self.bounce(address, bool(flags & 4), error if vector in ERROR_CODE_VECTORS else None)
+
+    def raise_page_fault(self, address: int, error: int) -> None:
+        """Deliver #PF: the address goes to vcpu_info.cr2, where the guest looks for it."""
+        self.vcpu.cr2 = address
+        self.vmcb.q[v.CR + 2] = address
+        self.raise_exception(Vector.PF, error)
+
+    def deliver_event(self) -> None:
+        """Call the event callback if an unmasked event is pending."""
+        vcpu = self.vcpu
+        if vcpu.nmi_pending:
+            address, flags = vcpu.traps[Vector.NMI]
+            vcpu.nmi_pending = False
+            if address:
+                self.bounce(address, bool(flags & 4))
+        if vcpu.event_deliverable():
+            self.bounce(vcpu.event_callback.address, True)
+
+    def system_call(self, length: int) -> None:
+        """SYSCALL executed in user mode: enter the syscall callback."""
+        vcpu, vmcb = self.vcpu, self.vmcb
+        callback = vcpu.syscall_callback
+        if callback.address == 0 or not vmcb.d[v.HFLAGS] & v.HF_CS64:
+            self.raise_exception(Vector.UD)
+            return
+        q = vmcb.q
+        q[v.RIP] = q[v.RCX] = (q[v.RIP] + length) & (1 << 64) - 1
+        q[v.R11] = self.engine.rflags()
+        self.bounce(callback.address, callback.mask_events, flat=True)
+
+    def system_enter(self) -> None:
+        """SYSENTER: the user's RIP and RSP are lost, as on hardware."""
+        callback = self.vcpu.sysenter_callback
+        frame = (0, 3, 0, FLAT_RING3_DS)
+        if callback.address:
+            self.bounce(callback.address, callback.mask_events, frame=frame)
+        else:
+            address, flags = self.vcpu.traps[Vector.GP]
+            self.bounce(address, bool(flags & 4), 0, frame=frame)
+
+    # -- out of the kernel -------------------------------------------------------------------------------
+
+    def iret(self) -> None:
+        """The iret hypercall: load the frame at RSP and go where it says."""
+        vcpu, vmcb = self.vcpu, self.vmcb
+        q, d = vmcb.q, vmcb.d
+        stack = q[v.RSP]
+        try:
+            if stack & 0xFFF <= PAGE_SIZE - 72:
+                words = _IRET.unpack_from(self.domain.ram.raw, self.memory.for_read(stack))
+            else:
+                words = _IRET.unpack(self.memory.read(stack, 72))
+        except XenError as refusal:
+            raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
+        rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = words
+        cs, ss = cs & 0xFFFF, ss & 0xFFFF
+        if cs & 3 == 3:
+            if not vcpu.user_l4:
+                raise GuestCrash("iret to user mode without a user page table")
+            self._change_mode(to_kernel=False)
+        if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+            vcpu.iopl = rflags >> 12 & 3
+        live = rflags & _IRET_FLAGS | 0x202
+        q[v.RIP], q[v.RSP], q[v.RAX] = rip, rsp, rax
+        if flags & VGCF_IN_SYSCALL:
+            q[v.RCX], q[v.R11] = rip, live
+        else:
+            q[v.RCX], q[v.R11] = rcx, r11
+        self.domain.ram.raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
+        vmcb.set_rflags(live)
+        fault = self._load_return_segments(cs | 3, ss | 3)
+        if live & (FLAG_TF | FLAG_RF):
+            d[v.HFLAGS] |= live & (v.HF_TF | v.HF_RF)
+        if fault is None and not is_canonical(rip):
+            fault = 0
+        if fault is not None:
+            self.raise_exception(Vector.GP, fault)
+
+    def _load_return_segments(self, cs: int, ss: int) -> int | None:
+        """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
+        vmcb = self.vmcb
+        code = self.segment(cs, code=True)
+        if code is None:
+            vmcb.set_segment(v.CS, cs, 0, FLAT_LIMIT, CODE64_FLAGS)
+            vmcb.set_segment(v.SS, ss, 0, FLAT_LIMIT, DATA_FLAGS)
+            vmcb.d[v.HFLAGS] = vmcb.d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
+            return cs & ~3
+        stack = self.segment(ss, code=False)
+        vmcb.set_segment(v.CS, cs, code.base, code.limit, code.flags)
+        if stack is None:
+            vmcb.set_segment(v.SS, ss, 0, FLAT_LIMIT, DATA_FLAGS)
+        else:
+            vmcb.set_segment(v.SS, ss, stack.base, stack.limit, stack.flags)
+        hflags = vmcb.d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
+        if not code.flags & descriptors.LONG >> 32:
+            hflags &= ~(v.HF_CS64 | v.HF_CS32 | v.HF_SS32)
+            if code.flags & descriptors.DEFAULT_BIG >> 32:
+                hflags |= v.HF_CS32
+            if vmcb.d[v.SEG_FLAGS[v.SS]] & descriptors.DEFAULT_BIG >> 32:
+                hflags |= v.HF_SS32
+            bases = vmcb.q[v.SEG_BASE[v.DS]] | vmcb.q[v.SEG_BASE[v.ES]] | vmcb.q[v.SEG_BASE[v.SS]]
+            if bases or not hflags & v.HF_CS32:
+                hflags |= v.HF_ADDSEG
+        vmcb.d[v.HFLAGS] = hflags
+        return ss & ~3 if stack is None else None
+
+    # -- segments ----------------------------------------------------------------------------------------
+
+    def descriptor(self, selector: int) -> int | None:
+        """The 8 bytes that a selector names in the vCPU's GDT or LDT, None beyond their limits."""
+        vcpu = self.vcpu
+        offset = selector & 0xFFF8
+        if selector & 4:
+            if offset >= vcpu.ldt_entries * 8:
+                return None
+            mfn = self.ldt_page(offset >> 12)
+            return None if mfn is None else self.domain.ram.q[mfn << 9 | offset >> 3 & 511]
+        if offset >= GDT_GUEST_BYTES:
+            return RESERVED_DESCRIPTORS.get(offset)
+        if offset >> 12 >= len(vcpu.gdt_frames):
+            return 0
+        return self.domain.ram.q[vcpu.gdt_frames[offset >> 12] << 9 | offset >> 3 & 511]
+
+    def segment(self, selector: int, *, code: bool) -> Segment | None:
+        """The hidden part for loading a ring-3 selector into CS (`code`) or SS, None if it may not be."""
+        key = selector | code << 16
+        known = self.vcpu.segments
+        if key in known:
+            return known[key]
+        value = self.descriptor(selector) if selector & ~3 else None
+        found = None
+        if value is not None:
+            allowed = descriptors.loadable_code if code else descriptors.loadable_stack
+            if allowed(value, 3):
+                found = descriptors.decode(value | 1 << 40)
+        known[key] = found
+        return found
+
+    def ldt_page(self, page: int) -> Mfn | None:
+        """The frame behind a page of the guest's LDT, approved and mapped on first use."""
+        vcpu = self.vcpu
+        known = vcpu.ldt_mapped.get(page)
+        if known is not None:
+            return known
+        if page * 512 >= vcpu.ldt_entries:
+            return None
+        try:
+            mfn = Mfn(self.memory.for_read(vcpu.ldt_base + page * PAGE_SIZE) >> 12)
+        except XenError:
+            return None
+        if not self.take_descriptor_page(mfn):
+            return None
+        vcpu.ldt_mapped[page] = mfn
+        self.domain.area.map(vcpu.number, 16 + page, mfn)
+        self.tables.flush = True
+        return mfn
+
+    def drop_ldt(self) -> None:
+        """Forget the LDT pages that were faulted in."""
+        vcpu = self.vcpu
+        for page, mfn in vcpu.ldt_mapped.items():
+            self.domain.area.map(vcpu.number, 16 + page, None)
+            self.put_descriptor_page(mfn)
+            self.tables.flush = True
+        vcpu.ldt_mapped.clear()
+        vcpu.segments.clear()
+
+    def take_descriptor_page(self, mfn: int) -> bool:
+        """Take a SEGDESC reference on an own frame, checking its descriptors if it is the first."""
+        frames = self.domain.physical.frames
+        if not 0 < mfn < frames.count or frames.owner[mfn] != self.domain.domid or frames.xen_heap[mfn]:
+            return False
+        if frames.type_count[mfn] == 0:
+            if not descriptors.approve_page(self.domain.ram.tables[mfn]):
+                return False
+            if frames.code[mfn]:
+                self.domain.physical.code_written(mfn)
+            if self.tables.stale:
+                self.tables.flush = True
+            frames.type[mfn] = SEGDESC
+        elif frames.type[mfn] != SEGDESC:
+            return False
+        frames.type_count[mfn] += 1
+        frames.refs[mfn] += 1
+        return True
+
+    def put_descriptor_page(self, mfn: int) -> None:
+        """Drop what `take_descriptor_page` took."""
+        frames = self.domain.physical.frames
+        frames.type_count[mfn] -= 1
+        frames.put(mfn)

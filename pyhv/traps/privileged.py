@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Privileged instructions of a PV kernel: what Xen does when they fault with #GP(0).
+
+A PV kernel runs without privilege, yet Linux and others still execute a handful of privileged instructions
+and expect them to work: control and debug register moves, CLTS, MSR accesses, RDTSC, CLI and STI (which do
+nothing), and CPUID behind the prefix `ud2; "xen"`. Everything else keeps its #GP. What a register may hold
+and which MSRs exist follows Xen 4.17; see the tables below.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from pyhv.abi.numbers import Assist
+from pyhv.abi.x86 import (
+    CR0_TS,
+    CR4_DE,
+    EFER_VALUE,
+    GUEST_CR0,
+    PAT_VALUE,
+    Msr,
+    Vector,
+)
+from pyhv.address import MASK32, MASK64, is_canonical
+from pyhv.cpu import vmcb as v
+from pyhv.cpu.cpuid import cpuid
+from pyhv.cpu.decode import MAX_LENGTH, Op, Privileged, privileged
+from pyhv.domain import Vcpu
+from pyhv.errors import XenError
+from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
+from pyhv.traps.guestcpu import GuestCpu
+
+FORCED_EMULATION: Final = b"\x0f\x0bxen"
+_CR4_SETTABLE: Final = 0x4 | 0x8
+"""TSD and DE; FSGSBASE and OSXSAVE are not offered by the CPUID policy."""
+_CR4_VISIBLE: Final = 0x660
+_USER_TOO: Final = frozenset({Op.RDTSC, Op.RDTSCP, Op.CLI, Op.STI, Op.CPUID})
+
+
+class Refused(Exception):
+    """The instruction keeps its #GP(0)."""
+
+
+def fetch(cpu: GuestCpu, rip: int, length: int = MAX_LENGTH) -> bytes:
+    """Up to `length` code bytes at `rip`, fewer where the next page is not mapped."""
+    memory = cpu.memory
+    own = memory.l4
+    if not cpu.vcpu.in_kernel:
+        memory.use(cpu.vcpu.user_l4)
+    try:
+        first = min(length, 0x1000 - (rip & 0xFFF))
+        try:
+            code = memory.read(rip, first)
+        except XenError:
+            return b""
+        if first < length:
+            try:
+                code += memory.read(rip + first, length - first)
+            except XenError:
+                return code
+        return code
+    finally:
+        if not cpu.vcpu.in_kernel:
+            memory.use(own)
+
+
+def emulate(cpu: GuestCpu, code: bytes) -> bool:
+    """Emulate the privileged instruction at RIP; False if it is none, or not allowed."""
+    found = privileged(code)
+    if found is None:
+        return False
+    if not cpu.vcpu.in_kernel and found.op not in _USER_TOO:
+        return False
+    try:
+        _HANDLERS[found.op](cpu, found)
+    except Refused:
+        return False
+    q = cpu.vmcb.q
+    q[v.RIP] = (q[v.RIP] + found.length) & MASK64
+    return True
+
+
+def forced(cpu: GuestCpu) -> bool:
+    """The forced-emulation prefix: only CPUID may follow; anything else is the #UD that it was."""
+    rip = cpu.vmcb.rip
+    if fetch(cpu, rip, 7) != FORCED_EMULATION + b"\x0f\xa2":
+        return False
+    answer_cpuid(cpu)
+    cpu.vmcb.rip = (rip + 7) & MASK64
+    return True
+
+
+def answer_cpuid(cpu: GuestCpu) -> None:
+    """Put the policy's answer into RAX, RBX, RCX, RDX."""
+    q = cpu.vmcb.q
+    answer = cpuid(q[v.RAX] & MASK32, q[v.RCX] & MASK32, cpu.vcpu.number)
+    q[v.RAX], q[v.RBX], q[v.RCX], q[v.RDX] = answer
+
+
+def io_permitted(cpu: GuestCpu, port: int, size: int) -> bool:
+    """Whether the guest may execute IN or OUT on a port: by virtual IOPL, or by its I/O bitmap."""
+    vcpu = cpu.vcpu
+    if _iopl_allows(vcpu):
+        return True
+    if not vcpu.io_bitmap or port + size > vcpu.io_bitmap_ports:
+        return False
+    try:
+        bits = int.from_bytes(cpu.memory.read(vcpu.io_bitmap + port // 8, 2), "little")
+    except XenError:
+        return False
+    return bits >> port % 8 & (1 << size) - 1 == 0
+
+
+def _iopl_allows(vcpu: Vcpu) -> bool:
+    if not vcpu.in_kernel:
+        return vcpu.iopl == 3
+    architectural = Assist.ARCHITECTURAL_IOPL in vcpu.domain.assists
+    return architectural or vcpu.iopl >= 1
+
+
+def _interrupt_flag(cpu: GuestCpu, _found: Privileged) -> None:
+    if not _iopl_allows(cpu.vcpu):
+        raise Refused
+
+
+def _clts(cpu: GuestCpu, _found: Privileged) -> None:
+    cpu.vmcb.task_switched = False
+
+
+def _nothing(_cpu: GuestCpu, _found: Privileged) -> None:
+    """WBINVD: caches are coherent."""
+
+
+def _rdtsc(cpu: GuestCpu, _found: Privileged) -> None:
+    now = cpu.domain.now()
+    q = cpu.vmcb.q
+    q[v.RAX], q[v.RDX] = now & MASK32, now >> 32 & MASK32
+
+
+def _rdtscp(cpu: GuestCpu, found: Privileged) -> None:
+    _rdtsc(cpu, found)
+    cpu.vmcb.q[v.RCX] = cpu.vcpu.tsc_aux
+
+
+def _cpuid(cpu: GuestCpu, _found: Privileged) -> None:
+    answer_cpuid(cpu)
+
+
+def _refuse(_cpu: GuestCpu, _found: Privileged) -> None:
+    """XSETBV: there is no XSAVE."""
+    raise Refused
+
+
+def _read_cr(cpu: GuestCpu, found: Privileged) -> None:
+    vcpu = cpu.vcpu
+    if found.number == 0:
+        value = GUEST_CR0 | (CR0_TS if cpu.vmcb.task_switched else 0)
+    elif found.number == 2:
+        value = vcpu.cr2
+    elif found.number == 3:
+        value = vcpu.kernel_l4 << 12 & MASK64 | vcpu.kernel_l4 >> 52
+    elif found.number == 4:
+        value = vcpu.cr4
+    else:
+        raise Refused
+    cpu.vmcb.q[found.register] = value
+
+
+def _write_cr(cpu: GuestCpu, found: Privileged) -> None:
+    vcpu, value = cpu.vcpu, cpu.vmcb.q[found.register]
+    if found.number == 0:
+        if (value ^ GUEST_CR0) & ~CR0_TS:
+            raise Refused
+        cpu.vmcb.task_switched = bool(value & CR0_TS)
+    elif found.number == 2:
+        vcpu.cr2 = value
+    elif found.number == 3:
+        try:
+            new_baseptr(cpu, value >> 12)
+        except XenError as error:
+            raise Refused from error
+    elif found.number == 4:
+        vcpu.cr4 = value & _CR4_SETTABLE | _CR4_VISIBLE
+    else:
+        raise Refused
+
+
+def new_baseptr(cpu: GuestCpu, mfn: int) -> None:
+    """Make `mfn` the kernel's L4, as MMUEXT_NEW_BASEPTR; EINVAL if it cannot be one."""
+    vcpu, tables = cpu.vcpu, cpu.domain.tables
+    if mfn != vcpu.kernel_l4:
+        tables.get_table(mfn, 4)
+        cpu.drop_ldt()
+        old, vcpu.kernel_l4 = vcpu.kernel_l4, type(vcpu.kernel_l4)(mfn)
+        cpu.new_base_pointers()
+        if old:
+            tables.put_table(old)
+    tables.flush = True
+
+
+def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
+    try:
+        cpu.vmcb.q[found.register] = get_debugreg(cpu.vcpu, found.number)
+    except XenError as error:
+        raise Refused from error
+
+
+def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
+    try:
+        set_debugreg(cpu.vcpu, found.number, cpu.vmcb.q[found.register])
+    except XenError as error:
+        raise Refused from error
+
+
+# -- MSRs ------------------------------------------------------------------------------------------------
+
+_READ_ONLY: Final = {
+    Msr.EFER: EFER_VALUE,
+    Msr.PAT: PAT_VALUE,
+    Msr.PERF_CAPABILITIES: 0,
+    Msr.PLATFORM_ID: 0,
+    Msr.PATCHLEVEL: 0,
+    Msr.PERF_STATUS: 0,
+    Msr.PERF_CTL: 0,
+    Msr.MISC_ENABLE: 1 | 1 << 11 | 1 << 12 | 1 << 23,
+    Msr.MISC_FEATURES_ENABLES: 0,
+    Msr.PLATFORM_INFO: 0,
+}
+"""MSRs with a fixed value."""
+_WRITE_SAME: Final = frozenset({Msr.EFER, Msr.MISC_FEATURES_ENABLES})
+_WRITE_IGNORED: Final = frozenset({Msr.PATCHLEVEL, Msr.PERF_STATUS, Msr.PERF_CTL, Msr.MISC_ENABLE})
+_MCA: Final = range(0x400, 0x480)
+
+
+def read_msr(cpu: GuestCpu, number: int) -> int:
+    """The value a guest kernel reads; raises Refused for an MSR it may not read."""
+    q = cpu.vmcb.q
+    if number == Msr.FS_BASE:
+        return q[v.SEG_BASE[v.FS]]
+    if number == Msr.GS_BASE:
+        return q[v.SEG_BASE[v.GS]]
+    if number == Msr.KERNEL_GS_BASE:
+        return cpu.vcpu.other_gs_base
+    if number == Msr.APIC_BASE:
+        return 0xFEE0_0800 | (0x100 if cpu.vcpu.number == 0 else 0)
+    if number == Msr.TSC:
+        return cpu.domain.now()
+    if number == Msr.TSC_AUX:
+        return cpu.vcpu.tsc_aux
+    if number in _READ_ONLY:
+        return _READ_ONLY[Msr(number)]
+    if number in _MCA:
+        return 0
+    if cpu.vcpu.traps[Vector.GP][0] == 0 and number >> 16 != 0x4000 and number < 0x2000:
+        return 0  # early boot, before the kernel can take a fault
+    raise Refused
+
+
+def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
+    """Write an MSR for a guest kernel; raises Refused where it may not."""
+    q = cpu.vmcb.q
+    if number in (Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE):
+        if not is_canonical(value):
+            raise Refused
+        if number == Msr.KERNEL_GS_BASE:
+            cpu.vcpu.other_gs_base = value
+        else:
+            q[v.SEG_BASE[v.FS if number == Msr.FS_BASE else v.GS]] = value
+    elif number == Msr.TSC_AUX:
+        if value > MASK32:
+            raise Refused
+        cpu.vcpu.tsc_aux = value
+    elif number == Msr.XEN_HYPERCALL_PAGE:
+        cpu.domain.fill_hypercall_page(value >> 12)
+    elif number in _WRITE_SAME:
+        if value != _READ_ONLY[Msr(number)]:
+            raise Refused
+    elif number not in _WRITE_IGNORED and number not in _MCA:
+        raise Refused
+
+
+def _rdmsr(cpu: GuestCpu, _found: Privileged) -> None:
+    q = cpu.vmcb.q
+    value = read_msr(cpu, q[v.RCX] & MASK32)
+    q[v.RAX], q[v.RDX] = value & MASK32, value >> 32
+
+
+def _wrmsr(cpu: GuestCpu, _found: Privileged) -> None:
+    q = cpu.vmcb.q
+    write_msr(cpu, q[v.RCX] & MASK32, (q[v.RDX] & MASK32) << 32 | q[v.RAX] & MASK32)
+
+
+_HANDLERS: Final[dict[Op, Callable[[GuestCpu, Privileged], None]]] = {
+    Op.CLI: _interrupt_flag,
+    Op.STI: _interrupt_flag,
+    Op.CLTS: _clts,
+    Op.WBINVD: _nothing,
+    Op.RDTSC: _rdtsc,
+    Op.RDTSCP: _rdtscp,
+    Op.CPUID: _cpuid,
+    Op.XSETBV: _refuse,
+    Op.RDMSR: _rdmsr,
+    Op.WRMSR: _wrmsr,
+    Op.READ_CR: _read_cr,
+    Op.WRITE_CR: _write_cr,
+    Op.READ_DR: _read_dr,
+    Op.WRITE_DR: _write_dr,
+}
+CR4_DEBUG_EXTENSIONS: Final = CR4_DE

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a PV domU expects to find in the store, and how the toolstack asks it to stop.
+
+The names are those that Xen's own toolstack writes and that kernels look for; they are specified in
+docs/misc/xenstore-paths.pandoc.
+Permissions follow one rule: the domain may read its home, and it owns only the leaves and directories it is
+meant to write. Device nodes are the back ends' business, not known here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyhv.errors import ConfigError
+from pyhv.xenstore.limits import DOM0, StoreError, domain_path
+from pyhv.xenstore.store import Accessor, Store, Value
+
+SHUTDOWN_REASONS = ("poweroff", "reboot", "halt", "suspend")
+"""What may be asked for through `control/shutdown`."""
+
+_GUEST_LEAVES = (
+    "control/shutdown",
+    "control/sysrq",
+    "control/feature-poweroff",
+    "control/feature-reboot",
+    "control/feature-suspend",
+    "device/suspend/event-channel",
+)
+_GUEST_DIRECTORIES = ("data", "drivers", "feature", "attr", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class DomU:
+    """The facts about a new domain that go into the store."""
+
+    domid: int
+    name: str
+    uuid: str
+    memory_kib: int
+    """Memory at start and at most, KiB."""
+    vcpus: int
+    store_ring_ref: int
+    """Frame of the xenstore page (MFN) or its grant reference, as the guest's start_info tells it."""
+    store_port: int
+    console_ring_ref: int
+    console_port: int
+    console_limit: int = 1 << 20
+    """Bytes of console output that the back end keeps for a slow reader."""
+
+
+def write_domu(store: Store, domu: DomU) -> None:
+    """Write the tree of a new domain, all at once; what an earlier domain of this number left goes first.
+
+    Raises `StoreError` EAGAIN only if somebody writes there at the same time.
+    """
+    home = domain_path(domu.domid)
+    vm = f"/vm/{domu.uuid}"
+    readable = ["n0", f"r{domu.domid}"]
+    owned = [f"n{domu.domid}"]
+    with store.transaction() as t:
+        for top in (home, vm):
+            t.remove(top)
+            t.mkdir(top)
+            # Before anything is made below: children start with their parent's list.
+            t.set_permissions(top, readable)
+        for path, value in _leaves(domu, vm):
+            t.write(f"{home}/{path}", value)
+        for path in ("uuid", "name"):
+            t.write(f"{vm}/{path}", domu.uuid if path == "uuid" else domu.name)
+        t.write(f"{vm}/image/ostype", "linux")
+        for path in (*_GUEST_LEAVES, *_GUEST_DIRECTORIES):
+            t.mkdir(f"{home}/{path}")
+            t.set_permissions(f"{home}/{path}", owned)
+
+
+def remove_domu(store: Store, domid: int) -> None:
+    """Release a domain and remove what is kept of it outside its home: `/vm/<uuid>` and its back ends."""
+    vm = _text_or_none(store, f"{domain_path(domid)}/vm")
+    store.release(domid)
+    backends = f"{domain_path(DOM0)}/backend"
+    doomed = [f"{backends}/{kind}/{domid}" for kind in store.ls(backends)] if store.exists(backends) else []
+    if vm is not None and vm.startswith("/vm/"):
+        doomed.append(vm)
+    for path in doomed:
+        store.remove(path)
+
+
+def request_shutdown(store: Store, domid: int, reason: str) -> None:
+    """Ask a domain to stop; it clears the node when it has understood, and then shuts down by hypercall.
+
+    `reason` is one of SHUTDOWN_REASONS, else `ConfigError`. Raises `StoreError` ENOENT for an unknown domain.
+    """
+    if reason not in SHUTDOWN_REASONS:
+        raise ConfigError(f"a domain cannot be asked to {reason!r}: use one of {', '.join(SHUTDOWN_REASONS)}")
+    path = f"{domain_path(domid)}/control/shutdown"
+    store.read(path)
+    store.write(path, reason)
+
+
+def shutdown_pending(store: Store, domid: int) -> str:
+    """The request that the domain has not acknowledged yet, or an empty string."""
+    return _text_or_none(store, f"{domain_path(domid)}/control/shutdown") or ""
+
+
+def _leaves(domu: DomU, vm: str) -> Iterator[tuple[str, Value]]:
+    """The nodes that domain 0 owns and the domain may read."""
+    yield "vm", vm
+    yield "name", domu.name
+    yield "domid", domu.domid
+    for cpu in range(domu.vcpus):
+        yield f"cpu/{cpu}/availability", "online"
+    yield "memory/static-max", domu.memory_kib
+    yield "memory/target", domu.memory_kib
+    yield "memory/videoram", 0
+    yield "device", ""
+    yield "control/platform-feature-multiprocessor-suspend", 1
+    yield "control/platform-feature-xs_reset_watches", 1
+    yield "store/ring-ref", domu.store_ring_ref
+    yield "store/port", domu.store_port
+    yield "console/backend", f"{domain_path(DOM0)}/backend/console/{domu.domid}/0"
+    yield "console/backend-id", DOM0
+    yield "console/ring-ref", domu.console_ring_ref
+    yield "console/port", domu.console_port
+    yield "console/limit", domu.console_limit
+    yield "console/type", "xenconsoled"
+    yield "console/output", "pty"
+    yield "console/tty", ""
+
+
+def _text_or_none(store: Accessor, path: str) -> str | None:
+    try:
+        return store.read_text(path)
+    except StoreError as error:
+        if error.name == "ENOENT":
+            return None
+        raise

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Changes, and transactions: changes that happen all at once or not at all.
+
+A transaction works on a fork of the tree as it was at its start. It writes down which nodes it looked at
+and which changes it made. At its end, if any of those nodes has changed meanwhile in the shared tree, it
+fails with EAGAIN and leaves no mark; otherwise its changes are replayed on the shared tree, where - since
+nothing they depend on has moved - they do what they did on the fork. Semantics: docs/misc/xenstore.txt,
+"Transactions". This module knows no domains and no permissions.
+"""
+
+from dataclasses import dataclass
+
+from pyhv.xenstore.limits import StoreError, lineage, parent_of
+from pyhv.xenstore.permissions import Permissions
+from pyhv.xenstore.tree import Node, Tree, find, spine
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make a node, and what is missing above it."""
+
+    path: str
+    value: bytes
+    permissions: Permissions
+
+    def apply(self, tree: Tree, generation: int) -> None:
+        """Do it on `tree`."""
+        tree.create(self.path, self.value, self.permissions, generation)
+
+
+@dataclass(frozen=True, slots=True)
+class SetValue:
+    """Replace a node's value."""
+
+    path: str
+    value: bytes
+
+    def apply(self, tree: Tree, generation: int) -> None:
+        """Do it on `tree`."""
+        tree.set_value(self.path, self.value, generation)
+
+
+@dataclass(frozen=True, slots=True)
+class SetPermissions:
+    """Replace a node's permission list."""
+
+    path: str
+    permissions: Permissions
+
+    def apply(self, tree: Tree, generation: int) -> None:
+        """Do it on `tree`."""
+        tree.set_permissions(self.path, self.permissions, generation)
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove a node and all below it."""
+
+    path: str
+
+    def apply(self, tree: Tree, generation: int) -> None:
+        """Do it on `tree`."""
+        tree.remove(self.path, generation)
+
+
+Change = Create | SetValue | SetPermissions | Remove
+"""A primitive change to a tree, already permitted and checked."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Effect:
+    """What watchers hear of: something happened at `path`; `removed` is what was there if it is gone."""
+
+    path: str
+    removed: Node | None = None
+
+
+def apply(change: Change, tree: Tree, generation: int) -> Effect:
+    """Do `change` on `tree` and say what watchers are to hear. Raises what the tree raises."""
+    removed = tree.find(change.path) if isinstance(change, Remove) else None
+    change.apply(tree, generation)
+    return Effect(change.path, removed)
+
+
+class Transaction:
+    """One open transaction. `tree` is the world as its owner sees it."""
+
+    def __init__(self, shared: Tree, nodes_max: int) -> None:
+        self.tree = shared.fork()
+        self.changes: list[Change] = []
+        self._start = shared.root
+        self._seen: dict[str, int | None] = {}
+        self._nodes_max = nodes_max
+
+    def look(self, path: str) -> None:
+        """Note that the transaction's outcome depends on the node at `path`, be it there or not.
+
+        Raises `StoreError` ENOSPC once it depends on more nodes than a transaction may.
+        """
+        if path in self._seen:
+            return
+        if len(self._seen) >= self._nodes_max:
+            raise StoreError("ENOSPC", "the transaction touches too many nodes")
+        self._seen[path] = _generation(self._start, path)
+
+    def change(self, change: Change, generation: int) -> None:
+        """Do `change` in this transaction only; `generation` is a fresh number.
+
+        Raises `StoreError` ENOSPC as `look` does, and for as many changes as nodes: a transaction that
+        writes in circles must not grow without bound.
+        """
+        self.look(change.path)
+        if isinstance(change, Create):
+            # Every ancestor that is made implicitly matters, and the one whose list of children grows.
+            existing = len(spine(self.tree.root, change.path))
+            for path in lineage(change.path)[existing - 1 :]:
+                self.look(path)
+        elif isinstance(change, Remove):
+            self.look(parent_of(change.path))
+        again = isinstance(change, SetValue) and self.changes and _sets_value(self.changes[-1], change.path)
+        if not again and len(self.changes) >= self._nodes_max:
+            raise StoreError("ENOSPC", "the transaction makes too many changes")
+        apply(change, self.tree, generation)
+        if again:
+            self.changes.pop()
+        self.changes.append(change)
+
+    def conflicts(self, shared: Tree) -> bool:
+        """Say whether a node that the transaction depends on has changed since its start."""
+        if shared.root is self._start:
+            return False
+        return any(_generation(shared.root, path) != seen for path, seen in self._seen.items())
+
+
+def _generation(root: Node, path: str) -> int | None:
+    node = find(root, path)
+    return None if node is None else node.generation
+
+
+def _sets_value(change: Change, path: str) -> bool:
+    return isinstance(change, SetValue) and change.path == path

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The description of an image in words."""
+
+import gzip
+
+from elf_maker import BOOTABLE, EM_386, ElfMaker, kernel, note
+
+from pyhv.loader.describe import describe, size_text
+from pyhv.loader.elf import load_image
+
+
+def sections(data: bytes, mib: int = 16, ramdisk: int | None = None) -> dict[str, dict[str, str]]:
+    image = load_image(data, "k", bootable=False)
+    return {title: dict(rows) for title, rows in describe(image, mib * 256, ramdisk)}
+
+
+def test_bootable_kernel() -> None:
+    told = sections(
+        gzip.compress(kernel(BOOTABLE + note(10, "!writable_page_tables|x") + note(2, 0x101000))), 16, 100
+    )
+    assert list(told) == [
+        "Image",
+        "Xen notes (from ELF note segments)",
+        "Segments",
+        "Layout in 16 MiB",
+        "Can it boot?",
+    ]
+    assert told["Image"]["format"] == "ELF (gzip)"
+    assert "unpacked" in told["Image"]
+    notes = told["Xen notes (from ELF note segments)"]
+    assert notes["LOADER"] == "generic"
+    assert notes["FEATURES"] == "writable_page_tables (required), x (possible)"
+    assert notes["HYPERCALL_PAGE"].startswith("0x101000")
+    assert "BSD_SYMTAB" not in notes
+    assert told["Segments"]["0 rwx"].startswith("paddr 0x100000")
+    layout = told["Layout in 16 MiB"]
+    assert layout["kernel"] == "pfn 0x100..0x103, 3 pages, va 0x100000..0x103000"
+    assert layout["ramdisk"] == "pfn 0x103..0x104, 1 page, va 0x103000..0x104000"
+    assert layout["tables"] == "1 L4, 1 L3, 1 L2, 2 L1"
+    assert "yes" in told["Can it boot?"]
+
+
+def test_every_reason_is_given() -> None:
+    image = load_image(kernel(note(3, 0) + note(10, "!unheard")), "k", bootable=False)
+    [title, rows] = describe(image, 4096)[-1]
+    assert title == "Can it boot?"
+    assert [label for label, _ in rows] == ["no"] * 3
+
+
+def test_too_small() -> None:
+    told = sections(kernel(), 1)
+    assert "needs at least 4 MiB" in told["Layout in 1 MiB"]["does not fit"]
+
+
+def test_32_bit_and_noteless() -> None:
+    told = sections(
+        ElfMaker(bits=32, machine=EM_386).load(0x1000, b"x").notes(BOOTABLE + note(9, "yes")).make()
+    )
+    assert told["Can it boot?"]["no"].startswith("32-bit PV guests are not supported yet")
+    told = sections(ElfMaker().load(0x1000, b"x").make())
+    assert "none" in told["Xen notes (from nowhere)"]
+    assert not [title for title in told if title.startswith("Layout")]
+
+
+def test_sizes() -> None:
+    assert [size_text(n) for n in (0, 1023, 1024, 1 << 20)] == ["0 bytes", "1023 bytes", "1.0 KiB", "1.0 MiB"]

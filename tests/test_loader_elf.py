@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reading kernels: what is understood, what is refused and in which words, and that no input does worse."""
+
+import gzip
+import lzma
+import struct
+from pathlib import Path
+
+import pytest
+import zstandard
+from elf_maker import BOOTABLE, EM_386, EM_AARCH64, SHT_NOTE, SHT_PROGBITS, ElfMaker, bzimage, kernel, note
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyhv.errors import ImageError
+from pyhv.loader.describe import describe
+from pyhv.loader.elf import load_image
+from pyhv.loader.image import Symbol
+from pyhv.loader.notes import NoteSource
+
+LINUX_BASE = 0xFFFFFFFF80000000
+GUEST_STRING = (
+    b"GUEST_OS=GNU Mach,GUEST_VER=1.3,XEN_VER=xen-3.0,VIRT_BASE=0x40000000,ELF_PADDR_OFFSET=0x40000000,"
+    b"HYPERCALL_PAGE=0x2,LOADER=generic,FEATURES=pae_pgdir_above_4gb,PAE=yes[extended-cr3]\0"
+)
+
+
+def refused(data: bytes, **options: bool) -> str:
+    with pytest.raises(ImageError) as caught:
+        load_image(data, "k", **options)
+    message = str(caught.value)
+    assert message.startswith("k: ")
+    assert "\n" not in message
+    return message
+
+
+def test_least_kernel() -> None:
+    image = load_image(kernel(), "k")
+    assert (image.kind, image.elf_class, image.machine) == ("ELF", 64, "EM_X86_64")
+    assert (image.virt_base, image.kstart, image.kend, image.entry) == (0, 0x100000, 0x103000, 0x100000)
+    assert image.notes.source is NoteSource.PT_NOTE
+    assert image.hypercall_page is None
+    assert image.init_p2m is None
+    [segment] = image.segments
+    assert (segment.paddr, segment.filesz, segment.memsz) == (0x100000, 64, 0x3000)
+    assert segment.data == b"\xf4" * 64
+
+
+def test_addresses_follow_the_physical_ones() -> None:
+    raw = BOOTABLE + note(3, LINUX_BASE) + note(4, 0) + note(1, LINUX_BASE + 0x1000010)
+    image = load_image(ElfMaker(entry=1).load(0x1000000, b"x" * 32, 0x2000, vaddr=0).notes(raw).make(), "k")
+    assert image.kstart == LINUX_BASE + 0x1000000
+    assert image.kend == LINUX_BASE + 0x1002000
+    assert image.entry == LINUX_BASE + 0x1000010
+
+
+def test_notes_only_in_sections() -> None:
+    data = ElfMaker().load(0x100000, b"x" * 16).section(".note", SHT_NOTE, BOOTABLE).make()
+    assert load_image(data, "k").notes.source is NoteSource.SHT_NOTE
+
+
+def test_note_segments_win_over_sections() -> None:
+    other = note(8, "other") + note(5, "xen-9")
+    data = ElfMaker().load(0x100000, b"x" * 16).notes(BOOTABLE).section(".note", SHT_NOTE, other).make()
+    assert load_image(data, "k").notes.loader == "generic"
+
+
+def test_guest_section() -> None:
+    elf = ElfMaker(entry=0x40000000).load(0x40000000, b"x" * 16, 0x8000)
+    image = load_image(elf.section("__xen_guest", SHT_PROGBITS, GUEST_STRING).make(), "k")
+    assert image.notes.source is NoteSource.XEN_GUEST
+    assert (image.virt_base, image.paddr_offset, image.kstart) == (0x40000000,) * 3
+    assert image.hypercall_page == 0x40002000
+
+
+def test_guest_string_without_section() -> None:
+    data = b"code\0" + GUEST_STRING + bytes(16)
+    image = load_image(ElfMaker(entry=0x40000000).load(0x40000000, data, 0x8000).make(), "k")
+    assert image.notes.source is NoteSource.XEN_GUEST
+    assert image.notes.guest_os == "GNU Mach"
+
+
+def test_segments_without_rights_or_size_are_not_loaded() -> None:
+    elf = ElfMaker().load(0x100000, b"x" * 16).load(0x900000, b"y" * 16, flags=0).load(0, b"", 0)
+    image = load_image(elf.notes(BOOTABLE).make(), "k")
+    assert [segment.paddr for segment in image.segments] == [0x100000]
+
+
+def test_symbols() -> None:
+    elf = ElfMaker().load(0x100000, b"x" * 16).notes(BOOTABLE)
+    image = load_image(elf.symbols([("main", 0x100008, 4), ("_start", 0x100000, 8)]).make(), "k")
+    assert image.symbols == (Symbol(0x100000, 8, "_start"), Symbol(0x100008, 4, "main"))
+    assert load_image(kernel(), "k").symbols == ()
+    hostile = ElfMaker().load(0x100000, b"x").notes(BOOTABLE).symbols([("a\x1b[2J", 1, 1), ("é" * 999, 2, 2)])
+    assert [symbol.name for symbol in load_image(hostile.make(), "k").symbols] == ["a\\x1b[2J", "é" * 256]
+
+
+def test_bsd_symtab() -> None:
+    elf = ElfMaker().load(0x100000, b"x" * 16).notes(BOOTABLE + note(11, "yes"))
+    blob = load_image(elf.symbols([("main", 0x100008, 4)]).make(), "k").bsd_symtab
+    (size,) = struct.unpack_from("<I", blob)
+    assert size == len(blob) - 4
+    header = blob[4:]
+    assert header[:4] == b"\x7fELF"
+    (shoff,) = struct.unpack_from("<Q", header, 40)
+    assert struct.unpack_from("<HHH", header, 58) == (64, 3, 0)
+    kinds = []
+    for number in range(3):
+        _, kind, _, _, offset, length, link, *_ = struct.unpack_from(
+            "<IIQQQQIIQQ", header, shoff + number * 64
+        )
+        kinds.append((kind, link))
+        if kind == 3:
+            assert header[offset : offset + length] == b"\0main\0"
+        if kind == 2:
+            assert (offset + 4) % 8 == 0
+            assert struct.unpack_from("<Q", header, offset + 24 + 8) == (0x100008,)
+    assert kinds == [(0, 0), (2, 2), (3, 0)]
+
+
+def test_path(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(kernel())
+    assert load_image(path).name == str(path)
+    assert load_image(str(path), "short").name == "short"
+
+
+def test_unreadable_paths(tmp_path: Path) -> None:
+    for source in (tmp_path / "absent", tmp_path, "a\0b"):
+        with pytest.raises(ImageError):
+            load_image(source)
+
+
+def test_32_bit() -> None:
+    elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x" * 16).notes(BOOTABLE + note(9, "yes"))
+    assert "32-bit PV guests are not supported yet" in refused(elf.make())
+    image = load_image(elf.symbols([("main", 0x100004, 4)]).make(), "k", bootable=False)
+    assert (image.elf_class, image.guest_class) == (32, "xen-3.0-x86_32p")
+    assert image.symbols == (Symbol(0x100004, 4, "main"),)
+
+
+def test_other_files() -> None:
+    assert "is empty" in refused(b"")
+    assert "neither an ELF file" in refused(b"#!/bin/sh\n" * 100)
+    assert "no Xen notes" in refused(ElfMaker().load(0x100000, b"x" * 16).make())
+    assert "PVH" in refused(kernel(note(18, 0x1000)))
+    assert "EM_AARCH64" in refused(ElfMaker(machine=EM_AARCH64).load(0, b"x").make())
+    assert "no loadable segment" in refused(ElfMaker().notes(BOOTABLE).make())
+    big_endian = bytearray(kernel())
+    big_endian[5] = 2
+    assert "big-endian" in refused(bytes(big_endian))
+
+
+def test_unacceptable_notes() -> None:
+    assert "XEN_VERSION" in refused(kernel(note(8, "generic")))
+    assert "'generic'" in refused(kernel(note(5, "xen-3.0") + note(6, "Linux")))
+    assert "'telepathy'" in refused(kernel(BOOTABLE + note(10, "!writable_page_tables|x|!telepathy")))
+    assert "PADDR_OFFSET" in refused(kernel(BOOTABLE + note(4, 0)))
+    assert "entry point" in refused(kernel(BOOTABLE + note(1, 0x103001)))
+    assert "below its VIRT_BASE" in refused(kernel(BOOTABLE + note(3, 0x100000) + note(4, 0x200000)))
+    assert "page aligned" in refused(kernel(BOOTABLE + note(3, 0x10)))
+    assert "GiB above" in refused(kernel(BOOTABLE + note(3, 0x1000) + note(1, 0x2000), base=1 << 40))
+    assert "guest's to use" in refused(kernel(BOOTABLE + note(3, 0xFFFF800000000000)))
+    assert "HYPERCALL_PAGE" in refused(kernel(BOOTABLE + note(2, 0x103000)))
+    assert "HYPERCALL_PAGE" in refused(kernel(BOOTABLE + note(2, 0x101010)))
+    assert "INIT_P2M" in refused(kernel(BOOTABLE + note(15, 0x101000)))
+    assert "INIT_P2M" in refused(
+        kernel(BOOTABLE + note(3, LINUX_BASE) + note(1, LINUX_BASE + 0x100000) + note(15, 1 << 63))
+    )
+
+
+def test_damaged_headers() -> None:
+    good = kernel()
+
+    def patched(at: int, form: str, value: int) -> bytes:
+        data = bytearray(good)
+        struct.pack_into(form, data, at, value)
+        return bytes(data)
+
+    first = 64
+    assert "larger in the file" in refused(patched(first + 40, "<Q", 8))
+    assert "damaged" in refused(patched(first + 40, "<Q", 1 << 40))
+    assert "damaged" in refused(patched(first + 24, "<Q", (1 << 64) - 16))
+    assert "truncated" in refused(patched(first + 8, "<Q", 1 << 63))
+    assert "program headers" in refused(patched(56, "<H", 0xFFFF))
+    assert "instead of 56" in refused(patched(54, "<H", 32))
+    assert "overlap" in refused(ElfMaker().load(0, b"", 64).load(63, b"", 64).notes(BOOTABLE).make())
+    assert "past the end" in refused(kernel(struct.pack("<III", 4, 1 << 31, 1) + b"Xen\0"))
+    assert "4 or 8" in refused(kernel(note(3, b"abc")))
+
+
+ORIGINALS = {
+    "elf": ElfMaker(entry=0x100000)
+    .load(0x100000, b"code" * 8, 0x3000)
+    .notes(BOOTABLE + note(3, 0) + note(10, "!writable_page_tables") + note(13, struct.pack("<QQ", 1, 1)))
+    .symbols([("main", 0x100000, 8)])
+    .make(),
+    "sections": ElfMaker().load(0x100000, b"x").section(".note", SHT_NOTE, BOOTABLE).make(),
+    "guest string": ElfMaker(entry=0x40000000)
+    .load(0x40000000, b"x" * 64, 0x8000)
+    .section("__xen_guest", SHT_PROGBITS, GUEST_STRING)
+    .make(),
+    "gzip": gzip.compress(kernel(), mtime=0),
+    "bzimage": bzimage(lzma.compress(kernel())),
+    "zstd": bzimage(zstandard.compress(kernel())),
+    "i386": ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x").notes(BOOTABLE).make(),
+}
+
+
+def read_and_describe(data: bytes) -> None:
+    try:
+        image = load_image(data, "k", bootable=False)
+    except ImageError:
+        return
+    assert describe(image, 4096, 1000)
+
+
+@pytest.mark.parametrize("which", ORIGINALS)
+def test_originals_are_sound(which: str) -> None:
+    assert load_image(ORIGINALS[which], "k", bootable=False)
+
+
+@pytest.mark.parametrize("which", ORIGINALS)
+def test_every_truncation_of_the_content_is_refused(which: str) -> None:
+    data = ORIGINALS[which]
+    for size in range(0, len(data) - 16, 7):
+        with pytest.raises(ImageError):
+            load_image(data[:size], "k")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    which=st.sampled_from(sorted(ORIGINALS)),
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), max_size=6),
+    keep=st.floats(0, 1),
+    tail=st.binary(max_size=8),
+)
+def test_mutated_images_raise_nothing_but_image_errors(
+    which: str, flips: list[tuple[float, int]], keep: float, tail: bytes
+) -> None:
+    data = bytearray(ORIGINALS[which])
+    for where, bit in flips:
+        data[int(where * len(data))] ^= 1 << bit
+    read_and_describe(bytes(data[: int(keep * len(data))] if keep < 0.5 else data) + tail)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    at=st.integers(0, 63 + 2 * 56),
+    value=st.sampled_from(
+        [0, 1, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 47, (1 << 63) - 1, (1 << 64) - 1]
+    ),
+    width=st.sampled_from(["<B", "<H", "<I", "<Q"]),
+)
+def test_extreme_numbers_in_headers(at: int, value: int, width: str) -> None:
+    data = bytearray(ORIGINALS["elf"])
+    struct.pack_into(width, data, at, value & ((1 << 8 * struct.calcsize(width)) - 1))
+    read_and_describe(bytes(data))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_random_notes(raw: bytes) -> None:
+    read_and_describe(kernel(raw))
+    read_and_describe(kernel(BOOTABLE + note(int.from_bytes(raw[:1], "little") % 24, raw[1:])))

@@ -1,0 +1,578 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The store's semantics: nodes, permissions, quotas, watches, transactions, a domain's life."""
+
+import pytest
+
+from pyhv.errors import ConfigError
+from pyhv.xenstore.client import Client
+from pyhv.xenstore.domu import DomU, remove_domu, request_shutdown, shutdown_pending, write_domu
+from pyhv.xenstore.limits import Quota, StoreError, canonical
+from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Access, Permissions
+from pyhv.xenstore.store import Store
+from pyhv.xenstore.transactions import Create, SetValue, Transaction
+from pyhv.xenstore.tree import Tree
+
+HOME = "/local/domain/1"
+
+
+def connect(store: Store, domid: int = 1) -> tuple[Client, list[tuple[str, bytes]]]:
+    heard: list[tuple[str, bytes]] = []
+    return store.connect(domid, lambda path, token: heard.append((path, token))), heard
+
+
+@pytest.fixture
+def store() -> Store:
+    store = Store()
+    for domid in (1, 2):
+        store.mkdir(f"/local/domain/{domid}")
+        store.set_permissions(f"/local/domain/{domid}", ["n0", f"b{domid}"])
+    return store
+
+
+def refused(name: str):
+    return pytest.raises(StoreError, match=f"^{name}")
+
+
+# ---- paths
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/a", "/a-b/C_d/e@f/0", "rel", "/" + "x" * 3071, "y" * 2048, "@x", "/local/domain/9/z"]
+)
+def test_good_paths(path):
+    assert canonical(path, 1) == (path if path.startswith("/") else f"{HOME}/{path}")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/a/",
+        "a/",
+        "//",
+        "/a//b",
+        "a//b",
+        "/a b",
+        "/a.b",
+        "/ä",
+        "/a\n",
+        "/a\0",
+        "/" + "x" * 3072,
+        "y" * 2049,
+    ],
+)
+def test_bad_paths(path):
+    with refused("EINVAL"):
+        canonical(path, 1)
+
+
+# ---- nodes
+
+
+def test_write_makes_parents_and_children_keep_their_order(store):
+    store.write("/z/b/c", "deep")
+    store.write("/z/a")
+    store.write("/z/b", b"\0\xff")
+    assert store.ls("/z") == ["b", "a"]
+    assert store.ls("/z/b") == ["c"]
+    assert store.read("/z") == b""
+    assert store.read("/z/b") == b"\0\xff"
+    assert store.read_text("/z/b/c") == "deep"
+
+
+def test_mkdir_keeps_what_is_there(store):
+    store.write("/a", 5)
+    store.mkdir("/a")
+    assert store.read_int("/a") == 5
+
+
+def test_rm(store):
+    store.write("/a/b/c")
+    store.remove("/a/b")
+    assert store.ls("/a") == []
+    assert not store.exists("/a/b/c")
+    store.remove("/a/b")
+    with refused("ENOENT"):
+        store.remove("/a/b/c")
+    with refused("EINVAL"):
+        store.remove("/")
+
+
+@pytest.mark.parametrize("value", ["", "x", "1x", " 1", "--1", "9" * 21, "²"])
+def test_what_is_no_number_is_refused(store, value):
+    store.write("/n", value)
+    with refused("EINVAL"):
+        store.read_int("/n")
+
+
+def test_a_very_deep_chain_is_no_problem(store):
+    path = "/d" * 1500
+    store.write(path, "bottom")
+    assert store.read(path) == b"bottom"
+    with store.transaction() as t:
+        t.remove("/d")
+    assert store.owned_nodes(0) == len(store.dump().splitlines())
+
+
+# ---- permissions
+
+
+def test_permission_lists():
+    permissions = Permissions.parse(["r3", "w4", "b5", "n6"])
+    assert [permissions.of(domid) for domid in (4, 5, 6, 7)] == [
+        Access.WRITE,
+        Access.READ | Access.WRITE,
+        Access.NONE,
+        Access.READ,
+    ]
+    assert permissions.of(0) == permissions.of(3) == Access.READ | Access.WRITE | Access.OWNER
+    assert str(permissions) == "r3,w4,b5,n6"
+
+
+@pytest.mark.parametrize("text", ["", "r", "5", "x5", "r-1", "r5 ", "R5", "r99999", "rw5", "r٣"])
+def test_bad_permissions(text):
+    with refused("EINVAL"):
+        Permissions.parse([text])
+
+
+def test_what_a_guest_makes_is_its_own_and_inherits_the_list(store):
+    store.set_permissions(HOME, ["n0", "b1", "r2"])
+    guest, _ = connect(store)
+    guest.write("a/b", b"x")
+    assert store.permissions(f"{HOME}/a/b") == ["n1", "b1", "r2"]
+    store.write(f"{HOME}/a/c")
+    assert store.permissions(f"{HOME}/a/c") == ["n1", "b1", "r2"]
+    assert store.owned_nodes(1) == 3
+
+
+def test_a_stranger_is_told_nothing(store):
+    store.write(f"{HOME}/secret", "s")
+    other, _ = connect(store, 2)
+    for path in (f"{HOME}/secret", f"{HOME}/missing", "/", "/nowhere/at/all"):
+        with refused("EACCES"):
+            other.read(path)
+        with refused("EACCES"):
+            other.write(path, b"")
+        with refused("EACCES"):
+            other.remove(path)
+
+
+def test_read_only_is_read_only(store):
+    store.write(f"{HOME}/ro", "1")
+    store.set_permissions(f"{HOME}/ro", ["n0", "r1"])
+    guest, _ = connect(store)
+    assert guest.read("ro") == b"1"
+    with refused("EACCES"):
+        guest.write("ro", b"2")
+    with refused("EACCES"):
+        guest.write("ro/below", b"2")
+    with refused("EACCES"):
+        guest.set_permissions("ro", Permissions.parse(["b1"]))
+    with refused("ENOENT"):
+        guest.read("ro/below")
+
+
+def test_only_the_owner_changes_permissions_and_cannot_give_away(store):
+    guest, _ = connect(store)
+    guest.write("a", b"")
+    guest.set_permissions("a", Permissions.parse(["n1", "r2"]))
+    with refused("EPERM"):
+        guest.set_permissions("a", Permissions.parse(["n2"]))
+    with refused("ENOSPC"):
+        guest.set_permissions("a", Permissions.parse(["n1"] * 6))
+    store.set_permissions(f"{HOME}/a", ["n2"])
+    assert (store.owned_nodes(1), store.owned_nodes(2)) == (0, 1)
+
+
+# ---- quotas
+
+
+def test_the_node_quota_counts_what_is_owned(store):
+    guest, _ = connect(store)
+    for n in range(999):
+        guest.write(f"n{n % 50}/{n}" if n >= 50 else f"n{n}", b"")
+    assert store.owned_nodes(1) == 999
+    with refused("ENOSPC"):
+        guest.write("x/y", b"")
+    guest.write("x", b"")
+    with refused("ENOSPC"):
+        guest.mkdir("y")
+    guest.remove("x")
+    guest.mkdir("y")
+    store.write(f"{HOME}/by-dom0")
+
+
+def test_transactions_do_not_evade_the_node_quota():
+    store = Store(Quota(nodes=3))
+    store.mkdir(HOME)
+    store.set_permissions(HOME, ["b1"])
+    guest, _ = connect(store)
+    first, second = guest.start(), guest.start()
+    store.write(f"{HOME}/a")
+    store.write(f"{HOME}/b")
+    store.set_permissions(f"{HOME}/a", ["n0", "b1"])
+    store.set_permissions(f"{HOME}/b", ["n0", "b1"])
+    guest.end(first, commit=False)
+    guest.end(second, commit=False)
+    first, second = guest.start(), guest.start()
+    guest.write("a/1", b"", first)
+    guest.write("a/2", b"", first)
+    with refused("ENOSPC"):
+        guest.write("a/3", b"", first)
+    guest.write("b/1", b"", second)
+    guest.write("b/2", b"", second)
+    guest.end(first, commit=True)
+    with refused("ENOSPC"):
+        guest.end(second, commit=True)
+    assert store.owned_nodes(1) == 3
+    assert store.ls(f"{HOME}/b") == []
+
+
+def test_the_entry_quota_counts_the_whole_record(store):
+    guest, _ = connect(store)
+    fixed = 24 + 2 * 8
+    guest.write("a", b"x" * (2047 - fixed))
+    with refused("ENOSPC"):
+        guest.write("a", b"x" * (2048 - fixed))
+    with refused("ENOSPC"):
+        guest.write("b", b"x" * (2048 - fixed))
+    with refused("ENOSPC"):
+        guest.mkdir("a/b")
+    assert store.ls(HOME) == ["a"]
+    store.write("/big", b"x" * 100_000)
+
+
+def test_the_watch_and_transaction_quotas_are_the_domains(store):
+    guest, _ = connect(store)
+    twin, _ = connect(store)
+    for n in range(128):
+        (guest, twin)[n % 2].watch("a", str(n).encode())
+    with refused("E2BIG"):
+        guest.watch("a", b"more")
+    guest.unwatch("a", b"0")
+    guest.watch("a", b"more")
+    for n in range(10):
+        (guest, twin)[n % 2].start()
+    with refused("ENOSPC"):
+        guest.start()
+    guest.close()
+    twin.start()
+    other, _ = connect(store, 2)
+    other.watch("a", b"")
+
+
+def test_a_transaction_that_writes_in_circles_is_stopped(store):
+    guest, _ = connect(store)
+    tx = guest.start()
+    for n in range(5000):
+        guest.write("a", str(n).encode(), tx)  # rewriting one node costs nothing
+    with refused("ENOSPC"):
+        for n in range(5000):
+            guest.write("ab"[n % 2], b"", tx)
+    tx = guest.start()
+    with refused("ENOSPC"):
+        for n in range(5000):
+            try:
+                guest.read(f"missing{n}", tx)
+            except StoreError as error:
+                if error.name != "ENOENT":
+                    raise
+
+
+def test_rewriting_one_node_in_a_transaction_keeps_the_last_value_only():
+    transaction = Transaction(Tree(), nodes_max=3)
+    transaction.change(Create("/a", b"", PRIVATE_TO_DOM0), 1)
+    for n in range(10):
+        transaction.change(SetValue("/a", b"%d" % n), 2 + n)
+    assert transaction.changes == [Create("/a", b"", PRIVATE_TO_DOM0), SetValue("/a", b"9")]
+
+
+# ---- watches
+
+
+def test_a_watch_fires_at_once_and_for_all_below(store):
+    guest, heard = connect(store)
+    guest.watch("a", b"t")
+    guest.watch(f"{HOME}/a", b"u")
+    assert heard == [("a", b"t"), (f"{HOME}/a", b"u")]
+    del heard[:]
+    store.write(f"{HOME}/a/b/c", "1")
+    store.write(f"{HOME}/ab", "1")
+    assert heard == [("a/b/c", b"t"), (f"{HOME}/a/b/c", b"u")]
+    with refused("EEXIST"):
+        guest.watch(f"{HOME}/a", b"t")
+    guest.unwatch(f"{HOME}/a", b"t")
+    with refused("ENOENT"):
+        guest.unwatch("a", b"t")
+    del heard[:]
+    store.remove(f"{HOME}/a")
+    assert heard == [(f"{HOME}/a", b"u")]
+
+
+def test_watches_inside_a_removed_subtree_hear_of_their_own_node(store):
+    store.write("/t/a/b")
+    store.write("/t/a/c/d")
+    heard: list[str] = []
+    for path in ("/t", "/t/a/b", "/t/a/c/d", "/t/a/missing"):
+        store.watch(path, heard.append)
+    del heard[:]
+    store.remove("/t/a")
+    assert heard == ["/t/a", "/t/a/b", "/t/a/c/d"]
+
+
+def test_an_unreadable_node_is_not_told_of(store):
+    guest, heard = connect(store)
+    guest.watch("/", b"t")
+    guest.watch("/private/x", b"u")
+    del heard[:]
+    store.write("/private/x", "s")
+    store.write("/private/x", "s2")
+    store.remove("/private")
+    assert heard == []
+
+
+def test_losing_and_gaining_access_is_told(store):
+    store.write("/p/x")
+    guest, heard = connect(store)
+    guest.watch("/p", b"t")
+    del heard[:]
+    store.set_permissions("/p/x", ["n0", "r1"])
+    store.set_permissions("/p/x", ["n0"])
+    store.set_permissions("/p/x", ["n0", "r2"])
+    assert heard == [("/p/x", b"t")] * 2
+
+
+def test_a_callback_sees_the_change_and_may_change_in_turn(store):
+    heard: list[tuple[str, bool]] = []
+
+    def answer(path: str) -> None:
+        heard.append((path, store.exists("/q/reply")))
+        if store.exists("/q/ask") and not store.exists("/q/reply"):
+            store.write("/q/reply", "1")
+
+    handle = store.watch("/q", answer)
+    store.write("/q/ask", "1")
+    assert heard == [("/q", False), ("/q/ask", False), ("/q/reply", True)]
+    handle.cancel()
+    handle.cancel()
+    store.write("/q/ask", "2")
+    assert len(heard) == 3
+
+
+def test_a_cancelled_watch_hears_nothing_that_was_already_queued(store):
+    heard: list[str] = []
+    first = store.watch("/q", lambda path: second.cancel() if path == "/q/x" else None)
+    second = store.watch("/q", heard.append)
+    store.write("/q/x")
+    assert heard == ["/q"]
+    first.cancel()
+
+
+# ---- transactions
+
+
+def test_a_transaction_is_seen_by_itself_only_until_its_end(store):
+    heard: list[str] = []
+    store.watch("/t", heard.append)
+    with store.transaction() as t:
+        t.write("/t/a", "1")
+        t.write("/t/a", "2")
+        t.write("/t/b", "1")
+        t.remove("/t/b")
+        assert t.ls("/t") == ["a"]
+        assert not store.exists("/t")
+        assert heard == ["/t"]
+    assert store.read("/t/a") == b"2"
+    assert heard == ["/t", "/t/a"]
+
+
+def test_an_exception_drops_the_transaction(store):
+    def interrupted() -> None:
+        with store.transaction() as t:
+            t.write("/t")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert not store.exists("/t")
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "conflict"),
+    [
+        (lambda t: t.read("/s/a"), lambda s: s.write("/s/a", "new"), True),
+        (lambda t: t.write("/s/a", "x"), lambda s: s.write("/s/a", "new"), True),
+        (lambda t: t.exists("/s/none"), lambda s: s.write("/s/none"), True),
+        (lambda t: t.ls("/s"), lambda s: s.write("/s/fresh"), True),
+        (lambda t: t.ls("/s"), lambda s: s.write("/s/a/deeper"), False),
+        (lambda t: t.write("/s/n1"), lambda s: s.write("/s/n2"), True),
+        (lambda t: t.write("/s/a/n1"), lambda s: s.write("/s/b/n2"), False),
+        (lambda t: t.write("/s/a/n1"), lambda s: s.remove("/s/a"), True),
+        (lambda t: t.remove("/s/a"), lambda s: s.write("/s/b", "x"), False),
+        (lambda t: t.remove("/s/a"), lambda s: s.write("/s/fresh"), True),
+        (lambda t: t.read("/s/a"), lambda s: s.set_permissions("/s/a", ["r0"]), True),
+        (lambda t: t.read("/s/a"), lambda s: (s.remove("/s/a"), s.write("/s/a", "1")), True),
+        (lambda t: t.read("/s/a"), lambda s: None, False),
+    ],
+)
+def test_conflicts(store, inside, outside, conflict):
+    store.write("/s/a", "1")
+    store.write("/s/b", "1")
+    transaction = store.transaction()
+    t = transaction.__enter__()
+    inside(t)
+    outside(store)
+    before = store.dump()
+    if conflict:
+        with refused("EAGAIN"):
+            transaction.__exit__(None, None, None)
+        assert store.dump() == before
+    else:
+        transaction.__exit__(None, None, None)
+
+
+def test_transaction_numbers(store):
+    guest, _ = connect(store)
+    other, _ = connect(store, 2)
+    tx = guest.start()
+    assert tx != 0
+    with refused("EBUSY"):
+        guest.start(tx)
+    for number in (tx + 1, 2**32 - 1):
+        with refused("ENOENT"):
+            guest.read("a", number)
+        with refused("ENOENT"):
+            guest.end(number, commit=True)
+    with refused("ENOENT"):
+        other.end(tx, commit=False)
+    guest.end(tx, commit=True)
+    with refused("ENOENT"):
+        guest.end(tx, commit=True)
+    assert guest.start() != tx
+
+
+# ---- a domain's life
+
+
+def test_introduce_and_release(store):
+    heard: list[str] = []
+    store.watch("@introduceDomain", heard.append)
+    store.watch("@releaseDomain", heard.append)
+    guest, guest_heard = connect(store)
+    guest.watch("@releaseDomain", b"t")
+    other, other_heard = connect(store, 2)
+    other.watch("@releaseDomain", b"t")
+    store.set_permissions("@releaseDomain", ["n0", "r2"])
+    del heard[:], guest_heard[:], other_heard[:]
+    store.introduce(1)
+    with refused("EEXIST"):
+        store.introduce(1)
+    assert store.is_introduced(1)
+    store.write("/shared")
+    store.set_permissions("/shared", ["n0", "b1", "r2"])
+    guest.write("/shared/guests", b"")
+    guest.start()
+    store.release(1)
+    assert guest.closed
+    assert heard == ["@introduceDomain", "@releaseDomain"]
+    assert guest_heard == []
+    assert other_heard == [("@releaseDomain", b"t")]
+    assert not store.exists(HOME)
+    assert store.ls("/shared") == []
+    assert store.permissions("/shared") == ["n0", "r2"]
+    assert store.owned_nodes(1) == 0
+    assert not store.is_introduced(1)
+    again, _ = connect(store)
+    for n in range(128):
+        again.watch("a", str(n).encode())
+    for domid in (0, -1, 0x7FF0):
+        with refused("EINVAL"):
+            store.release(domid)
+        with refused("EINVAL"):
+            store.introduce(domid)
+
+
+def test_a_callback_may_tidy_up_while_a_domain_is_released(store):
+    store.write(f"{HOME}/device/vbd/1")
+    store.watch(f"{HOME}/device", lambda path: store.remove("/elsewhere"))
+    store.write("/elsewhere/node")
+    store.set_permissions("/elsewhere/node", ["n1"])
+    store.release(1)
+    assert not store.exists("/elsewhere")
+
+
+def domu(**changes) -> DomU:
+    facts = {
+        "domid": 1,
+        "name": "guest",
+        "uuid": "00000000-0000-0000-0000-000000000001",
+        "memory_kib": 65536,
+        "vcpus": 2,
+        "store_ring_ref": 100,
+        "store_port": 1,
+        "console_ring_ref": 101,
+        "console_port": 2,
+    }
+    return DomU(**{**facts, **changes})
+
+
+def test_a_domu_finds_what_it_expects(store):
+    write_domu(store, domu())
+    guest, _ = connect(store)
+    expected = {
+        "name": b"guest",
+        "domid": b"1",
+        "vm": b"/vm/00000000-0000-0000-0000-000000000001",
+        "memory/target": b"65536",
+        "cpu/1/availability": b"online",
+        "store/port": b"1",
+        "console/ring-ref": b"101",
+        "control/shutdown": b"",
+    }
+    assert {path: guest.read(path) for path in expected} == expected
+    assert guest.read("/vm/00000000-0000-0000-0000-000000000001/image/ostype") == b"linux"
+    guest.write("control/feature-poweroff", b"1")
+    guest.write("data/anything", b"1")
+    for path in ("name", "memory/target", "new", "device/vbd", "control/new"):
+        with refused("EACCES"):
+            guest.write(path, b"x")
+
+
+def test_a_shutdown_is_asked_for_and_acknowledged(store):
+    write_domu(store, domu())
+    guest, heard = connect(store)
+    guest.watch("control/shutdown", b"t")
+    request_shutdown(store, 1, "poweroff")
+    assert heard == [("control/shutdown", b"t")] * 2
+    assert guest.read("control/shutdown") == b"poweroff"
+    assert shutdown_pending(store, 1) == "poweroff"
+    guest.write("control/shutdown", b"")
+    assert shutdown_pending(store, 1) == ""
+    with pytest.raises(ConfigError, match="poweroff"):
+        request_shutdown(store, 1, "explode")
+    with refused("ENOENT"):
+        request_shutdown(store, 3, "poweroff")
+
+
+def test_nothing_is_left_of_a_removed_domu(store):
+    store.release(1)
+    store.mkdir("/local/domain/0/backend/vbd")
+    before = store.dump()
+    write_domu(store, domu())
+    store.introduce(1)
+    store.write("/local/domain/0/backend/vbd/1/768/state", 4)
+    remove_domu(store, 1)
+    assert store.dump() == before
+
+
+def test_the_same_operations_give_the_same_store():
+    def run() -> str:
+        store = Store()
+        write_domu(store, domu())
+        client, heard = connect(store)
+        client.watch("data", b"t")
+        for n in range(20):
+            client.write(f"data/{n % 7}", str(n).encode())
+        return store.dump() + repr(heard)
+
+    assert run() == run()
