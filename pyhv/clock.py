@@ -65,6 +65,9 @@ class VirtualClock(Clock):
         self._base = 0
         self._granted = 0
         self._left: memoryview | None = None
+        self._charged = 0
+        self.code_bytes = 0
+        """Bytes of guest code executed so far, as of the last `end`."""
 
     def now(self) -> int:
         left = self._left
@@ -79,6 +82,9 @@ class VirtualClock(Clock):
         self._left[0] = self._granted
 
     def end(self) -> None:
+        if self._left is not None:
+            self.code_bytes += self._granted - self._left[0] - self._charged
+        self._charged = 0
         self._base = self.now()
         self._left = None
 
@@ -98,6 +104,7 @@ class VirtualClock(Clock):
         """Let an exit take its fixed time."""
         if self._left is not None:
             self._left[0] -= EXIT_NS * BYTES_PER_NS
+            self._charged += EXIT_NS * BYTES_PER_NS
 
     def advance_to(self, when: int) -> None:
         self._base = max(self._base, when)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE
 from pyhv.abi.numbers import Shutdown
 from pyhv.abi.pvclock import TSC_SHIFT, TSC_TO_SYSTEM_MUL
 from pyhv.abi.shared import (
@@ -31,16 +32,14 @@ from pyhv.address import Mfn
 from pyhv.cpu.engine import Engine
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
+from pyhv.events.timers import PeriodicTimer
 from pyhv.grants.maptrack import Maptrack
 from pyhv.grants.table import GrantTable
 from pyhv.mmu.descriptors import Segment
 from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
 from pyhv.mmu.paging import DomainArea, L4Cache
 from pyhv.mmu.tables import PageTables
-from pyhv.sched.runstate import Runstate
-
-PERIODIC_DEFAULT_NS = 10_000_000
-"""PV vCPUs start with a 100 Hz timer."""
+from pyhv.sched.runstate import Runstate, State
 
 NO_TRAP = (0, 0)
 
@@ -101,13 +100,15 @@ class Vcpu:
         self.info = self.info_page.base + self.info_offset
         """Machine address of the live vcpu_info."""
         self.info_moved = False
-        self.runstate = Runstate(domain.now())
+        self.runstate = Runstate(State.OFFLINE, domain.now())
         self.runstate_area = 0
         self.time_area = 0
-        self.periodic_ns = 0
+        self.periodic = PeriodicTimer(domain.now())
         self.blocked = False
         self.polling: frozenset[int] | None = None
         self.nmi_pending = False
+        self.initial_registers: dict[str, int] = {}
+        """What VCPUOP_initialise (or the builder) wants the registers to be at the first run."""
         self.registers: bytes | None = None
         """Saved VMCB while not loaded in the engine."""
         self.time_stamp = -1
@@ -161,10 +162,8 @@ class Vcpu:
     def cr2(self, value: int) -> None:
         self.domain.ram.q[(self.info + VI_CR2) >> 3] = value
 
-    def move_info(self, page: FramePage, offset: int) -> None:
-        """From now on vcpu_info lives at `offset` of `page`; old contents are copied."""
-        old = self.info_page.read(self.info_offset, VCPU_INFO_SIZE)
-        page.write(offset, old)
+    def use_info(self, page: FramePage, offset: int) -> None:
+        """From now on vcpu_info lives at `offset` of `page`, where `TwoLevel.relocate` has copied it."""
         self.info_page, self.info_offset = page, offset
         self.info = page.base + offset
         self.info_moved = True
@@ -175,7 +174,9 @@ class Vcpu:
         ram = self.domain.ram
         at = self.info + VI_TIME
         version = ram.d[at >> 2] | 1
-        record = struct.pack("<IIQQIbBH", version & 0xFFFFFFFF, 0, now, now, TSC_TO_SYSTEM_MUL, TSC_SHIFT, 1, 0)
+        record = struct.pack(
+            "<IIQQIbBH", version & 0xFFFFFFFF, 0, now, now, TSC_TO_SYSTEM_MUL, TSC_SHIFT, 1, 0
+        )
         ram.raw[at : at + 32] = record
         ram.d[at >> 2] = (version + 1) & 0xFFFFFFFF
         if self.time_area:
@@ -254,6 +255,10 @@ class Domain:
         self.events: EventChannels
         self.grants: GrantTable
         self.maptrack: Maptrack
+        self.zero_frame: Mfn
+        """Stands in for descriptor pages that the guest did not supply."""
+        self.pristine: bytes
+        """The engine's state block before any guest ran on it."""
         self.loaded: Vcpu | None = None
         """Whose registers the engine holds."""
 
@@ -267,6 +272,23 @@ class Domain:
         if self.shutdown_reason is None:
             self.shutdown_reason = reason
             self.crash_cause = cause
+
+    def fill_hypercall_page(self, pfn: int) -> bool:
+        """Write the hypercall stubs into the guest's page `pfn`; False if it is not writable."""
+        frames = self.physical.frames
+        mfn = self.frame_of(pfn)
+        if mfn is None or not frames.get_writable(mfn):
+            return False
+        self.physical.write(mfn << 12, HYPERCALL_PAGE)
+        frames.put_writable(mfn)
+        return True
+
+    def frame_of(self, pfn: int) -> Mfn | None:
+        """The own frame that the M2P says is `pfn`."""
+        frames = self.physical.frames
+        own = frames.owned_by(self.domid)
+        found = own[frames.m2p_np[own] == pfn]
+        return Mfn(int(found[0])) if found.size else None
 
     @property
     def crashed(self) -> bool:

@@ -386,6 +386,15 @@ def test_a_transaction_is_seen_by_itself_only_until_its_end(store):
     assert heard == ["/t", "/t/a"]
 
 
+def test_what_a_removed_node_was_made_for_and_left_behind_is_told(store):
+    heard: list[str] = []
+    store.watch("/t", heard.append)
+    with store.transaction() as t:
+        t.write("/t/a/b/c")
+        t.remove("/t/a/b")
+    assert heard == ["/t", "/t/a"]
+
+
 def test_an_exception_drops_the_transaction(store):
     def interrupted() -> None:
         with store.transaction() as t:

@@ -15,8 +15,13 @@ import keystone
 
 from pyhv.errors import ImageError
 
-DIRECTIVES = frozenset({".byte", ".short", ".long", ".quad", ".zero", ".fill", ".balign"})
+DIRECTIVES = frozenset({".byte", ".short", ".long", ".quad", ".zero", ".balign"})
 """What `assemble` passes on. Keystone 0.9.2 crashes on `.text`, rejects `.org` and mangles `.section`."""
+
+MAX_BYTES = 64 << 20
+"""Most that one directive may reserve; a slip in a `.zero` should not take the host's memory."""
+
+_SIZED = frozenset({".zero", ".balign"})
 
 _MISREAD = {
     # Keystone picks the 16-bit operand size for these, which no 64-bit kernel means.
@@ -26,6 +31,9 @@ _MISREAD = {
 }
 
 _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:\s*(.*)", re.DOTALL)
+_NUMBER = re.compile(r"'(?:\\.|[^'\\])'|(?<![\w.$])\d\w*")
+_DECIMAL = re.compile(r"0|[1-9]\d*")
+_HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]+")
 _BRACKETED = re.compile(r"\[[^\]]*\]")
 _RIP = re.compile(r"\brip\b", re.IGNORECASE)
 
@@ -51,11 +59,17 @@ def assemble(source: str, address: int, origins: Sequence[str] | None = None) ->
         cause = _refusal(line)
         if cause is not None:
             raise ImageError(f"{place}: {cause}: `{line.strip()}`")
-    code, failure = _keystone(source, address)
+    safe = [_NUMBER.sub(_in_hexadecimal, line) for line in lines]
+    code, failure = _keystone("\n".join(safe), address)
     if failure is None:
         return code
-    culprit, failure = _first_bad_line(lines, address)
+    culprit, failure = _first_bad_line(safe, address)
     raise ImageError(f"{places[culprit]}: {_explain(failure)}: `{lines[culprit].strip()}`")
+
+
+def _in_hexadecimal(number: re.Match[str]) -> str:
+    """Rewrite a decimal number: the radix of such numbers is uninitialised memory in Keystone 0.9.2."""
+    return f"{int(number[0]):#x}" if _DECIMAL.fullmatch(number[0]) else number[0]
 
 
 def _refusal(line: str) -> str | None:
@@ -68,11 +82,23 @@ def _refusal(line: str) -> str | None:
         return f"unknown directive {mnemonic}"
     if mnemonic in _MISREAD:
         return f"{mnemonic} would assemble to its 16-bit form, write {_MISREAD[mnemonic]}"
+    for number in _NUMBER.findall(statement):
+        if not (number.startswith("'") or _DECIMAL.fullmatch(number) or _HEXADECIMAL.fullmatch(number)):
+            return f"{number} is no number; write it in decimal or as 0x..."
+    if mnemonic in _SIZED and _oversized(statement):
+        return f"more than {MAX_BYTES >> 20} MiB"
     if statement.count("[") != statement.count("]"):
         return "unbalanced brackets"
     if _RIP.search(_BRACKETED.sub("", statement)):
         return "rip can only be used inside [ ]"
     return None
+
+
+def _oversized(statement: str) -> bool:
+    """Whether `.zero` or `.balign` asks for more memory than any kernel has."""
+    return any(
+        int(number, 0) > MAX_BYTES for number in _NUMBER.findall(statement) if not number.startswith("'")
+    )
 
 
 def _keystone(source: str, address: int) -> tuple[bytes, keystone.KsError | None]:

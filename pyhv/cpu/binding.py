@@ -8,6 +8,7 @@ what they are used for.
 """
 
 import ctypes
+from collections.abc import Callable
 
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
@@ -38,7 +39,24 @@ REG_CR4: int = x86_const.UC_X86_REG_CR4
 REG_MSR: int = x86_const.UC_X86_REG_MSR
 GENERAL_REGISTERS: tuple[int, ...] = tuple(
     getattr(x86_const, f"UC_X86_REG_{name}")
-    for name in "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15".split()
+    for name in [
+        "RAX",
+        "RCX",
+        "RDX",
+        "RBX",
+        "RSP",
+        "RBP",
+        "RSI",
+        "RDI",
+        "R8",
+        "R9",
+        "R10",
+        "R11",
+        "R12",
+        "R13",
+        "R14",
+        "R15",
+    ]
 )
 """Unicorn's register numbers in the processor's own order."""
 
@@ -46,15 +64,11 @@ CB_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void
 CB_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 CB_INSN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 CB_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-CB_IN = ctypes.CFUNCTYPE(
-    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
-)
+CB_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
 CB_OUT = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
 )
-CB_BLOCK = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
-)
+CB_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 
 
 class MsrAccess(ctypes.Structure):
@@ -95,6 +109,13 @@ uc_context_free.argtypes = (_ptr,)
 uc_context_size = _lib.uc_context_size
 uc_context_size.argtypes, uc_context_size.restype = (_ptr,), ctypes.c_size_t
 
+_tb_invalidate = getattr(_lib, "tb_invalidate_phys_range_x86_64", None)
+if _tb_invalidate is not None:
+    _tb_invalidate.argtypes = (_ptr, _u64, _u64)
+    _tb_invalidate.restype = None
+tb_invalidate_phys_range: Callable[[int, int, int], None] | None = _tb_invalidate
+"""Drop translations of a range of physical addresses: exported by the wheel, not part of the public API."""
+
 EMU_STOP_ADDRESS: int = ctypes.cast(_lib.uc_emu_stop, _ptr).value or 0
 """Where `uc_emu_stop` is in this process: the native block clock jumps there."""
 
@@ -124,4 +145,6 @@ def check(code: int, doing: str) -> None:
     """Raise EngineError if the library returned an error code."""
     if code:
         text = uc_strerror(code).decode()
-        raise EngineError(f"The emulator failed while {doing}: {text}. Reinstall unicorn 2.1.4 or newer (2.x).")
+        raise EngineError(
+            f"The emulator failed while {doing}: {text}. Reinstall unicorn 2.1.4 or newer (2.x)."
+        )

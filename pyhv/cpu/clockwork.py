@@ -57,9 +57,7 @@ class BlockBudget:
     def __init__(self, code: bytes) -> None:
         self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._code.write(code)
-        self.hook: ctypes.c_void_p | ctypes._CFuncPtr = ctypes.c_void_p(
-            ctypes.addressof(ctypes.c_char.from_buffer(self._code))
-        )
+        self.hook: object = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self._code)))
         cell = (ctypes.c_int64 * 2)(0, binding.EMU_STOP_ADDRESS)
         self._keep = cell
         self.data = ctypes.c_void_p(ctypes.addressof(cell))
@@ -83,7 +81,7 @@ class PythonBlockBudget:
             if left[0] < 0:
                 binding.uc_emu_stop(engine)
 
-        self.hook: ctypes.c_void_p | ctypes._CFuncPtr = binding.CB_BLOCK(count)
+        self.hook: object = binding.CB_BLOCK(count)
 
 
 def make_budget(*, native: bool = True) -> BlockBudget | PythonBlockBudget:

@@ -89,7 +89,7 @@ class Memory(NamedTuple):
     """A memory operand: registers by VMCB index (None: absent), RIP-relative already resolved."""
 
     base: int | None
-    index: int | None
+    scaled: int | None
     scale: int
     displacement: int
     segment: int | None
@@ -110,8 +110,16 @@ class Store(NamedTuple):
 
 _GENERAL = {}
 for _number, _names in enumerate(
-    "rax eax ax al/rcx ecx cx cl/rdx edx dx dl/rbx ebx bx bl/rsp esp sp spl/rbp ebp bp bpl/rsi esi si sil/"
-    "rdi edi di dil".split("/")
+    [
+        "rax eax ax al",
+        "rcx ecx cx cl",
+        "rdx edx dx dl",
+        "rbx ebx bx bl",
+        "rsp esp sp spl",
+        "rbp ebp bp bpl",
+        "rsi esi si sil",
+        "rdi edi di dil",
+    ]
 ):
     for _name in _names.split():
         _GENERAL[getattr(cx86, f"X86_REG_{_name.upper()}")] = _number
@@ -122,7 +130,27 @@ _HIGH = {cx86.X86_REG_AH: 0, cx86.X86_REG_CH: 1, cx86.X86_REG_DH: 2, cx86.X86_RE
 _SEGMENTS = {cx86.X86_REG_FS: 4, cx86.X86_REG_GS: 5}
 
 STORES = frozenset(
-    "mov movabs movnti xchg cmpxchg cmpxchg8b xadd and or xor add sub inc dec not neg bts btr btc".split()
+    [
+        "mov",
+        "movabs",
+        "movnti",
+        "xchg",
+        "cmpxchg",
+        "cmpxchg8b",
+        "xadd",
+        "and",
+        "or",
+        "xor",
+        "add",
+        "sub",
+        "inc",
+        "dec",
+        "not",
+        "neg",
+        "bts",
+        "btr",
+        "btc",
+    ]
 )
 
 
@@ -153,7 +181,7 @@ def store(code: bytes) -> Store | None:
     memory = target.mem
     operand = Memory(
         base=_GENERAL.get(memory.base),
-        index=_GENERAL.get(memory.index),
+        scaled=_GENERAL.get(memory.index),
         scale=memory.scale,
         displacement=memory.disp,
         segment=_SEGMENTS.get(memory.segment),

@@ -14,9 +14,10 @@ This module knows registers and callbacks. It knows no hypercall, no domain and 
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Protocol
 
-from pyhv.address import MASK64
+from pyhv.address import MASK64, PAGE_SHIFT
 from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
@@ -72,6 +73,8 @@ class Engine:
         self._hole = hole
         self._failure: BaseException | None = None
         self._drained: bytes | None = None
+        self.instruction_length: Callable[[int], int] = lambda _rip: 2
+        """Length of the SYSCALL or SYSENTER at an address; whoever can read guest code replaces it."""
         handle = ctypes.c_void_p()
         binding.check(binding.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "creating an engine")
         self.handle: int = handle.value or 0
@@ -96,9 +99,7 @@ class Engine:
 
     def _write_register(self, register: int, value: int) -> None:
         cell = ctypes.c_uint64(value)
-        binding.check(
-            binding.uc_reg_write(self.handle, register, ctypes.byref(cell)), "setting a register"
-        )
+        binding.check(binding.uc_reg_write(self.handle, register, ctypes.byref(cell)), "setting a register")
 
     def _set_up_long_mode(self) -> None:
         """Paging with NX and write protection, SSE, RDTSC trapping; CR3 comes with the first vCPU.
@@ -106,9 +107,7 @@ class Engine:
         CR4.SMAP and SMEP stay clear: IRET and far returns pop with supervisor rights.
         """
         efer = binding.MsrAccess(0xC000_0080, 0xD01)
-        binding.check(
-            binding.uc_reg_write(self.handle, binding.REG_MSR, ctypes.byref(efer)), "setting EFER"
-        )
+        binding.check(binding.uc_reg_write(self.handle, binding.REG_MSR, ctypes.byref(efer)), "setting EFER")
         self._write_register(binding.REG_CR4, 0x20 | 0x200 | 0x400 | 0x4)
         self._write_register(binding.REG_CR3, self._hole)
         self._write_register(binding.REG_CR0, 0x8005_0033)
@@ -147,7 +146,7 @@ class Engine:
             return True
 
         def syscall(_engine: int, _data: int | None) -> None:
-            length = self.syscall_length(q[v.RIP])
+            length = self.instruction_length(q[v.RIP])
             try:
                 sink.syscall()
             except BaseException as error:
@@ -155,7 +154,7 @@ class Engine:
             q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook
 
         def sysenter(_engine: int, _data: int | None) -> None:
-            length = self.syscall_length(q[v.RIP])
+            length = self.instruction_length(q[v.RIP])
             try:
                 sink.sysenter()
             except BaseException as error:
@@ -278,10 +277,6 @@ class Engine:
         """Forget translated code of one frame, because the hypervisor wrote to it."""
         self._invalidate(self.handle, mfn)
 
-    def syscall_length(self, rip: int) -> int:
-        """Length of the SYSCALL or SYSENTER at `rip` (prefixes are legal); see `exits.py`."""
-        return 2
-
     def close(self) -> None:
         """Free the engine; the VMCB must not be touched afterwards."""
         if self.handle:
@@ -291,7 +286,12 @@ class Engine:
             self.handle = 0
 
 
-def _invalidator():  # placeholder
-    f = binding._lib.tb_invalidate_phys_range_x86_64
-    f.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
-    return lambda handle, mfn: f(handle, mfn << 12, (mfn + 1) << 12)
+def _invalidator() -> Callable[[int, int], None]:
+    """How to forget the translations of a frame: by physical range where the library exports that (about
+    1 us), else by dropping all translations."""
+    by_range = binding.tb_invalidate_phys_range
+    if by_range is not None:
+        return lambda handle, mfn: by_range(handle, mfn << PAGE_SHIFT, (mfn + 1) << PAGE_SHIFT)
+    return lambda handle, _mfn: binding.check(
+        binding.uc_ctl(ctypes.c_void_p(handle), ctypes.c_uint(binding.CTL_FLUSH_TB)), "dropping translations"
+    )

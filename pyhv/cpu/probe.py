@@ -14,6 +14,7 @@ import struct
 
 import capstone
 from capstone import x86 as capstone_x86
+from unicorn import x86_const
 
 from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
@@ -102,7 +103,7 @@ def _prove_offsets(handle: int) -> None:
     binding.uc_context_free(context)
     agree("size of the state", bytes(state.raw) in saved, True)
 
-    uc = binding.x86_const
+    uc = x86_const
     for register, index in (
         (uc.UC_X86_REG_RIP, v.RIP), (uc.UC_X86_REG_CR2, v.CR + 2), (uc.UC_X86_REG_DR1, v.DR + 1),
         (uc.UC_X86_REG_FS_BASE, v.SEG_BASE[v.FS]), (uc.UC_X86_REG_GS_BASE, v.SEG_BASE[v.GS]),

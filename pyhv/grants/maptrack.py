@@ -39,6 +39,11 @@ class Mapping:
         return bool(self.flags & MapFlag.READONLY)
 
     @property
+    def device(self) -> bool:
+        """Say whether the device half is still mapped."""
+        return bool(self.flags & MapFlag.DEVICE)
+
+    @property
     def halves(self) -> MapFlag:
         """The halves that are still mapped."""
         return self.flags & HALVES

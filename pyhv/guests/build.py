@@ -26,7 +26,7 @@ from pyhv.guests.elf import (
 from pyhv.guests.preprocess import Label, Note, Program, Section, Statement, preprocess
 
 LOAD_ADDRESS = 0x100000
-"""Virtual and pseudo-physical address of the first byte of .text: 1 MiB, where Xen's test kernels live too."""
+"""Virtual and pseudo-physical address of the first byte of .text: 1 MiB, as in Xen's own test kernels."""
 
 ENTRY = "_start"
 """The label at which a kernel begins."""
@@ -101,8 +101,8 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
     """Assemble all sections as one; return the bytes of memory and every label's address.
 
     Keystone has no notion of sections and tells no addresses. So the sections go one behind the other,
-    padded to pages, and after the last byte comes a table with one `.quad label` for each label: the assembled
-    table *is* the symbol table.
+    padded to pages, and after the last byte comes a table with one `.quad label` for each label: once
+    assembled, the table tells the addresses.
     """
     statements: list[Statement] = []
     for section, label in ((Section.TEXT, ""), (Section.DATA, _DATA), (Section.BSS, _BSS)):

@@ -8,10 +8,11 @@ This module does not know what an instruction is (`pyhv.cpu.assembler` does) nor
     # comment                        .include "xen.inc"             .set PAGE_SIZE, 1 << 12
     name:      a label               .macro print text ... .endm    .text  .data  .bss
     .name:     a local label         print "hello"                  .xen_note LOADER "generic"
-    .ascii "bytes"  .asciz "with a NUL"        .byte .short .long .quad .zero .fill .balign: data
+    .ascii "bytes"  .asciz "with a NUL"        .byte .short .long .quad .zero .balign: data
 
-A local label belongs to the ordinary label above it: `.again` after `puts:` is `puts.again` to everybody else. In
-a macro, `\\name` is an argument and `\\@` a number that differs at each use.
+A local label belongs to the ordinary label above it: `.again` after `puts:` is `puts.again` to everybody
+else. In a macro `\\name` is an argument, also inside strings, and `\\@` a number that differs at each use; an
+argument that holds a comma is given in quotes, which are taken off.
 """
 
 import ast
@@ -89,6 +90,7 @@ _LOCAL = re.compile(r"(?<![\w.$])\.([A-Za-z_]\w*)")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _PARAMETER = re.compile(r"\\(@|[A-Za-z_]\w*)")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
+_KNOWN_ESCAPES = " ".join(f"\\{letter}" for letter in _ESCAPES)
 _OPERATORS: dict[type[ast.AST], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -120,7 +122,7 @@ def parse_string(text: str, origin: str) -> bytes:
 
     def escaped(match: re.Match[str]) -> str:
         if match[1] not in _ESCAPES:
-            raise ImageError(f"{origin}: unknown escape {match[0]} in a string; known: \\n \\t \\r \\0 \\\\ \\\"")
+            raise ImageError(f"{origin}: unknown escape {match[0]}; a string may hold {_KNOWN_ESCAPES}")
         return _ESCAPES[match[1]]
 
     return re.sub(r"\\(.)", escaped, text[1:-1]).encode()
@@ -263,19 +265,30 @@ class _Reader:
         if len(given) != len(macro.parameters):
             wanted = ", ".join(macro.parameters) or "nothing"
             raise ImageError(f"{origin}: macro {macro.name} takes {wanted}; it was given `{arguments}`")
-        values = dict(zip(macro.parameters, given, strict=True)) | {"@": str(self._expansions)}
+        values = {
+            parameter: _unquoted(argument)
+            for parameter, argument in zip(macro.parameters, given, strict=True)
+        } | {"@": str(self._expansions)}
         self._expansions += 1
 
         def lines() -> Iterator[tuple[str, str]]:
             for text, place in macro.body:
 
-                def value(match: re.Match[str], place: str = place) -> str:
+                def in_code(match: re.Match[str], place: str = place) -> str:
                     if match[1] not in values:
                         raise ImageError(f"{place}: macro {macro.name} has no parameter {match[0]}")
                     return values[match[1]]
 
+                def in_string(match: re.Match[str]) -> str:
+                    return values.get(match[1], match[0])  # what is no parameter is an escape
+
+                changed = _apart(
+                    text,
+                    lambda code: _PARAMETER.sub(in_code, code),
+                    lambda quoted: _PARAMETER.sub(in_string, quoted),
+                )
                 # The user's line is the one to look at; the macro's own is told as well.
-                yield _outside_strings(text, lambda code: _PARAMETER.sub(value, code)), f"{origin} ({place})"
+                yield changed, f"{origin} ({place})"
 
         self._read_lines(lines(), directory, depth + 1)
 
@@ -292,7 +305,7 @@ class _Reader:
             return f"{self._scope}.{match[1]}"
 
         first, space, rest = text.partition(" ")
-        replaced = _outside_strings(rest, lambda code: _LOCAL.sub(local, _NAME.sub(constant, code)))
+        replaced = _apart(rest, lambda code: _LOCAL.sub(local, _NAME.sub(constant, code)), str)
         if not space:
             return _NAME.sub(constant, text)
         # A lone expression (`.set`) has no mnemonic to protect; a mnemonic is never a constant's name.
@@ -315,14 +328,19 @@ def _fold(statement: str) -> str:
     return f"{first} {', '.join(operands)}"
 
 
-def _outside_strings(text: str, change: Callable[[str], str]) -> str:
-    """Apply `change` to the parts of `text` that are not quoted."""
+def _apart(text: str, in_code: Callable[[str], str], in_string: Callable[[str], str]) -> str:
+    """Apply one change to the parts of `text` that are not quoted and another to those that are."""
     parts: list[str] = []
     at = 0
     for quoted in _STRING.finditer(text):
-        parts += [change(text[at : quoted.start()]), quoted[0]]
+        parts += [in_code(text[at : quoted.start()]), in_string(quoted[0])]
         at = quoted.end()
-    return "".join([*parts, change(text[at:])])
+    return "".join([*parts, in_code(text[at:])])
+
+
+def _unquoted(argument: str) -> str:
+    """A macro argument without the quotes around it; escapes in it stay as they are."""
+    return argument[1:-1] if argument.startswith('"') and _STRING.fullmatch(argument) else argument
 
 
 def _strip_comment(line: str) -> str:

@@ -23,6 +23,9 @@ class Processor(Protocol):
     def iret(self) -> None:
         """Leave through the iret frame on the stack."""
 
+    def new_baseptr(self, mfn: int) -> None:
+        """Make `mfn` the kernel's L4; EINVAL if it cannot be one."""
+
     def new_base_pointers(self) -> None:
         """A base pointer of the vCPU has changed."""
 
@@ -56,12 +59,16 @@ class Host(Protocol):
 
     frames: FrameTable
     physical: PhysicalMemory
+    m2p_frames: list[Mfn]
 
     def now(self) -> int:
         """System time in ns."""
 
     def domain(self, domid: int) -> Domain | None:
         """A living domain."""
+
+    def any_domain(self, domid: int) -> Domain | None:
+        """A domain that lives or is dying."""
 
     def block(self, vcpu: Vcpu) -> None:
         """Take the vCPU off the processor until an event comes."""
@@ -93,9 +100,6 @@ class Host(Protocol):
     def debug_output(self, domain: Domain, text: bytes) -> None:
         """Bytes for the hypervisor's console."""
 
-    def flush_domain(self, domain: Domain) -> None:
-        """Flush the TLB of another domain's engine before it runs on."""
-
 
 class Call:
     """One vCPU's view for its handlers; lives as long as its domain."""
@@ -108,10 +112,16 @@ class Call:
         self.memory: GuestMemory = domain.memory
         self.tables: PageTables = domain.tables
         self.frames = host.frames
+        self.performed = [0] * 64
+        """Hypercalls by number, those inside multicalls included."""
         self.left_context = False
         """Set by iret: the caller's registers are no longer the ones it called with."""
         self.reschedule = False
         """Set when the vCPU must leave the processor."""
+
+    def count_hypercall(self, number: int) -> None:
+        """Note a sub-call of a multicall."""
+        self.performed[number] += 1
 
     def own(self, domid: int) -> None:
         """Refuse any domain but the caller: ESRCH if there is none of that name, else EPERM."""

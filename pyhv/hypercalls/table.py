@@ -12,7 +12,7 @@ A number that is not in the table returns ENOSYS, as on Xen.
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pyhv.address import MASK32, MASK64
 from pyhv.errors import XenError
@@ -27,6 +27,8 @@ class Status(enum.Enum):
 
 
 Handler = Callable[..., int]
+CommandHandler = Callable[..., int | None]
+_C = TypeVar("_C", bound=CommandHandler)
 
 _MASKS = {"u32": MASK32, "ulong": MASK64, "ptr": MASK64, "u64": MASK64}
 
@@ -84,10 +86,10 @@ class Commands:
 
     def command(
         self, number: enum.IntEnum, status: Status = Status.COMPLETE, note: str = ""
-    ) -> Callable[[Handler], Handler]:
+    ) -> Callable[[_C], _C]:
         """Enter the handler of one sub-operation."""
 
-        def enter(handler: Handler) -> Handler:
+        def enter(handler: _C) -> _C:
             self.handlers[number] = handler
             SUBOPERATIONS.setdefault(self.hypercall, []).append(
                 SubOperation(self.hypercall, number, number.name.lower(), status, note)
@@ -120,6 +122,4 @@ def invoke(entry: Entry, call: Any, arguments: tuple[int, ...]) -> int:
             call, arguments[0] & masks[0], arguments[1] & masks[1], arguments[2] & masks[2],
             arguments[3] & masks[3],
         )  # fmt: skip
-    return entry.handler(
-        call, *[value & mask for value, mask in zip(arguments, masks, strict=False)]
-    )
+    return entry.handler(call, *[value & mask for value, mask in zip(arguments, masks, strict=False)])

@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import ENTRIES, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
 from pyhv.errors import ConfigError
@@ -40,8 +41,6 @@ PTE_TABLE_PAGE = PTE_P | PTE_A
 PTE_UPPER = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 
 _START_INFO = struct.Struct("<32sQQI4xQI4xQI4xQQQQQ1024sQQ")
-_NR_STUBS, _STUB_SIZE, _IRET = 128, 32, 23
-_INT3 = b"\xcc"
 _TOP = 4
 _INDEX_BITS = ENTRIES.bit_length() - 1
 
@@ -148,22 +147,6 @@ def build(
     )
 
 
-def hypercall_page() -> bytes:
-    """The 4096 bytes of a 64-bit hypercall page: stub n, at n * 32, makes hypercall n and returns.
-
-    iret (23) does not return: it pushes rax too, and the hypervisor takes the frame from the stack.
-    """
-    stubs = []
-    for number in range(_NR_STUBS):
-        load = b"\xb8" + struct.pack("<I", number)  # mov $number, %eax
-        if number == _IRET:
-            code = b"\x51\x41\x53\x50" + load + b"\x0f\x05"  # push rcx, r11, rax; mov; syscall
-        else:
-            code = b"\x51\x41\x53" + load + b"\x0f\x05\x41\x5b\x59\xc3"  # ...; pop r11, rcx; ret
-        stubs.append(code.ljust(_STUB_SIZE, _INT3))
-    return b"".join(stubs)
-
-
 def _write_image(guest: GuestPages, image: KernelImage) -> None:
     for segment in image.segments:
         at = segment.paddr - image.paddr_offset
@@ -172,7 +155,7 @@ def _write_image(guest: GuestPages, image: KernelImage) -> None:
         at = symtab_start(image) - image.virt_base
         guest.write(Pfn(at >> PAGE_SHIFT), at & PAGE_MASK, image.bsd_symtab)
     if image.hypercall_page is not None:
-        guest.write(Pfn((image.hypercall_page - image.virt_base) >> PAGE_SHIFT), 0, hypercall_page())
+        guest.write(Pfn((image.hypercall_page - image.virt_base) >> PAGE_SHIFT), 0, HYPERCALL_PAGE)
 
 
 def _start_info(

@@ -80,6 +80,7 @@ class FrameTable:
         """Linear (same-level) entries that point to this table, and that this table holds."""
         self._free: list[int] = list(range(count - 1, 0, -1))
         self.m2p: memoryview | None = None
+        self.m2p_np: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
         self.on_free: Callable[[int, int], None] = lambda _mfn, _owner: None
         """Called with (frame, owner) when a frame is about to be free: stale translations must go."""
 
@@ -156,6 +157,21 @@ class FrameTable:
         """The owner gives the frame back: its allocation reference goes."""
         self.allocated[mfn] = 0
         self.put(mfn)
+
+    def free_allocated(self, domid: int) -> None:
+        """A dying domain gives back its whole reservation; frames that others still map live on."""
+        mine = np.flatnonzero((self.owner_np == domid) & (self.allocated_np == 1))
+        self.allocated_np[mine] = 0
+        last = mine[(self.refs_np[mine] == 1) & (self.code_np[mine] == 0)]
+        others = np.setdiff1d(mine, last, assume_unique=True)
+        self.refs_np[last] = 0
+        self.owner_np[last] = DOMID_INVALID
+        self.type_np[last] = NONE
+        self.ram.tables[last] = 0
+        self.m2p_np[last] = INVALID_M2P
+        self._free.extend(last[::-1].tolist())
+        for mfn in others.tolist():
+            self.put(mfn)
 
     def release_shared(self, mfn: int) -> None:
         """Undo `allocate_shared` when its domain has died."""

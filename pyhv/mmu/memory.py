@@ -224,7 +224,7 @@ class FramePage:
     def __init__(self, physical: PhysicalMemory, mfn: int) -> None:
         self._physical = physical
         self._ram = physical.ram
-        self.mfn = mfn
+        self.mfn = Mfn(mfn)
         self.base = mfn << 12
 
     def read(self, offset: int, length: int) -> bytes:

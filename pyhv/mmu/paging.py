@@ -57,6 +57,7 @@ class MachineToPhysical:
         self.table = ram.q[first << 9 : (first << 9) + frames.count]
         ram.tables[first : first + pages] = INVALID_M2P
         frames.m2p = self.table
+        frames.m2p_np = ram.tables.reshape(-1)[first << 9 : (first << 9) + frames.count]
         leaf = PTE_P | PTE_US | PTE_A | PTE_NX
         upper = PTE_P | PTE_US | PTE_A
         l1s = frames.allocate_xen((pages + 511) >> 9)

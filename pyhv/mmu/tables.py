@@ -101,7 +101,9 @@ class PageTables:
                 raise XenError(Errno.EINVAL, "leaf entry with an invalid frame number")
             raise XenError(Errno.EPERM, f"leaf entry points to mfn {mfn:#x}, which is not RAM")
         if self.frames.owner[mfn] != self.domid:
-            raise XenError(Errno.EBUSY, f"leaf entry points to {self.frames.describe(mfn)}, not the guest's own")
+            raise XenError(
+                Errno.EBUSY, f"leaf entry points to {self.frames.describe(mfn)}, not the guest's own"
+            )
         return mfn
 
     def _get_leaf(self, entry: int) -> None:
@@ -161,6 +163,18 @@ class PageTables:
             self.frames.code[mfn] = 1
         else:
             self.frames.exec_count[mfn] -= 1
+
+    def replace_leaf(self, address: int, new: int) -> None:
+        """Put `new` into an L1 entry without approval: the caller holds the references that it stands for.
+
+        This is how a granted frame of another domain gets mapped, and unmapped again.
+        """
+        old = self.ram.q[address >> 3]
+        self.physical.write_u64(address, new)
+        self.updates += 1
+        self.memory.forget()
+        if old & PTE_P:
+            self._put_leaf(old)
 
     # -- upper entries -----------------------------------------------------------------------------------
 

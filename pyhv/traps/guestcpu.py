@@ -42,7 +42,7 @@ from pyhv.domain import Domain, Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.descriptors import Segment
-from pyhv.mmu.frames import SEGDESC
+from pyhv.mmu.frames import L4, SEGDESC
 from pyhv.mmu.paging import LDT_AREA, MERGED, SPLIT_KERNEL, SPLIT_USER, DomainArea
 
 _FRAME = struct.Struct("<7Q")
@@ -136,6 +136,19 @@ class GuestCpu:
         self.memory.use(self.vcpu.kernel_l4)
         self.arrange()
 
+    def new_baseptr(self, mfn: int) -> None:
+        """MMUEXT_NEW_BASEPTR and MOV CR3: another kernel L4, and always a flush."""
+        vcpu, tables = self.vcpu, self.tables
+        tables.flush = True
+        if mfn == vcpu.kernel_l4:
+            return
+        tables.get_table(mfn, L4)
+        self.drop_ldt()
+        old, vcpu.kernel_l4 = vcpu.kernel_l4, Mfn(mfn)
+        self.new_base_pointers()
+        if old:
+            tables.put_table(old)
+
     def split_until_mode_change(self) -> None:
         """Use the guest's real tables in ring 3, as hardware would, until the mode changes."""
         self.vcpu.force_split = True
@@ -199,7 +212,9 @@ class GuestCpu:
         size = 56 if error is None else 64
         stack = (stack & ~15) - size
         if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
-            raise GuestCrash(f"a bounce frame at {stack & (1 << 64) - 1:#x} would be in the hypervisor's area")
+            raise GuestCrash(
+                f"a bounce frame at {stack & (1 << 64) - 1:#x} would be in the hypervisor's area"
+            )
         try:
             if stack & 0xFFF <= PAGE_SIZE - size:
                 at = self.memory.for_write(stack)

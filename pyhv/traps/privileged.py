@@ -13,7 +13,6 @@ from typing import Final
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import (
     CR0_TS,
-    CR4_DE,
     EFER_VALUE,
     GUEST_CR0,
     PAT_VALUE,
@@ -175,26 +174,13 @@ def _write_cr(cpu: GuestCpu, found: Privileged) -> None:
         vcpu.cr2 = value
     elif found.number == 3:
         try:
-            new_baseptr(cpu, value >> 12)
+            cpu.new_baseptr(value >> 12)
         except XenError as error:
             raise Refused from error
     elif found.number == 4:
         vcpu.cr4 = value & _CR4_SETTABLE | _CR4_VISIBLE
     else:
         raise Refused
-
-
-def new_baseptr(cpu: GuestCpu, mfn: int) -> None:
-    """Make `mfn` the kernel's L4, as MMUEXT_NEW_BASEPTR; EINVAL if it cannot be one."""
-    vcpu, tables = cpu.vcpu, cpu.domain.tables
-    if mfn != vcpu.kernel_l4:
-        tables.get_table(mfn, 4)
-        cpu.drop_ldt()
-        old, vcpu.kernel_l4 = vcpu.kernel_l4, type(vcpu.kernel_l4)(mfn)
-        cpu.new_base_pointers()
-        if old:
-            tables.put_table(old)
-    tables.flush = True
 
 
 def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
@@ -270,7 +256,8 @@ def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
             raise Refused
         cpu.vcpu.tsc_aux = value
     elif number == Msr.XEN_HYPERCALL_PAGE:
-        cpu.domain.fill_hypercall_page(value >> 12)
+        if value & 0xFFF or not cpu.domain.fill_hypercall_page(value >> 12):
+            raise Refused
     elif number in _WRITE_SAME:
         if value != _READ_ONLY[Msr(number)]:
             raise Refused
@@ -305,4 +292,3 @@ _HANDLERS: Final[dict[Op, Callable[[GuestCpu, Privileged], None]]] = {
     Op.READ_DR: _read_dr,
     Op.WRITE_DR: _write_dr,
 }
-CR4_DEBUG_EXTENSIONS: Final = CR4_DE

@@ -27,8 +27,8 @@ def effective_address(cpu: GuestCpu, store: Store) -> int:
         address += q[v.RIP] + store.length
     if memory.base is not None:
         address += q[memory.base]
-    if memory.index is not None:
-        address += q[memory.index] * memory.scale
+    if memory.scaled is not None:
+        address += q[memory.scaled] * memory.scale
     if memory.segment is not None:
         address += q[v.SEG_BASE[memory.segment]]
     return address & MASK64

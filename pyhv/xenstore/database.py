@@ -11,10 +11,10 @@ user holds the hypervisor lock.
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from pyhv.xenstore.limits import DOM0, Quota, StoreError, domain_path
+from pyhv.xenstore.limits import DOM0, Quota, StoreError, domain_path, lineage
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Access, Permissions
 from pyhv.xenstore.transactions import Change, Create, Effect, Remove, SetPermissions, Transaction, apply
-from pyhv.xenstore.tree import Tree, walk
+from pyhv.xenstore.tree import Tree, find, spine, walk
 from pyhv.xenstore.watches import Event, WatchTable
 
 INTRODUCE = "@introduceDomain"
@@ -63,6 +63,13 @@ class Database:
             known = effects.get(effect.path)
             if known is None or known.removed is None:  # one event a path, whatever became of it
                 effects[effect.path] = effect
+        # What was made and removed again is no news, but what was made above it and stayed is.
+        told = {above for path in effects if outcome.find(path) for above in lineage(path)}
+        for path in list(effects):
+            left = lineage(path)[len(spine(outcome.root, path)) - 1]
+            if left not in told and find(before, left) is None:
+                effects[left] = Effect(left)
+                told.update(lineage(left))
         for domid, nodes in outcome.owned.items():
             if domid != DOM0 and nodes > max(self.quota.nodes, self.tree.owned[domid]):
                 raise StoreError("ENOSPC", f"domain {domid} would own {nodes} nodes")

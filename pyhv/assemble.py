@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Building domains and taking them apart: the domain builder, and the undertaker.
+
+Building is a pipeline: plan the layout, allocate frames, write the image, approve its page tables exactly as
+if the guest had asked, connect console and store, set the first registers. Taking apart drops every
+reference that the domain holds, in the order in which they depend on each other; what remains afterwards are
+only frames that another domain still has mapped through a grant.
+"""
+
+import uuid
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.shared import SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
+from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
+from pyhv.cpu.engine import Engine
+from pyhv.devices.console import ConsoleRing
+from pyhv.devices.xenstore_ring import XenstoreRing
+from pyhv.domain import Domain, DomainConfig
+from pyhv.errors import ConfigError, XenError
+from pyhv.events.channels import EventChannels
+from pyhv.grants.maptrack import Maptrack
+from pyhv.grants.table import GrantTable
+from pyhv.loader.builder import BootState, build
+from pyhv.loader.image import KernelImage
+from pyhv.loader.layout import plan
+from pyhv.mmu.frames import L4
+from pyhv.mmu.memory import FramePage, PhysicalMemory
+from pyhv.mmu.paging import DomainArea, L4Cache
+from pyhv.mmu.tables import PageTables
+from pyhv.traps.dispatch import Dispatcher
+from pyhv.traps.startup import boot_registers, first_state
+from pyhv.xenstore.domu import DomU, remove_domu, write_domu
+from pyhv.xenstore.wire import Connection
+
+if TYPE_CHECKING:
+    from pyhv.machine import Machine
+
+STORE_PORT, CONSOLE_PORT = 1, 2
+_GDT_GUEST_PAGES = 14
+RESERVED_PAGE = 14
+"""Page of the GDT window that holds Xen's descriptors."""
+
+
+class ConsoleSink(Protocol):
+    """Where a domain's console output goes."""
+
+    def output(self, data: bytes) -> None:
+        """Bytes that the guest wrote."""
+
+
+class BuilderPages:
+    """The builder's access to a new domain's memory, by PFN."""
+
+    def __init__(self, physical: PhysicalMemory, p2m: npt.NDArray[np.uint64]) -> None:
+        self.p2m = p2m
+        self._ram = physical.ram.raw
+        self._contiguous = bool((np.diff(p2m) == 1).all())
+
+    def write(self, pfn: Pfn, offset: int, data: bytes) -> None:
+        """Store bytes from an offset in a page on, across pages."""
+        if self._contiguous:
+            at = (int(self.p2m[pfn]) << 12) + offset
+            self._ram[at : at + len(data)] = data
+            return
+        view = memoryview(data)
+        page = pfn + (offset >> 12)
+        offset &= 0xFFF
+        while view:
+            step = min(len(view), PAGE_SIZE - offset)
+            at = (int(self.p2m[page]) << 12) + offset
+            self._ram[at : at + step] = view[:step]
+            view, page, offset = view[step:], page + 1, 0
+
+
+class Wiring:
+    """The back ends of one domain: its console and its connection to the store."""
+
+    def __init__(self, machine: "Machine", domain: Domain, sink: ConsoleSink) -> None:
+        self._machine = machine
+        self.sink = sink
+        self.domain = domain
+        self.console: ConsoleRing
+        self.store: XenstoreRing
+        self.connection: Connection
+        self.console_bytes = 0
+
+    def connect(self, console: FramePage, store: FramePage) -> None:
+        """Attach to the rings and to the guest's two ports."""
+        dom0 = self._machine.dom0
+        domid = self.domain.domid
+        ports: dict[str, int] = {}
+        self.console = ConsoleRing(console, lambda: dom0.send(ports["console"]))
+        self.connection = Connection(self._machine.store, domid)
+        self.store = XenstoreRing(store, self.connection, lambda: dom0.send(ports["store"]))
+        ports["console"] = dom0.bind_callback(domid, CONSOLE_PORT, self.console_event)
+        ports["store"] = dom0.bind_callback(domid, STORE_PORT, self.store_event)
+
+    def console_event(self) -> None:
+        """The guest rang: take what it wrote; room may have become free for input."""
+        data = self.console.drain()
+        if data:
+            self.console_bytes += len(data)
+            self.sink.output(data)
+
+    def store_event(self) -> None:
+        """The guest rang: serve its requests."""
+        self.store.service()
+
+
+def build_domain(
+    machine: "Machine",
+    image: KernelImage,
+    config: DomainConfig,
+    ramdisk: bytes,
+    cmdline: bytes,
+    sink: ConsoleSink,
+) -> tuple[Domain, Dispatcher, Wiring]:
+    """Create a paused domain from an image. ConfigError if it cannot be, and then nothing is left of it."""
+    layout = plan(image, config.memory_pages, len(ramdisk) if ramdisk else None)
+    frames, physical = machine.frames, machine.physical
+    domid = machine.next_domid()
+    if not 1 <= config.vcpus <= 32:
+        raise ConfigError(f"{config.name}: {config.vcpus} vCPUs; a domain can have 1 to 32.")
+    if config.memory_pages > frames.free_count:
+        raise ConfigError(
+            f"{config.name}: {config.memory_pages >> 8} MiB do not fit into what the machine has left"
+            f" ({frames.free_count >> 8} MiB)."
+        )
+    shared_info = frames.allocate_shared(domid)
+    config.uuid = str(uuid.UUID(int=machine.seed << 32 | domid))
+    domain = Domain(domid, config, physical, machine.clock.now, shared_info)
+    domain.zero_frame = machine.zero_frame
+    domain.area = DomainArea(physical.ram, frames, config.vcpus)
+    domain.cache = L4Cache(physical.ram, frames, machine.m2p, domain.area)
+    domain.tables = PageTables(domid, frames, physical, domain.memory, domain.cache)
+    p2m = np.array(frames.allocate(domid, config.memory_pages), dtype=np.uint64)
+    domain.tot_pages = config.memory_pages
+    frames.m2p_np[p2m.astype(np.int64)] = np.arange(config.memory_pages, dtype=np.uint64)
+    for vcpu in range(32):
+        domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
+    _connect_events(machine, domain)
+    boot = build(
+        BuilderPages(physical, p2m), image, layout, shared_info=MachineAddress(shared_info << 12), store_evtchn=STORE_PORT,
+        console_evtchn=CONSOLE_PORT, ramdisk=ramdisk, cmdline=cmdline,
+    )  # fmt: skip
+    console = FramePage(physical, int(p2m[boot.console_pfn]))
+    store = FramePage(physical, int(p2m[boot.xenstore_pfn]))
+    domain.grants.setup(1)
+    domain.grants.reserve(0, 0, Mfn(console.mfn))
+    domain.grants.reserve(1, 0, Mfn(store.mfn))
+    wiring = Wiring(machine, domain, sink)
+    machine.domains[domid] = domain
+    _introduce(machine, domain, console, store)
+    wiring.connect(console, store)
+    dispatcher = _power_on(machine, domain, boot)
+    return domain, dispatcher, wiring
+
+
+def _connect_events(machine: "Machine", domain: Domain) -> None:
+    """Event channels, the two toolstack ports, and an empty grant table."""
+    physical, frames, domid = machine.physical, machine.frames, domain.domid
+
+    def grant_frame() -> FramePage | None:
+        if not frames.free_count:
+            return None
+        return FramePage(physical, frames.allocate_shared(domid))
+
+    domain.events = EventChannels(
+        domid,
+        domain.config.vcpus,
+        lookup=machine.channels,
+        pending=domain.bits,
+        wake=lambda number: machine.wake(domain.vcpus[number]),
+        port_became_pending=lambda port: machine.port_pending(domain, port),
+    )
+    domain.grants = GrantTable(domid, grant_frame)
+    domain.maptrack = Maptrack()
+    for port in (STORE_PORT, CONSOLE_PORT):
+        assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
+
+
+def _introduce(machine: "Machine", domain: Domain, console: FramePage, store: FramePage) -> None:
+    """Write the domain's nodes and tell the store of it."""
+    write_domu(
+        machine.store,
+        DomU(
+            domid=domain.domid, name=domain.name, uuid=domain.config.uuid,
+            memory_kib=domain.config.memory_pages * 4, vcpus=domain.config.vcpus, store_ring_ref=store.mfn,
+            store_port=STORE_PORT, console_ring_ref=console.mfn, console_port=CONSOLE_PORT,
+        ),
+    )  # fmt: skip
+    machine.store.introduce(domain.domid)
+
+
+def _power_on(machine: "Machine", domain: Domain, boot: BootState) -> Dispatcher:
+    """Give the domain its engine, approve its first page tables and load the first registers."""
+    dispatcher = Dispatcher(machine, domain)
+    engine = Engine(
+        machine.physical.ram, machine.sink_for(dispatcher), count_blocks=machine.counts_blocks,
+        hole=machine.zero_frame << 12,
+    )  # fmt: skip
+    domain.engine = engine
+    machine.physical.invalidators.append(engine.invalidate_code)
+    dispatcher.attach(engine)
+    for vcpu in domain.vcpus:
+        area = domain.area
+        for page in range(_GDT_GUEST_PAGES):
+            area.map(vcpu.number, page, machine.zero_frame, writable=False)
+        area.map(vcpu.number, RESERVED_PAGE, machine.xen_gdt)
+        area.map(vcpu.number, RESERVED_PAGE + 1, machine.zero_frame, writable=False)
+    first = domain.vcpus[0]
+    try:
+        domain.tables.pin(boot.l4, L4)
+        domain.tables.get_table(boot.l4, L4)
+    except XenError as refusal:
+        raise ConfigError(f"{domain.name}: the image's page tables are refused: {refusal.why}.") from refusal
+    first.kernel_l4 = boot.l4
+    first.kernel_ss, first.kernel_sp = 0xE02B, boot.stack_top
+    first.initial_registers = boot_registers(boot.entry, boot.start_info, boot.stack_top)
+    first.initialised = True
+    domain.pristine = bytes(engine.vmcb.raw)
+    domain.set_wallclock(machine.clock.wall_ns())
+    prepare_vcpu(domain, 0)
+    first.update_time(machine.clock.now())
+    return dispatcher
+
+
+def prepare_vcpu(domain: Domain, number: int) -> None:
+    """Make the initial registers of a vCPU its saved state."""
+    vcpu = domain.vcpus[number]
+    vcpu.registers = first_state(domain.pristine, vcpu.initial_registers)
+
+
+def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> None:
+    """Drop everything that a domain that has ended still holds."""
+    frames, physical = machine.frames, machine.physical
+    domain.dying = True
+    domain.events.destroy()
+    _end_mappings(machine, domain)
+    remove_domu(machine.store, domain.domid)
+    cpu = dispatcher.cpu
+    for vcpu in domain.vcpus:
+        cpu.vcpu = vcpu
+        cpu.drop_ldt()
+        for mfn in vcpu.gdt_frames:
+            cpu.put_descriptor_page(mfn)
+        vcpu.gdt_frames = []
+        for table in (vcpu.kernel_l4, vcpu.user_l4):
+            if table:
+                domain.tables.put_table(table)
+        vcpu.kernel_l4 = vcpu.user_l4 = Mfn(0)
+        if vcpu.info_moved:
+            frames.put_writable(vcpu.info_page.mfn)
+    for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():
+        domain.tables.unpin(pinned)
+    physical.invalidators.remove(domain.engine.invalidate_code)
+    frames.free_allocated(domain.domid)
+    for mfn in domain.grants.destroy():
+        frames.release_shared(mfn)
+    frames.release_shared(domain.shared_info.mfn)
+    domain.cache.release(frames)
+    domain.area.release(frames)
+
+
+def _end_mappings(machine: "Machine", domain: Domain) -> None:
+    """Undo the accounting of grants that the domain had mapped; its page tables drop the frames."""
+    for handle, mapping in list(domain.maptrack.all()):
+        granter = machine.any_domain(mapping.granter)
+        halves = mapping.halves
+        if mapping.device:
+            if mapping.readonly:
+                machine.frames.put(mapping.frame)
+            else:
+                machine.frames.put_writable(mapping.frame)
+        if granter is not None:
+            granter.grants.release(mapping.ref, mapping.readonly, halves)
+        domain.maptrack.end(handle, halves)

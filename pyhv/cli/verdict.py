@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How a guest says whether it succeeded, and how that and the way it ended become one exit code.
+
+A guest has only its console to report on. Two conventions are read from it:
+
+    pyhv's own guests     a line "FAILURE: why" or "SKIP: why"; silence is success
+    Xen Test Framework    the last line "Test result: SUCCESS", "SKIP", "FAILURE" or "ERROR"
+
+The console is a stream of any length from somebody who may not mean well, so only the beginning of the line
+that is being written is kept. This module knows nothing of machines and domains.
+"""
+
+import enum
+import re
+from collections.abc import Iterable
+from typing import Protocol
+
+from pyhv.errors import ExitCode
+
+MAX_LINE = 1024
+"""Bytes of a line that are looked at; what a reporting line says lies well within."""
+
+
+class Report(enum.Enum):
+    """What the guest's output said."""
+
+    NOTHING = "reported nothing"
+    SUCCESS = "reported success"
+    SKIP = "skipped its test"
+    FAILURE = "reported a failure"
+
+
+_CODES = {
+    Report.NOTHING: ExitCode.OK,
+    Report.SUCCESS: ExitCode.OK,
+    Report.SKIP: ExitCode.SKIP,
+    Report.FAILURE: ExitCode.FAILURE,
+}
+
+_SEVERITY = (
+    ExitCode.OK,
+    ExitCode.SKIP,
+    ExitCode.TIMEOUT,
+    ExitCode.DEADLOCK,
+    ExitCode.FAILURE,
+    ExitCode.CRASH,
+)
+"""From harmless to grave: the order in which several guests' codes compete.
+
+A crash outweighs a reported failure, as it was not even able to report; a failure outweighs a deadlock or a
+timeout, because it says more about the cause.
+"""
+
+
+def worst(codes: Iterable[ExitCode]) -> ExitCode:
+    """The gravest of `codes`, which must be codes that a guest can cause; OK if there are none."""
+    return max(codes, key=_SEVERITY.index, default=ExitCode.OK)
+
+
+class Convention(Protocol):
+    """A way to report: reads line after line."""
+
+    report: Report
+    reason: str
+
+    def line(self, text: bytes) -> None:
+        """One line, without its ending, cut to `MAX_LINE` bytes."""
+
+    def code(self) -> ExitCode:
+        """The verdict on a guest that powered off."""
+
+
+class Plain:
+    """Nobody asked for a verdict: a guest that powers off has succeeded."""
+
+    report = Report.NOTHING
+    reason = ""
+
+    def line(self, text: bytes) -> None:
+        """Ignored."""
+
+    def code(self) -> ExitCode:
+        """OK."""
+        return ExitCode.OK
+
+
+class Builtin:
+    """pyhv's own guests. The first failure decides; a skip counts if no failure follows."""
+
+    _PATTERN = re.compile(rb"(FAILURE|SKIP)\b:?[ \t]*(.*)")
+
+    def __init__(self) -> None:
+        self.report = Report.NOTHING
+        self.reason = ""
+
+    def line(self, text: bytes) -> None:
+        """Look for a report at the beginning of the line."""
+        found = self._PATTERN.match(text)
+        if found is not None and self.report is not Report.FAILURE:
+            self.report = Report[found[1].decode("ascii")]
+            self.reason = readable(found[2])
+
+    def code(self) -> ExitCode:
+        """By the report; none means success."""
+        return _CODES[self.report]
+
+
+class Xtf:
+    """The Xen Test Framework. A test that powers off without a result has failed: it tested nothing."""
+
+    _PATTERN = re.compile(rb"Test result: (SUCCESS|SKIP|FAILURE|ERROR)\b")
+
+    def __init__(self) -> None:
+        self.report = Report.NOTHING
+        self.reason = "there was no line 'Test result: ...'"
+
+    def line(self, text: bytes) -> None:
+        """Look for a result; a later one replaces an earlier one."""
+        found = self._PATTERN.search(text)
+        if found is not None:
+            word = found[1].decode("ascii")
+            self.report = Report.FAILURE if word == "ERROR" else Report[word]
+            self.reason = readable(found[0])
+
+    def code(self) -> ExitCode:
+        """By the last result."""
+        return ExitCode.FAILURE if self.report is Report.NOTHING else _CODES[self.report]
+
+
+class Watcher:
+    """Cuts a console's bytes into lines for a `Convention`, in bounded memory."""
+
+    def __init__(self, convention: Convention) -> None:
+        self.convention = convention
+        self._line = bytearray()
+
+    def output(self, data: bytes) -> None:
+        """More bytes from the console."""
+        *complete, rest = data.split(b"\n")
+        for part in complete:
+            self._extend(part)
+            self.finish()
+        self._extend(rest)
+
+    def finish(self) -> None:
+        """The line is complete, or the guest has ended in the middle of it."""
+        if self._line:
+            self.convention.line(bytes(self._line).rstrip(b"\r"))
+            self._line.clear()
+
+    def _extend(self, part: bytes) -> None:
+        self._line += part[: MAX_LINE - len(self._line)]
+
+
+def readable(text: bytes) -> str:
+    """Guest bytes as text that cannot steer a terminal."""
+    decoded = text.decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in decoded)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Hypercalls that change what the calling vCPU's processor does: traps, descriptors, stacks, callbacks,
+segment bases (public headers `xen.h`, `callback.h`, `nmi.h`).
+"""
+
+import struct
+
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import CALLBACKF_MASK_EVENTS, Assist, Callback
+from pyhv.abi.shared import TRAP_INFO_SIZE
+from pyhv.abi.structs import CallbackRegister, CallbackUnregister
+from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, Vector
+from pyhv.address import Mfn, is_canonical
+from pyhv.domain import NO_TRAP, CallbackEntry, Domain, Vcpu
+from pyhv.errors import XenError
+from pyhv.hypercalls.context import Call, Processor
+from pyhv.hypercalls.table import Status, hypercall
+from pyhv.mmu.descriptors import fix_descriptor
+from pyhv.mmu.frames import SEGDESC
+
+_TRAP = struct.Struct("<BBHIQ")
+_GDT_PAGES = 14
+
+
+@hypercall(0, "set_trap_table", "traps:ptr")
+def set_trap_table(call: Call, traps: int) -> int:
+    """Fill the virtual IDT; the list ends at an entry with address 0, NULL clears all."""
+    vcpu = call.vcpu
+    if traps == 0:
+        vcpu.traps = [NO_TRAP] * 256
+        return 0
+    while True:
+        vector, flags, _cs, _pad, address = _TRAP.unpack(call.memory.read(traps, TRAP_INFO_SIZE))
+        if address == 0:
+            return 0
+        if not is_canonical(address):
+            raise XenError(Errno.EINVAL, f"handler of vector {vector} at {address:#x}")
+        vcpu.traps[vector] = (address, flags)
+        traps += TRAP_INFO_SIZE
+
+
+def install_gdt(
+    processor: Processor, domain: Domain, vcpu: Vcpu, frames: tuple[int, ...], entries: int
+) -> None:
+    """Make `frames` the vCPU's GDT of `entries` descriptors; EINVAL, and the old one stays, if one is bad."""
+    taken: list[Mfn] = []
+    for mfn in frames:
+        if not processor.take_descriptor_page(mfn):
+            for other in taken:
+                processor.put_descriptor_page(other)
+            raise XenError(Errno.EINVAL, f"{domain.physical.frames.describe(mfn)} cannot hold descriptors")
+        taken.append(Mfn(mfn))
+    drop_gdt(processor, domain, vcpu)
+    for page, mfn in enumerate(taken):
+        domain.area.map(vcpu.number, page, mfn)
+    vcpu.gdt_frames, vcpu.gdt_entries = taken, entries
+    vcpu.segments.clear()
+    domain.tables.flush = True
+
+
+def drop_gdt(processor: Processor, domain: Domain, vcpu: Vcpu) -> None:
+    """Remove the vCPU's GDT: its pages read as null descriptors."""
+    for page, mfn in enumerate(vcpu.gdt_frames):
+        domain.area.map(vcpu.number, page, domain.zero_frame, writable=False)
+        processor.put_descriptor_page(mfn)
+    vcpu.gdt_frames, vcpu.gdt_entries = [], 0
+    vcpu.segments.clear()
+    domain.tables.flush = True
+
+
+@hypercall(2, "set_gdt", "frames:ptr entries:u32")
+def set_gdt(call: Call, frames: int, entries: int) -> int:
+    """Install the guest's part of the GDT."""
+    if entries > FIRST_RESERVED_GDT_ENTRY:
+        raise XenError(Errno.EINVAL, f"GDT of {entries} entries")
+    listed = call.memory.read_words(frames, (entries + 511) // 512) if entries else ()
+    install_gdt(call.processor, call.domain, call.vcpu, listed, entries)
+    return 0
+
+
+@hypercall(3, "stack_switch", "ss:ulong sp:ulong")
+def stack_switch(call: Call, ss: int, sp: int) -> int:
+    """Where the kernel stack is when user mode is left."""
+    call.vcpu.kernel_ss, call.vcpu.kernel_sp = ss & 0xFFFF | 3, sp
+    return 0
+
+
+@hypercall(4, "set_callbacks", "event:ulong failsafe:ulong syscall:ulong")
+def set_callbacks(call: Call, event: int, failsafe: int, syscall: int) -> int:
+    """Set three callbacks at once, their flags cleared."""
+    vcpu = call.vcpu
+    vcpu.event_callback = CallbackEntry(event, True)
+    vcpu.failsafe_callback = CallbackEntry(failsafe)
+    vcpu.syscall_callback = CallbackEntry(syscall)
+    return 0
+
+
+@hypercall(5, "fpu_taskswitch", "set:u32")
+def fpu_taskswitch(call: Call, on: int) -> int:
+    """Set or clear CR0.TS."""
+    call.processor.set_task_switched(on != 0)
+    return 0
+
+
+@hypercall(10, "update_descriptor", "address:u64 descriptor:u64")
+def update_descriptor(call: Call, address: int, descriptor: int) -> int:
+    """Write one descriptor into a GDT or LDT page."""
+    frames = call.frames
+    mfn = address >> 12
+    fixed = fix_descriptor(descriptor)
+    if address & 7 or fixed is None:
+        raise XenError(Errno.EINVAL, f"descriptor {descriptor:#x} at {address:#x}")
+    call.own_frame(mfn)
+    if frames.type_count[mfn] and frames.type[mfn] == SEGDESC:
+        call.host.physical.write_u64(address, fixed)
+    else:
+        call.tables.write_plain(address, fixed)
+    for vcpu in call.domain.vcpus:
+        vcpu.segments.clear()
+    return 0
+
+
+@hypercall(21, "vm_assist", "command:u32 type:u32")
+def vm_assist(call: Call, command: int, kind: int) -> int:
+    """Enable (0) or disable (1) an assist."""
+    if command > 1:
+        raise XenError(Errno.ENOSYS, f"vm_assist command {command}")
+    if kind not in Assist._value2member_map_:
+        raise XenError(Errno.EINVAL, f"vm_assist type {kind}")
+    if command == 0:
+        call.domain.assists.enabled.add(kind)
+    else:
+        call.domain.assists.enabled.discard(kind)
+    return 0
+
+
+_FS, _GS_USER, _GS_KERNEL, _GS_USER_SEL = range(4)
+
+
+@hypercall(25, "set_segment_base", "which:u32 base:ulong")
+def set_segment_base(call: Call, which: int, base: int) -> int:
+    """Set the FS base, either GS base, or user mode's GS selector."""
+    if which == _GS_USER_SEL:
+        call.processor.load_user_gs(base & 0xFFFF)
+        return 0
+    if which > _GS_USER_SEL or not is_canonical(base):
+        raise XenError(Errno.EINVAL, f"segment base {which} at {base:#x}")
+    if which == _FS:
+        call.processor.set_fs_base(base)
+    elif which == _GS_USER:
+        call.vcpu.other_gs_base = base
+    else:
+        call.processor.set_gs_base(base)
+    return 0
+
+
+_REGISTER, _UNREGISTER = 0, 1
+
+
+@hypercall(30, "callback_op", "command:u32 argument:ptr")
+def callback_op(call: Call, command: int, argument: int) -> int:
+    """Register callbacks one by one."""
+    if command == _REGISTER:
+        request = CallbackRegister.unpack(call.memory.read(argument, CallbackRegister.size()))
+        return _register_callback(call.vcpu, request)
+    if command == _UNREGISTER:
+        kind = CallbackUnregister.unpack(call.memory.read(argument, CallbackUnregister.size())).type
+        if kind not in Callback._value2member_map_:
+            raise XenError(Errno.ENOSYS, f"callback type {kind}")
+        if kind != Callback.NMI:
+            raise XenError(Errno.EINVAL, f"callback type {kind} cannot be unregistered")
+        call.vcpu.traps[Vector.NMI] = NO_TRAP
+        return 0
+    raise XenError(Errno.ENOSYS, f"callback_op {command}")
+
+
+def _register_callback(vcpu: Vcpu, request: CallbackRegister) -> int:
+    masks = bool(request.flags & CALLBACKF_MASK_EVENTS)
+    if request.type not in Callback._value2member_map_:
+        raise XenError(Errno.ENOSYS, f"callback type {request.type}")
+    if not is_canonical(request.address):
+        raise XenError(Errno.EINVAL, f"callback at {request.address:#x}")
+    entry = CallbackEntry(request.address, masks)
+    if request.type == Callback.EVENT:
+        vcpu.event_callback = CallbackEntry(request.address, True)
+    elif request.type == Callback.FAILSAFE:
+        vcpu.failsafe_callback = entry
+    elif request.type == Callback.SYSCALL:
+        vcpu.syscall_callback = entry
+    elif request.type == Callback.SYSCALL32:
+        vcpu.syscall32_callback = entry
+    elif request.type == Callback.SYSENTER:
+        vcpu.sysenter_callback = entry
+    else:
+        vcpu.traps[Vector.NMI] = (request.address, 4)
+    return 0
+
+
+@hypercall(28, "nmi_op", "command:u32 argument:ptr")
+def nmi_op(call: Call, command: int, argument: int) -> int:
+    """Register (0) or unregister (1) the NMI callback."""
+    if command == 0:
+        address = call.memory.read_u64(argument)
+        if not is_canonical(address):
+            raise XenError(Errno.EINVAL, f"NMI callback at {address:#x}")
+        call.vcpu.traps[Vector.NMI] = (address, 4)
+    elif command == 1:
+        call.vcpu.traps[Vector.NMI] = NO_TRAP
+    else:
+        raise XenError(Errno.ENOSYS, f"nmi_op {command}")
+    return 0
+
+
+@hypercall(23, "iret", "", Status.COMPLETE, "performed by the trap layer")
+def iret(call: Call) -> int:
+    """Return through the frame on the stack; inside a multicall this ends the list."""
+    call.processor.iret()
+    call.left_context = True
+    return 0

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Page-table hypercalls: mmu_update, update_va_mapping, mmuext_op (public header `xen.h`).
+
+Decoding and order of checks are here; the rules of approval are `mmu/tables.py`.
+"""
+
+import struct
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import UVMF_FLUSH_MASK, Mmu, Mmuext
+from pyhv.abi.structs import MmuextOp
+from pyhv.address import PAGE_MASK, PAGE_SIZE, Mfn, Va, guest_may_use
+from pyhv.errors import XenError
+from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.table import Commands, hypercall
+from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
+
+_REQUEST = struct.Struct("<QQ")
+_BATCH = 256
+"""Requests read from the guest at a time."""
+
+
+def _foreign(call: Call, foreigndom: int) -> None:
+    """Check the domains that a request names: only the caller's own."""
+    if foreigndom == DOMID_SELF:
+        return
+    owner = foreigndom >> 16
+    if owner:
+        call.own(owner - 1)
+    call.own(foreigndom & 0xFFFF)
+
+
+def _finish(call: Call, done: int, completed: int) -> None:
+    if done:
+        call.memory.write_u32(done, completed)
+
+
+@hypercall(1, "mmu_update", "requests:ptr count:u32 done:ptr foreigndom:u32")
+def mmu_update(call: Call, requests: int, count: int, done: int, foreigndom: int) -> int:
+    """Change page-table entries by machine address, or the M2P."""
+    _foreign(call, foreigndom)
+    completed = 0
+    try:
+        while completed < count:
+            batch = min(count - completed, _BATCH)
+            raw = call.memory.read(requests + 16 * completed, 16 * batch)
+            for address, value in _REQUEST.iter_unpack(raw):
+                _update(call, address, value)
+                completed += 1
+    except XenError:
+        _finish(call, done, completed)
+        raise
+    _finish(call, done, completed)
+    return 0
+
+
+def _update(call: Call, pointer: int, value: int) -> None:
+    command = pointer & 3
+    frames = call.frames
+    mfn = pointer >> 12
+    if command == Mmu.MACHPHYS_UPDATE:
+        call.own_frame(mfn)
+        assert frames.m2p is not None
+        frames.m2p[mfn] = value
+        return
+    if pointer & 4:
+        raise XenError(Errno.ENOSYS, f"mmu_update command {pointer & 7}")
+    address = pointer & ~7
+    if not 0 < mfn < frames.count or frames.owner[mfn] != call.domain.domid:
+        raise XenError(Errno.EINVAL, f"mmu_update of {frames.describe(mfn)}")
+    preserve = command == Mmu.PT_UPDATE_PRESERVE_AD
+    kind = frames.type[mfn] if frames.type_count[mfn] else WRITABLE
+    if kind == L1:
+        call.tables.update_l1(address, value, preserve)
+    elif L1 < kind <= L4:
+        call.tables.update_upper(address, kind, value, preserve)
+    elif kind == SEGDESC:
+        raise XenError(Errno.EINVAL, f"mmu_update of {frames.describe(mfn)}")
+    else:
+        call.tables.write_plain(address, value)
+
+
+@hypercall(14, "update_va_mapping", "va:ulong pte:u64 flags:ulong")
+def update_va_mapping(call: Call, va: int, pte: int, flags: int) -> int:
+    """Change the leaf entry that maps a virtual address."""
+    if not guest_may_use(va):
+        raise XenError(Errno.EINVAL, f"update_va_mapping of {va:#x}")
+    address = call.memory.leaf_entry(Va(va))
+    frames = call.frames
+    if address is None or frames.type[address >> 12] != L1 or not frames.type_count[address >> 12]:
+        raise XenError(Errno.EINVAL, f"no L1 table maps {va:#x}")
+    call.tables.update_l1(address, pte)
+    kind = flags & UVMF_FLUSH_MASK
+    if kind == UVMF_FLUSH_MASK:
+        raise XenError(Errno.EINVAL, "update_va_mapping flush type 3")
+    if kind:
+        mask = flags & ~UVMF_FLUSH_MASK & ~4
+        if mask:
+            call.memory.read_u64(mask)
+        call.tables.flush = True
+    return 0
+
+
+@hypercall(
+    22,
+    "update_va_mapping_otherdomain",
+    "va:ulong pte:u64 flags:ulong domid:u32",
+    note="the caller itself only",
+)
+def update_va_mapping_otherdomain(call: Call, va: int, pte: int, flags: int, domid: int) -> int:
+    """As update_va_mapping, for frames of another domain, which no domU may name."""
+    call.own(domid & 0xFFFF)
+    return update_va_mapping(call, va, pte, flags)
+
+
+_commands = Commands("mmuext_op", Mmuext)
+
+
+@hypercall(26, "mmuext_op", "operations:ptr count:u32 done:ptr foreigndom:u32")
+def mmuext_op(call: Call, operations: int, count: int, done: int, foreigndom: int) -> int:
+    """Pin and unpin tables, switch base pointers, flush, LDT, clear and copy pages."""
+    _foreign(call, foreigndom)
+    size = MmuextOp.size(64)
+    completed = 0
+    try:
+        while completed < count:
+            operation = MmuextOp.unpack(call.memory.read(operations + size * completed, size))
+            handler = _commands.handlers.get(operation.cmd)
+            if handler is None:
+                raise XenError(Errno.ENOSYS, f"mmuext_op {operation.cmd}")
+            handler(call, operation)
+            completed += 1
+    except XenError:
+        _finish(call, done, completed)
+        raise
+    _finish(call, done, completed)
+    return 0
+
+
+def _pin(level: int, number: Mmuext) -> None:
+    @_commands.command(number)
+    def pin(call: Call, operation: MmuextOp) -> None:
+        call.tables.pin(operation.arg1, level)
+
+
+for _level, _number in enumerate(
+    (Mmuext.PIN_L1_TABLE, Mmuext.PIN_L2_TABLE, Mmuext.PIN_L3_TABLE, Mmuext.PIN_L4_TABLE), start=1
+):
+    _pin(_level, _number)
+
+
+@_commands.command(Mmuext.UNPIN_TABLE)
+def _unpin(call: Call, operation: MmuextOp) -> None:
+    call.tables.unpin(operation.arg1)
+
+
+@_commands.command(Mmuext.NEW_BASEPTR)
+def _new_baseptr(call: Call, operation: MmuextOp) -> None:
+    call.processor.new_baseptr(operation.arg1)
+
+
+@_commands.command(Mmuext.NEW_USER_BASEPTR)
+def _new_user_baseptr(call: Call, operation: MmuextOp) -> None:
+    vcpu, mfn = call.vcpu, operation.arg1
+    if mfn == vcpu.user_l4:
+        return
+    if mfn:
+        call.tables.get_table(mfn, L4)
+    old, vcpu.user_l4 = vcpu.user_l4, Mfn(mfn)
+    call.processor.new_base_pointers()
+    if old:
+        call.tables.put_table(old)
+
+
+def _flush(number: Mmuext, takes_mask: bool) -> None:
+    @_commands.command(number)
+    def flush(call: Call, operation: MmuextOp) -> None:
+        if takes_mask:
+            try:
+                call.memory.read_u64(operation.arg2)
+            except XenError as error:
+                raise XenError(Errno.EINVAL, "unreadable vCPU mask") from error
+        call.tables.flush = True
+
+
+for _number, _takes_mask in (
+    (Mmuext.TLB_FLUSH_LOCAL, False),
+    (Mmuext.INVLPG_LOCAL, False),
+    (Mmuext.TLB_FLUSH_MULTI, True),
+    (Mmuext.INVLPG_MULTI, True),
+    (Mmuext.TLB_FLUSH_ALL, False),
+    (Mmuext.INVLPG_ALL, False),
+):
+    _flush(_number, _takes_mask)
+
+
+@_commands.command(Mmuext.SET_LDT)
+def _set_ldt(call: Call, operation: MmuextOp) -> None:
+    vcpu, base, entries = call.vcpu, operation.arg1, operation.arg2 & 0xFFFF_FFFF
+    if entries > 8192 or (entries and (base & PAGE_MASK or not guest_may_use(base))):
+        raise XenError(Errno.EINVAL, f"LDT of {entries} entries at {base:#x}")
+    if (base, entries) == (vcpu.ldt_base, vcpu.ldt_entries):
+        return
+    call.processor.drop_ldt()
+    vcpu.ldt_base, vcpu.ldt_entries = base, entries
+    call.processor.load_ldtr()
+
+
+def _writable_page(call: Call, mfn: int) -> None:
+    call.own_frame(mfn)
+    if not call.frames.get_writable(mfn):
+        raise XenError(Errno.EINVAL, f"{call.frames.describe(mfn)} cannot be written")
+
+
+@_commands.command(Mmuext.CLEAR_PAGE)
+def _clear_page(call: Call, operation: MmuextOp) -> None:
+    _writable_page(call, operation.arg1)
+    call.host.physical.write(operation.arg1 << 12, bytes(PAGE_SIZE))
+    call.frames.put_writable(operation.arg1)
+
+
+@_commands.command(Mmuext.COPY_PAGE)
+def _copy_page(call: Call, operation: MmuextOp) -> None:
+    source = call.own_frame(operation.arg2)
+    _writable_page(call, operation.arg1)
+    call.host.physical.write(operation.arg1 << 12, call.host.physical.read(source << 12, PAGE_SIZE))
+    call.frames.put_writable(operation.arg1)
+
+
+_commands.refuse({
+    Mmuext.FLUSH_CACHE: Errno.EACCES,
+    Mmuext.FLUSH_CACHE_GLOBAL: Errno.EACCES,
+    Mmuext.MARK_SUPER: Errno.EOPNOTSUPP,
+    Mmuext.UNMARK_SUPER: Errno.EOPNOTSUPP,
+})  # fmt: skip

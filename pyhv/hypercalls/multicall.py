@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""multicall: a list of hypercalls in one (public header `xen.h`, `struct multicall_entry`)."""
+
+import struct
+
+from pyhv.abi.errno import Errno
+from pyhv.errors import XenError
+from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.table import HYPERCALLS, hypercall, invoke
+
+_ENTRY = struct.Struct("<8Q")
+_RESULT = 8
+MULTICALL = 13
+_MASK64 = (1 << 64) - 1
+
+
+@hypercall(MULTICALL, "multicall", "calls:ptr count:u32")
+def multicall(call: Call, calls: int, count: int) -> int:
+    """Perform each entry and store its result; a sub-call that leaves the context ends the list.
+
+    A sub-call that blocks or yields does not: the vCPU leaves the processor after the last entry.
+    """
+    memory = call.memory
+    for number in range(count):
+        at = calls + _ENTRY.size * number
+        op, _result, *arguments = _ENTRY.unpack(memory.read(at, _ENTRY.size))
+        op &= 0xFFFF_FFFF
+        if op == MULTICALL:
+            result = -Errno.EINVAL
+        else:
+            entry = HYPERCALLS[op] if op < 64 else None
+            if entry is None:
+                result = -Errno.ENOSYS
+            else:
+                call.count_hypercall(op)
+                try:
+                    result = invoke(entry, call, tuple(arguments))
+                except XenError as error:
+                    result = -error.errno
+        try:
+            memory.write_u64(at + _RESULT, result & _MASK64)
+        except XenError:
+            if not call.left_context:
+                raise
+        if call.left_context:
+            return 0
+    return 0

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""All handlers in one table: importing this module fills `HYPERCALLS`."""
+
+from pyhv.hypercalls import (
+    cpustate,
+    debugreg,
+    events,
+    grants,
+    memory,
+    mmu,
+    multicall,
+    physdev,
+    sched,
+    vcpu,
+    version,
+)
+from pyhv.hypercalls.table import HYPERCALLS
+
+MODULES = (cpustate, debugreg, events, grants, memory, mmu, multicall, physdev, sched, vcpu, version)
+"""Every module that holds handlers, in alphabetical order."""
+
+__all__ = ["HYPERCALLS", "MODULES"]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""sched_op, its predecessor, and set_timer_op (public header `sched.h`)."""
+
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Sched
+from pyhv.abi.structs import SchedPoll, SchedShutdown, SchedWatchdog
+from pyhv.errors import XenError
+from pyhv.events.timers import set_timer_deadline
+from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.table import Commands, hypercall
+
+_commands = Commands("sched_op", Sched)
+_MAX_POLL = 128
+_SECOND = 1_000_000_000
+
+
+@hypercall(29, "sched_op", "command:u32 argument:ptr")
+def sched_op(call: Call, command: int, argument: int) -> int:
+    """Yield, block, poll, shut down, watchdog."""
+    handler = _commands.handlers.get(command)
+    if handler is None:
+        raise XenError(Errno.ENOSYS, f"sched_op {command}")
+    result: int = handler(call, argument)
+    return result
+
+
+@hypercall(6, "sched_op_compat", "command:u32 argument:ulong")
+def sched_op_compat(call: Call, command: int, argument: int) -> int:
+    """The old form: arguments by value, three commands."""
+    if command == Sched.YIELD:
+        return _yield(call, 0)
+    if command == Sched.BLOCK:
+        return _block(call, 0)
+    if command == Sched.SHUTDOWN:
+        return _end(call, argument & 0xFF)
+    raise XenError(Errno.ENOSYS, f"sched_op_compat {command}")
+
+
+@_commands.command(Sched.YIELD)
+def _yield(call: Call, _argument: int) -> int:
+    call.host.yield_(call.vcpu)
+    call.reschedule = True
+    return 0
+
+
+@_commands.command(Sched.BLOCK)
+def _block(call: Call, _argument: int) -> int:
+    vcpu = call.vcpu
+    vcpu.upcall_masked = False
+    if not vcpu.upcall_pending and not vcpu.nmi_pending:
+        call.host.block(vcpu)
+        call.reschedule = True
+    return 0
+
+
+def _end(call: Call, reason: int) -> int:
+    call.host.end_domain(call.domain, reason & 0xFF)
+    call.reschedule = True
+    return 0
+
+
+@_commands.command(Sched.SHUTDOWN)
+def _shutdown(call: Call, argument: int) -> int:
+    return _end(call, SchedShutdown.unpack(call.memory.read(argument, SchedShutdown.size())).reason)
+
+
+@_commands.command(Sched.SHUTDOWN_CODE)
+def _shutdown_code(call: Call, argument: int) -> int:
+    reason = SchedShutdown.unpack(call.memory.read(argument, SchedShutdown.size())).reason
+    call.domain.shutdown_code = reason & 0xFF
+    return 0
+
+
+@_commands.command(Sched.POLL)
+def _poll(call: Call, argument: int) -> int:
+    request = SchedPoll.unpack(call.memory.read(argument, SchedPoll.size()))
+    if request.nr_ports > _MAX_POLL:
+        raise XenError(Errno.EINVAL, f"poll of {request.nr_ports} ports")
+    raw = call.memory.read(request.ports, 4 * request.nr_ports) if request.nr_ports else b""
+    ports = [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
+    vcpu = call.vcpu
+    ready = vcpu.event_deliverable()
+    for port in ports:
+        if not 0 < port < call.domain.events.limit:
+            raise XenError(Errno.EINVAL, f"poll of port {port}")
+        ready = ready or call.domain.events.is_pending(port)
+    if not ready:
+        call.host.poll(vcpu, frozenset(ports), request.timeout)
+        call.reschedule = True
+    return 0
+
+
+@_commands.command(Sched.WATCHDOG)
+def _watchdog(call: Call, argument: int) -> int:
+    request = SchedWatchdog.unpack(call.memory.read(argument, SchedWatchdog.size()))
+    timers = call.domain.watchdogs
+    deadline = call.host.now() + request.timeout * _SECOND if request.timeout else 0
+    if request.id == 0:
+        for number, timer in enumerate(timers):
+            if not timer.running:
+                if not deadline:
+                    raise XenError(Errno.EINVAL, "new watchdog without a timeout")
+                call.host.set_watchdog(call.domain, number, deadline)
+                return number + 1
+        raise XenError(Errno.ENOSPC, "both watchdogs are in use")
+    if request.id > len(timers):
+        raise XenError(Errno.EINVAL, f"no watchdog {request.id}")
+    if not timers[request.id - 1].running:
+        raise XenError(Errno.EINVAL, f"watchdog {request.id} is not in use")
+    call.host.set_watchdog(call.domain, request.id - 1, deadline)
+    return 0
+
+
+@_commands.command(Sched.REMOTE_SHUTDOWN)
+def _remote_shutdown(call: Call, argument: int) -> int:
+    domid = int.from_bytes(call.memory.read(argument, 2), "little")
+    if call.host.domain(domid) is None:
+        raise XenError(Errno.ESRCH, f"no domain {domid}")
+    raise XenError(Errno.EPERM, "remote_shutdown is for privileged domains")
+
+
+_commands.refuse({Sched.PIN_OVERRIDE: Errno.EPERM})
+
+
+@hypercall(15, "set_timer_op", "timeout:u64")
+def set_timer_op(call: Call, timeout: int) -> int:
+    """Arm the vCPU's one-shot timer (absolute ns), 0 cancels."""
+    deadline = set_timer_deadline(timeout, call.host.now())
+    call.host.set_timer(call.vcpu, deadline or 0)
+    return 0

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where a run's time went and what its guests asked for: counters collected into one value and one table.
+
+The machine counts as it goes; this module only reads it, when the run is over.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyhv.cpu.exits import ExitKind
+from pyhv.observe.trace import hypercall_name
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pyhv.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Totals over all domains; times in ns. `exits` and `hypercalls` have no zero entries, largest first."""
+
+    machine_ns: int
+    """The guests' time."""
+    virtual_time: bool
+    real_ns: int
+    guest_ns: int
+    """Real time inside the engines: guest code, and the exits handled without leaving them."""
+    code_bytes: int | None
+    """Bytes of guest code executed; known only in virtual time."""
+    exits: dict[str, int]
+    hypercalls: dict[str, int]
+    unknown_hypercalls: int
+    table_updates: int
+    emulated: int
+    events: int
+
+    @property
+    def guest_share(self) -> float:
+        """Part of the real time spent in the engines, 0..1."""
+        return min(self.guest_ns / self.real_ns, 1.0) if self.real_ns > 0 else 0.0
+
+
+def collect(machine: "Machine", real_ns: int) -> Statistics:
+    """Read the counters of a machine that is not running; `real_ns` is how long it ran."""
+    dispatchers = list(machine.dispatchers.values())
+    domains = list(machine.domains.values())
+    by_kind = _sum(dispatcher.counts for dispatcher in dispatchers)
+    by_number = _sum(dispatcher.hypercalls for dispatcher in dispatchers)
+    virtual = machine.clock.deterministic
+    return Statistics(
+        machine_ns=machine.clock.now(),
+        virtual_time=virtual,
+        real_ns=real_ns,
+        guest_ns=machine.guest_ns,
+        code_bytes=getattr(machine.clock, "code_bytes", None) if virtual else None,
+        exits=_ranked({kind.name.lower(): by_kind.get(kind, 0) for kind in ExitKind}),
+        hypercalls=_ranked({hypercall_name(number): count for number, count in by_number.items()}),
+        unknown_hypercalls=sum(dispatcher.unknown_hypercalls for dispatcher in dispatchers),
+        table_updates=sum(domain.tables.updates for domain in domains),
+        emulated=sum(dispatcher.emulated for dispatcher in dispatchers),
+        events=sum(dispatcher.events_delivered for dispatcher in dispatchers),
+    )
+
+
+def _sum(rows: Iterable[list[int]]) -> dict[int, int]:
+    totals: dict[int, int] = {}
+    for row in rows:
+        for number, count in enumerate(row):
+            totals[number] = totals.get(number, 0) + count
+    return totals
+
+
+def _ranked(counts: dict[str, int]) -> dict[str, int]:
+    found = [(name, count) for name, count in counts.items() if count]
+    return dict(sorted(found, key=lambda item: (-item[1], item[0])))
+
+
+def render(statistics: Statistics) -> "Table":
+    """The table for a person."""
+    from rich.table import Table
+
+    table = Table(title="pyhv statistics", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for number, section in enumerate(_sections(statistics)):
+        if number:
+            table.add_section()
+        for label, value in section:
+            table.add_row(label, value)
+    return table
+
+
+Rows = list[tuple[str, str]]
+
+
+def _sections(s: Statistics) -> list[Rows]:
+    times: Rows = [
+        (f"machine time ({'virtual' if s.virtual_time else 'real'})", _seconds(s.machine_ns)),
+        ("real time", _seconds(s.real_ns)),
+        ("  in the guests", f"{s.guest_share:.1%}"),
+        ("  in the hypervisor, and idle", f"{1 - s.guest_share:.1%}"),
+    ]
+    if s.code_bytes is not None:
+        times.append(("guest code executed", f"{s.code_bytes:,} bytes"))
+    exits = [("exits", f"{sum(s.exits.values()):,}"), *_counts(s.exits)]
+    hypercalls = [("hypercalls (with those in multicalls)", f"{sum(s.hypercalls.values()):,}")]
+    hypercalls += _counts(s.hypercalls)
+    if s.unknown_hypercalls:
+        hypercalls.append(("  unknown numbers", f"{s.unknown_hypercalls:,}"))
+    rest: Rows = [
+        ("page-table updates", f"{s.table_updates:,}"),
+        ("instructions emulated", f"{s.emulated:,}"),
+        ("events delivered", f"{s.events:,}"),
+    ]
+    return [times, exits, hypercalls, rest]
+
+
+def _counts(counts: dict[str, int]) -> Rows:
+    return [(f"  {name}", f"{count:,}") for name, count in counts.items()]
+
+
+def _seconds(ns: int) -> str:
+    return f"{ns / 1e9:.3f} s"

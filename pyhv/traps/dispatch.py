@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From exit to handler: the one place where everything a guest does arrives.
+
+    syscall in kernel mode ── hypercall table          syscall in user mode ── syscall callback
+    #PF ── LDT window, merged tables, writable page tables, else the guest's own handler
+    #GP ── privileged instruction, INT n, else the guest's own handler
+    #UD ── forced emulation, else ...                  IN, OUT ── virtual IOPL and I/O bitmap
+    and after each of them: pending events, TLB flush, and whether the vCPU must leave the processor.
+
+A `GuestCrash` ends the domain and nothing else. Errors of a handler that are no `XenError` or `GuestCrash`
+are bugs of pyhv and travel up to whoever runs the machine.
+"""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Assist
+from pyhv.abi.x86 import PF_I, PF_P, PF_RSVD, PF_U, PF_W, PTE_NX, PTE_RW, PTE_US, Vector
+from pyhv.address import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, MASK32, MASK64, is_canonical
+from pyhv.clock import Clock, VirtualClock
+from pyhv.cpu import decode
+from pyhv.cpu import vmcb as v
+from pyhv.cpu.engine import Engine
+from pyhv.cpu.exits import ExitKind, ExitRecord, classify
+from pyhv.domain import Domain, Vcpu
+from pyhv.errors import GuestCrash, XenError
+from pyhv.hypercalls.context import Call, Host
+from pyhv.hypercalls.registry import HYPERCALLS
+from pyhv.hypercalls.table import invoke
+from pyhv.mmu.frames import L1
+from pyhv.mmu.memory import walk
+from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
+from pyhv.traps import privileged
+from pyhv.traps.guestcpu import GuestCpu
+from pyhv.traps.ports import Ports
+from pyhv.traps.ptwr import emulate_store
+
+_SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP})
+IRET: Final = 23
+_VECTOR_80: Final = 0x80
+_RECENT: Final = 16
+
+
+class Observer(Protocol):
+    """Somebody who wants to see every exit."""
+
+    def exit(self, record: ExitRecord) -> None:
+        """Called before the exit is handled."""
+
+
+class HostServices(Host, Protocol):
+    """The machine, as the dispatcher uses it."""
+
+    clock: Clock
+
+    def crash(self, domain: Domain, cause: str) -> None:
+        """The domain did something fatal."""
+
+
+class Dispatcher:
+    """The exit sink of one domain's engine."""
+
+    def __init__(self, host: HostServices, domain: Domain) -> None:
+        self.host = host
+        self.domain = domain
+        self.clock = host.clock
+        self.counts = [0] * len(ExitKind)
+        """Exits by kind."""
+        self.hypercalls = [0] * 64
+        """Hypercalls by number, those inside multicalls included."""
+        self.unknown_hypercalls = 0
+        self._recent: list[tuple[ExitKind, int, int]] = [(ExitKind.BUDGET, 0, 0)] * _RECENT
+        self._exits = 0
+        self.events_delivered = 0
+        self.emulated = 0
+        """Privileged instructions and page-table stores done for the guest."""
+        self.observers: list[Observer] = []
+        self.ports = Ports()
+        self._lengths: dict[int, int] = {}
+        self._charge: Callable[[], None] | None = (
+            self.clock.charge_exit if isinstance(self.clock, VirtualClock) else None
+        )
+
+    def attach(self, engine: Engine) -> None:
+        """Connect to the engine once it exists (it needs its sink first)."""
+        self.engine = engine
+        self.cpu = GuestCpu(self.domain, engine)
+        self._d, self._q = engine.vmcb.d, engine.vmcb.q
+        services = ProcessorServices(self.cpu)
+        self.calls = [Call(self.host, self.domain, vcpu, services) for vcpu in self.domain.vcpus]
+        self.call = self.calls[0]
+        engine.instruction_length = self.syscall_length
+
+    def load(self, vcpu: Vcpu) -> None:
+        """Put a vCPU on the engine."""
+        self.cpu.load(vcpu)
+        self.call = self.calls[vcpu.number]
+
+    def last_exits(self) -> list[tuple[ExitKind, int, int]]:
+        """The latest exits as (kind, detail, RIP), newest last."""
+        at = self._exits % _RECENT
+        ordered = self._recent[at:] + self._recent[:at]
+        return ordered[-min(self._exits, _RECENT) :] if self._exits else []
+
+    # -- before and after ----------------------------------------------------------------------------------
+
+    def _count(self, kind: ExitKind, detail: int) -> None:
+        """Note an exit for statistics, crash reports and observers."""
+        q = self._q
+        self.counts[kind] += 1
+        self._recent[self._exits % _RECENT] = (kind, detail, q[v.RIP])
+        self._exits += 1
+        if not self.observers:
+            return
+        registers = (*q[0:16], q[v.RIP], self.engine.rflags())
+        record = ExitRecord(
+            self.clock.now(), self.domain.domid, self.cpu.vcpu.number, kind, detail, registers
+        )
+        for observer in self.observers:
+            observer.exit(record)
+
+    def finish(self) -> None:
+        """The tail of every exit: events, TLB, and the way back or out."""
+        vcpu = self.cpu.vcpu
+        call = self.call
+        if call.reschedule:
+            self.engine.stop()
+        else:
+            raw, info = self.domain.ram.raw, vcpu.info
+            if (raw[info] and not raw[info + 1]) or vcpu.nmi_pending:
+                self._deliver_event()
+        tables = self.domain.tables
+        if tables.flush:
+            self.engine.flush_tlb()
+            tables.flushed()
+        if self._charge is not None:
+            self._charge()
+        elif self.clock.expired():
+            self.engine.stop()
+
+    def _deliver_event(self) -> None:
+        self.events_delivered += 1
+        try:
+            self.cpu.deliver_event()
+        except GuestCrash as crash:
+            self._crash(crash.why)
+
+    def enter(self) -> None:
+        """Before a vCPU runs (on) after having been off the processor: events and TLB."""
+        vcpu = self.cpu.vcpu
+        if vcpu.event_deliverable() or vcpu.nmi_pending:
+            self._deliver_event()
+        if self.domain.tables.flush:
+            self.engine.flush_tlb()
+            self.domain.tables.flushed()
+
+    def _crash(self, cause: str) -> None:
+        self.host.crash(self.domain, cause)
+        self.call.reschedule = True
+        self.engine.stop()
+
+    # -- hypercalls and system calls -----------------------------------------------------------------------
+
+    def syscall_length(self, rip: int) -> int:
+        """Length of the SYSCALL at `rip`: 2, unless somebody put prefixes before it."""
+        length = self._lengths.get(rip)
+        if length is None:
+            length = decode.length(privileged.fetch(self.cpu, rip)) or 2
+            if len(self._lengths) > 4096:
+                self._lengths.clear()
+            self._lengths[rip] = length
+        return length
+
+    def syscall(self) -> None:
+        """SYSCALL: a hypercall from the kernel, a system call from user mode."""
+        q = self._q
+        cpu = self.cpu
+        if not cpu.vcpu.in_kernel:
+            self._count(ExitKind.SYSTEM_CALL, q[v.RAX])
+            try:
+                cpu.system_call(self.syscall_length(q[v.RIP]))
+            except GuestCrash as crash:
+                self._crash(crash.why)
+            self.finish()
+            return
+        number = q[v.RAX] & MASK32
+        self._count(ExitKind.HYPERCALL, number)
+        self.hypercall(number)
+        self.finish()
+
+    def hypercall(self, number: int) -> None:
+        """Perform hypercall `number` with the registers' arguments."""
+        q = self._q
+        following = (q[v.RIP] + self.syscall_length(q[v.RIP])) & MASK64
+        if number == IRET:
+            self.hypercalls[IRET] += 1
+            try:
+                self.cpu.iret()
+            except GuestCrash as crash:
+                self._crash(crash.why)
+            return
+        entry = HYPERCALLS[number] if number < 64 else None
+        q[v.RIP] = q[v.RCX] = following
+        q[v.R11] = self.engine.rflags()
+        call = self.call
+        if entry is None:
+            self.unknown_hypercalls += 1
+            result = -Errno.ENOSYS
+        else:
+            self.hypercalls[number] += 1
+            call.left_context = False
+            try:
+                result = invoke(entry, call, (q[v.RDI], q[v.RSI], q[v.RDX], q[v.R10], q[v.R8]))
+            except XenError as error:
+                result = -error.errno
+            except GuestCrash as crash:
+                self._crash(crash.why)
+                return
+            if call.left_context:
+                return
+        q[v.RAX] = result & MASK64
+
+    def sysenter(self) -> None:
+        """SYSENTER: the sysenter callback or #GP."""
+        self._guarded(ExitKind.SYSENTER, 0, self.cpu.system_enter)
+
+    # -- exceptions ----------------------------------------------------------------------------------------
+
+    def _guarded(self, kind: ExitKind, detail: int, handler: Callable[[], None]) -> None:
+        self._count(kind, detail)
+        try:
+            handler()
+        except GuestCrash as crash:
+            self._crash(crash.why)
+        self.finish()
+
+    def exception(self, vector: int) -> None:
+        """An exception or software interrupt."""
+        kind = classify(vector, bool(self._d[v.EXCEPTION_IS_INT]))
+        self._guarded(kind, vector, lambda: self._exception(kind, vector))
+
+    def _exception(self, kind: ExitKind, vector: int) -> None:
+        cpu = self.cpu
+        if kind is ExitKind.PAGE_FAULT:
+            self._page_fault()
+            return
+        if kind is ExitKind.SOFTWARE_INTERRUPT:
+            self._software_interrupt(vector)
+            return
+        error = self._d[v.ERROR_CODE]
+        if error and vector in _SELECTOR_FAULTS and cpu.vcpu.in_kernel and cpu.is_merged:
+            # A kernel in ring 1 may not load ring-3 selectors into SS; in ring 3, where it belongs, it may.
+            cpu.split_until_mode_change()
+            return
+        if (
+            vector == Vector.GP
+            and error == 0
+            and privileged.emulate(cpu, privileged.fetch(cpu, self._q[v.RIP]))
+        ):
+            self.emulated += 1
+            return
+        if vector == Vector.NM:
+            cpu.vmcb.task_switched = False
+        elif vector == Vector.DB:
+            cpu.vcpu.debug[6] |= self._q[v.DR + 6] & 0xE00F
+        cpu.raise_exception(vector, error & 0xFFFF)
+
+    def _page_fault(self) -> None:
+        cpu, q = self.cpu, self._q
+        vcpu = cpu.vcpu
+        address, error = q[v.CR + 2], self._d[v.ERROR_CODE] & (PF_P | PF_W | PF_RSVD | PF_I)
+        if vcpu.in_kernel:
+            if cpu.is_merged and cpu.vmcb.cpl == 3:
+                cpu.vmcb.cpl = 1  # the kernel returned to itself with a ring-3 selector: put it back
+                return
+            if error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W and self._writable_page_table(address):
+                self.emulated += 1
+                return
+        elif cpu.is_merged and not address < HYPERVISOR_VIRT_START:
+            found = walk(self.domain.ram, vcpu.user_l4, address) if address >= HYPERVISOR_VIRT_END else None
+            if found is not None and self._allowed(found.flags, error):
+                cpu.split_until_mode_change()
+                return
+            if address >= HYPERVISOR_VIRT_END:
+                error = error & ~PF_P | (PF_P if found is not None else 0)
+        if HYPERVISOR_VIRT_START <= address < HYPERVISOR_VIRT_END and self._ldt_fault(address, error):
+            return
+        cpu.raise_page_fault(address, error if vcpu.in_kernel else error | PF_U)
+
+    @staticmethod
+    def _allowed(flags: int, error: int) -> bool:
+        """Whether a user access of the kind in `error` is permitted by a walk's `flags`."""
+        if not flags & PTE_US or error & PF_RSVD:
+            return False
+        if error & PF_W and not flags & PTE_RW:
+            return False
+        return not (error & PF_I and flags & PTE_NX)
+
+    def _ldt_fault(self, address: int, error: int) -> bool:
+        """A descriptor access to the LDT window: bring the page in, or blame the guest's LDT."""
+        vcpu = self.cpu.vcpu
+        offset = address - DomainArea.address(vcpu.number) - LDT_AREA
+        if not 0 <= offset < VCPU_AREA_SIZE - LDT_AREA or offset >= vcpu.ldt_entries * 8:
+            return False
+        if self.cpu.ldt_page(offset >> 12) is not None:
+            return True
+        target = (vcpu.ldt_base + offset) & MASK64
+        if not is_canonical(target):
+            self.cpu.raise_exception(Vector.GP, offset & 0xFFF8 | 4)
+        else:
+            self.cpu.raise_page_fault(target, error | (0 if vcpu.in_kernel else PF_U))
+        return True
+
+    def _writable_page_table(self, address: int) -> bool:
+        domain = self.domain
+        if Assist.WRITABLE_PAGETABLES not in domain.assists.enabled:
+            return False
+        found = walk(domain.ram, self.cpu.vcpu.kernel_l4, address)
+        if found is None or found.flags & PTE_RW:
+            return False
+        frames = self.host.frames
+        mfn = found.address >> 12
+        if frames.type[mfn] != L1 or not frames.type_count[mfn] or frames.owner[mfn] != domain.domid:
+            return False
+        store = decode.store(privileged.fetch(self.cpu, self._q[v.RIP]))
+        if store is None:
+            return False
+        return emulate_store(self.cpu, domain.tables, store, address, found.address & ~7)
+
+    def _software_interrupt(self, vector: int) -> None:
+        """INT n: by the DPL in the guest's trap table; INT3 and INTO need none."""
+        cpu, q = self.cpu, self._q
+        address, flags = cpu.vcpu.traps[vector]
+        if vector in (Vector.BP, Vector.OF):
+            cpu.raise_exception(vector)
+            return
+        dpl = flags & 3
+        if vector == _VECTOR_80:
+            allowed = address != 0
+        else:
+            allowed = dpl == 3 or (dpl >= 1 and cpu.vcpu.in_kernel)
+        if allowed:
+            cpu.bounce(address, bool(flags & 4))
+        else:
+            q[v.RIP] = (q[v.RIP] - 2) & MASK64
+            cpu.raise_exception(Vector.GP, vector << 3 | 2)
+
+    def invalid_opcode(self) -> None:
+        """#UD: Xen's prefix, or the guest's own."""
+        self._guarded(ExitKind.INVALID_OPCODE, Vector.UD, self._invalid_opcode)
+
+    def _invalid_opcode(self) -> None:
+        if privileged.forced(self.cpu):
+            self.emulated += 1
+        else:
+            self.cpu.raise_exception(Vector.UD)
+
+    # -- instructions intercepted inside a block -------------------------------------------------------------
+
+    def cpuid(self) -> None:
+        """CPUID without prefix: the same policy."""
+        self._count(ExitKind.CPUID, self._q[v.RAX])
+        privileged.answer_cpuid(self.cpu)
+
+    def port_read(self, port: int, size: int) -> int | None:
+        """IN."""
+        self._count(ExitKind.PORT_IO, port)
+        if not privileged.io_permitted(self.cpu, port, size):
+            return None
+        return self.ports.read(port, size, self.clock.now())
+
+    def port_write(self, port: int, size: int, value: int) -> bool:
+        """OUT."""
+        self._count(ExitKind.PORT_IO, port)
+        if not privileged.io_permitted(self.cpu, port, size):
+            return False
+        self.ports.write(port, size, value)
+        return True
+
+    def port_fault(self) -> None:
+        """A refused IN or OUT: #GP(0) at the instruction."""
+        self._guarded(ExitKind.GENERAL_PROTECTION, Vector.GP, lambda: self.cpu.raise_exception(Vector.GP, 0))
+
+
+class ProcessorServices:
+    """`hypercalls.context.Processor` over a `GuestCpu`."""
+
+    def __init__(self, cpu: GuestCpu) -> None:
+        self._cpu = cpu
+        self.iret = cpu.iret
+        self.new_baseptr = cpu.new_baseptr
+        self.new_base_pointers = cpu.new_base_pointers
+        self.drop_ldt = cpu.drop_ldt
+        self.load_ldtr = cpu.load_ldtr
+        self.take_descriptor_page = cpu.take_descriptor_page
+        self.put_descriptor_page = cpu.put_descriptor_page
+
+    def set_fs_base(self, base: int) -> None:
+        """Set the hidden FS base."""
+        self._cpu.vmcb.q[v.SEG_BASE[v.FS]] = base
+
+    def set_gs_base(self, base: int) -> None:
+        """Set the active GS base."""
+        self._cpu.vmcb.q[v.SEG_BASE[v.GS]] = base
+
+    def load_user_gs(self, selector: int) -> None:
+        """Load a selector into user mode's GS: its base, and the selector itself."""
+        cpu = self._cpu
+        if selector > 3:
+            selector |= 3
+        segment = cpu.segment(selector, code=False) if selector > 3 else None
+        cpu.vcpu.other_gs_base = segment.base if segment else 0
+        vmcb = cpu.vmcb
+        if segment is None:
+            vmcb.d[v.SEG_SEL[v.GS]] = 0
+        else:
+            vmcb.set_segment(v.GS, selector, vmcb.q[v.SEG_BASE[v.GS]], segment.limit, segment.flags)
+
+    def set_task_switched(self, on: bool) -> None:
+        """Set or clear CR0.TS."""
+        self._cpu.vmcb.task_switched = on

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The builder of guest kernels: source text, encodings, ELF image, messages, and the built-in kernels."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import pytest
+from capstone import CS_ARCH_X86, CS_MODE_64, Cs
+from elftools.elf.elffile import ELFFile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyhv.cpu.assembler import assemble
+from pyhv.errors import ImageError
+from pyhv.guests.build import BUILTIN, LOAD_ADDRESS, build, build_builtin, source_of
+from pyhv.guests.preprocess import parse_string
+from pyhv.loader.accept import objections
+from pyhv.loader.elf import load_image
+
+GUESTS = ("hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
+
+
+def disassemble(code: bytes, address: int = LOAD_ADDRESS) -> list[str]:
+    return [f"{i.mnemonic} {i.op_str}".strip() for i in Cs(CS_ARCH_X86, CS_MODE_64).disasm(code, address)]
+
+
+def build_text(tmp_path: Path, text: str) -> ELFFile:
+    source = tmp_path / "guest.S"
+    source.write_text(text)
+    return ELFFile(io.BytesIO(build(source)))
+
+
+def address_of(elf: ELFFile, name: str) -> int:
+    (symbol,) = elf.get_section_by_name(".symtab").get_symbol_by_name(name)
+    return symbol["st_value"]
+
+
+def bytes_at(elf: ELFFile, address: int, size: int) -> bytes:
+    for segment in elf.iter_segments("PT_LOAD"):
+        if 0 <= address - segment["p_vaddr"] < segment["p_filesz"]:
+            at = address - segment["p_vaddr"]
+            return segment.data()[at : at + size]
+    raise AssertionError(f"nothing is loaded at {address:#x}")
+
+
+# --- Encodings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("syscall", "syscall"),
+        ("ud2", "ud2"),
+        ("iretq", "iretq"),
+        ("retfq", "retfq"),
+        ("sysret", "sysretq"),
+        ("pushfq", "pushfq"),
+        ("mov cr3, rax", "mov cr3, rax"),
+        ("mov eax, 10", "mov eax, 0xa"),
+        ("mov eax, 0x10", "mov eax, 0x10"),
+        ("mov rax, 0xffff800000000000", "movabs rax, 0xffff800000000000"),
+        ("mov rax, -1", "mov rax, 0xffffffffffffffff"),
+        ("mov rax, [rbx + 10]", "mov rax, qword ptr [rbx + 0xa]"),
+        ("mov byte ptr [rbx], 'A'", "mov byte ptr [rbx], 0x41"),
+        ("mov byte ptr [rbx], '0'", "mov byte ptr [rbx], 0x30"),
+        ("lock btr qword ptr [rax], rbx", "lock btr qword ptr [rax], rbx"),
+        ("lock cmpxchg [rbx], cx", "lock cmpxchg word ptr [rbx], cx"),
+        ("xchg rax, [rip + 0x10]", "xchg qword ptr [rip + 0x10], rax"),
+        ("rep stosq", "rep stosq qword ptr [rdi], rax"),
+        ("invlpg [rax]", "invlpg byte ptr [rax]"),
+        ("shrd rax, rdx, 32", "shrd rax, rdx, 0x20"),
+    ],
+)
+def test_encoding(source: str, expected: str) -> None:
+    assert disassemble(assemble(source, LOAD_ADDRESS)) == [expected]
+
+
+def test_labels_forwards_and_backwards() -> None:
+    code = assemble(
+        "back: nop\njmp ahead\njmp back\nlea rax, [rip + ahead]\nahead: jnz back\n.quad ahead", 0x1000
+    )
+    assert disassemble(code[:14], 0x1000) == [
+        "nop",
+        "jmp 0x100c",
+        "jmp 0x1000",
+        "lea rax, [rip]",
+        "jne 0x1000",
+    ]
+    assert code[14:] == (0x100C).to_bytes(8, "little")
+
+
+def test_memory_operand_with_immediate_counts_from_the_end_of_the_instruction() -> None:
+    code = assemble("mov dword ptr [rip + here], 5\nhere: nop", 0x1000)
+    assert code.hex() == "c7050000000005000000" + "90"
+
+
+def test_far_branches_are_widened() -> None:
+    code = assemble("jz far\n.zero 1000\nfar: ret", 0)
+    assert code[:6].hex() == "0f84e8030000"
+    assert code[-1:] == b"\xc3"
+
+
+@given(st.integers(0, 2**64 - 1))
+@settings(max_examples=50, deadline=None)
+def test_every_number_means_the_same_in_decimal_and_hexadecimal(number: int) -> None:
+    expected = number.to_bytes(8, "little")
+    assert assemble(f".quad {number}", 0) == assemble(f".quad {number:#x}", 0) == expected
+
+
+def test_nothing_is_nothing() -> None:
+    assert assemble("\n\n", 0) == b""
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("frob eax", "no such instruction"),
+        ("mov [rax], 5", "no such operands"),
+        ("jmp nowhere", "defined nowhere"),
+        ("first: nop", "already exists"),
+        (".byte 256", "too large"),
+        (".text", "unknown directive"),
+        (".org 5", "unknown directive"),
+        ("iret", "write iretq"),
+        ("pushf", "write pushfq"),
+        ("add rax, [rbx", "unbalanced brackets"),
+        ("mov rax, rip", "rip can only be used inside"),
+        ("mov eax, 010", "010 is no number"),
+        ("mov eax, 10h", "10h is no number"),
+        (".zero 0x10000000000", "more than 64 MiB"),
+        (".balign 1099511627776", "more than 64 MiB"),
+    ],
+)
+def test_a_bad_line_is_named(line: str, cause: str) -> None:
+    with pytest.raises(ImageError, match=cause) as caught:
+        assemble(f"first: nop\njmp last\n{line}\nnop\nlast: nop", LOAD_ADDRESS)
+    assert str(caught.value).startswith("line 3: ")
+
+
+# --- Source text --------------------------------------------------------------------------------------------
+
+
+def test_constants_macros_sections_and_local_labels(tmp_path: Path) -> None:
+    elf = build_text(
+        tmp_path,
+        """
+        .set COUNT, 3            # a comment
+        .set SIZE, COUNT * 8 | 1 << 8
+        .macro twice what, value
+            \\what, \\value
+            \\what, \\value
+        .endm
+        .macro store text
+            .data
+        .at\\@: .asciz "<\\text>"
+            .text
+            lea rdi, [rip + .at\\@]
+        .endm
+        _start:
+            mov ecx, SIZE & ~1
+        .loop:
+            dec ecx
+            jnz .loop
+            twice "add rax", COUNT
+            store "a, b # c\\n"
+            store "second"
+        other: .loop: jmp .loop
+        .data
+        value: .quad -1, other
+        .balign 16
+        text: .ascii "\\"q\\"\\0"
+        """,
+    )
+    start, other = address_of(elf, "_start"), address_of(elf, "other")
+    assert disassemble(bytes_at(elf, start, other + 2 - start)) == [
+        "mov ecx, 0x118",
+        "dec ecx",
+        f"jne {start + 5:#x}",
+        "add rax, 3",
+        "add rax, 3",
+        f"lea rdi, [rip + {address_of(elf, '_start.at1') - start - 24:#x}]",
+        f"lea rdi, [rip + {address_of(elf, '_start.at2') - start - 31:#x}]",
+        f"jmp {other:#x}",
+    ]
+    assert bytes_at(elf, address_of(elf, "_start.at1"), 12) == b"<a, b # c\n>\0"
+    assert bytes_at(elf, address_of(elf, "value"), 16) == b"\xff" * 8 + other.to_bytes(8, "little")
+    assert address_of(elf, "text") % 16 == 0
+    assert bytes_at(elf, address_of(elf, "text"), 4) == b'"q"\0'
+
+
+def test_include_is_looked_for_beside_the_source_then_among_ours(tmp_path: Path) -> None:
+    (tmp_path / "mine.inc").write_text(".set MINE, 7\n")
+    elf = build_text(tmp_path, '.include "mine.inc"\n.include "xen.inc"\n_start: mov eax, MINE + EPERM\n')
+    assert disassemble(bytes_at(elf, LOAD_ADDRESS, 5)) == ["mov eax, 8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_start:\n  frob\n", "guest.S:2: no such instruction"),
+        ("_start:\n  jmp .missing\n", "guest.S:2: a name that is defined nowhere"),
+        ("nop\n", "no label _start"),
+        (".data\n_start: .quad 0\n", "no label _start in .text"),
+        ("_start: nop\na: nop\na: nop\n", "guest.S:3: label a exists already, from guest.S:2"),
+        (".again: nop\n_start:\n", "guest.S:1: local label .again comes before"),
+        (".set A, 1\n.set A, 2\n", "guest.S:2: constant A is 0x1 already"),
+        (".set A, B\n", "guest.S:1: `B` is no constant number"),
+        (".set A, 1 / 0\n", "guest.S:1: "),
+        (".set A, 1 << 64\n", "guest.S:1: "),
+        (".set A, 0x10000000000000000\n", "does not fit in 64 bits"),
+        (".set A, " + "(" * 500 + "1" + ")" * 500 + "\n", "guest.S:1: "),
+        (".set A\n", "guest.S:1: write `.set NAME, value`"),
+        ('.include "no.inc"\n', "guest.S:1: no file no.inc"),
+        (".include no.inc\n", 'guest.S:1: a string in "double quotes"'),
+        ('.include "guest.S"\n', "includes nest deeper than 32"),
+        (".macro m\nm\n.endm\n_start: m\n", "macros nest deeper than 32"),
+        (".macro m a\n.endm\n_start: m\n", "guest.S:3: macro m takes a"),
+        (".macro m\n\\x\n.endm\n_start: m\n", r"guest.S:2: macro m has no parameter \\x"),
+        (".macro m\nfrob\n.endm\n_start:\n m\n", r"guest.S:5 \(guest.S:2\): no such instruction"),
+        (".macro m\nnop\n", "guest.S:1: macro m has no .endm"),
+        ('_start: .ascii "\\q"\n', r"guest.S:1: unknown escape \\q"),
+        ("_start: nop\n.xen_note BOGUS 1\n", "guest.S:2: write `.xen_note NAME value`"),
+        ("_start: nop\n.xen_note ENTRY nowhere\n", "guest.S:2: there is no label nowhere"),
+        ("_start: nop\n.bss\n.quad 1\n", ".bss may hold only zeros"),
+    ],
+)
+def test_mistakes_are_told_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        build_text(tmp_path, text)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"cannot read .*none\.S: No such file"):
+        build(tmp_path / "none.S")
+    (tmp_path / "binary.S").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ImageError, match="not UTF-8"):
+        build(tmp_path / "binary.S")
+
+
+@given(st.text(alphabet="a_.: \\@\"'#,[]()0x9+-*<~\n\tnop.setmacrodi", max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_text_builds_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    source = tmp_path_factory.getbasetemp() / "fuzz.S"
+    source.write_text("_start:\n" + text)
+    with contextlib.suppress(ImageError):
+        assert build(source).startswith(b"\x7fELF")
+
+
+def test_strings() -> None:
+    assert parse_string('"a\\n\\t\\\\\\"é"', "") == 'a\n\t\\"é'.encode()
+
+
+# --- The image ----------------------------------------------------------------------------------------------
+
+
+def test_elf_structure(tmp_path: Path) -> None:
+    elf = build_text(
+        tmp_path,
+        '.xen_note LOADER "generic"\n.xen_note HYPERCALL_PAGE page\n.xen_note SUSPEND_CANCEL 1\n'
+        "helper: ret\n_start: call helper\n.inner: jmp .inner\n.balign 4096\npage: .zero 4096\n"
+        ".data\nnumber: .long 5\n.bss\nroom: .zero 100\nlast: .zero 8\n",
+    )
+    assert (elf.elfclass, elf["e_machine"], elf["e_type"]) == (64, "EM_X86_64", "ET_EXEC")
+    assert elf["e_entry"] == address_of(elf, "_start") == LOAD_ADDRESS + 1
+    text, data = list(elf.iter_segments("PT_LOAD"))
+    assert (text["p_vaddr"], text["p_paddr"], text["p_flags"]) == (LOAD_ADDRESS, LOAD_ADDRESS, 5)
+    assert data["p_vaddr"] == data["p_paddr"] == text["p_vaddr"] + text["p_memsz"]
+    assert (data["p_flags"], data["p_filesz"], data["p_memsz"]) == (6, 4096, 8192)
+    assert all((s["p_offset"] - s["p_vaddr"]) % 4096 == 0 for s in (text, data))
+    (notes,) = elf.iter_segments("PT_NOTE")
+    found = {n["n_type"]: n["n_descdata"] for n in notes.iter_notes() if n["n_name"] == "Xen"}
+    assert found == {
+        8: b"generic\0",
+        2: (LOAD_ADDRESS + 4096).to_bytes(8, "little"),
+        14: (1).to_bytes(8, "little"),
+    }
+    symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols()}
+    inner, room = symbols["_start.inner"], symbols["room"]
+    assert (inner["st_info"]["bind"], symbols["_start"]["st_info"]["bind"]) == ("STB_LOCAL", "STB_GLOBAL")
+    assert (symbols["helper"]["st_info"]["type"], room["st_info"]["type"]) == ("STT_FUNC", "STT_OBJECT")
+    assert (symbols["helper"]["st_size"], room["st_size"]) == (1, 100)
+    assert elf.get_section(room["st_shndx"]).name == ".bss"
+
+
+def test_every_builtin_has_a_description() -> None:
+    assert tuple(BUILTIN) == GUESTS
+    assert all(20 < len(text) < 140 for text in BUILTIN.values())
+
+
+def test_unknown_builtin() -> None:
+    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: hello, "):
+        build_builtin("nobody")
+    with pytest.raises(ImageError, match="no built-in guest named nobody"):
+        source_of("nobody")
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_builtin_is_deterministic_and_cached(name: str) -> None:
+    assert build(source_of(name)) == build_builtin(name)
+    assert build_builtin(name) is build_builtin(name)
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_builtin_is_what_the_domain_builder_accepts(name: str) -> None:
+    image = load_image(build_builtin(name), name)
+    assert objections(image) == []
+    assert (image.notes.loader, image.notes.xen_version, image.notes.guest_os) == (
+        "generic",
+        "xen-3.0",
+        "pyhv",
+    )
+    assert (image.notes.hypercall_page is not None) == (name == "hello")
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_builtin_code_decodes_and_branches_to_labels(name: str) -> None:
+    elf = ELFFile(io.BytesIO(build_builtin(name)))
+    symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
+    labels = {symbol["st_value"] for symbol in symbols}
+    data = {"hypercall_page", "user_text"}  # bytes inside .text that are no code
+    decoded = 0
+    for symbol in symbols:
+        if symbol["st_info"]["type"] != "STT_FUNC" or symbol.name in data or not symbol["st_size"]:
+            continue
+        address, size = symbol["st_value"], symbol["st_size"]
+        code = bytes_at(elf, address, size).rstrip(b"\0")  # the last routine is padded to a page
+        for instruction in Cs(CS_ARCH_X86, CS_MODE_64).disasm(code, address):
+            decoded += 1
+            address += instruction.size
+            direct = instruction.op_str.startswith("0x")
+            if direct and (instruction.mnemonic == "call" or instruction.mnemonic.startswith("j")):
+                assert int(instruction.op_str, 16) in labels, f"{symbol.name}: {instruction}"
+        assert address >= symbol["st_value"] + len(code), f"{symbol.name}: bytes that are no instruction"
+    assert decoded > 150
