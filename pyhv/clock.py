@@ -11,6 +11,7 @@ The guests' TSC is derived from the same source: 1 GHz, so that TSC and system t
 import time
 from abc import ABC, abstractmethod
 
+from pyhv.cpu.binding import uc_emu_stop
 from pyhv.cpu.clockwork import Ticker
 from pyhv.cpu.engine import Engine
 
@@ -41,10 +42,6 @@ class Clock(ABC):
     @abstractmethod
     def shorten(self, deadline: int) -> None:
         """While an engine runs: stop it at `deadline` if that is earlier than what was asked."""
-
-    @abstractmethod
-    def expired(self) -> bool:
-        """Whether the current turn's deadline has passed."""
 
     @abstractmethod
     def advance_to(self, when: int) -> None:
@@ -96,10 +93,6 @@ class VirtualClock(Clock):
                 left[0] -= self._granted - wanted
                 self._granted = wanted
 
-    def expired(self) -> bool:
-        left = self._left
-        return left is not None and left[0] < 0
-
     def charge_exit(self) -> None:
         """Let an exit take its fixed time."""
         if self._left is not None:
@@ -135,10 +128,12 @@ class RealClock(Clock):
         self._ticker.running = None
 
     def shorten(self, deadline: int) -> None:
-        self._ticker.deadline = min(self._ticker.deadline, self._start + deadline)
-
-    def expired(self) -> bool:
-        return self._ticker.running is not None and time.monotonic_ns() >= self._ticker.deadline
+        deadline += self._start
+        if deadline < self._ticker.deadline:
+            self._ticker.deadline = deadline
+            engine = self._ticker.running
+            if engine is not None and deadline <= time.monotonic_ns():
+                uc_emu_stop(engine)
 
     def advance_to(self, when: int) -> None:
         delay = when - self.now()

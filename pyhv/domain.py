@@ -93,7 +93,8 @@ class Vcpu:
         self.ldt_mapped: dict[int, Mfn] = {}
         self.segments: dict[int, Segment | None] = {}
         """Decoded descriptors by selector; emptied when GDT or LDT may have changed."""
-        self.misc_features = 0
+        self.return_segments: dict[tuple[int, int], tuple[Segment | None, Segment | None]] = {}
+        """(CS, SS) pairs that iret frames have named, decoded; emptied with `segments`."""
         self.tsc_aux = 0
         self.info_page = domain.shared_info
         self.info_offset = SI_VCPU_INFO + VCPU_INFO_SIZE * (number if number < 32 else 0)
@@ -112,6 +113,11 @@ class Vcpu:
         self.registers: bytes | None = None
         """Saved VMCB while not loaded in the engine."""
         self.time_stamp = -1
+
+    def forget_segments(self) -> None:
+        """Descriptors may have changed."""
+        self.segments.clear()
+        self.return_segments.clear()
 
     @property
     def weight(self) -> int:

@@ -176,12 +176,13 @@ class Input:
     `feed` gives bytes to the console ring and returns how many it took. What it did not take stays in
     `waiting`; `retry` offers it again. While bytes wait, nothing more is read, so that a pipe's writer is
     held back as it should be; `fileno` then names a descriptor that is never readable, so that polling it
-    is not a busy loop.
+    is not a busy loop. `ended` is called when nothing more will come.
     """
 
-    def __init__(self, fd: int, feed: Callable[[bytes], int]) -> None:
+    def __init__(self, fd: int, feed: Callable[[bytes], int], ended: Callable[[], None]) -> None:
         self._fd = fd
         self._feed = feed
+        self._ended = ended
         self.waiting = b""
         self._silent, self._silent_writer = os.pipe()
 
@@ -204,8 +205,9 @@ class Input:
             except OSError:  # a terminal that hung up
                 data = b""
             if not data:
+                self._ended()
                 return False
-            self.waiting = self.filter(data)
+            self.waiting = data
             self.retry()
         return True
 
@@ -214,7 +216,3 @@ class Input:
         if self.waiting:
             self.waiting = self.waiting[self._feed(self.waiting) :]
         return not self.waiting
-
-    def filter(self, data: bytes) -> bytes:
-        """What of `data` is for the guest: all of it, unless a subclass knows better."""
-        return data

@@ -86,13 +86,14 @@ cpu() {
 
 case "$w" in
     "")
-        # Job control needs the real terminal: /dev/console can control no session.
+        # Job control needs a controlling terminal. /dev/console can be none; the device behind it
+        # becomes one when a session leader opens it.
         read -r active </sys/class/tty/console/active
         tty="/dev/${active##* }"
         export PS1='\\w # '
         cd /
         if [ -c "$tty" ]; then
-            setsid sh -c "exec setsid -c sh <$tty >$tty 2>&1"
+            setsid sh -c "exec sh <$tty >$tty 2>&1"
         else
             sh
         fi
@@ -112,19 +113,20 @@ poweroff -f
 """
 
 _APPLETS = (
-    "[ [[ ash awk basename bc blockdev bunzip2 bzcat cal cat chgrp chmod chown chroot clear cmp cp cpio cttyhack cut date"
-    " dc dd df diff dirname dmesg du echo ed egrep env expr factor fallocate false fdisk fgrep find fold free grep"
-    " groups gunzip gzip halt head hexdump hostname id ifconfig insmod ip kill killall less ln logger ls lsmod lzcat"
-    " md5sum mkdir mkfifo mknod mktemp modprobe more mount mv nc nproc nslookup od paste patch pidof ping poweroff"
-    " printf ps pwd readlink realpath reboot renice reset rev rm rmdir route sed seq setsid sh sha1sum sha256sum"
-    " sha512sum shuf sleep sort stat strings stty swapoff swapon switch_root sync sysctl tac tail tar taskset tee test"
-    " time timeout top touch tr true truncate tty umount uname uniq unlink unshare unxz unzip uptime usleep vi wc wget"
-    " which who whoami xargs xxd xz xzcat yes zcat"
-)  # fmt: skip
+    "[ [[ ash awk basename bc blockdev bunzip2 bzcat cal cat chgrp chmod chown chroot clear cmp cp cpio "
+    "cttyhack cut date dc dd df diff dirname dmesg du echo ed egrep env expr factor fallocate false "
+    "fdisk fgrep find fold free grep groups gunzip gzip halt head hexdump hostname id ifconfig insmod "
+    "ip kill killall less ln logger ls lsmod lzcat md5sum mkdir mkfifo mknod mktemp modprobe more mount "
+    "mv nc nproc nslookup od paste patch pidof ping poweroff printf ps pwd readlink realpath reboot "
+    "renice reset rev rm rmdir route sed seq setsid sh sha1sum sha256sum sha512sum shuf sleep sort stat "
+    "strings stty swapoff swapon switch_root sync sysctl tac tail tar taskset tee test time timeout top "
+    "touch tr true truncate tty umount uname uniq unlink unshare unxz unzip uptime usleep vi wc wget "
+    "which who whoami xargs xxd xz xzcat yes zcat "
+)
 
 
 def applets(busybox: Path) -> list[str]:
-    """The programs that `busybox` can be: its own answer where it can run, else those of every Debian build."""
+    """What `busybox` can be: its own answer where it can run, else what every Debian build has."""
     if platform.system() == "Linux" and platform.machine() == "x86_64":
         try:
             answer = subprocess.run(

@@ -5,25 +5,25 @@ In raw mode every key goes to the guest, Ctrl-C and Ctrl-Z included; Ctrl-] alon
 stays on, because small kernels print "\\n" and mean a new line. The modes are those of POSIX termios.
 
 Signals are turned into readable bytes: the machine polls them like any input, and the run ends in an orderly
-way between two exits of a guest. Only if that does not happen, the second signal ends the process at once.
+way between two turns of a guest. If that takes too long, or a second signal comes, the process ends at once.
 """
 
+import contextlib
 import os
 import signal
-import sys
 import termios
-from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
-from pyhv.cli.consoles import Input
+from pyhv.cli.consoles import CHUNK, Input
 
 LEAVE = b"\x1d"
 """Ctrl-]."""
 MAX_TYPED = 1 << 16
 """Keys remembered, in bytes, for a guest that does not read; more are dropped, as a terminal would."""
 
-_IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
-
+GRACE_SECONDS = 2.0
+"""How long an orderly end may take after a signal."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -40,7 +40,7 @@ class RawTerminal:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._saved: list[int | list[bytes | int]] | None = None
+        self._saved: list[Any] | None = None
 
     def __enter__(self) -> "RawTerminal":
         self._saved = termios.tcgetattr(self._fd)
@@ -61,17 +61,13 @@ class RawTerminal:
         """Put the terminal back as it was found."""
         saved, self._saved = self._saved, None
         if saved is not None:
-            try:
+            with contextlib.suppress(termios.error):  # it hung up: there is nothing left to restore
                 termios.tcsetattr(self._fd, termios.TCSANOW, saved)
-            except termios.error:
-                pass  # the terminal hung up: there is nothing left to restore
 
 
-def raw_mode(mode: list[int | list[bytes | int]]) -> list[int | list[bytes | int]]:
+def raw_mode(mode: list[Any]) -> list[Any]:
     """`mode`, as tcgetattr returns it, with every key passed on at once and unchanged."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = mode
-    assert isinstance(iflag, int) and isinstance(oflag, int)
-    assert isinstance(cflag, int) and isinstance(lflag, int) and isinstance(cc, list)
     keys = list(cc)
     keys[termios.VMIN], keys[termios.VTIME] = 1, 0
     iflag &= ~(
@@ -84,14 +80,10 @@ def raw_mode(mode: list[int | list[bytes | int]]) -> list[int | list[bytes | int
 
 
 class Keyboard(Input):
-    """Input from a terminal in raw mode: Ctrl-] calls `leave`, all else is the guest's.
+    """Input from a terminal in raw mode: Ctrl-] and hanging up call `ended`, all else is the guest's.
 
     Unlike a pipe it is read even if the guest does not take what was typed, or nobody could leave.
     """
-
-    def __init__(self, fd: int, feed: Callable[[bytes], int], leave: Callable[[], None]) -> None:
-        super().__init__(fd, feed)
-        self._leave = leave
 
     def fileno(self) -> int:
         """The terminal, always."""
@@ -100,42 +92,45 @@ class Keyboard(Input):
     def pump(self) -> bool:
         """Read what was typed; False once the person has left or the terminal has hung up."""
         try:
-            data = os.read(self._fd, 4096)
+            data = os.read(self._fd, CHUNK)
         except OSError:
             data = b""
         keys, left, _ = data.partition(LEAVE)
-        if left or not data:
-            self._leave()
         self.waiting = (self.waiting + keys)[:MAX_TYPED]
         self.retry()
-        return bool(data) and not left
+        if left or not data:
+            self._ended()
+            return False
+        return True
 
 
 class Signals:
     """A context that turns SIGINT, SIGTERM and SIGHUP into input (`pyhv.machine.InputSource`).
 
-    `received` is the first signal's number, 0 if there was none. The second signal calls `emergency`, which
-    puts the terminal back, and ends the process with 128 + its number.
+    `received` is the first signal's number, 0 if there was none. If the run has not ended GRACE_SECONDS
+    later, or if another signal comes, `terminal` is put back and the process ends with 128 + the number.
     """
 
-    def __init__(self, emergency: Callable[[], None], resumed: Callable[[], None]) -> None:
+    def __init__(self, terminal: RawTerminal | None) -> None:
         self.received = 0
-        self._emergency = emergency
-        self._resumed = resumed
+        self._terminal = terminal
+        self._retired = False
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._previous: dict[int, signal._HANDLER] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 self._previous[number] = signal.signal(number, self._handle)
+        self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
         self._previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._continued)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         os.close(self._reader)
@@ -146,17 +141,27 @@ class Signals:
         return self._reader
 
     def pump(self) -> bool:
-        """Take the byte; `received` already says the rest."""
+        """Take the byte; `received` says the rest. False if signals are no longer to be waited for."""
         os.read(self._reader, 1)
-        return True
+        return not self._retired
+
+    def retire(self) -> None:
+        """Stop being an input: the only other one has ended, and a machine that waits for input would
+        never find out that it waits in vain. Signals are still noticed between two turns of a guest."""
+        self._retired = True
+        os.write(self._writer, b"!")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received:
-            self._emergency()
-            sys.stderr.flush()
-            os._exit(128 + number)
+            if self._terminal is not None:
+                self._terminal.restore()
+            os._exit(128 + self.received)
+        if number == signal.SIGALRM:
+            return  # somebody else's alarm
         self.received = number
+        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
         os.write(self._writer, b"!")
 
     def _continued(self, _number: int, _frame: FrameType | None) -> None:
-        self._resumed()
+        if self._terminal is not None:
+            self._terminal.enter_raw()

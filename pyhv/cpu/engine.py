@@ -28,6 +28,9 @@ from pyhv.cpu.vmcb import Vmcb
 _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
 _ARCH_X86, _MODE_64 = 4, 8
+_EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
+_TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
+_fast_reg_read, _fast_ctl = binding.fast_reg_read, binding.fast_ctl
 
 
 class ExitSink(Protocol):
@@ -39,10 +42,10 @@ class ExitSink(Protocol):
     def invalid_opcode(self) -> None:
         """#UD, which includes Xen's forced-emulation prefix."""
 
-    def syscall(self) -> None:
-        """SYSCALL; RIP still at the instruction. The sink sets RIP to where the guest goes on."""
+    def syscall(self, length: int) -> None:
+        """SYSCALL of `length` bytes; RIP still at it. The sink sets RIP to where the guest goes on."""
 
-    def sysenter(self) -> None:
+    def sysenter(self, length: int) -> None:
         """SYSENTER; as `syscall`."""
 
     def cpuid(self) -> None:
@@ -72,6 +75,8 @@ class Engine:
         self.sink = sink
         self._hole = hole
         self._failure: BaseException | None = None
+        self._flags_cell = ctypes.c_uint64()
+        self._flags_pointer = ctypes.byref(self._flags_cell)
         self._drained: bytes | None = None
         self.instruction_length: Callable[[int], int] = lambda _rip: 2
         """Length of the SYSCALL or SYSENTER at an address; whoever can read guest code replaces it."""
@@ -148,7 +153,7 @@ class Engine:
         def syscall(_engine: int, _data: int | None) -> None:
             length = self.instruction_length(q[v.RIP])
             try:
-                sink.syscall()
+                sink.syscall(length)
             except BaseException as error:
                 self._fail(error)
             q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook
@@ -156,7 +161,7 @@ class Engine:
         def sysenter(_engine: int, _data: int | None) -> None:
             length = self.instruction_length(q[v.RIP])
             try:
-                sink.sysenter()
+                sink.sysenter(length)
             except BaseException as error:
                 self._fail(error)
             q[v.RIP] = (q[v.RIP] - length) & MASK64
@@ -263,15 +268,12 @@ class Engine:
         if d[v.CC_OP] == v.CC_OP_EFLAGS:
             direction = 0x400 if d[v.DF] == v.MINUS_ONE else 0
             return q[v.EFLAGS] & ~0xCD5 | q[v.CC_SRC] & v.CONDITION_BITS | direction
-        binding.uc_reg_read(self.handle, binding.REG_EFLAGS, self._flags_pointer)
+        _fast_reg_read(self._handle, _EFLAGS, self._flags_pointer)
         return self._flags_cell.value
-
-    _flags_cell = ctypes.c_uint64()
-    _flags_pointer = ctypes.byref(_flags_cell)
 
     def flush_tlb(self) -> None:
         """Forget all cached translations of virtual addresses."""
-        binding.uc_ctl(self._handle, binding.CTL_TLB_FLUSH)
+        _fast_ctl(self._handle, _TLB_FLUSH)
 
     def invalidate_code(self, mfn: int) -> None:
         """Forget translated code of one frame, because the hypervisor wrote to it."""

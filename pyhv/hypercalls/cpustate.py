@@ -54,7 +54,7 @@ def install_gdt(
     for page, mfn in enumerate(taken):
         domain.area.map(vcpu.number, page, mfn)
     vcpu.gdt_frames, vcpu.gdt_entries = taken, entries
-    vcpu.segments.clear()
+    vcpu.forget_segments()
     domain.tables.flush = True
 
 
@@ -64,7 +64,7 @@ def drop_gdt(processor: Processor, domain: Domain, vcpu: Vcpu) -> None:
         domain.area.map(vcpu.number, page, domain.zero_frame, writable=False)
         processor.put_descriptor_page(mfn)
     vcpu.gdt_frames, vcpu.gdt_entries = [], 0
-    vcpu.segments.clear()
+    vcpu.forget_segments()
     domain.tables.flush = True
 
 
@@ -116,7 +116,7 @@ def update_descriptor(call: Call, address: int, descriptor: int) -> int:
     else:
         call.tables.write_plain(address, fixed)
     for vcpu in call.domain.vcpus:
-        vcpu.segments.clear()
+        vcpu.forget_segments()
     return 0
 
 

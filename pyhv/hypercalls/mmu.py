@@ -40,6 +40,15 @@ def _finish(call: Call, done: int, completed: int) -> None:
 def mmu_update(call: Call, requests: int, count: int, done: int, foreigndom: int) -> int:
     """Change page-table entries by machine address, or the M2P."""
     _foreign(call, foreigndom)
+    if count == 1 and requests & PAGE_MASK <= PAGE_SIZE - 16:
+        address, value = _REQUEST.unpack_from(call.domain.ram.raw, call.memory.for_read(requests))
+        try:
+            _update(call, address, value)
+        except XenError:
+            _finish(call, done, 0)
+            raise
+        _finish(call, done, 1)
+        return 0
     completed = 0
     try:
         while completed < count:

@@ -109,7 +109,8 @@ class GuestMemory:
     """One vCPU's view of memory through its kernel tables.
 
     `l4` is the current kernel base pointer. Translations are cached until `forget`, which the page-table
-    code calls after every change; that is stricter than hardware, whose TLB may stay stale until flushed.
+    code calls when an entry of `leaves` or any upper entry changes; that is stricter than hardware, whose
+    TLB may stay stale until flushed.
     """
 
     def __init__(self, physical: PhysicalMemory) -> None:
@@ -118,11 +119,15 @@ class GuestMemory:
         self.l4 = Mfn(0)
         self._readable: dict[int, int] = {}
         self._writable: dict[int, int] = {}
+        self.leaves: set[int] = set()
+        """Leaf entries (as word indices of RAM) that cached translations came from."""
 
     def forget(self) -> None:
         """Drop cached translations."""
-        self._readable.clear()
-        self._writable.clear()
+        if self.leaves:
+            self._readable.clear()
+            self._writable.clear()
+            self.leaves.clear()
 
     def use(self, l4: Mfn) -> None:
         """Switch to another kernel table."""
@@ -132,14 +137,22 @@ class GuestMemory:
     def _miss(self, va: int, write: bool) -> int:
         if LOWER_HALF_END <= va < HYPERVISOR_VIRT_END or va > MASK64:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is outside the guest's address space")
-        found = walk(self.ram, self.l4, va)
-        if found is None:
+        q = self.ram.q
+        at = self.l4 << 9 | va >> 39 & 511
+        entry = granted = q[at]
+        for shift in (30, 21, 12):
+            if not entry & PTE_P:
+                break
+            at = (entry & PTE_MFN_MASK) >> 3 | va >> shift & 511
+            entry = q[at]
+            granted &= entry
+        if not entry & PTE_P:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is not mapped")
-        if write and not found.flags & PTE_RW:
+        if write and not granted & PTE_RW:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is mapped read-only")
-        base = found.address & ~PAGE_MASK
-        index = found.entry >> 3
-        self.ram.q[index] |= PTE_A | PTE_D if write else PTE_A
+        base = entry & PTE_MFN_MASK
+        q[at] = entry | (PTE_A | PTE_D if write else PTE_A)
+        self.leaves.add(at)
         (self._writable if write else self._readable)[va >> 12] = base
         return base
 

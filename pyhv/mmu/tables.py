@@ -150,12 +150,17 @@ class PageTables:
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
         q[at] = new
-        self.updates += 1
-        self.memory.forget()
-        if self.frames.code[address >> 12]:
-            self.physical.code_written(address >> 12)
+        self._leaf_changed(at)
         if old & PTE_P:
             self._put_leaf(old)
+
+    def _leaf_changed(self, at: int) -> None:
+        """The L1 entry with word index `at` has a new value."""
+        self.updates += 1
+        if at in self.memory.leaves:
+            self.memory.forget()
+        if self.frames.code[at >> 9]:
+            self.physical.code_written(at >> 9)
 
     def _change_execute(self, mfn: int, executable: bool) -> None:
         if executable:
@@ -170,9 +175,8 @@ class PageTables:
         This is how a granted frame of another domain gets mapped, and unmapped again.
         """
         old = self.ram.q[address >> 3]
-        self.physical.write_u64(address, new)
-        self.updates += 1
-        self.memory.forget()
+        self.ram.q[address >> 3] = new
+        self._leaf_changed(address >> 3)
         if old & PTE_P:
             self._put_leaf(old)
 

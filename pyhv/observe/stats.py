@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyhv.clock import VirtualClock
 from pyhv.cpu.exits import ExitKind
 from pyhv.observe.trace import hypercall_name
 
@@ -26,7 +27,9 @@ class Statistics:
     virtual_time: bool
     real_ns: int
     guest_ns: int
-    """Real time inside the engines: guest code, and the exits handled without leaving them."""
+    """Real time in guest code."""
+    handler_ns: int
+    """Real time in the handlers of exits."""
     code_bytes: int | None
     """Bytes of guest code executed; known only in virtual time."""
     exits: dict[str, int]
@@ -36,25 +39,28 @@ class Statistics:
     emulated: int
     events: int
 
-    @property
-    def guest_share(self) -> float:
-        """Part of the real time spent in the engines, 0..1."""
-        return min(self.guest_ns / self.real_ns, 1.0) if self.real_ns > 0 else 0.0
+    def share(self, ns: int) -> float:
+        """`ns` as a part of the real time, 0..1."""
+        return min(ns / self.real_ns, 1.0) if self.real_ns > 0 else 0.0
 
 
 def collect(machine: "Machine", real_ns: int) -> Statistics:
-    """Read the counters of a machine that is not running; `real_ns` is how long it ran."""
+    """Read the counters of a machine that is not running but was built to `measure`.
+
+    `real_ns` is how long it ran.
+    """
     dispatchers = list(machine.dispatchers.values())
     domains = list(machine.domains.values())
     by_kind = _sum(dispatcher.counts for dispatcher in dispatchers)
     by_number = _sum(dispatcher.hypercalls for dispatcher in dispatchers)
-    virtual = machine.clock.deterministic
+    clock = machine.clock
     return Statistics(
-        machine_ns=machine.clock.now(),
-        virtual_time=virtual,
+        machine_ns=clock.now(),
+        virtual_time=clock.deterministic,
         real_ns=real_ns,
         guest_ns=machine.guest_ns,
-        code_bytes=getattr(machine.clock, "code_bytes", None) if virtual else None,
+        handler_ns=machine.stopwatch.spent_ns,
+        code_bytes=clock.code_bytes if isinstance(clock, VirtualClock) else None,
         exits=_ranked({kind.name.lower(): by_kind.get(kind, 0) for kind in ExitKind}),
         hypercalls=_ranked({hypercall_name(number): count for number, count in by_number.items()}),
         unknown_hypercalls=sum(dispatcher.unknown_hypercalls for dispatcher in dispatchers),
@@ -99,8 +105,9 @@ def _sections(s: Statistics) -> list[Rows]:
     times: Rows = [
         (f"machine time ({'virtual' if s.virtual_time else 'real'})", _seconds(s.machine_ns)),
         ("real time", _seconds(s.real_ns)),
-        ("  in the guests", f"{s.guest_share:.1%}"),
-        ("  in the hypervisor, and idle", f"{1 - s.guest_share:.1%}"),
+        ("  guest code", f"{s.share(s.guest_ns):.1%}"),
+        ("  hypervisor: exits", f"{s.share(s.handler_ns):.1%}"),
+        ("  hypervisor: scheduling, and idle", f"{s.share(s.real_ns - s.guest_ns - s.handler_ns):.1%}"),
     ]
     if s.code_bytes is not None:
         times.append(("guest code executed", f"{s.code_bytes:,} bytes"))

@@ -109,7 +109,7 @@ class Dispatcher:
         """Note an exit for statistics, crash reports and observers."""
         q = self._q
         self.counts[kind] += 1
-        self._recent[self._exits % _RECENT] = (kind, detail, q[v.RIP])
+        self._recent[self._exits & _RECENT - 1] = (kind, detail, q[v.RIP])
         self._exits += 1
         if not self.observers:
             return
@@ -136,8 +136,6 @@ class Dispatcher:
             tables.flushed()
         if self._charge is not None:
             self._charge()
-        elif self.clock.expired():
-            self.engine.stop()
 
     def _deliver_event(self) -> None:
         self.events_delivered += 1
@@ -172,56 +170,49 @@ class Dispatcher:
             self._lengths[rip] = length
         return length
 
-    def syscall(self) -> None:
+    def syscall(self, length: int) -> None:
         """SYSCALL: a hypercall from the kernel, a system call from user mode."""
         q = self._q
-        cpu = self.cpu
-        if not cpu.vcpu.in_kernel:
+        if self.cpu.vcpu.in_kernel:
+            number = q[v.RAX] & MASK32
+            self._count(ExitKind.HYPERCALL, number)
+            try:
+                self._hypercall(number, length)
+            except GuestCrash as crash:
+                self._crash(crash.why)
+        else:
             self._count(ExitKind.SYSTEM_CALL, q[v.RAX])
             try:
-                cpu.system_call(self.syscall_length(q[v.RIP]))
+                self.cpu.system_call(length)
             except GuestCrash as crash:
                 self._crash(crash.why)
-            self.finish()
-            return
-        number = q[v.RAX] & MASK32
-        self._count(ExitKind.HYPERCALL, number)
-        self.hypercall(number)
         self.finish()
 
-    def hypercall(self, number: int) -> None:
+    def _hypercall(self, number: int, length: int) -> None:
         """Perform hypercall `number` with the registers' arguments."""
-        q = self._q
-        following = (q[v.RIP] + self.syscall_length(q[v.RIP])) & MASK64
         if number == IRET:
             self.hypercalls[IRET] += 1
-            try:
-                self.cpu.iret()
-            except GuestCrash as crash:
-                self._crash(crash.why)
+            self.cpu.iret()
             return
-        entry = HYPERCALLS[number] if number < 64 else None
-        q[v.RIP] = q[v.RCX] = following
+        q = self._q
         q[v.R11] = self.engine.rflags()
-        call = self.call
+        q[v.RIP] = q[v.RCX] = (q[v.RIP] + length) & MASK64
+        entry = HYPERCALLS[number] if number < 64 else None
         if entry is None:
             self.unknown_hypercalls += 1
-            result = -Errno.ENOSYS
-        else:
-            self.hypercalls[number] += 1
-            call.left_context = False
-            try:
-                result = invoke(entry, call, (q[v.RDI], q[v.RSI], q[v.RDX], q[v.R10], q[v.R8]))
-            except XenError as error:
-                result = -error.errno
-            except GuestCrash as crash:
-                self._crash(crash.why)
-                return
-            if call.left_context:
-                return
-        q[v.RAX] = result & MASK64
+            q[v.RAX] = -Errno.ENOSYS & MASK64
+            return
+        self.hypercalls[number] += 1
+        call = self.call
+        call.left_context = False
+        try:
+            result = invoke(entry, call, (q[v.RDI], q[v.RSI], q[v.RDX], q[v.R10], q[v.R8]))
+        except XenError as error:
+            result = -error.errno
+        if not call.left_context:
+            q[v.RAX] = result & MASK64
 
-    def sysenter(self) -> None:
+    def sysenter(self, _length: int) -> None:
         """SYSENTER: the sysenter callback or #GP."""
         self._guarded(ExitKind.SYSENTER, 0, self.cpu.system_enter)
 
@@ -237,28 +228,37 @@ class Dispatcher:
 
     def exception(self, vector: int) -> None:
         """An exception or software interrupt."""
-        kind = classify(vector, bool(self._d[v.EXCEPTION_IS_INT]))
-        self._guarded(kind, vector, lambda: self._exception(kind, vector))
+        kind = classify(vector, self._d[v.EXCEPTION_IS_INT] != 0)
+        self._count(kind, vector)
+        try:
+            if kind is ExitKind.GENERAL_PROTECTION:
+                self._general_protection()
+            elif kind is ExitKind.PAGE_FAULT:
+                self._page_fault()
+            elif kind is ExitKind.SOFTWARE_INTERRUPT:
+                self._software_interrupt(vector)
+            else:
+                self._other_exception(vector)
+        except GuestCrash as crash:
+            self._crash(crash.why)
+        self.finish()
 
-    def _exception(self, kind: ExitKind, vector: int) -> None:
+    def _general_protection(self) -> None:
         cpu = self.cpu
-        if kind is ExitKind.PAGE_FAULT:
-            self._page_fault()
-            return
-        if kind is ExitKind.SOFTWARE_INTERRUPT:
-            self._software_interrupt(vector)
-            return
+        error = self._d[v.ERROR_CODE]
+        if error:
+            self._other_exception(Vector.GP)
+        elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, self._q[v.RIP])):
+            self.emulated += 1
+        else:
+            cpu.raise_exception(Vector.GP, 0)
+
+    def _other_exception(self, vector: int) -> None:
+        cpu = self.cpu
         error = self._d[v.ERROR_CODE]
         if error and vector in _SELECTOR_FAULTS and cpu.vcpu.in_kernel and cpu.is_merged:
             # A kernel in ring 1 may not load ring-3 selectors into SS; in ring 3, where it belongs, it may.
             cpu.split_until_mode_change()
-            return
-        if (
-            vector == Vector.GP
-            and error == 0
-            and privileged.emulate(cpu, privileged.fetch(cpu, self._q[v.RIP]))
-        ):
-            self.emulated += 1
             return
         if vector == Vector.NM:
             cpu.vmcb.task_switched = False

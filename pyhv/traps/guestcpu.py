@@ -178,18 +178,20 @@ class GuestCpu:
         *,
         flat: bool = False,
         frame: tuple[int, int, int, int] | None = None,
+        rflags: int | None = None,
     ) -> None:
         """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
 
         `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). Crashes the domain when there is no
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `rflags` are the guest's if known. Crashes the domain when there is no
         handler or no stack.
         """
         vcpu, vmcb = self.vcpu, self.vmcb
         q, d = vmcb.q, vmcb.d
         if address == 0:
             raise GuestCrash("an event or exception has no handler")
-        rflags = self.engine.rflags()
+        if rflags is None:
+            rflags = self.engine.rflags()
         raw, info = self.domain.ram.raw, vcpu.info
         masked = raw[info + 1]
         if vcpu.in_kernel:
@@ -293,8 +295,8 @@ class GuestCpu:
             return
         q = vmcb.q
         q[v.RIP] = q[v.RCX] = (q[v.RIP] + length) & (1 << 64) - 1
-        q[v.R11] = self.engine.rflags()
-        self.bounce(callback.address, callback.mask_events, flat=True)
+        q[v.R11] = rflags = self.engine.rflags()
+        self.bounce(callback.address, callback.mask_events, flat=True, rflags=rflags)
 
     def system_enter(self) -> None:
         """SYSENTER: the user's RIP and RSP are lost, as on hardware."""
@@ -346,31 +348,40 @@ class GuestCpu:
 
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
+        known = self.vcpu.return_segments
+        if (cs, ss) not in known:
+            known[cs, ss] = (self.segment(cs, code=True), self.segment(ss, code=False))
+        code, stack = known[cs, ss]
         vmcb = self.vmcb
-        code = self.segment(cs, code=True)
-        if code is None:
-            vmcb.set_segment(v.CS, cs, 0, FLAT_LIMIT, CODE64_FLAGS)
-            vmcb.set_segment(v.SS, ss, 0, FLAT_LIMIT, DATA_FLAGS)
-            vmcb.d[v.HFLAGS] = vmcb.d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
-            return cs & ~3
-        stack = self.segment(ss, code=False)
-        vmcb.set_segment(v.CS, cs, code.base, code.limit, code.flags)
-        if stack is None:
+        d = vmcb.d
+        if stack is None or code is None:
             vmcb.set_segment(v.SS, ss, 0, FLAT_LIMIT, DATA_FLAGS)
         else:
-            vmcb.set_segment(v.SS, ss, stack.base, stack.limit, stack.flags)
-        hflags = vmcb.d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
-        if not code.flags & descriptors.LONG >> 32:
-            hflags &= ~(v.HF_CS64 | v.HF_CS32 | v.HF_SS32)
-            if code.flags & descriptors.DEFAULT_BIG >> 32:
-                hflags |= v.HF_CS32
-            if vmcb.d[v.SEG_FLAGS[v.SS]] & descriptors.DEFAULT_BIG >> 32:
-                hflags |= v.HF_SS32
-            bases = vmcb.q[v.SEG_BASE[v.DS]] | vmcb.q[v.SEG_BASE[v.ES]] | vmcb.q[v.SEG_BASE[v.SS]]
-            if bases or not hflags & v.HF_CS32:
-                hflags |= v.HF_ADDSEG
-        vmcb.d[v.HFLAGS] = hflags
+            vmcb.set_segment(v.SS, ss, *stack)
+        if code is None:
+            vmcb.set_segment(v.CS, cs, 0, FLAT_LIMIT, CODE64_FLAGS)
+        else:
+            vmcb.set_segment(v.CS, cs, *code)
+        hflags = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
+        if code is not None and not code.flags & descriptors.LONG >> 32:
+            hflags = self._compatibility_mode(hflags, code)
+        d[v.HFLAGS] = hflags
+        if code is None:
+            return cs & ~3
         return ss & ~3 if stack is None else None
+
+    def _compatibility_mode(self, hflags: int, code: Segment) -> int:
+        """hflags for a 32- or 16-bit code segment."""
+        hflags &= ~(v.HF_CS64 | v.HF_CS32 | v.HF_SS32)
+        if code.flags & descriptors.DEFAULT_BIG >> 32:
+            hflags |= v.HF_CS32
+        vmcb = self.vmcb
+        if vmcb.d[v.SEG_FLAGS[v.SS]] & descriptors.DEFAULT_BIG >> 32:
+            hflags |= v.HF_SS32
+        bases = vmcb.q[v.SEG_BASE[v.DS]] | vmcb.q[v.SEG_BASE[v.ES]] | vmcb.q[v.SEG_BASE[v.SS]]
+        if bases or not hflags & v.HF_CS32:
+            hflags |= v.HF_ADDSEG
+        return hflags
 
     # -- segments ----------------------------------------------------------------------------------------
 
@@ -431,7 +442,7 @@ class GuestCpu:
             self.put_descriptor_page(mfn)
             self.tables.flush = True
         vcpu.ldt_mapped.clear()
-        vcpu.segments.clear()
+        vcpu.forget_segments()
 
     def take_descriptor_page(self, mfn: int) -> bool:
         """Take a SEGDESC reference on an own frame, checking its descriptors if it is the first."""

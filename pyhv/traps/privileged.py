@@ -78,6 +78,25 @@ def emulate(cpu: GuestCpu, code: bytes) -> bool:
     return True
 
 
+def read_time(cpu: GuestCpu) -> bool:
+    """Emulate RDTSC in kernel mode without decoding: kernels read the time at every system call."""
+    q = cpu.vmcb.q
+    rip = q[v.RIP]
+    if not cpu.vcpu.in_kernel or rip & 0xFFF == 0xFFF:
+        return False
+    try:
+        at = cpu.memory.for_read(rip)
+    except XenError:
+        return False
+    raw = cpu.domain.ram.raw
+    if raw[at] != 0x0F or raw[at + 1] != 0x31:
+        return False
+    now = cpu.domain.now()
+    q[v.RAX], q[v.RDX] = now & MASK32, now >> 32 & MASK32
+    q[v.RIP] = (rip + 2) & MASK64
+    return True
+
+
 def forced(cpu: GuestCpu) -> bool:
     """The forced-emulation prefix: only CPUID may follow; anything else is the #UD that it was."""
     rip = cpu.vmcb.rip

@@ -43,8 +43,8 @@ class _Timed:
 
     exception: Callable[[int], None]
     invalid_opcode: Callable[[], None]
-    syscall: Callable[[], None]
-    sysenter: Callable[[], None]
+    syscall: Callable[[int], None]
+    sysenter: Callable[[int], None]
     cpuid: Callable[[], None]
     port_read: Callable[[int, int], int | None]
     port_write: Callable[[int, int, int], bool]

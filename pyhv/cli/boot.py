@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`pyhv boot`: from options to a `session.Plan`. What can be wrong with the words alone is refused here."""
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyhv.cli.messages import is_verbose, progress, say, verbose_option
+from pyhv.cli.verdict import Builtin, Convention, Plain, Xtf
+
+if TYPE_CHECKING:
+    from pyhv.cli.images import Source
+    from pyhv.cli.session import Guest
+
+PAGES_PER_MIB = 256
+NANOSECONDS = 1_000_000_000
+MAX_NAME = 64
+
+EPILOG = """\b
+Examples:
+  pyhv boot                            pyhv's own guests, side by side
+  pyhv boot hello                      one of them
+  pyhv boot debian                     Debian's stock kernel with a shell
+  pyhv boot vmlinuz --ramdisk initramfs.cpio.gz --append console=hvc0
+  pyhv boot ping pong --stats          two guests that talk to each other
+  pyhv boot pages --virtual-time --digest run.txt    the same digest each time
+  echo 'uname -a; exit' | pyhv boot debian --timeout 60
+
+\b
+Exit codes, the gravest guest deciding (6 before 5 before 7 before 124 before 3):
+  0    all guests powered off, or asked for a reboot
+  2    the command line is wrong
+  3    a guest reported SKIP
+  4    the image, the configuration or the environment is wrong
+  5    a guest reported a failure
+  6    a guest crashed
+  7    deadlock: all guests wait, and nothing is due
+  8    a bug of pyhv
+  124  the time budget is spent
+  130  Ctrl-] or Ctrl-C (143: SIGTERM, 129: SIGHUP)
+"""
+
+
+def _scheduler(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A key of `pyhv.sched.SCHEDULERS`."""
+    from pyhv.sched import SCHEDULERS
+
+    if value not in SCHEDULERS:
+        raise click.BadParameter(f"there is no scheduler {value!r}; there are {', '.join(SCHEDULERS)}.")
+    return value
+
+
+def _console(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """`stdio`, `none`, or `file:PATH`."""
+    if value not in ("stdio", "none") and not re.fullmatch(r"file:.+", value):
+        raise click.BadParameter(f"{value!r} is neither stdio, nor none, nor file:PATH.")
+    return value
+
+
+def _file() -> click.Path:
+    return click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(epilog=EPILOG)
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.option("--ramdisk", type=_file(), metavar="FILE", help="Ramdisk (initramfs) for the guests.")
+@click.option("--append", default="", metavar="TEXT", help="Kernel command line, added to the default one.")
+@click.option(
+    "--memory",
+    type=click.IntRange(1, 1 << 20),
+    metavar="MIB",
+    help="Memory of each guest in MiB (default: 128; 16 for pyhv's own).",
+)
+@click.option(
+    "--vcpus", type=click.IntRange(1, 32), default=1, metavar="N", help="Virtual CPUs of each guest."
+)
+@click.option("--name", metavar="NAME", help="Domain name (default: from the image); several get a number.")
+@click.option(
+    "--weight",
+    type=click.IntRange(1, 65535),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Share of the processor, relative to the others.",
+)
+@click.option(
+    "--cap",
+    type=click.IntRange(0, 100),
+    default=0,
+    metavar="PERCENT",
+    help="Most of the processor that a guest may have; 0 is no limit.",
+)
+@click.option(
+    "--scheduler",
+    callback=_scheduler,
+    default="credit",
+    metavar="NAME",
+    show_default=True,
+    help="Who runs next: credit or rr.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of all chance in the run.")
+@click.option(
+    "--virtual-time/--real-time",
+    default=False,
+    help="Time from executed code, the same in each run; or from the host's clock (the default).",
+)
+@click.option(
+    "--digest", type=_file(), metavar="FILE", help="Write the hash chain over all exits (virtual time)."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End the run after that much machine time.",
+)
+@click.option(
+    "--console",
+    callback=_console,
+    default="stdio",
+    metavar="WHERE",
+    help="stdio (default), none or file:PATH.",
+)
+@click.option(
+    "--count", type=click.IntRange(1, 1000), default=1, metavar="N", help="Boot each image N times."
+)
+@click.option("--stats", is_flag=True, help="End with a table of times and counts.")
+@click.option("--trace", type=_file(), metavar="FILE", help="Write every exit as a line of JSON.")
+@click.option("--verdict", type=click.Choice(["xtf"]), help="Read the guests' result: Xen Test Framework.")
+@verbose_option
+def boot(
+    images: tuple[str, ...],
+    ramdisk: Path | None,
+    append: str,
+    memory: int | None,
+    vcpus: int,
+    name: str | None,
+    weight: int,
+    cap: int,
+    scheduler: str,
+    seed: int,
+    virtual_time: bool,
+    digest: Path | None,
+    timeout: float | None,
+    console: str,
+    count: int,
+    stats: bool,
+    trace: Path | None,
+    verdict: str | None,
+) -> None:
+    """Boot guests and stay until all have ended.
+
+    IMAGE is one of pyhv's own guests (hello, ticker, pages, usermode, ping, pong, intruder), or "debian", or
+    a kernel file: ELF or bzImage, 64-bit Xen PV. Without IMAGE all of pyhv's own guests run side by side.
+
+    Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
+    lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a
+    single guest; Ctrl-] leaves. pyhv's own messages go to standard error.
+    """
+    if digest is not None and not virtual_time:
+        raise click.UsageError("--digest needs --virtual-time: in real time no two runs are alike.")
+    if name is not None and not _is_name(name):
+        raise click.UsageError(f"--name {name!r}: letters, digits and ._+- make a name, {MAX_NAME} at most.")
+    from pyhv.cli import images as sources
+    from pyhv.cli import session
+    from pyhv.domain import DomainConfig
+
+    if not images:
+        say("no IMAGE given, so here are pyhv's own guests, side by side")
+    words = images or sources.DEMONSTRATION
+    found = [sources.resolve(word, progress, with_ramdisk=ramdisk is None) for word in words] * count
+    given = b"" if ramdisk is None else sources.read(ramdisk, "ramdisk")
+    names = domain_names([name or source.name for source in found])
+
+    def guest(source: "Source", called: str) -> "Guest":
+        return session.Guest(
+            config=DomainConfig(
+                name=called,
+                memory_pages=(memory or source.memory) * PAGES_PER_MIB,
+                vcpus=vcpus,
+                weight=weight,
+                cap=cap,
+            ),
+            image=source.image,
+            ramdisk=source.ramdisk if ramdisk is None else given,
+            command_line=f"{source.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
+            convention=_convention(verdict, source.is_builtin),
+        )
+
+    plan = session.Plan(
+        guests=[guest(source, called) for source, called in zip(found, names, strict=True)],
+        scheduler=scheduler,
+        seed=seed,
+        virtual_time=virtual_time,
+        timeout_ns=None if timeout is None else round(timeout * NANOSECONDS),
+        console=console,
+        stats=stats,
+        digest=digest,
+        trace=trace,
+        verbose=is_verbose(),
+    )
+    click.get_current_context().exit(session.run(plan))
+
+
+def domain_names(wanted: list[str]) -> list[str]:
+    """A name for each domain: cleaned, and numbered from 1 where several want the same."""
+    clean = [re.sub(r"[^A-Za-z0-9._+-]", "_", name)[: MAX_NAME - 5] or "guest" for name in wanted]
+    taken = {name for name in clean if clean.count(name) == 1}
+    names = []
+    for name in clean:
+        if clean.count(name) > 1:
+            numbered = (f"{name}-{number}" for number in itertools.count(1))
+            name = next(candidate for candidate in numbered if candidate not in taken)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _is_name(name: str) -> bool:
+    return re.fullmatch(rf"[A-Za-z0-9._+-]{{1,{MAX_NAME}}}", name) is not None
+
+
+def _convention(verdict: str | None, is_builtin: bool) -> Callable[[], Convention]:
+    if verdict == "xtf":
+        return Xtf
+    return Builtin if is_builtin else Plain

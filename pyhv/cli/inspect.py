@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`pyhv inspect`: what an image is, and whether it can boot. The words are `pyhv.loader.describe`'s."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyhv.cli.messages import progress, verbose_option
+from pyhv.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pyhv.loader.describe import Description
+
+PAGES_PER_MIB = 256
+PLAIN_WIDTH = 160
+"""Columns when the output is not a terminal."""
+
+EPILOG = """\b
+Examples:
+  pyhv inspect vmlinuz
+  pyhv inspect vmlinuz --memory 64 --ramdisk initramfs.cpio.gz
+  pyhv inspect hello
+
+Exit code 0: it can boot; 4: it cannot, or is no kernel image.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("image", metavar="IMAGE")
+@click.option(
+    "--memory", type=click.IntRange(1, 1 << 20), metavar="MIB", help="Show the layout in that much memory."
+)
+@click.option(
+    "--ramdisk", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Ramdisk to place."
+)
+@verbose_option
+def inspect(image: str, memory: int | None, ramdisk: Path | None) -> None:
+    """Say what a kernel image is: its format, its Xen notes, its segments, and how a domain starts with it.
+
+    IMAGE is what `pyhv boot` takes.
+    """
+    from rich.console import Console
+
+    from pyhv.cli import images
+    from pyhv.loader.describe import describe
+
+    source = images.resolve(image, progress, bootable=False, with_ramdisk=ramdisk is None)
+    blob = source.ramdisk if ramdisk is None else images.read(ramdisk, "ramdisk")
+    description = describe(source.image, (memory or source.memory) * PAGES_PER_MIB, len(blob) or None)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    for renderable in render(description):
+        console.print(renderable)
+    click.get_current_context().exit(ExitCode.OK if can_boot(description) else ExitCode.ENVIRONMENT)
+
+
+def can_boot(description: "Description") -> bool:
+    """Whether the description ends well: no objection, and the layout fits."""
+    labels = [label for _, rows in description for label, _ in rows]
+    return "no" not in labels and "does not fit" not in labels
+
+
+def render(description: "Description") -> "list[RenderableType]":
+    """A title and an aligned grid for each section."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    width = max((len(label) for _, rows in description for label, _ in rows), default=0)
+    parts: list[RenderableType] = []
+    for title, rows in description:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(min_width=width, style="cyan", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, text in rows:
+            grid.add_row(Text(label), Text(text))
+        parts += [Text(title, style="bold"), Padding(grid, (0, 0, 1, 2))]
+    return parts

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One run from beginning to end: a machine, its guests, their consoles, and the exit code.
+
+    open what is written  ->  build machine and guests  ->  run, with signals and keyboard  ->  report
+
+The order matters: files that cannot be written are noticed before anything runs, and the terminal is itself
+again before anything is reported. `boot.py` turns options into a `Plan`; what the codes mean is
+`pyhv.errors.ExitCode`'s and their order `verdict.py`'s.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from pyhv.abi.numbers import Shutdown
+from pyhv.cli import consoles, terminal
+from pyhv.cli.messages import say
+from pyhv.cli.verdict import Convention, Report, Watcher, readable, worst
+from pyhv.domain import Domain, DomainConfig
+from pyhv.errors import ExitCode
+from pyhv.loader.image import KernelImage
+from pyhv.machine import InputSource, Machine, MachineConfig, Outcome
+from pyhv.observe.digest import Digest
+from pyhv.observe.trace import Trace
+
+TAIL_LINES = 12
+"""Console lines that go into a crash report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One domain to be. `convention` is how its output is judged."""
+
+    config: DomainConfig
+    image: KernelImage
+    ramdisk: bytes
+    command_line: bytes
+    convention: Callable[[], Convention]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run and what to keep of it. `console` is the option's text; times in ns of machine time."""
+
+    guests: list[Guest]
+    scheduler: str = "credit"
+    seed: int = 0
+    virtual_time: bool = False
+    timeout_ns: int | None = None
+    console: str = "stdio"
+    stats: bool = False
+    digest: Path | None = None
+    trace: Path | None = None
+    verbose: bool = False
+
+
+@dataclass(slots=True)
+class Seat:
+    """A guest and its end of the console."""
+
+    guest: Guest
+    domain: Domain
+    watcher: Watcher
+    tail: consoles.Tail
+    prefixed: consoles.Prefixed | None
+
+    def finish(self) -> None:
+        """The guest will print no more."""
+        if self.prefixed is not None:
+            self.prefixed.finish()
+        self.watcher.finish()
+
+
+@dataclass(slots=True)
+class Session:
+    """A run in progress."""
+
+    plan: Plan
+    machine: Machine
+    seats: list[Seat] = field(default_factory=list)
+    left: bool = False
+    """The person, or the reader of the output, has gone."""
+    signal: int = 0
+    real_ns: int = 0
+
+    def run(self) -> Outcome:
+        """Run until the machine has an outcome; the terminal is restored whatever happens."""
+        with ExitStack() as stack:
+            fd = self._keyboard_fd()
+            single = fd is not None and os.isatty(fd) and len(self.seats) == 1
+            raw = terminal.RawTerminal(fd) if fd is not None and single else None
+            signals = stack.enter_context(terminal.Signals(raw))
+            source: consoles.Input | None = None
+            if raw is not None and fd is not None:
+                stack.enter_context(raw)
+                say("Ctrl-] leaves")
+                source = terminal.Keyboard(fd, self._feed, self._leave)
+            elif fd is not None:
+                source = consoles.Input(fd, self._feed, signals.retire)
+            inputs: list[InputSource] = []
+            if source is not None:
+                stack.callback(source.close)
+                inputs = [signals, source]
+
+            def stop() -> bool:
+                if source is not None:
+                    source.retry()
+                return self.left or signals.received != 0
+
+            began = time.monotonic_ns()
+            try:
+                return self.machine.run(timeout_ns=self.plan.timeout_ns, inputs=inputs, stop=stop)
+            except consoles.OutputClosed:
+                self.left = True
+                return Outcome.STOPPED
+            finally:
+                self.real_ns = time.monotonic_ns() - began
+                self.signal = signals.received
+
+    def _keyboard_fd(self) -> int | None:
+        """Standard input, if it is there and the console is ours."""
+        if self.plan.console != "stdio":
+            return None
+        try:
+            fd = sys.stdin.fileno()
+            os.fstat(fd)
+        except (OSError, AttributeError, ValueError):  # closed, or no file at all
+            return None
+        if os.isatty(fd) and not terminal.usable_terminal(fd):  # in the background: reading would stop us
+            return None
+        return fd
+
+    def _leave(self) -> None:
+        self.left = True
+
+    def _feed(self, data: bytes) -> int:
+        return self.machine.feed(self.seats[0].domain, data)
+
+    def result(self, outcome: Outcome) -> int:
+        """Say what is to be said about the end, and return the exit code.
+
+        An interruption decides alone: the run was not over. Else the gravest of the machine's outcome and
+        each guest's verdict.
+        """
+        codes = [self._judge(seat) for seat in self.seats if not seat.domain.alive]
+        running = ", ".join(seat.domain.name for seat in self.seats if seat.domain.alive)
+        if self.signal:
+            return 128 + self.signal
+        if outcome is Outcome.STOPPED:
+            return ExitCode.INTERRUPTED
+        if outcome is Outcome.DEADLOCK:
+            say(f"deadlock: {running} wait for events, and nothing is left that could cause one")
+            codes.append(ExitCode.DEADLOCK)
+            codes += [self._reported(seat) for seat in self.seats if seat.domain.alive]
+        elif outcome is Outcome.TIMEOUT:
+            say(f"the time budget is spent; still running: {running}")
+            codes.append(ExitCode.TIMEOUT)
+            codes += [self._reported(seat) for seat in self.seats if seat.domain.alive]
+        return worst(codes)
+
+    def _judge(self, seat: Seat) -> ExitCode:
+        """One guest that has ended."""
+        domain = seat.domain
+        reason = domain.shutdown_reason
+        if reason in (Shutdown.CRASH, Shutdown.WATCHDOG):
+            self._tell_crash(seat)
+            return ExitCode.CRASH
+        if reason == Shutdown.REBOOT:
+            say(f"{domain.name} asked for a reboot, which ended its run")
+        elif reason != Shutdown.POWEROFF:
+            kind = Shutdown(reason).name if reason in list(Shutdown) else f"reason {reason}"
+            say(f"{domain.name} ended itself: {kind.lower()}")
+        elif self.plan.verbose:
+            say(f"{domain.name} powered off")
+        convention = seat.watcher.convention
+        code = convention.code()
+        if code is not ExitCode.OK:
+            reason_text = f": {convention.reason}" if convention.reason else ""
+            say(f"{domain.name} {convention.report.value}{reason_text}")
+        return code
+
+    def _reported(self, seat: Seat) -> ExitCode:
+        """One guest that has not ended but may have reported a failure already."""
+        convention = seat.watcher.convention
+        if convention.report is not Report.FAILURE:
+            return ExitCode.OK
+        say(f"{seat.domain.name} {convention.report.value}: {convention.reason}")
+        return ExitCode.FAILURE
+
+    def _tell_crash(self, seat: Seat) -> None:
+        domain = seat.domain
+        report = self.machine.reports.get(domain.domid)
+        tail = seat.tail.lines(TAIL_LINES)
+        if report is None:
+            cause = domain.crash_cause or "it said so itself"
+            say(f"{domain.name} crashed: {cause}")
+            for line in tail if self.plan.console == "none" else []:
+                click.echo(f"  {readable(line)}", err=True)
+            return
+        from pyhv.observe import crash
+
+        say(f"{domain.name} crashed: {report.cause}")
+        click.echo(crash.render(report, seat.guest.image.symbols, tail), err=True, nl=False)
+
+
+def run(plan: Plan) -> int:
+    """Carry out a plan and return the exit code. Raises PyhvError for what is wrong with the plan."""
+    with ExitStack() as stack:
+        target = consoles.open_console(plan.console, sys.stdout.buffer)
+        digest_file = _output(plan.digest, "the digest", stack)
+        trace_file = _output(plan.trace, "the trace", stack)
+        machine = Machine(
+            MachineConfig(
+                memory_pages=sum(guest.config.memory_pages for guest in plan.guests),
+                scheduler=plan.scheduler,
+                virtual_time=plan.virtual_time,
+                seed=plan.seed,
+                measure=plan.stats,
+            )
+        )
+        stack.callback(machine.close)
+        digest, trace = Digest(), None
+        if digest_file is not None:
+            machine.observe(digest)
+        if trace_file is not None:
+            trace = Trace(trace_file.output)
+            machine.observe(trace)
+            stack.callback(trace.flush)
+        session = Session(plan, machine)
+        for guest in plan.guests:
+            session.seats.append(_seat(session, guest, target))
+        if len(session.seats) > 1:
+            machine.introduce_peers()
+        try:
+            outcome = session.run()
+            if not session.left:
+                for seat in session.seats:
+                    seat.finish()
+        except consoles.OutputClosed:
+            session.left, outcome = True, Outcome.STOPPED
+        code = session.result(outcome)
+        if digest_file is not None:
+            digest_file.output(digest.summary().encode())
+        if plan.stats:
+            _print_statistics(machine, session.real_ns)
+        return code
+
+
+def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:
+    plan, number = session.plan, len(session.seats)
+    prefixed = None
+    if len(plan.guests) > 1:
+        colour = number if plan.console == "stdio" and _colourful() else None
+        prefixed = consoles.Prefixed(target, guest.config.name, colour)
+    watcher, tail = Watcher(guest.convention()), consoles.Tail()
+    domain = session.machine.create(
+        guest.image,
+        guest.config,
+        ramdisk=guest.ramdisk,
+        cmdline=guest.command_line,
+        console=consoles.Fan(watcher, tail, prefixed or target),
+    )
+    if plan.verbose:
+        pages = guest.config.memory_pages
+        say(f"domain {domain.domid} is {domain.name}: {guest.image.name}, {pages} pages")
+    return Seat(guest, domain, watcher, tail, prefixed)
+
+
+def _output(path: Path | None, what: str, stack: ExitStack) -> consoles.Stream | None:
+    if path is None:
+        return None
+    return consoles.Stream(stack.enter_context(consoles.open_output(path, what)), str(path))
+
+
+def _colourful() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _print_statistics(machine: Machine, real_ns: int) -> None:
+    from rich.console import Console
+
+    from pyhv.observe import stats
+
+    Console(stderr=True).print(stats.render(stats.collect(machine, real_ns)))
