@@ -27,7 +27,7 @@ from pyhv.cpu.engine import ExitSink
 from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
 from pyhv.domain import Domain, DomainConfig, Vcpu
-from pyhv.errors import ConfigError, XenError
+from pyhv.errors import ConfigError, GuestCrash, XenError
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import Unshared
 from pyhv.events.timers import TimerQueue
@@ -187,11 +187,13 @@ class Machine:
         self._observers.append(observer)
 
     def introduce_peers(self) -> None:
-        """Tell each domain the next one's domid, in `data/peer` of its store directory."""
+        """Pair the domains in order - first and second, third and fourth - and tell each its peer's domid,
+        in `data/peer` of its store directory. An odd one out is its own peer."""
         domids = sorted(self.domains)
         for index, domid in enumerate(domids):
+            partner = index ^ 1 if index ^ 1 < len(domids) else index
             path = f"/local/domain/{domid}/data/peer"
-            self.store.write(path, domids[(index + 1) % len(domids)])
+            self.store.write(path, domids[partner])
             self.store.set_permissions(path, ["n0", f"r{domid}"])
 
     def feed(self, domain: Domain, data: bytes) -> int:
@@ -394,6 +396,8 @@ class Machine:
             self.clock.begin(engine, max(deadline, start + 1))
             try:
                 engine.run()
+            except GuestCrash as fatal:
+                self.crash(domain, fatal.why)
             finally:
                 self.clock.end()
                 self.engine_ns += time.perf_counter_ns() - began

@@ -225,6 +225,8 @@ def run(plan: Plan) -> int:
             )
         )
         stack.callback(machine.close)
+        if plan.verbose:
+            machine.debug_sink = _DebugConsoles().output
         digest, trace = Digest(), None
         if digest_file is not None:
             machine.observe(digest)
@@ -270,6 +272,21 @@ def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:
         pages = guest.config.memory_pages
         say(f"domain {domain.domid} is {domain.name}: {guest.image.name}, {pages} pages")
     return Seat(guest, domain, watcher, tail, prefixed)
+
+
+class _DebugConsoles:
+    """What guests write to the hypervisor's own console (console_io), on standard error, line by line."""
+
+    def __init__(self) -> None:
+        self._target = consoles.Stream(sys.stderr.buffer, "standard error")
+        self._lines: dict[int, consoles.Prefixed] = {}
+
+    def output(self, domain: Domain, text: bytes) -> None:
+        """More text from `domain`."""
+        lines = self._lines.get(domain.domid)
+        if lines is None:
+            lines = self._lines[domain.domid] = consoles.Prefixed(self._target, f"{domain.name} (console_io)")
+        lines.output(text)
 
 
 def _output(path: Path | None, what: str, stack: ExitStack) -> consoles.Stream | None:

@@ -34,6 +34,8 @@ _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:\s*(.*)", re.DOTALL)
 _NUMBER = re.compile(r"'(?:\\.|[^'\\])'|(?<![\w.$])\d\w*")
 _DECIMAL = re.compile(r"0|[1-9]\d*")
 _HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]+")
+_MNEMONIC = re.compile(r"\.?[A-Za-z][A-Za-z0-9]*")
+_OPERANDS = re.compile(r"(?:'(?:\\.|[^'\\])'|[\w\s.,+\-*/<>&|^~()\[\]:])*")
 _BRACKETED = re.compile(r"\[[^\]]*\]")
 _RIP = re.compile(r"\brip\b", re.IGNORECASE)
 
@@ -77,7 +79,11 @@ def _refusal(line: str) -> str | None:
     statement = label_of(line)[1].strip()
     if not statement:
         return None
-    mnemonic = statement.split(None, 1)[0].lower()
+    first, *operands = statement.split(None, 1)
+    # Keystone loops for ever over a statement that begins with anything but a word.
+    if not _MNEMONIC.fullmatch(first) or (operands and not _OPERANDS.fullmatch(operands[0])):
+        return "not an instruction"
+    mnemonic = first.lower()
     if mnemonic.startswith(".") and mnemonic not in DIRECTIVES:
         return f"unknown directive {mnemonic}"
     if mnemonic in _MISREAD:
@@ -85,8 +91,8 @@ def _refusal(line: str) -> str | None:
     for number in _NUMBER.findall(statement):
         if not (number.startswith("'") or _DECIMAL.fullmatch(number) or _HEXADECIMAL.fullmatch(number)):
             return f"{number} is no number; write it in decimal or as 0x..."
-    if mnemonic in _SIZED and _oversized(statement):
-        return f"more than {MAX_BYTES >> 20} MiB"
+    if mnemonic in _SIZED:
+        return _refusal_of_size(mnemonic, operands[0] if operands else "")
     if statement.count("[") != statement.count("]"):
         return "unbalanced brackets"
     if _RIP.search(_BRACKETED.sub("", statement)):
@@ -94,11 +100,13 @@ def _refusal(line: str) -> str | None:
     return None
 
 
-def _oversized(statement: str) -> bool:
-    """Whether `.zero` or `.balign` asks for more memory than any kernel has."""
-    return any(
-        int(number, 0) > MAX_BYTES for number in _NUMBER.findall(statement) if not number.startswith("'")
-    )
+def _refusal_of_size(directive: str, operands: str) -> str | None:
+    """Check `.zero size` and `.balign size, fill`: plain numbers, and no more than any kernel has."""
+    size, _, fill = operands.partition(",")
+    numbers = [number.strip() for number in (size, fill or "0")]
+    if not all(_DECIMAL.fullmatch(number) or _HEXADECIMAL.fullmatch(number) for number in numbers):
+        return f"{directive} takes plain numbers"
+    return f"more than {MAX_BYTES >> 20} MiB" if int(numbers[0], 0) > MAX_BYTES else None
 
 
 def _keystone(source: str, address: int) -> tuple[bytes, keystone.KsError | None]:

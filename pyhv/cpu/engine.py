@@ -24,6 +24,7 @@ from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
 from pyhv.cpu.probe import find_live_state, find_no_exit_request
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.vmcb import Vmcb
+from pyhv.errors import GuestCrash
 
 _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
@@ -220,8 +221,7 @@ class Engine:
     def run(self) -> None:
         """Execute from the VMCB's RIP until `stop`, or until the budget is spent.
 
-        Raises whatever the sink raised. A guest whose page tables let it fetch from nowhere stops here
-        too; it comes back as the exception that the processor reports for it.
+        Raises whatever the sink raised, and GuestCrash if the emulator cannot go on with this guest.
         """
         code = binding.uc_emu_start(self.handle, self.vmcb.q[v.RIP], _NOWHERE, 0, 0)
         failure = self._failure
@@ -230,7 +230,8 @@ class Engine:
             raise failure
         if self._drained is not None:
             self._end_port_fault()
-        binding.check(code, "running guest code")
+        if code:
+            raise GuestCrash(f"the processor shut down: {binding.uc_strerror(code).decode()}")
 
     def stop(self) -> None:
         """Leave `run` at the next block start; callable from a sink or from another thread."""

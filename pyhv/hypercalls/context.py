@@ -104,7 +104,9 @@ class Host(Protocol):
 class Call:
     """One vCPU's view for its handlers; lives as long as its domain."""
 
-    def __init__(self, host: Host, domain: Domain, vcpu: Vcpu, processor: Processor) -> None:
+    def __init__(
+        self, host: Host, domain: Domain, vcpu: Vcpu, processor: Processor, performed: list[int]
+    ) -> None:
         self.host = host
         self.domain = domain
         self.vcpu = vcpu
@@ -112,8 +114,8 @@ class Call:
         self.memory: GuestMemory = domain.memory
         self.tables: PageTables = domain.tables
         self.frames = host.frames
-        self.performed = [0] * 64
-        """Hypercalls by number, those inside multicalls included."""
+        self.performed = performed
+        """The domain's count of hypercalls by number, those inside multicalls included."""
         self.left_context = False
         """Set by iret: the caller's registers are no longer the ones it called with."""
         self.reschedule = False

@@ -88,7 +88,9 @@ class Dispatcher:
         self.cpu = GuestCpu(self.domain, engine)
         self._d, self._q = engine.vmcb.d, engine.vmcb.q
         services = ProcessorServices(self.cpu)
-        self.calls = [Call(self.host, self.domain, vcpu, services) for vcpu in self.domain.vcpus]
+        self.calls = [
+            Call(self.host, self.domain, vcpu, services, self.hypercalls) for vcpu in self.domain.vcpus
+        ]
         self.call = self.calls[0]
         engine.instruction_length = self.syscall_length
 
