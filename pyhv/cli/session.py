@@ -205,8 +205,7 @@ class Session:
             return
         from pyhv.observe import crash
 
-        say(f"{domain.name} crashed: {report.cause}")
-        click.echo(crash.render(report, seat.guest.image.symbols, tail), err=True, nl=False)
+        say(crash.render(report, seat.guest.image.symbols, tail).rstrip("\n"))
 
 
 def run(plan: Plan) -> int:

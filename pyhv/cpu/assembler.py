@@ -30,14 +30,21 @@ _MISREAD = {
     "popf": "popfq",
 }
 
-_LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:\s*(.*)", re.DOTALL)
-_NUMBER = re.compile(r"'(?:\\.|[^'\\])'|(?<![\w.$])\d\w*")
+_LABEL = re.compile(r"\s*([A-Za-z_.][\w.]*)\s*:\s*(.*)", re.DOTALL)
+_CHARACTER = re.compile(r"'(\\[nt0\\']|[^'\\])'")
+_ESCAPED = {"\\n": "\n", "\\t": "\t", "\\0": "\0", "\\\\": "\\", "\\'": "'"}
+_NUMBER = re.compile(r"(?<![\w.])\d\w*")
 _DECIMAL = re.compile(r"0|[1-9]\d*")
 _HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]+")
 _MNEMONIC = re.compile(r"\.?[A-Za-z][A-Za-z0-9]*")
-_OPERANDS = re.compile(r"(?:'(?:\\.|[^'\\])'|[\w\s.,+\-*/<>&|^~()\[\]:])*")
-_BRACKETED = re.compile(r"\[[^\]]*\]")
-_RIP = re.compile(r"\brip\b", re.IGNORECASE)
+_PREFIXES = frozenset({"lock", "rep", "repe", "repz", "repne", "repnz"})
+_TOKEN = re.compile(r"\s*([A-Za-z_.\d][\w.]*|<<|>>|[-+*/&|^~(),:\[\]])")
+_SIZES = frozenset({"byte", "word", "dword", "qword"})
+_SEGMENTS = frozenset({"cs", "ds", "es", "fs", "gs", "ss"})
+_BINARY = frozenset({"+", "-", "*", "/", "&", "|", "^", "<<", ">>"})
+_UNARY = frozenset({"+", "-", "~"})
+_CLOSING = {"(": ")", "[": "]"}
+_MAX_NESTING = 20
 
 
 def label_of(line: str) -> tuple[str | None, str]:
@@ -57,16 +64,23 @@ def assemble(source: str, address: int, origins: Sequence[str] | None = None) ->
     places = list(origins) if origins is not None else [f"line {n}" for n in range(1, len(lines) + 1)]
     if len(places) != len(lines):
         raise ValueError(f"{len(lines)} source lines with {len(places)} origins")
+    safe = []
     for line, place in zip(lines, places, strict=True):
-        cause = _refusal(line)
+        without_characters = _CHARACTER.sub(_code_of, line)
+        cause = _refusal(without_characters)
         if cause is not None:
             raise ImageError(f"{place}: {cause}: `{line.strip()}`")
-    safe = [_NUMBER.sub(_in_hexadecimal, line) for line in lines]
+        safe.append(_NUMBER.sub(_in_hexadecimal, without_characters))
     code, failure = _keystone("\n".join(safe), address)
     if failure is None:
         return code
     culprit, failure = _first_bad_line(safe, address)
     raise ImageError(f"{places[culprit]}: {_explain(failure)}: `{lines[culprit].strip()}`")
+
+
+def _code_of(character: re.Match[str]) -> str:
+    """Rewrite 'A' as its number."""
+    return f"{ord(_ESCAPED.get(character[1], character[1])):#x}"
 
 
 def _in_hexadecimal(number: re.Match[str]) -> str:
@@ -77,27 +91,95 @@ def _in_hexadecimal(number: re.Match[str]) -> str:
 def _refusal(line: str) -> str | None:
     """Why a line must not reach Keystone, or None."""
     statement = label_of(line)[1].strip()
+    first, _, operands = statement.partition(" ")
+    while first.lower() in _PREFIXES:
+        first, _, operands = operands.strip().partition(" ")
     if not statement:
         return None
-    first, *operands = statement.split(None, 1)
-    # Keystone loops for ever over a statement that begins with anything but a word.
-    if not _MNEMONIC.fullmatch(first) or (operands and not _OPERANDS.fullmatch(operands[0])):
-        return "not an instruction"
     mnemonic = first.lower()
+    if not _MNEMONIC.fullmatch(first):
+        return "not an instruction"
     if mnemonic.startswith(".") and mnemonic not in DIRECTIVES:
         return f"unknown directive {mnemonic}"
     if mnemonic in _MISREAD:
         return f"{mnemonic} would assemble to its 16-bit form, write {_MISREAD[mnemonic]}"
-    for number in _NUMBER.findall(statement):
-        if not (number.startswith("'") or _DECIMAL.fullmatch(number) or _HEXADECIMAL.fullmatch(number)):
+    for number in _NUMBER.findall(operands):
+        if not (_DECIMAL.fullmatch(number) or _HEXADECIMAL.fullmatch(number)):
             return f"{number} is no number; write it in decimal or as 0x..."
     if mnemonic in _SIZED:
-        return _refusal_of_size(mnemonic, operands[0] if operands else "")
-    if statement.count("[") != statement.count("]"):
-        return "unbalanced brackets"
-    if _RIP.search(_BRACKETED.sub("", statement)):
-        return "rip can only be used inside [ ]"
-    return None
+        return _refusal_of_size(mnemonic, operands)
+    return _Operands(operands).refusal() if operands.strip() else None
+
+
+class _Operands:
+    """A reader of `operand, operand...` that only says whether Keystone will read them as they look.
+
+    Keystone loops for ever over some malformed expressions and swallows the next line after others. The
+    grammar of what is let through:
+
+        operand    = [size "ptr"] [segment ":"] expression
+        expression = {"+" | "-" | "~"} primary {operator expression}
+        primary    = word | "(" expression ")" | "[" expression "]"
+    """
+
+    def __init__(self, text: str) -> None:
+        self._tokens: list[str] = []
+        at = 0
+        text = text.rstrip()
+        while at < len(text):
+            match = _TOKEN.match(text, at)
+            self._tokens.append(match[1] if match else "?")
+            at = match.end() if match else len(text)
+
+    def refusal(self) -> str | None:
+        """Why the operands are malformed, or None. Consumes them."""
+        try:
+            self._operand()
+            while self._tokens:
+                self._expect(",")
+                self._operand()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _next(self) -> str:
+        return self._tokens[0].lower() if self._tokens else ""
+
+    def _expect(self, token: str) -> None:
+        if self._next() != token:
+            raise ValueError(f"`{token}` is missing" if token in _CLOSING.values() else "malformed operand")
+        self._tokens.pop(0)
+
+    def _operand(self) -> None:
+        if self._next() in _SIZES:
+            self._tokens.pop(0)
+            if self._next() != "ptr":
+                raise ValueError("a size goes with ptr, as in `qword ptr [rax]`")
+            self._tokens.pop(0)
+        if self._next() in _SEGMENTS and self._tokens[1:2] == [":"]:
+            del self._tokens[:2]
+        self._expression(bracketed=False, depth=0)
+
+    def _expression(self, bracketed: bool, depth: int) -> None:
+        if depth > _MAX_NESTING:
+            raise ValueError(f"parentheses nest deeper than {_MAX_NESTING}")
+        while True:
+            while self._next() in _UNARY:
+                self._tokens.pop(0)
+            token = self._next()
+            if token in _CLOSING:
+                self._tokens.pop(0)
+                self._expression(bracketed or token == "[", depth + 1)
+                self._expect(_CLOSING[token])
+            elif not token or not (token[0].isalnum() or token[0] in "_."):
+                raise ValueError("malformed operand")
+            elif token == "rip" and not bracketed:
+                raise ValueError("rip can only be used inside [ ]")
+            else:
+                self._tokens.pop(0)
+            if self._next() not in _BINARY:
+                return
+            self._tokens.pop(0)
 
 
 def _refusal_of_size(directive: str, operands: str) -> str | None:

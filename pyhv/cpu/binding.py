@@ -121,6 +121,9 @@ if _tb_invalidate is not None:
 tb_invalidate_phys_range: Callable[[int, int, int], None] | None = _tb_invalidate
 """Drop translations of a range of physical addresses: exported by the wheel, not part of the public API."""
 
+fast_tlb_flush_page = getattr(_held, "tlb_flush_page_x86_64", None)
+"""Forget one page's translation, given the processor's and the page's address; exported, not public."""
+
 EMU_STOP_ADDRESS: int = ctypes.cast(_lib.uc_emu_stop, _ptr).value or 0
 """Where `uc_emu_stop` is in this process: the native block clock jumps there."""
 

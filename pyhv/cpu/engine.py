@@ -21,7 +21,7 @@ from pyhv.address import MASK64, PAGE_SHIFT
 from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
-from pyhv.cpu.probe import find_live_state, find_no_exit_request
+from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.errors import GuestCrash
@@ -32,6 +32,7 @@ _ARCH_X86, _MODE_64 = 4, 8
 _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
 _TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
 _fast_reg_read, _fast_ctl = binding.fast_reg_read, binding.fast_ctl
+_fast_flush_page = binding.fast_tlb_flush_page
 
 
 class ExitSink(Protocol):
@@ -93,6 +94,7 @@ class Engine:
         )
         self._ram = ram
         self.vmcb = Vmcb(find_live_state(self.handle))
+        self._processor = ctypes.c_void_p(processor_address(self.handle))
         self.async_stop_safe = self._suppress_exit_requests()
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
@@ -154,7 +156,10 @@ class Engine:
         def syscall(_engine: int, _data: int | None) -> None:
             length = self.instruction_length(q[v.RIP])
             try:
-                sink.syscall(length)
+                if self._drained is not None:
+                    self._end_port_fault()
+                else:
+                    sink.syscall(length)
             except BaseException as error:
                 self._fail(error)
             q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook
@@ -162,31 +167,36 @@ class Engine:
         def sysenter(_engine: int, _data: int | None) -> None:
             length = self.instruction_length(q[v.RIP])
             try:
-                sink.sysenter(length)
+                if self._drained is not None:
+                    self._end_port_fault()
+                else:
+                    sink.sysenter(length)
             except BaseException as error:
                 self._fail(error)
             q[v.RIP] = (q[v.RIP] - length) & MASK64
 
         def cpuid(_engine: int, _data: int | None) -> int:
             try:
-                sink.cpuid()
+                if self._drained is None:
+                    sink.cpuid()
             except BaseException as error:
                 self._fail(error)
             return 1
 
         def port_in(_engine: int, port: int, size: int, _data: int | None) -> int:
             try:
-                value = sink.port_read(port, size)
-                if value is not None:
-                    return value
-                self._begin_port_fault()
+                if self._drained is None:
+                    value = sink.port_read(port, size)
+                    if value is not None:
+                        return value
+                    self._begin_port_fault()
             except BaseException as error:
                 self._fail(error)
             return 0
 
         def port_out(_engine: int, port: int, size: int, value: int, _data: int | None) -> None:
             try:
-                if not sink.port_write(port, size, value):
+                if self._drained is None and not sink.port_write(port, size, value):
                     self._begin_port_fault()
             except BaseException as error:
                 self._fail(error)
@@ -246,8 +256,9 @@ class Engine:
         """Refuse IN or OUT although the rest of its block will still run.
 
         The emulator offers no way out of the middle of a block. So the state is put aside and the page
-        tables are taken away: what is left of the block can neither read nor write memory, and whatever it
-        did to registers is undone by `_end_port_fault`.
+        tables are taken away: what is left of the block can neither read nor write memory, its exits reach
+        no sink (a SYSCALL must not become a hypercall that is then undone by half), and whatever it did to
+        registers is undone by `_end_port_fault`.
         """
         self._drained = bytes(self.vmcb.raw)
         self.vmcb.q[v.CR + 3] = self._hole
@@ -275,6 +286,13 @@ class Engine:
     def flush_tlb(self) -> None:
         """Forget all cached translations of virtual addresses."""
         _fast_ctl(self._handle, _TLB_FLUSH)
+
+    def flush_page(self, va: int) -> None:
+        """Forget the cached translation of one virtual page."""
+        if _fast_flush_page is None:
+            self.flush_tlb()
+        else:
+            _fast_flush_page(self._processor, ctypes.c_uint64(va))
 
     def invalidate_code(self, mfn: int) -> None:
         """Forget translated code of one frame, because the hypervisor wrote to it."""

@@ -39,13 +39,17 @@ def _set_general_registers(handle: int, values: list[int]) -> None:
         binding.uc_reg_write(handle, register, ctypes.byref(cell))
 
 
-@functools.cache
 def _state_path(handle: int) -> tuple[int, int]:
-    """(offset of the processor pointer in the engine, offset of the state block in the processor)."""
+    """(offset of the processor pointer in the engine, offset of the state block in the processor).
+
+    Other pointers in the engine may happen to lie a little below the processor on the heap, and the pattern
+    is then found through them too. The nearest one points at the processor itself (or into it), whatever
+    the heap looks like.
+    """
     values = [0x1357_9BDF_0000_0000 | n << 8 | 0xA5 for n in range(16)]
     _set_general_registers(handle, values)
     pattern = struct.pack("<16Q", *values)
-    candidates = []
+    candidates: list[tuple[int, int, int]] = []
     descriptor = _reader()
     try:
         words = struct.unpack(f"<{_STRUCT_WORDS}Q", os.pread(descriptor, _STRUCT_WORDS * 8, handle))
@@ -58,32 +62,42 @@ def _state_path(handle: int) -> tuple[int, int]:
                 continue
             at = block.find(pattern)
             if at >= 0:
-                candidates.append((index * 8, at))
+                candidates.append((at, index * 8, word + at))
     finally:
         os.close(descriptor)
     _set_general_registers(handle, [0] * 16)
-    if len(candidates) != 1:
+    places = {address for _, _, address in candidates}
+    if len(places) != 1:
         raise EngineError(
-            f"The emulator keeps its registers in {len(candidates)} places instead of one. {_REMEDY}"
+            f"The emulator keeps its registers in {len(places)} places instead of one. {_REMEDY}"
         )
-    return candidates[0]
+    at, pointer, _ = min(candidates)
+    return pointer, at
 
 
 _known_path: list[tuple[int, int]] = []
 
 
 def find_live_state(handle: int) -> memoryview:
-    """A writable view of the processor's state block inside a running engine."""
+    """A writable view of the processor's state block inside a running engine.
+
+    EngineError if this engine does not keep it where the first one of the process did.
+    """
     if not _known_path:
         _known_path.append(_state_path(handle))
         _prove_offsets(handle)
-    return _view(handle)
+    block = _view(handle)
+    mark = 0x2468_ACE0_1357_9BDF
+    cell = ctypes.c_uint64(mark)
+    binding.uc_reg_write(handle, binding.REG_RAX, ctypes.byref(cell))
+    if struct.unpack_from("<Q", block)[0] != mark:
+        raise EngineError(f"Two engines of the emulator are laid out differently. {_REMEDY}")
+    binding.uc_reg_write(handle, binding.REG_RAX, ctypes.byref(ctypes.c_uint64()))
+    return block
 
 
 def _view(handle: int) -> memoryview:
-    pointer, offset = _known_path[0]
-    processor = ctypes.c_uint64.from_address(handle + pointer).value
-    block = (ctypes.c_char * v.SIZE).from_address(processor + offset)
+    block = (ctypes.c_char * v.SIZE).from_address(processor_address(handle) + _known_path[0][1])
     return memoryview(block).cast("B")
 
 

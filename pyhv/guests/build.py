@@ -119,6 +119,8 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
         [statement.origin for statement in statements],
     )
     size = len(blob) - 8 * len(names)
+    if size < 0 or (LOAD_ADDRESS + size) % PAGE_SIZE:
+        raise ImageError(f"{path}: the assembler lost a statement; look for an operand that is cut short")
     if size > MAX_IMAGE_BYTES:
         raise ImageError(f"{path}: {size >> 20} MiB of memory; a kernel may take {MAX_IMAGE_BYTES >> 20} MiB")
     table = struct.unpack(f"<{len(names)}Q", blob[size:])

@@ -85,8 +85,8 @@ class _Macro:
 
 
 _STRING = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'")
-_NAME = re.compile(r"(?<![\w.$])[A-Za-z_]\w*(?!\w)")
-_LOCAL = re.compile(r"(?<![\w.$])\.([A-Za-z_]\w*)")
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w)")
+_LOCAL = re.compile(r"(?<![\w.])\.([A-Za-z_]\w*)")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _PARAMETER = re.compile(r"\\(@|[A-Za-z_]\w*)")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
@@ -164,10 +164,11 @@ class _Reader:
                 self._line(line, origin, directory, depth)
 
     def _line(self, line: str, origin: str, directory: Path, depth: int) -> None:
-        """One line that is no include and no macro definition: a label, a statement, or both."""
+        """One line that is no include and no macro definition: labels, a statement, or both."""
         label, statement = label_of(line)
-        if label is not None:
+        while label is not None:
             self._define_label(label, origin)
+            label, statement = label_of(statement)
         first, _, rest = statement.strip().partition(" ")
         rest = rest.strip()
         if first in self._macros:

@@ -25,6 +25,8 @@ from pyhv.hypercalls.table import Commands, hypercall
 
 _commands = Commands("memory_op", Memory)
 _MAX_ORDER = 9
+_ORDER_LIMIT = 20
+"""Extents beyond this order exist for nobody; a larger one makes a call senseless rather than refused."""
 _EXACT_NODE = 1 << 17
 _M2P_END = 0xFFFF_8040_0000_0000
 _E820 = struct.Struct("<QQI")
@@ -87,6 +89,7 @@ def _populate(call: Call, argument: int, start: int, *, physmap: bool) -> int:
             pfn = memory.read_u64(slot) if physmap else 0
             if request.extent_start:
                 memory.for_write(slot)
+                memory.for_write(slot + 7 & MASK64)
         except XenError:
             break
         extent = _take_extent(call, request.extent_order)
@@ -202,6 +205,8 @@ def _exchange(call: Call, argument: int, _start: int) -> int:
     given, wanted = request.in_nr_extents, request.out_nr_extents
     if request.nr_exchanged > given or max(given, wanted) > MASK64 >> _MAX_ORDER + 1:
         raise XenError(Errno.EINVAL, "memory_exchange beyond its lists")
+    if max(request.in_extent_order, request.out_extent_order) > _ORDER_LIMIT:
+        raise XenError(Errno.EINVAL, "memory_exchange of impossible extents")
     if given << request.in_extent_order != wanted << request.out_extent_order:
         raise XenError(Errno.EINVAL, "memory_exchange of unequal amounts")
     if request.in_domid != request.out_domid or request.in_domid not in (DOMID_SELF, call.domain.domid):
@@ -246,6 +251,7 @@ def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
         pfns = [memory.read_u64(place) for place in places]
         for place in places:
             memory.for_write(place)
+            memory.for_write(place + 7 & MASK64)
         for mfn in given:
             _give_back(call, mfn)
         for place, pfn in zip(places, pfns, strict=True):

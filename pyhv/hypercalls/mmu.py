@@ -8,7 +8,7 @@ import struct
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import UVMF_FLUSH_MASK, Mmu, Mmuext
+from pyhv.abi.numbers import UVMF_FLUSH_MASK, UVMF_INVLPG, Mmu, Mmuext
 from pyhv.abi.structs import MmuextOp
 from pyhv.address import PAGE_MASK, PAGE_SIZE, Mfn, Va, guest_may_use
 from pyhv.errors import XenError
@@ -65,7 +65,7 @@ def mmu_update(call: Call, requests: int, count: int, done: int, foreigndom: int
 
 
 def _update(call: Call, pointer: int, value: int) -> None:
-    command = pointer & 3
+    command = pointer & 7
     frames = call.frames
     mfn = pointer >> 12
     if command == Mmu.MACHPHYS_UPDATE:
@@ -73,8 +73,8 @@ def _update(call: Call, pointer: int, value: int) -> None:
         assert frames.m2p is not None
         frames.m2p[mfn] = value
         return
-    if pointer & 4:
-        raise XenError(Errno.ENOSYS, f"mmu_update command {pointer & 7}")
+    if command > Mmu.PT_UPDATE_NO_TRANSLATE:
+        raise XenError(Errno.ENOSYS, f"mmu_update command {command}")
     address = pointer & ~7
     if not 0 < mfn < frames.count or frames.owner[mfn] != call.domain.domid:
         raise XenError(Errno.EINVAL, f"mmu_update of {frames.describe(mfn)}")
@@ -107,7 +107,10 @@ def update_va_mapping(call: Call, va: int, pte: int, flags: int) -> int:
         mask = flags & ~UVMF_FLUSH_MASK & ~4
         if mask:
             call.memory.read_u64(mask)
-        call.tables.flush = True
+        if kind == UVMF_INVLPG:
+            call.tables.flush_pages.append(va)
+        else:
+            call.tables.flush = True
     return 0
 
 
@@ -182,7 +185,7 @@ def _new_user_baseptr(call: Call, operation: MmuextOp) -> None:
         call.tables.put_table(old)
 
 
-def _flush(number: Mmuext, takes_mask: bool) -> None:
+def _flush(number: Mmuext, takes_mask: bool, single: bool) -> None:
     @_commands.command(number)
     def flush(call: Call, operation: MmuextOp) -> None:
         if takes_mask:
@@ -190,18 +193,21 @@ def _flush(number: Mmuext, takes_mask: bool) -> None:
                 call.memory.read_u64(operation.arg2)
             except XenError as error:
                 raise XenError(Errno.EINVAL, "unreadable vCPU mask") from error
-        call.tables.flush = True
+        if single:
+            call.tables.flush_pages.append(operation.arg1)
+        else:
+            call.tables.flush = True
 
 
-for _number, _takes_mask in (
-    (Mmuext.TLB_FLUSH_LOCAL, False),
-    (Mmuext.INVLPG_LOCAL, False),
-    (Mmuext.TLB_FLUSH_MULTI, True),
-    (Mmuext.INVLPG_MULTI, True),
-    (Mmuext.TLB_FLUSH_ALL, False),
-    (Mmuext.INVLPG_ALL, False),
+for _number, _takes_mask, _single in (
+    (Mmuext.TLB_FLUSH_LOCAL, False, False),
+    (Mmuext.INVLPG_LOCAL, False, True),
+    (Mmuext.TLB_FLUSH_MULTI, True, False),
+    (Mmuext.INVLPG_MULTI, True, True),
+    (Mmuext.TLB_FLUSH_ALL, False, False),
+    (Mmuext.INVLPG_ALL, False, True),
 ):
-    _flush(_number, _takes_mask)
+    _flush(_number, _takes_mask, _single)
 
 
 @_commands.command(Mmuext.SET_LDT)

@@ -5,7 +5,8 @@
     base3    G  DB L  AVL limit2   P  DPL    S  type    base 23..0  limit 15..0
 
 A descriptor page is approved as a whole when a frame becomes type SEGDESC. Rules: not present, anything
-goes; DPL is raised to 3; code and data are welcome; of the system types only call gates, disarmed to DPL 0.
+goes; DPL is raised to 3; code and data are welcome, and marked accessed, because the processor reads them
+through a read-only mapping and could not do it itself; of the system types only call gates, disarmed to DPL 0.
 (Intel SDM volume 3, section 3.4.5; Xen's checks.) The module reads no guest memory.
 """
 
@@ -20,6 +21,7 @@ PRESENT = 1 << 47
 DPL = 3 << 45
 S = 1 << 44
 CODE = 1 << 43
+ACCESSED = 1 << 40
 _TYPE_SHIFT = 40
 _CALL_GATE = 0xC
 LONG = 1 << 53
@@ -33,7 +35,7 @@ def fix_descriptor(value: int) -> int | None:
     if not value & PRESENT:
         return value
     if value & S:
-        return value | DPL
+        return value | DPL | ACCESSED
     kind = value >> _TYPE_SHIFT & 0xF
     if kind == 0:
         return value | DPL

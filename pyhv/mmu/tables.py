@@ -62,8 +62,8 @@ _u64 = np.uint64
 class PageTables:
     """The page tables of one domain.
 
-    `flush` asks for a TLB flush before the guest runs on; `stale` says that some mapping was narrowed
-    without one, so that a frame must not change its use before the next.
+    `flush` asks for a TLB flush before the guest runs on, `flush_pages` for that of single pages; `stale` says
+    that some mapping was narrowed without a full flush, so that a frame must not change its use before the next.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class PageTables:
         self.cache = cache
         self.ram = physical.ram
         self.flush = False
+        self.flush_pages: list[int] = []
         self.stale = False
         self.updates = 0
         """Entries changed since the domain was created, for the statistics."""
@@ -83,6 +84,7 @@ class PageTables:
     def flushed(self) -> None:
         """The TLB has just been flushed."""
         self.flush = self.stale = False
+        self.flush_pages.clear()
 
     # -- leaf entries ------------------------------------------------------------------------------------
 
@@ -124,6 +126,8 @@ class PageTables:
         mfn = (entry & PTE_MFN_MASK) >> 12
         frames = self.frames
         self.stale = True
+        if frames.owner[mfn] != self.domid:
+            self.flush = True  # a granted frame: its owner may free or retype it and cannot see our `stale`
         if not entry & PTE_NX:
             frames.exec_count[mfn] -= 1
         if entry & PTE_RW:

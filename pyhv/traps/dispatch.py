@@ -132,10 +132,16 @@ class Dispatcher:
             raw, info = self.domain.ram.raw, vcpu.info
             if (raw[info] and not raw[info + 1]) or vcpu.nmi_pending:
                 self._deliver_event()
+        if self.cpu.rearrange:
+            self.cpu.arrange()
         tables = self.domain.tables
         if tables.flush:
             self.engine.flush_tlb()
             tables.flushed()
+        elif tables.flush_pages:
+            for va in tables.flush_pages:
+                self.engine.flush_page(va)
+            tables.flush_pages.clear()
         if self._charge is not None:
             self._charge()
 
@@ -151,7 +157,9 @@ class Dispatcher:
         vcpu = self.cpu.vcpu
         if vcpu.event_deliverable() or vcpu.nmi_pending:
             self._deliver_event()
-        if self.domain.tables.flush:
+        if self.cpu.rearrange:
+            self.cpu.arrange()
+        if self.domain.tables.flush or self.domain.tables.flush_pages:
             self.engine.flush_tlb()
             self.domain.tables.flushed()
 

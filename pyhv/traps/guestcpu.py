@@ -67,6 +67,8 @@ class GuestCpu:
         self.tables = domain.tables
         self.memory = domain.memory
         self.vcpu = domain.vcpus[0]
+        self.rearrange = False
+        """A base pointer has changed: `arrange` before the guest runs on."""
         self.bounces = 0
 
     # -- loading -----------------------------------------------------------------------------------------
@@ -108,6 +110,7 @@ class GuestCpu:
         """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
         vcpu, vmcb = self.vcpu, self.vmcb
         cache = self.domain.cache
+        self.rearrange = False
         if vcpu.merge_known != cache.generation:
             vcpu.merge_known = cache.generation
             vcpu.merged = cache.merge_allowed(vcpu.kernel_l4, vcpu.user_l4)
@@ -134,7 +137,7 @@ class GuestCpu:
         """A base pointer changed: merge anew at the end of this exit."""
         self.vcpu.merge_known = -1
         self.memory.use(self.vcpu.kernel_l4)
-        self.arrange()
+        self.rearrange = True
 
     def new_baseptr(self, mfn: int) -> None:
         """MMUEXT_NEW_BASEPTR and MOV CR3: another kernel L4, and always a flush."""

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The commands as a person meets them: output, messages, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyhv import __version__
+from pyhv.cli import debian, session
+from pyhv.cli.boot import domain_names
+from pyhv.cli.main import main
+from pyhv.errors import ExitCode, PyhvError
+
+
+@pytest.fixture
+def run():
+    def invoke(*arguments: object):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def other_command():
+    """Add a command to `pyhv` for a test."""
+    added = []
+
+    def add(name, function):
+        main.add_command(click.Command(name, callback=function))
+        added.append(name)
+
+    yield add
+    for name in added:
+        del main.commands[name]
+
+
+class TestBoundary:
+    def test_version_and_help(self, run):
+        assert run("--version").stdout == f"pyhv {__version__}\n"
+        assert "pyhv boot debian" in run("--help").stdout
+        for name in ("boot", "inspect", "build", "fetch"):
+            result = run(name, "--help")
+            assert result.exit_code == 0
+            assert "Examples:" in result.stdout
+
+    def test_help_is_light(self):
+        """Nothing that takes long to import is imported for help."""
+        script = (
+            "import sys; from pyhv.cli.main import main\n"
+            "try: main(['boot', '--help'])\n"
+            "except SystemExit: pass\n"
+            "heavy = {'unicorn', 'numpy', 'capstone', 'keystone', 'rich', 'elftools'} & set(sys.modules)\n"
+            "sys.exit(str(heavy) if heavy else 0)"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+    @pytest.mark.parametrize(
+        "error", [PyhvError("what, where, how"), KeyboardInterrupt(), ZeroDivisionError("x")]
+    )
+    def test_errors_become_codes(self, run, other_command, error):
+        def fail():
+            raise error
+
+        other_command("fail", fail)
+        result = run("fail")
+        if isinstance(error, PyhvError):
+            assert (result.exit_code, result.stderr) == (ExitCode.ENVIRONMENT, "pyhv: what, where, how\n")
+        elif isinstance(error, KeyboardInterrupt):
+            assert result.exit_code == ExitCode.INTERRUPTED
+        else:
+            assert result.exit_code == ExitCode.BUG
+            assert "ZeroDivisionError: x" in result.stderr
+            assert "report" in result.stderr
+            assert "Traceback" not in result.stderr
+
+    def test_verbose_shows_the_traceback(self, run, monkeypatch):
+        def fail(_plan):
+            raise ZeroDivisionError("x")
+
+        monkeypatch.setattr(session, "run", fail)
+        assert "Traceback" not in run("boot", "hello").stderr
+        assert "Traceback" in run("boot", "hello", "-v").stderr
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("--memory", "0"),
+            ("--scheduler", "fifo"),
+            ("--console", "serial"),
+            ("--console", "file:"),
+            ("--timeout", "0"),
+            ("--weight", "0"),
+            ("--cap", "101"),
+            ("--count", "0"),
+            ("--verdict", "ktest"),
+            ("--digest", "x"),
+            ("--name", "a b"),
+            ("--no-such-option",),
+        ],
+    )
+    def test_refused(self, run, arguments):
+        result = run("boot", "hello", *arguments)
+        assert result.exit_code == ExitCode.USAGE
+        assert result.stdout == ""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("nosuch",), "nosuch: there is no such file"),
+            (("./hello",), "./hello: cannot be read"),
+            ((sys.executable,), "Xen"),
+            (("hello", "--ramdisk", "/nowhere/x"), "/nowhere/x: the ramdisk cannot be read"),
+            (("hello", "--trace", "/nowhere/x"), "/nowhere/x: cannot be created for the trace"),
+            (("hello", "--console", "file:/nowhere/x"), "/nowhere/x: cannot be created"),
+            (("hello", "--memory", "1"), "MiB"),
+        ],
+    )
+    def test_environment(self, run, arguments, message):
+        result = run("boot", *arguments)
+        assert result.exit_code == ExitCode.ENVIRONMENT, result.output
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+    def test_debian_without_apt(self, run, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        result = run("fetch", "debian")
+        assert result.exit_code == ExitCode.ENVIRONMENT
+        assert "apt-cache is not installed" in result.stderr
+
+
+class TestBoot:
+    def test_one_guest_owns_standard_output(self, run):
+        result = run("boot", "hello", "--append", "one two")
+        assert result.exit_code == 0
+        assert "one two" in result.stdout
+        assert result.stdout.endswith("SUCCESS\n")
+        assert result.stderr == ""
+
+    def test_several_guests_share_it(self, run):
+        result = run("boot", "hello", "--count", 2)
+        assert result.exit_code == 0
+        assert {line.split("| ")[0] for line in result.stdout.splitlines()} == {"hello-1", "hello-2"}
+
+    def test_names(self, run):
+        result = run("boot", "hello", "pages", "--name", "x")
+        assert {line.split("| ")[0] for line in result.stdout.splitlines()} == {"x-1", "x-2"}
+
+    def test_console_elsewhere(self, run, tmp_path):
+        assert run("boot", "hello", "--console", "none").stdout == ""
+        log = tmp_path / "log"
+        assert run("boot", "hello", "--console", f"file:{log}").stdout == ""
+        assert log.read_bytes().endswith(b"SUCCESS\n")
+
+    def test_the_digest_is_of_the_run(self, run, tmp_path):
+        def digest(*more):
+            assert run("boot", "pages", "--virtual-time", "--digest", tmp_path / "d", *more).exit_code == 0
+            return (tmp_path / "d").read_text()
+
+        first = digest()
+        assert digest() == first
+        assert digest("--memory", 17) != first
+        assert int(first.split()[1]) > 10
+
+    def test_trace_and_statistics(self, run, tmp_path):
+        result = run("boot", "pages", "--trace", tmp_path / "t", "--stats", "--virtual-time")
+        lines = [json.loads(line) for line in (tmp_path / "t").read_text().splitlines()]
+        assert {"hypercall", "page_fault"} <= {line["kind"] for line in lines}
+        assert any(line["name"] == "mmu_update" for line in lines)
+        assert "guest code executed" in result.stderr
+        assert f"{len(lines)} │" in result.stderr  # the table's number of exits
+        assert result.stdout.endswith("SUCCESS\n")
+
+    def test_a_test_without_a_result_has_failed(self, run):
+        result = run("boot", "hello", "--verdict", "xtf")
+        assert result.exit_code == ExitCode.FAILURE
+        assert "Test result" in result.stderr
+
+    def test_ping_needs_pong(self, run):
+        result = run("boot", "ping")
+        assert result.exit_code == ExitCode.FAILURE
+        assert result.stderr.startswith("pyhv: ping reported a failure: ")
+        assert run("boot", "ping", "pong").exit_code == 0
+
+    def test_verbose(self, run):
+        result = run("boot", "hello", "-v")
+        assert "domain 1 is hello" in result.stderr
+        assert "hello powered off" in result.stderr
+
+    def test_a_reader_that_goes_away_ends_the_run(self):
+        """`pyhv boot | head -1`"""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyhv.cli.main", "boot", "pages"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (ExitCode.INTERRUPTED, b"")
+
+
+SOURCES = {
+    "deadlock": """
+    print "going to sleep\\n"
+    push 0
+    push 0
+    push 0
+forever:
+    mov edi, 3
+    mov rsi, rsp
+    hypercall sched_op
+    jmp forever
+""",
+    "spin": """
+spin:
+    jmp spin
+""",
+    "crash": """
+    xor esp, esp
+    ud2
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Guests that end badly, built with `pyhv build`."""
+    from pyhv.guests.build import source_of
+
+    directory: Path = tmp_path_factory.mktemp("kernels")
+    hello = source_of("hello").read_text()
+    images = {}
+    for name, body in SOURCES.items():
+        head, _, tail = hello.partition("\n    succeed")
+        assert tail, "the hello guest no longer ends in `succeed`"
+        source = directory / f"{name}.S"
+        source.write_text(f"{head}\n    {body}\n    succeed{tail}")
+        result = CliRunner().invoke(main, ["build", str(source), "-o", str(directory / f"{name}.img")])
+        assert result.exit_code == 0, result.output
+        images[name] = directory / f"{name}.img"
+    return images
+
+
+class TestBadEnds:
+    def test_crash(self, run, kernels):
+        result = run("boot", kernels["crash"], "--memory", 16)
+        assert result.exit_code == ExitCode.CRASH
+        assert result.stderr.startswith("pyhv: Domain 1 (crash) crashed at ")
+        assert "ud2" in result.stderr
+        assert "hypercall_page+" in result.stderr  # a symbol
+
+    def test_deadlock(self, run, kernels):
+        result = run("boot", kernels["deadlock"], "--memory", 16, "--virtual-time", "--timeout", 5)
+        assert result.exit_code == ExitCode.DEADLOCK, result.output
+        assert "deadlock: deadlock wait" in result.stderr
+
+    def test_deadlock_after_the_input_has_ended(self, kernels):
+        done = subprocess.run(
+            [sys.executable, "-m", "pyhv.cli.main", "boot", str(kernels["deadlock"]), "--timeout", "5"],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode == ExitCode.DEADLOCK, done.stderr
+
+    def test_timeout(self, run, kernels):
+        result = run("boot", kernels["spin"], "--memory", 16, "--virtual-time", "--timeout", 0.01)
+        assert result.exit_code == ExitCode.TIMEOUT
+        assert "still running: spin" in result.stderr
+
+    def test_the_gravest_guest_decides(self, run, kernels):
+        arguments = ("--memory", 16, "--virtual-time", "--timeout", 0.3)
+        assert run("boot", "hello", kernels["spin"], kernels["crash"], *arguments).exit_code == ExitCode.CRASH
+        assert run("boot", "hello", kernels["spin"], *arguments).exit_code == ExitCode.TIMEOUT
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    @pytest.mark.parametrize("guest", ["spin", "deadlock"])
+    def test_signals(self, kernels, number, guest):
+        """Also of a guest that sleeps and waits for input."""
+        reader, writer = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyhv.cli.main", "boot", str(kernels[guest]), "-v", "--stats"],
+            stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.read(1)  # it runs
+        time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 128 + number, errors.decode()
+        assert b"statistics" in errors  # an orderly end
+        os.close(reader)
+        os.close(writer)
+
+
+class TestInspectAndBuild:
+    def test_inspect_says_yes(self, run):
+        result = run("inspect", "hello")
+        assert result.exit_code == 0
+        assert "Layout in 16 MiB" in result.stdout
+        assert "yes" in result.stdout
+
+    def test_inspect_says_no(self, run, tmp_path):
+        result = run("inspect", sys.executable)
+        assert result.exit_code == ExitCode.ENVIRONMENT
+        assert "no" in result.stdout.split("Can it boot?")[1]
+        (tmp_path / "text").write_text("no kernel")
+        assert run("inspect", tmp_path / "text").exit_code == ExitCode.ENVIRONMENT
+
+    def test_inspect_with_too_little_memory(self, run, tmp_path):
+        (tmp_path / "big").write_bytes(bytes(1 << 21))
+        result = run("inspect", "hello", "--memory", 1, "--ramdisk", tmp_path / "big")
+        assert result.exit_code == ExitCode.ENVIRONMENT
+        assert "does not fit" in result.stdout
+
+    def test_build_names_the_image_after_its_source(self, run, kernels, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert run("build", kernels["spin"].with_suffix(".S")).exit_code == 0
+        assert (tmp_path / "spin.img").read_bytes() == kernels["spin"].read_bytes()
+
+    def test_build_tells_where_the_mistake_is(self, run, tmp_path):
+        (tmp_path / "bad.S").write_text(".text\n_start:\n    mov rax, [\n")
+        result = run("build", tmp_path / "bad.S", "-o", tmp_path / "x")
+        assert result.exit_code == ExitCode.ENVIRONMENT
+        assert "bad.S:3" in result.stderr
+        assert not (tmp_path / "x").exists()
+        result = run("build", tmp_path / "missing.S")
+        assert result.exit_code == ExitCode.ENVIRONMENT
+
+    def test_build_to_nowhere(self, run, kernels):
+        result = run("build", kernels["spin"].with_suffix(".S"), "-o", "/nowhere/x")
+        assert result.exit_code == ExitCode.ENVIRONMENT
+        assert "/nowhere/x" in result.stderr
+
+
+def test_fetch_prints_two_paths(run, monkeypatch):
+    files = debian.DebianFiles(Path("/c/vmlinuz"), Path("/c/vmlinux"), Path("/c/initramfs"), "6")
+    monkeypatch.setattr(debian, "ensure", lambda progress, update: files)
+    assert run("fetch", "debian").stdout == "/c/vmlinuz\n/c/initramfs\n"
+
+
+class TestDomainNames:
+    def test_examples(self):
+        assert domain_names(["a", "b"]) == ["a", "b"]
+        assert domain_names(["a", "a", "a-1"]) == ["a-2", "a-3", "a-1"]
+        assert domain_names(["my kernel", ""]) == ["my_kernel", "guest"]
+
+    @given(st.lists(st.one_of(st.text(max_size=80), st.sampled_from(["a", "a-1", "a-2"])), max_size=12))
+    def test_unique_and_clean(self, wanted):
+        names = domain_names(wanted)
+        assert len(set(names)) == len(names) == len(wanted)
+        assert all(0 < len(name) <= 64 and name.isascii() and "|" not in name for name in names)

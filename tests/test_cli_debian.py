@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fetching Debian's kernel, with stand-ins for apt and dpkg-deb; and the initramfs."""
+
+import gzip
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pyhv.cli import debian, initramfs
+from pyhv.errors import EnvironmentProblem
+
+APT_GET = """#!/bin/sh
+[ "$2" = --print-uris ] && exit 9
+case "$*" in
+    *--print-uris*)
+        echo "'http://x/k.deb' linux-image-6.1.0-9-amd64_1_amd64.deb 100 SHA256:0"
+        echo "'http://x/b.deb' busybox-static_1_amd64.deb 50 SHA256:0" ;;
+    *)
+        echo "download $*" >>"$FAKE/log"
+        [ -e "$FAKE/offline" ] && { echo "E: Failed to fetch http://x  Could not resolve 'x'" >&2; exit 100; }
+        echo k >linux-image-6.1.0-9-amd64_1_amd64.deb
+        echo b >busybox-static_1%3a1_amd64.deb ;;
+esac
+"""
+APT_CACHE = """#!/bin/sh
+[ -e "$FAKE/nolists" ] && { echo "E: No packages found" >&2; exit 100; }
+[ -e "$FAKE/foreign" ] && { echo linux-image-amd64; echo "  Depends: linux-image-virtual"; exit 0; }
+cat <<.
+linux-image-amd64
+  Depends: linux-image-6.1.0-9-amd64
+.
+"""
+DPKG_DEB = """#!/bin/sh
+[ -e "$FAKE/corrupt" ] && { echo garbage; exit 2; }
+case "$2" in
+    */linux-image*) cat "$FAKE/kernel.tar" ;;
+    *) cat "$FAKE/busybox.tar" ;;
+esac
+"""
+BUSYBOX = b"#!/bin/sh\necho cat; echo sh; echo busybox\n"
+
+
+def tiny_elf() -> bytes:
+    """The smallest thing that passes for an ELF file when it is unpacked."""
+    return b"\x7fELF\x02\x01\x01" + bytes(57)
+
+
+def cpio_entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
+    """Name to (mode, data) of a newc archive."""
+    entries, at = {}, 0
+    while True:
+        fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + name_size - 1].decode()
+        data_at = at + 110 + name_size + 3 & ~3
+        if name == "TRAILER!!!":
+            return entries
+        entries[name] = (mode, archive[data_at : data_at + size])
+        at = data_at + size + 3 & ~3
+
+
+class Recorder:
+    def __init__(self):
+        self.steps = []
+        self.last = (0, 0)
+
+    def step(self, text):
+        self.steps.append(text)
+
+    def transferred(self, done, total):
+        self.last = (done, total)
+
+
+def tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A host on which apt is a shell script; files in the directory steer it."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in (("apt-get", APT_GET), ("apt-cache", APT_CACHE), ("dpkg-deb", DPKG_DEB)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    kernel = {"./boot/System.map-6": b"no", "./boot/vmlinuz-6.1.0-9-amd64": tiny_elf()}
+    tar(tools / "kernel.tar", kernel)
+    tar(tools / "busybox.tar", {"./bin/busybox.txt": b"no", "./bin/busybox": BUSYBOX})
+    monkeypatch.setenv("FAKE", str(tools))
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tools
+
+
+def test_fetches_once_and_is_then_independent_of_apt(fake, monkeypatch, tmp_path):
+    progress = Recorder()
+    files = debian.ensure(progress)
+    assert files.version == "6.1.0-9-amd64"
+    assert files.vmlinuz.read_bytes() == files.vmlinux.read_bytes() == tiny_elf()
+    assert files.vmlinuz.parent == tmp_path / "cache/pyhv/debian/6.1.0-9-amd64"
+    entries = cpio_entries(gzip.decompress(files.initramfs.read_bytes()))
+    assert entries["bin/busybox"][1] == BUSYBOX
+    assert progress.steps[0] == "downloading linux-image-6.1.0-9-amd64 and busybox-static"
+    assert progress.last == (150, 150)
+    assert sorted(path.name for path in files.vmlinuz.parent.parent.iterdir()) == [files.version]
+
+    monkeypatch.setenv("PATH", "/nonexistent")
+    again = Recorder()
+    assert debian.ensure(again) == files
+    assert again.steps == []
+
+
+def test_a_new_recipe_rebuilds_only_the_initramfs(fake, monkeypatch):
+    first = debian.ensure(Recorder())
+    monkeypatch.setattr(initramfs, "recipe", lambda: "changed")
+    progress = Recorder()
+    second = debian.ensure(progress)
+    assert second.initramfs != first.initramfs
+    assert progress.steps == ["building the initramfs"]
+
+
+def test_update_looks_for_a_newer_kernel(fake):
+    debian.ensure(Recorder())
+    (fake / "apt-cache").write_text(APT_CACHE.replace("6.1.0-9", "6.1.0-10"))
+    (fake / "apt-get").write_text(APT_GET.replace("6.1.0-9", "6.1.0-10"))
+    assert debian.ensure(Recorder()).version == "6.1.0-9-amd64"
+    assert debian.ensure(Recorder(), update=True).version == "6.1.0-10-amd64"
+    assert debian.ensure(Recorder()).version == "6.1.0-10-amd64"  # the newer one by number, not by text
+    calls = (fake / "log").read_text().splitlines()
+    debian.ensure(Recorder(), update=True)
+    assert (fake / "log").read_text().splitlines() == calls
+
+
+@pytest.mark.parametrize(
+    ("steer", "message"),
+    [
+        ("offline", "Could not resolve 'x'.*check the network"),
+        ("nolists", "No packages found.*apt-get update"),
+        ("foreign", "apt knows no package linux-image-amd64"),
+        ("corrupt", "dpkg-deb cannot unpack it"),
+    ],
+)
+def test_failures_are_told_in_one_line_and_leave_nothing(fake, tmp_path, steer, message):
+    (fake / steer).touch()
+    with pytest.raises(EnvironmentProblem, match=message) as failure:
+        debian.ensure(Recorder())
+    assert "\n" not in str(failure.value)
+    root = tmp_path / "cache/pyhv/debian"
+    assert not root.exists() or list(root.iterdir()) == []
+    (fake / steer).unlink()
+    debian.ensure(Recorder())
+
+
+@pytest.mark.parametrize("tool", ["apt-get", "apt-cache", "dpkg-deb"])
+def test_a_missing_tool_is_named(fake, monkeypatch, tool):
+    monkeypatch.setenv("PATH", str(fake))
+    (fake / "apt-cache").write_text(APT_CACHE.replace("cat <<.", "/bin/cat <<."))
+    (fake / tool).unlink()
+    with pytest.raises(EnvironmentProblem, match=f"{tool} is not installed"):
+        debian.ensure(Recorder())
+
+
+def test_a_package_without_the_file_is_refused(fake):
+    tar(fake / "kernel.tar", {"./boot/config": b""})
+    with pytest.raises(EnvironmentProblem, match="holds no file like"):
+        debian.ensure(Recorder())
+
+
+def test_an_unusable_cache(fake, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(EnvironmentProblem, match="cache cannot be used"):
+        debian.ensure(Recorder())
+
+
+def test_a_relative_cache_home_is_ignored(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert debian.cache_directory() == Path("/home/somebody/.cache/pyhv")
+
+
+class TestInitramfs:
+    def test_contents(self):
+        archive = initramfs.build(b"ELF", ["sh", "busybox", "mount", "/odd"])
+        entries = cpio_entries(gzip.decompress(archive))
+        assert entries["bin/busybox"] == (0o100755, b"ELF")
+        assert entries["bin/sh"] == (0o120777, b"busybox")
+        assert entries["dev/console"][0] == 0o020600
+        assert entries["init"] == (0o100755, initramfs.INIT.encode())
+        assert {"proc", "sys", "dev", "bin/mount"} < set(entries)
+        assert "bin/odd" not in entries
+
+    def test_the_same_input_gives_the_same_bytes(self):
+        assert initramfs.build(b"x", ["a"]) == initramfs.build(b"x", ["a"])
+
+    def test_applets_are_asked_of_busybox(self, tmp_path):
+        busybox = tmp_path / "busybox"
+        busybox.write_bytes(BUSYBOX)
+        busybox.chmod(0o755)
+        assert initramfs.applets(busybox) in (["busybox", "cat", "sh"], initramfs._APPLETS.split())
+        busybox.chmod(0o644)
+        assert "mount" in initramfs.applets(busybox)
+
+    def test_the_list_has_all_that_init_uses(self):
+        needed = {"sh", "mount", "awk", "md5sum", "sha256sum", "dd", "true", "setsid", "rm", "poweroff"}
+        assert needed <= set(initramfs._APPLETS.split())
+
+    def test_the_script_is_a_script(self, tmp_path):
+        (tmp_path / "init").write_text(initramfs.INIT)
+        subprocess.run(["sh", "-n", str(tmp_path / "init")], check=True)

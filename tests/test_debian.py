@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Debian's stock kernel, end to end, through the command line and through the Python API.
+
+These fetch two packages with apt-get the first time. `make test` leaves them out; `make debian` and CI run them.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from pyhv.cli import debian
+from pyhv.cli.messages import PlainProgress
+from pyhv.domain import Domain, DomainConfig
+from pyhv.loader.elf import load_image
+from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.mmu.audit import audit_machine
+
+pytestmark = pytest.mark.debian
+
+PYHV = str(Path(sys.executable).with_name("pyhv"))
+MIB = 256  # pages
+
+
+class Capture:
+    """A console that remembers."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def output(self, data: bytes) -> None:
+        self.data += data
+
+    @property
+    def text(self) -> str:
+        return self.data.decode(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def files() -> debian.DebianFiles:
+    return debian.ensure(PlainProgress())
+
+
+def boot(
+    files: debian.DebianFiles, *, vcpus: int = 1, cmdline: bytes = b"console=hvc0 quiet w=boot"
+) -> tuple[Machine, Domain, Capture]:
+    console = Capture()
+    machine = Machine(MachineConfig(128 * MIB, virtual_time=True))
+    config = DomainConfig("debian", 128 * MIB, vcpus=vcpus)
+    image = load_image(files.vmlinuz)
+    ramdisk = files.initramfs.read_bytes()
+    domain = machine.create(image, config, ramdisk=ramdisk, cmdline=cmdline, console=console)
+    return machine, domain, console
+
+
+@pytest.fixture
+def shell(files: debian.DebianFiles) -> Iterator[pexpect.spawn]:
+    child = pexpect.spawn(PYHV, ["boot", "debian", "--append", "quiet"], timeout=120, encoding="utf-8")
+    child.expect("/ # ")
+    yield child
+    child.close(force=True)
+
+
+def test_an_interactive_shell_on_a_terminal(shell: pexpect.spawn) -> None:
+    shell.sendline("cat /sys/hypervisor/type")
+    shell.expect(r"\nxen\r")
+    shell.expect("/ # ")
+    shell.sendline("uname -r; grep -c processor /proc/cpuinfo")
+    shell.expect(r"6\.\d+\.\d+-\d+-amd64\r\n1\r")
+    shell.sendline("sleep 100")
+    shell.sendintr()  # job control: the guest's terminal gets the Ctrl-C, not pyhv
+    shell.expect("/ # ")
+    shell.sendline("poweroff -f")
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 0
+
+
+def test_ctrl_right_bracket_leaves(shell: pexpect.spawn) -> None:
+    shell.send("\x1d")
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 130
+
+
+def test_from_files_with_piped_input(files: debian.DebianFiles) -> None:
+    command = [PYHV, "boot", str(files.vmlinuz), "--ramdisk", str(files.initramfs)]
+    command += ["--append", "console=hvc0 quiet", "--memory", "128"]
+    done = subprocess.run(
+        command, input="cat /sys/hypervisor/type\npoweroff -f\n", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^xen\s*$", done.stdout, re.MULTILINE)
+
+
+def test_virtual_time_repeats_to_the_byte(files: debian.DebianFiles, tmp_path: Path) -> None:
+    outputs = []
+    for name in ("first", "second"):
+        digest = tmp_path / name
+        command = [PYHV, "boot", "debian", "--append", "w=boot", "--virtual-time", "--seed", "1"]
+        command += ["--digest", str(digest), "--console", "stdio"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        outputs.append((done.stdout, digest.read_text()))
+    assert b"PYHV-INIT-OK" in outputs[0][0]
+    assert outputs[0] == outputs[1]
+
+
+def test_two_vcpus(files: debian.DebianFiles) -> None:
+    machine, domain, console = boot(files, vcpus=2, cmdline=b"console=hvc0 w=boot")
+    assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
+    assert not domain.crashed
+    assert "smp: Brought up 1 node, 2 CPUs" in console.text
+    assert "PYHV-INIT-OK" in console.text
+    machine.close()
+
+
+def test_memory_is_sound_during_and_after_a_boot(files: debian.DebianFiles) -> None:
+    machine, _domain, console = boot(files, cmdline=b"console=hvc0 quiet w=fork")
+    before = machine.frames.free_count
+    audited = 0
+    while machine.run(timeout_ns=400 * 10**6) is Outcome.TIMEOUT:
+        assert audit_machine(machine) == []
+        audited += 1
+        assert audited < 1000
+    assert audited > 5
+    assert "PYHV-END fork" in console.text
+    assert audit_machine(machine) == []
+    assert machine.frames.free_count > before
+    machine.close()
+
+
+def test_a_guest_is_asked_to_stop(files: debian.DebianFiles) -> None:
+    machine, domain, console = boot(files, cmdline=b"console=hvc0 quiet")
+    while "PYHV-INIT-OK" not in console.text:
+        assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
+    machine.request_shutdown(domain, "poweroff")
+    assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
+    assert not domain.crashed
+    machine.close()
+
+
+def test_the_guest_sees_what_a_xen_guest_sees(files: debian.DebianFiles) -> None:
+    """dmesg of a healthy PV guest, and none of the kernel's complaints."""
+    machine, _domain, console = boot(files, cmdline=b"console=hvc0 w=boot")
+    assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
+    for line in ("Hypervisor detected: Xen PV", "Xen version: 4.17", "Grant table initialized"):
+        assert re.search(line, console.text, re.IGNORECASE), line
+    for complaint in ("BUG:", "WARNING:", "Oops", "Call Trace", "rcu: INFO", "soft lockup"):
+        assert complaint not in console.text
+    machine.close()

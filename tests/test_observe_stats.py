@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Statistics of a run."""
+
+import io
+from types import SimpleNamespace
+from typing import Any, cast
+
+from rich.console import Console
+
+from pyhv.clock import VirtualClock
+from pyhv.cpu.exits import ExitKind
+from pyhv.machine import Machine
+from pyhv.observe.stats import Statistics, collect, render
+
+
+def dispatcher(exits: dict[ExitKind, int], calls: dict[int, int], **more: int) -> SimpleNamespace:
+    counts, hypercalls = [0] * len(ExitKind), [0] * 64
+    for kind, count in exits.items():
+        counts[kind] = count
+    for number, count in calls.items():
+        hypercalls[number] = count
+    rest: dict[str, Any] = {"unknown_hypercalls": 0, "events_delivered": 0, "emulated": 0}
+    return SimpleNamespace(counts=counts, hypercalls=hypercalls, **(rest | more))
+
+
+def statistics() -> Statistics:
+    clock = VirtualClock()
+    clock.advance_to(2_000_000_000)
+    clock.code_bytes = 12345
+    machine = SimpleNamespace(
+        clock=clock,
+        guest_ns=500,
+        stopwatch=SimpleNamespace(spent_ns=300),
+        domains={n: SimpleNamespace(tables=SimpleNamespace(updates=n)) for n in (1, 2)},
+        dispatchers={
+            1: dispatcher({ExitKind.HYPERCALL: 5, ExitKind.PAGE_FAULT: 9}, {1: 2, 17: 3}, emulated=4),
+            2: dispatcher({ExitKind.HYPERCALL: 1}, {1: 1, 23: 3}, unknown_hypercalls=7, events_delivered=6),
+        },
+    )
+    return collect(cast(Machine, machine), real_ns=1000)
+
+
+def test_collect_adds_domains_up_and_ranks():
+    s = statistics()
+    assert (s.machine_ns, s.virtual_time, s.real_ns, s.code_bytes) == (2_000_000_000, True, 1000, 12345)
+    assert list(s.exits.items()) == [("page_fault", 9), ("hypercall", 6)]
+    assert list(s.hypercalls.items()) == [("iret", 3), ("mmu_update", 3), ("xen_version", 3)]
+    assert (s.unknown_hypercalls, s.table_updates, s.emulated, s.events) == (7, 3, 4, 6)
+
+
+def test_shares():
+    s = statistics()
+    assert (s.share(s.guest_ns), s.share(s.handler_ns)) == (0.5, 0.3)
+    assert s.share(5000) == 1.0
+
+
+def test_the_table_shows_it_all():
+    text = io.StringIO()
+    Console(file=text, width=80).print(render(statistics()))
+    lines = [line.split("│") for line in text.getvalue().splitlines() if "│" in line]
+    shown = {(line[1].strip(), line[2].strip()) for line in lines}
+    for row in [
+        ("machine time (virtual)", "2.000 s"),
+        ("guest code", "50.0%"),
+        ("hypervisor: exits", "30.0%"),
+        ("hypervisor: scheduling, and idle", "20.0%"),
+        ("guest code executed", "12,345 bytes"),
+        ("exits", "15"),
+        ("page_fault", "9"),
+        ("mmu_update", "3"),
+        ("unknown numbers", "7"),
+        ("page-table updates", "3"),
+        ("events delivered", "6"),
+    ]:
+        assert row in shown
