@@ -44,7 +44,7 @@ class Peer:
     def run(self, workload: str, timeout_s: float) -> Timeline:
         """Boot once with `w=workload`. Raises EnvironmentProblem."""
         with tempfile.TemporaryDirectory(prefix="pyhv-bench-") as name:
-            # Modules are named in one string, in which commas and spaces have a meaning: so use our own names.
+            # Modules are named in one string, in which commas and spaces have a meaning: use our own names.
             for link, target in (("xen", self.xen), ("kernel", self.kernel), ("initramfs", self.initramfs)):
                 Path(name, link).symlink_to(target.resolve())
             return watch(self.command(workload), Path(name), timeout_s)

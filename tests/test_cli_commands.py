@@ -3,9 +3,11 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -189,7 +191,7 @@ class TestBoot:
         assert "Test result" in result.stderr
 
     def test_ping_needs_pong(self, run):
-        result = run("boot", "ping")
+        result = run("boot", "ping", "--virtual-time")  # it waits for a while
         assert result.exit_code == ExitCode.FAILURE
         assert result.stderr.startswith("pyhv: ping reported a failure: ")
         assert run("boot", "ping", "pong").exit_code == 0
@@ -279,7 +281,7 @@ class TestBadEnds:
         assert "still running: spin" in result.stderr
 
     def test_the_gravest_guest_decides(self, run, kernels):
-        arguments = ("--memory", 16, "--virtual-time", "--timeout", 0.3)
+        arguments = ("--memory", 16, "--virtual-time", "--timeout", 0.1)
         assert run("boot", "hello", kernels["spin"], kernels["crash"], *arguments).exit_code == ExitCode.CRASH
         assert run("boot", "hello", kernels["spin"], *arguments).exit_code == ExitCode.TIMEOUT
 
@@ -301,6 +303,25 @@ class TestBadEnds:
         assert b"statistics" in errors  # an orderly end
         os.close(reader)
         os.close(writer)
+
+    def test_leaving_at_a_terminal(self, kernels):
+        """Ctrl-C is the guest's, Ctrl-] is ours."""
+        pid, master = pty.fork()
+        if pid == 0:
+            command = [sys.executable, "-m", "pyhv.cli.main", "boot", str(kernels["spin"])]
+            os.execv(sys.executable, command)
+        output = b""
+        while b"command line" not in output:  # the guest's last words
+            output += os.read(master, 4096)
+        assert b"pyhv: Ctrl-] leaves\r\n" in output
+        os.write(master, b"\x03")
+        time.sleep(0.2)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        os.write(master, b"\x1d")
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == ExitCode.INTERRUPTED
+        assert termios.tcgetattr(master)[3] & termios.ICANON
+        os.close(master)
 
 
 class TestInspectAndBuild:

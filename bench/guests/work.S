@@ -81,7 +81,7 @@ mix:
 
 .data
 .balign 8
-rounds:         .quad 8000
+rounds:         .quad 16000
 result:         .quad 0
 
 .bss

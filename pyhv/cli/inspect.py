@@ -53,8 +53,11 @@ def inspect(image: str, memory: int | None, ramdisk: Path | None) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
-    for renderable in render(description):
-        console.print(renderable)
+    with console.capture() as capture:
+        for renderable in render(description):
+            console.print(renderable)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
     click.get_current_context().exit(ExitCode.OK if can_boot(description) else ExitCode.ENVIRONMENT)
 
 

@@ -62,23 +62,21 @@ class BarProgress:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
         self._progress = Progress(
-            TextColumn("pyhv: {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+            TextColumn("pyhv:"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
             console=Console(stderr=True), transient=True,
         )  # fmt: skip
         self._task: TaskID | None = None
-        self._text = ""
 
     def step(self, text: str) -> None:
         """Take the bar away, if there is one, and say what comes next."""
         self.close()
-        self._text = text
         say(text)
 
     def transferred(self, done: int, total: int) -> None:
         """Move the bar; it appears with the first bytes."""
         if self._task is None:
             self._progress.start()
-            self._task = self._progress.add_task(self._text, total=total or None)
+            self._task = self._progress.add_task("", total=total or None)
         self._progress.update(self._task, completed=done)
 
     def close(self) -> None:

@@ -16,7 +16,6 @@ import mmap
 import platform
 import threading
 import time
-from collections.abc import Callable
 
 import keystone
 
@@ -104,11 +103,22 @@ class Ticker:
 
     LOOK_NS = 1_000_000
 
-    def __init__(self, poll: Callable[[], None] | None = None) -> None:
-        self.running: int | None = None
+    def __init__(self) -> None:
+        self._running: int | None = None
+        self._lock = threading.Lock()
         self.deadline = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> int | None:
+        """The engine to stop. Once another value is set, the thread does not touch the old one any more."""
+        return self._running
+
+    @running.setter
+    def running(self, engine: int | None) -> None:
+        with self._lock:  # the engine may be freed next
+            self._running = engine
 
     def start(self) -> None:
         """Start the thread (once)."""
@@ -126,10 +136,11 @@ class Ticker:
     def _watch(self) -> None:
         wait = self.LOOK_NS / 1e9
         while not self._ended.wait(wait):
-            engine = self.running
             left = self.deadline - time.monotonic_ns()
-            if engine is not None and left <= 0:
-                binding.uc_emu_stop(engine)
+            if left <= 0:
+                with self._lock:
+                    if self._running is not None:
+                        binding.uc_emu_stop(self._running)
             wait = min(max(left, 100_000), self.LOOK_NS) / 1e9
 
 

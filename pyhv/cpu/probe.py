@@ -96,6 +96,11 @@ def find_live_state(handle: int) -> memoryview:
     return block
 
 
+def processor_address(handle: int) -> int:
+    """Address of an engine's processor object (`CPUState`), once `find_live_state` has proved where it is."""
+    return ctypes.c_uint64.from_address(handle + _known_path[0][0]).value
+
+
 def _view(handle: int) -> memoryview:
     block = (ctypes.c_char * v.SIZE).from_address(processor_address(handle) + _known_path[0][1])
     return memoryview(block).cast("B")

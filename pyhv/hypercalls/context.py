@@ -129,9 +129,13 @@ class Call:
         """Refuse any domain but the caller: ESRCH if there is none of that name, else EPERM."""
         if domid in (DOMID_SELF, self.domain.domid):
             return
-        if self.host.domain(domid) is None:
-            raise XenError(Errno.ESRCH, f"no domain {domid}")
+        self.existing(domid)
         raise XenError(Errno.EPERM, f"domain {domid} is not the caller's to command")
+
+    def existing(self, domid: int) -> None:
+        """ESRCH for a domain that does not exist. Domain 0, the toolstack's, always does."""
+        if domid != 0 and self.host.domain(domid) is None:
+            raise XenError(Errno.ESRCH, f"no domain {domid}")
 
     def own_frame(self, mfn: int) -> Mfn:
         """Check that the caller owns a frame; EINVAL otherwise."""

@@ -83,8 +83,11 @@ def _single(argument_count: int) -> None:
 
 
 def _domain(call: Call, domid: int) -> Domain:
+    """Whose grants are meant. Domain 0, the toolstack's, exists and has granted nothing."""
     if domid == DOMID_SELF:
         return call.domain
+    if domid == 0:
+        raise GrantError(GrantStatus.GENERAL_ERROR, "domain 0 has granted nothing")
     found = call.host.domain(domid)
     if found is None:
         raise GrantError(GrantStatus.BAD_DOMAIN, f"no domain {domid}")
@@ -92,10 +95,9 @@ def _domain(call: Call, domid: int) -> Domain:
 
 
 def _only_self(call: Call, domid: int) -> Domain:
-    found = _domain(call, domid)
-    if found is not call.domain:
+    if domid == 0 or _domain(call, domid) is not call.domain:
         raise GrantError(GrantStatus.PERMISSION_DENIED, f"table of domain {domid}")
-    return found
+    return call.domain
 
 
 def _setup(call: Call, request: GnttabSetupTable) -> None:

@@ -108,7 +108,7 @@ def update_va_mapping(call: Call, va: int, pte: int, flags: int) -> int:
         if mask:
             call.memory.read_u64(mask)
         if kind == UVMF_INVLPG:
-            call.tables.flush_pages.append(va)
+            call.tables.flush_page(va)
         else:
             call.tables.flush = True
     return 0
@@ -194,7 +194,7 @@ def _flush(number: Mmuext, takes_mask: bool, single: bool) -> None:
             except XenError as error:
                 raise XenError(Errno.EINVAL, "unreadable vCPU mask") from error
         if single:
-            call.tables.flush_pages.append(operation.arg1)
+            call.tables.flush_page(operation.arg1)
         else:
             call.tables.flush = True
 

@@ -12,6 +12,8 @@ from pyhv.hypercalls.table import Commands, hypercall
 _commands = Commands("sched_op", Sched)
 _MAX_POLL = 128
 _SECOND = 1_000_000_000
+_FOREVER = 1 << 62
+"""Deadlines further ahead (ns) are cut to this: a host cannot sleep longer either."""
 
 
 @hypercall(29, "sched_op", "command:u32 argument:ptr")
@@ -85,7 +87,7 @@ def _poll(call: Call, argument: int) -> int:
             raise XenError(Errno.EINVAL, f"poll of port {port}")
         ready = ready or call.domain.events.is_pending(port)
     if not ready:
-        call.host.poll(vcpu, frozenset(ports), request.timeout)
+        call.host.poll(vcpu, frozenset(ports), min(request.timeout, _FOREVER))
         call.reschedule = True
     return 0
 
@@ -113,9 +115,7 @@ def _watchdog(call: Call, argument: int) -> int:
 
 @_commands.command(Sched.REMOTE_SHUTDOWN)
 def _remote_shutdown(call: Call, argument: int) -> int:
-    domid = int.from_bytes(call.memory.read(argument, 2), "little")
-    if call.host.domain(domid) is None:
-        raise XenError(Errno.ESRCH, f"no domain {domid}")
+    call.existing(int.from_bytes(call.memory.read(argument, 2), "little"))
     raise XenError(Errno.EPERM, "remote_shutdown is for privileged domains")
 
 

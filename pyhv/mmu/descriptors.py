@@ -6,8 +6,8 @@
 
 A descriptor page is approved as a whole when a frame becomes type SEGDESC. Rules: not present, anything
 goes; DPL is raised to 3; code and data are welcome, and marked accessed, because the processor reads them
-through a read-only mapping and could not do it itself; of the system types only call gates, disarmed to DPL 0.
-(Intel SDM volume 3, section 3.4.5; Xen's checks.) The module reads no guest memory.
+through a read-only mapping and could not do it itself; of the system types only call gates, disarmed to
+DPL 0. (Intel SDM volume 3, section 3.4.5; Xen's checks.) The module reads no guest memory.
 """
 
 from typing import NamedTuple

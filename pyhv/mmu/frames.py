@@ -91,6 +91,10 @@ class FrameTable:
         """Frames that nobody owns."""
         return len(self._free)
 
+    def free_list(self) -> tuple[int, ...]:
+        """The frames that nobody owns, in no particular order."""
+        return tuple(self._free)
+
     def allocate(self, owner: int, count: int = 1) -> list[Mfn]:
         """Take `count` zeroed frames for `owner`; MemoryError-free: ConfigError when none are left."""
         if count > len(self._free):

@@ -19,6 +19,7 @@ Copies are cached for a bounded number of L4s and follow every approved change.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -101,10 +102,14 @@ class DomainArea:
         entry = 0 if mfn is None else mfn << 12 | PTE_P | PTE_A | (PTE_RW | PTE_D if writable else 0) | PTE_NX
         self.ram.q[self._l1s[index >> 9] << 9 | index & 511] = entry
 
+    def leaf(self, vcpu: int, page: int) -> int:
+        """The leaf entry of a page of the window."""
+        index = vcpu * 32 + page
+        return self.ram.q[self._l1s[index >> 9] << 9 | index & 511]
+
     def mapped(self, vcpu: int, page: int) -> int | None:
         """Frame mapped at a page of the window, None if none is."""
-        index = vcpu * 32 + page
-        entry = self.ram.q[self._l1s[index >> 9] << 9 | index & 511]
+        entry = self.leaf(vcpu, page)
         return (entry & 0x000F_FFFF_FFFF_F000) >> 12 if entry & PTE_P else None
 
     def release(self, frames: FrameTable) -> None:
@@ -168,6 +173,11 @@ class L4Cache:
             copy = self._copies.pop((l4, variant), None)
             if copy is not None:
                 self._free.append(copy)
+
+    def copies(self) -> Iterator[tuple[Mfn, int, Mfn]]:
+        """Every copy that is kept: (guest L4, variant, frame of the copy)."""
+        for (l4, variant), copy in self._copies.items():
+            yield Mfn(l4), variant, copy
 
     def merge_allowed(self, kernel: int, user: int) -> bool:
         """Whether the user may run on the kernel's table: another L4 with an equal lower half."""

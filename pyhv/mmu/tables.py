@@ -55,6 +55,8 @@ HARMLESS: Final = PTE_NX | PTE_AVAIL | PTE_SOFT_HIGH | PTE_G | PTE_D | PTE_A | P
 MFN_ALL_ONES: Final = PTE_MFN_MASK >> 12
 XEN_SLOTS: Final = range(256, 272)
 FIRST_GUEST_SLOT_ABOVE: Final = 272
+MOST_FLUSH_PAGES: Final = 32
+"""Single pages flushed in one exit; also what keeps a guest's list of them from growing without bound."""
 
 _u64 = np.uint64
 
@@ -62,8 +64,9 @@ _u64 = np.uint64
 class PageTables:
     """The page tables of one domain.
 
-    `flush` asks for a TLB flush before the guest runs on, `flush_pages` for that of single pages; `stale` says
-    that some mapping was narrowed without a full flush, so that a frame must not change its use before the next.
+    `flush` asks for a TLB flush before the guest runs on, `flush_pages` for that of single pages; `stale`
+    says that some mapping was narrowed without a full flush, so that a frame must not change its use before
+    the next.
     """
 
     def __init__(
@@ -80,6 +83,13 @@ class PageTables:
         self.stale = False
         self.updates = 0
         """Entries changed since the domain was created, for the statistics."""
+
+    def flush_page(self, va: int) -> None:
+        """Ask for the flush of one page; of so many that a full flush is cheaper, ask for that."""
+        if len(self.flush_pages) < MOST_FLUSH_PAGES:
+            self.flush_pages.append(va)
+        else:
+            self.flush = True
 
     def flushed(self) -> None:
         """The TLB has just been flushed."""

@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The proof of isolation: count everything anew and compare.
+
+`audit` walks every page table of the machine and derives from scratch what the frame table keeps step by
+step: who refers to each frame, and as what. Where both agree for every frame, the rules of `frames.py` and
+`tables.py` held all the time, and with them the invariant of a PV machine:
+
+    no frame is at once a page table (or descriptor page) and writable by a guest,
+    and no guest table maps a frame that its owner may not see.
+
+    derived from                            counts as
+    present L4, L3, L2 entries              a table reference one level down (read-only: linear, same level)
+    present L1 entries                      a writable or a general reference, and an executable mapping
+    pins, base pointers of vCPUs            a table reference
+    GDT frames, faulted-in LDT pages        a descriptor-page reference
+    vcpu_info pages, back ends' rings       a writable reference
+    shared_info, grant table frames         a writable reference, held by the hypervisor
+    device halves of grant mappings         a writable or a general reference
+    being allocated                         a general reference
+
+Besides, it checks what only the hypervisor may write: its copies of the guests' L4s, the M2P's tables, the
+windows on descriptor pages, and the list of free frames. Nothing is changed. A finding is one sentence; it
+always means a bug of pyhv, never a guest's.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
+from pyhv.abi.x86 import PTE_A, PTE_D, PTE_GUEST_KERNEL, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
+from pyhv.address import Mfn
+from pyhv.cpu.ram import Ram
+from pyhv.mmu.frames import (
+    INVALID_M2P,
+    L1,
+    L4,
+    NONE,
+    SEGDESC,
+    TYPE_NAMES,
+    WRITABLE,
+    FrameTable,
+)
+from pyhv.mmu.memory import FramePage
+from pyhv.mmu.paging import (
+    DOMAIN_SLOT,
+    M2P_SLOT,
+    MERGED,
+    SPLIT_KERNEL,
+    DomainArea,
+    L4Cache,
+    MachineToPhysical,
+)
+from pyhv.mmu.tables import FIRST_GUEST_SLOT_ABOVE, L1_FORBIDDEN, UPPER_FORBIDDEN, XEN_SLOTS
+
+_MOST: Final = 8
+"""Findings of one kind that are told one by one."""
+_CHUNK: Final = 2048
+"""Tables looked at at a time, to bound the audit's own memory."""
+_LDT_FIRST_PAGE: Final = 16
+
+_Index = npt.NDArray[np.int64]
+_u64 = np.uint64
+
+
+class AuditedVcpu(Protocol):
+    """What a vCPU holds."""
+
+    number: int
+    kernel_l4: Mfn
+    user_l4: Mfn
+    gdt_frames: list[Mfn]
+    ldt_mapped: dict[int, Mfn]
+    info_moved: bool
+    info_page: FramePage
+
+
+class AuditedMapping(Protocol):
+    """A grant that a domain has mapped."""
+
+    frame: Mfn
+
+    @property
+    def readonly(self) -> bool:
+        """For reading only."""
+
+    @property
+    def device(self) -> bool:
+        """Its device half is mapped."""
+
+
+class AuditedMaptrack(Protocol):
+    """The grants that a domain has mapped."""
+
+    def all(self) -> Iterator[tuple[int, AuditedMapping]]:
+        """Each with its handle."""
+
+
+class AuditedGrants(Protocol):
+    """A domain's grant table."""
+
+    @property
+    def frames(self) -> list[Mfn]:
+        """The frames that it is in."""
+
+
+class AuditedDomain(Protocol):
+    """A domain that has not been taken apart."""
+
+    domid: int
+    shared_info: FramePage
+    cache: L4Cache
+    area: DomainArea
+
+    @property
+    def vcpus(self) -> Sequence[AuditedVcpu]:
+        """Its virtual processors."""
+
+    @property
+    def grants(self) -> AuditedGrants:
+        """Its grant table."""
+
+    @property
+    def maptrack(self) -> AuditedMaptrack:
+        """Its mappings of others' grants."""
+
+
+def audit(
+    frames: FrameTable,
+    ram: Ram,
+    domains: Iterable[AuditedDomain],
+    *,
+    m2p: MachineToPhysical | None = None,
+    rings: Iterable[int] = (),
+) -> list[str]:
+    """Everything that is wrong with the memory of a machine; empty if it is sound.
+
+    `domains` are those that have not been taken apart; frames of others must be explained by grants that
+    these have mapped. `rings` are frames to which a back end of the hypervisor holds a writable reference,
+    one mention each. Call it while no engine runs.
+    """
+    return _Audit(frames, ram, list(domains), m2p, rings).findings
+
+
+class _Audit:
+    def __init__(
+        self,
+        frames: FrameTable,
+        ram: Ram,
+        domains: list[AuditedDomain],
+        m2p: MachineToPhysical | None,
+        rings: Iterable[int],
+    ) -> None:
+        self.frames = frames
+        self.ram = ram
+        self.domains = {domain.domid: domain for domain in domains}
+        self.findings: list[str] = []
+        shape = frames.count
+        self.as_type = {kind: np.zeros(shape, dtype=np.int64) for kind in (1, 2, 3, 4, SEGDESC, WRITABLE)}
+        """References of each type that were found, by frame."""
+        self.general = np.zeros(shape, dtype=np.int64)
+        self.executable = np.zeros(shape, dtype=np.int64)
+        self.linear_in = np.zeros(shape, dtype=np.int64)
+        self.linear_out = np.zeros(shape, dtype=np.int64)
+        self.typed = np.where(frames.type_count_np > 0, frames.type_np, NONE)
+        for level in (4, 3, 2):
+            self._walk_upper(level)
+        self._walk_leaves()
+        for domain in self.domains.values():
+            self._holdings(domain)
+        for mfn in rings:
+            self._hold(mfn, WRITABLE, "a back end's ring")
+        self._pins()
+        self._compare()
+        self._free_frames()
+        if m2p is not None:
+            self._machine_to_physical(m2p)
+            for domain in self.domains.values():
+                self._hardware_l4s(domain, m2p)
+        for domain in self.domains.values():
+            self._windows(domain)
+
+    # -- telling -----------------------------------------------------------------------------------------
+
+    def _tell(self, bad: _Index, sentence: str) -> None:
+        """One finding per frame in `bad`; `sentence` has a place {} for its description."""
+        for mfn in bad[:_MOST].tolist():
+            self.findings.append(sentence.format(self.frames.describe(mfn)))
+        if bad.size > _MOST:
+            self.findings.append(f"... and {bad.size - _MOST} more frames of the same kind")
+
+    # -- page tables -------------------------------------------------------------------------------------
+
+    def _entries(self, level: int) -> Iterator[tuple[_Index, _Index, npt.NDArray[np.uint64]]]:
+        """(table, slot, entry) of all present guest entries of a level, some tables at a time."""
+        tables = np.flatnonzero(self.typed == level)
+        for first in range(0, tables.size, _CHUNK):
+            some = tables[first : first + _CHUNK]
+            rows = self.ram.tables[some]
+            if level == L4:
+                used = rows[:, XEN_SLOTS.start : XEN_SLOTS.stop].any(axis=1)
+                self._tell(some[used], "{} has entries in the hypervisor's slots")
+                rows[:, XEN_SLOTS.start : XEN_SLOTS.stop] = 0
+            row, slot = np.nonzero(rows & _u64(PTE_P))
+            yield some[row], slot, rows[row, slot]
+
+    def _targets(self, tables: _Index, entries: npt.NDArray[np.uint64], level: int) -> tuple[_Index, _Index]:
+        """Frame numbers of the entries, and which entries (by index) have one that exists."""
+        targets = ((entries & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)
+        exists = (targets > 0) & (targets < self.frames.count)
+        self._tell(tables[~exists], f"an L{level} entry of {{}} points outside memory")
+        kept = np.flatnonzero(exists)
+        return targets[kept], kept
+
+    def _count(self, into: npt.NDArray[np.int64], targets: _Index) -> None:
+        into += np.bincount(targets, minlength=self.frames.count)
+
+    def _walk_upper(self, level: int) -> None:
+        owner = self.frames.owner_np
+        for tables, _, entries in self._entries(level):
+            targets, kept = self._targets(tables, entries, level)
+            tables, entries = tables[kept], entries[kept]
+            forbidden = (entries & _u64(UPPER_FORBIDDEN)) != 0
+            self._tell(tables[forbidden], f"an L{level} entry of {{}} has bits that no guest may set")
+            required = PTE_US | PTE_A if level == L4 else PTE_US
+            self._tell(
+                tables[(entries & _u64(required)) != required], f"an L{level} entry of {{}} was not adjusted"
+            )
+            foreign = owner[targets] != owner[tables]
+            self._tell(tables[foreign], f"an L{level} entry of {{}} points to another owner's frame")
+            itself = targets == tables
+            linear = itself | (self.typed[targets] == level)
+            writable = linear & ((entries & _u64(PTE_RW)) != 0)
+            self._tell(tables[writable], f"{{}} has a writable linear L{level} entry")
+            other = linear & ~itself
+            self._count(self.as_type[level], targets[other])
+            self._count(self.linear_in, targets[other])
+            self._count(self.linear_out, tables[other])
+            self._count(self.as_type[level - 1], targets[~linear])
+
+    def _walk_leaves(self) -> None:
+        frames = self.frames
+        foreign: list[tuple[_Index, _Index, npt.NDArray[np.bool_]]] = []
+        for tables, _, entries in self._entries(L1):
+            targets, kept = self._targets(tables, entries, L1)
+            tables, entries = tables[kept], entries[kept]
+            self._tell(
+                tables[(entries & _u64(L1_FORBIDDEN)) != 0], "a leaf entry of {} sets cache attributes"
+            )
+            self._tell(tables[(entries & _u64(PTE_US)) == 0], "a leaf entry of {} was not adjusted")
+            writable = (entries & _u64(PTE_RW)) != 0
+            mistyped = writable & (self.typed[targets] != WRITABLE)
+            self._tell(targets[mistyped], "{} is mapped writable by a guest")
+            self._count(self.as_type[WRITABLE], targets[writable])
+            self._count(self.general, targets[~writable])
+            self._count(self.executable, targets[(entries & _u64(PTE_NX)) == 0])
+            others = np.flatnonzero(frames.owner_np[targets] != frames.owner_np[tables])
+            if others.size:
+                foreign.append((tables[others], targets[others], writable[others]))
+        if foreign:
+            self._foreign_leaves(foreign)
+
+    def _foreign_leaves(self, found: list[tuple[_Index, _Index, npt.NDArray[np.bool_]]]) -> None:
+        """Leaves that map another owner's frame: at most as many as the domain has mapped grants of it."""
+        seen: dict[tuple[int, int, bool], int] = {}
+        for tables, targets, writable in found:
+            for table, target, write in zip(
+                tables.tolist(), targets.tolist(), writable.tolist(), strict=True
+            ):
+                key = (self.frames.owner[table], target, write)
+                seen[key] = seen.get(key, 0) + 1
+        granted: dict[tuple[int, int, bool], int] = {}
+        for domain in self.domains.values():
+            for _, mapping in domain.maptrack.all():
+                key = (domain.domid, mapping.frame, not mapping.readonly)
+                granted[key] = granted.get(key, 0) + 1
+        for (domid, mfn, write), count in seen.items():
+            if count > granted.get((domid, mfn, write), 0):
+                self.findings.append(
+                    f"d{domid} maps {self.frames.describe(mfn)} {count} times"
+                    f" {'writable' if write else 'read-only'} without as many grants"
+                )
+
+    # -- what is held outside page tables ----------------------------------------------------------------
+
+    def _hold(self, mfn: int, kind: int, what: str) -> None:
+        if 0 < mfn < self.frames.count:
+            self.as_type[kind][mfn] += 1
+        else:
+            self.findings.append(f"{what} is {self.frames.describe(mfn)}")
+
+    def _holdings(self, domain: AuditedDomain) -> None:
+        name = f"d{domain.domid}"
+        for vcpu in domain.vcpus:
+            for l4 in (vcpu.kernel_l4, vcpu.user_l4):
+                if l4:
+                    self._hold(l4, L4, f"a base pointer of {name}")
+            for mfn in vcpu.gdt_frames:
+                self._hold(mfn, SEGDESC, f"a GDT frame of {name}")
+            for mfn in vcpu.ldt_mapped.values():
+                self._hold(mfn, SEGDESC, f"an LDT page of {name}")
+            if vcpu.info_moved:
+                self._hold(vcpu.info_page.mfn, WRITABLE, f"a vcpu_info page of {name}")
+        for mfn in (domain.shared_info.mfn, *domain.grants.frames):
+            self._hold(mfn, WRITABLE, f"a shared page of {name}")
+            if not self.frames.xen_heap[mfn] or self.frames.owner[mfn] != domain.domid:
+                self.findings.append(f"{self.frames.describe(mfn)} should be a shared page of {name}")
+        for _, mapping in domain.maptrack.all():
+            if mapping.device:
+                if mapping.readonly:
+                    self.general[mapping.frame] += 1
+                else:
+                    self._hold(mapping.frame, WRITABLE, f"a device mapping of {name}")
+
+    def _pins(self) -> None:
+        """Each pin is a reference of the type that the frame has."""
+        frames = self.frames
+        pinned = np.flatnonzero(frames.pinned_np)
+        kinds = self.typed[pinned]
+        for level in range(L1, L4 + 1):
+            self.as_type[level][pinned[kinds == level]] += 1
+        self._tell(pinned[(kinds < L1) | (kinds > L4)], "{} is pinned but no page table")
+
+    # -- the comparison ----------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        frames = self.frames
+        everything = self.general + frames.allocated_np
+        for kind, found in self.as_type.items():
+            everything += found
+            expected = np.where(self.typed == kind, frames.type_count_np, 0)
+            for mfn in np.flatnonzero(found != expected)[:_MOST].tolist():
+                self.findings.append(
+                    f"{frames.describe(mfn)} has {found[mfn]} references as {TYPE_NAMES[kind]}"
+                )
+        for mfn in np.flatnonzero(everything != frames.refs_np)[:_MOST].tolist():
+            self.findings.append(f"{frames.describe(mfn)} has {everything[mfn]} references in all")
+        for mfn in np.flatnonzero(self.executable != frames.exec_count_np)[:_MOST].tolist():
+            self.findings.append(
+                f"{frames.describe(mfn)} has {self.executable[mfn]} executable mappings,"
+                f" {frames.exec_count[mfn]} are counted"
+            )
+        for recorded, found, word in (
+            (frames.linear_in, self.linear_in, "into"),
+            (frames.linear_out, self.linear_out, "out of"),
+        ):
+            differ = np.flatnonzero(np.asarray(recorded) != found)
+            self._tell(differ, f"the linear entries {word} {{}} are miscounted")
+        untracked = np.flatnonzero((frames.exec_count_np > 0) & (frames.code_np == 0))
+        self._tell(untracked, "{} is mapped executable, but its translations would not be dropped")
+        owned = frames.owner_np
+        tables = (self.typed >= L1) & (self.typed <= SEGDESC)
+        known = np.isin(owned, np.array(list(self.domains), dtype=np.uint16))
+        self._tell(np.flatnonzero(tables & ~known), "{} is a table of no living domain")
+        stray = (frames.allocated_np == 1) & ~known & (owned != DOMID_XEN)
+        self._tell(np.flatnonzero(stray), "{} is allocated to a domain that is gone")
+
+    def _free_frames(self) -> None:
+        frames = self.frames
+        free = np.array(frames.free_list(), dtype=np.int64)
+        listed = np.zeros(frames.count, dtype=np.int64)
+        self._count(listed, free)
+        unowned = frames.owner_np == DOMID_INVALID
+        unowned[0] = False
+        self._tell(np.flatnonzero(listed > 1), "{} is free more than once")
+        self._tell(np.flatnonzero((listed == 0) & unowned), "{} has no owner but is not free")
+        self._tell(np.flatnonzero((listed > 0) & ~unowned), "{} is free but has an owner")
+        used = (frames.refs_np > 0) | (frames.pinned_np > 0) | (frames.xen_heap_np > 0)
+        self._tell(np.flatnonzero((listed > 0) & used), "{} is free but in use")
+        if frames.m2p_np.size:
+            nobodys = unowned | (frames.owner_np == DOMID_XEN)
+            self._tell(
+                np.flatnonzero(nobodys & (frames.m2p_np != INVALID_M2P)), "{} is no guest's but in the M2P"
+            )
+
+    # -- the hypervisor's own tables ---------------------------------------------------------------------
+
+    def _machine_to_physical(self, m2p: MachineToPhysical) -> None:
+        """The M2P is mapped read-only, all of it and nothing else."""
+        q = self.ram.q
+        mapped: list[int] = []
+        for entry in (m2p.user_entry, m2p.supervisor_entry):
+            l3 = self._follow(entry)
+            l2s = [q[l3 << 9 | slot] for slot in range(512) if q[l3 << 9 | slot] & PTE_P]
+            l1s = [e for l2 in l2s for e in self.ram.tables[self._follow(l2)].tolist() if e & PTE_P]
+            leaves = [e for l1 in l1s for e in self.ram.tables[self._follow(l1)].tolist() if e & PTE_P]
+            if any(e & PTE_RW for e in (entry, *l2s, *l1s, *leaves)):
+                self.findings.append("the M2P is mapped writable")
+            mapped = [self._follow(e) for e in leaves]
+            if mapped != list(m2p.frames):
+                self.findings.append("the M2P's tables map other frames than the M2P's")
+
+    @staticmethod
+    def _follow(entry: int) -> int:
+        return (entry & PTE_MFN_MASK) >> 12
+
+    def _hardware_l4s(self, domain: AuditedDomain, m2p: MachineToPhysical) -> None:
+        """Each copy is the guest's L4 plus the hypervisor's slots, and nothing but that."""
+        frames, tables = self.frames, self.ram.tables
+        touched = _u64(~(PTE_A | PTE_D) & (1 << 64) - 1)
+        for l4, variant, copy in domain.cache.copies():
+            name = f"the copy of {frames.describe(l4)}"
+            if self.typed[l4] != L4 or frames.owner[l4] != domain.domid:
+                self.findings.append(f"{name} is kept, but the table is no L4 of d{domain.domid}")
+                continue
+            if frames.owner[copy] != DOMID_XEN:
+                self.findings.append(f"{name} is in {frames.describe(copy)}")
+            expected = tables[l4].copy()
+            expected[XEN_SLOTS.start : XEN_SLOTS.stop] = 0
+            expected[DOMAIN_SLOT] = domain.area.entry
+            if variant == MERGED:
+                expected[FIRST_GUEST_SLOT_ABOVE:] &= ~_u64(PTE_US)
+                expected[M2P_SLOT] = m2p.supervisor_entry
+            elif variant == SPLIT_KERNEL:
+                expected[M2P_SLOT] = m2p.user_entry
+            for slot in np.flatnonzero((tables[copy] ^ expected) & touched).tolist():
+                self.findings.append(f"slot {slot} of {name} is {int(tables[copy][slot]):#x}")
+
+    def _windows(self, domain: AuditedDomain) -> None:
+        """GDT and LDT windows show what the vCPU has installed, never writable and never to user mode."""
+        if domain.area.entry & PTE_US:
+            self.findings.append(f"user mode of d{domain.domid} can reach the descriptor windows")
+        for vcpu in domain.vcpus:
+            name = f"d{domain.domid}v{vcpu.number}"
+            for page in range(2 * _LDT_FIRST_PAGE):
+                entry = domain.area.leaf(vcpu.number, page)
+                if entry & (PTE_RW | PTE_US | PTE_GUEST_KERNEL):
+                    self.findings.append(f"descriptor page {page} of {name} is mapped as {entry:#x}")
+                mfn = self._follow(entry) if entry & PTE_P else None
+                if page < len(vcpu.gdt_frames):
+                    wanted: int | None = vcpu.gdt_frames[page]
+                elif page >= _LDT_FIRST_PAGE:
+                    wanted = vcpu.ldt_mapped.get(page - _LDT_FIRST_PAGE)
+                elif mfn is not None and self.frames.owner[mfn] == DOMID_XEN:
+                    continue
+                else:
+                    wanted = None
+                if mfn != wanted:
+                    self.findings.append(f"descriptor page {page} of {name} shows frame {mfn}, not {wanted}")

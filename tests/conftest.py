@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What several tests use: guests from source or by name, on a machine, with their console kept."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from pyhv.domain import Domain, DomainConfig
+from pyhv.guests.build import BUILTIN, build, build_builtin
+from pyhv.loader.elf import load_image
+from pyhv.machine import Machine, MachineConfig, Outcome
+
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+
+PAGES = 4096
+SECOND = 1_000_000_000
+
+
+class Capture:
+    """A console that remembers."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def output(self, data: bytes) -> None:
+        self.data += data
+
+    @property
+    def text(self) -> str:
+        return self.data.decode(errors="replace")
+
+
+class Bench:
+    """A machine with guests on it: `add` by name or source text, `run`, look at `consoles`."""
+
+    def __init__(self, directory: Path, *, virtual: bool, scheduler: str) -> None:
+        self.directory = directory
+        self.machine = Machine(MachineConfig(16 * PAGES, virtual_time=virtual, scheduler=scheduler))
+        self.consoles: list[Capture] = []
+        self.domains: list[Domain] = []
+
+    def add(self, guest: str, *, name: str | None = None, vcpus: int = 1, **config: int) -> Domain:
+        if guest in BUILTIN:
+            raw, name = build_builtin(guest), name or guest
+        else:
+            name = name or "guest"
+            source = self.directory / f"{name}{len(self.domains)}.S"
+            source.write_text(guest)
+            raw = build(source)
+        console = Capture()
+        domain = self.machine.create(
+            load_image(raw, name), DomainConfig(name, PAGES, vcpus=vcpus, **config), console=console
+        )
+        self.consoles.append(console)
+        self.domains.append(domain)
+        return domain
+
+    def run(self, seconds: float = 20) -> Outcome:
+        self.machine.introduce_peers()
+        return self.machine.run(timeout_ns=int(seconds * SECOND))
+
+
+BenchMaker = Callable[..., Bench]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[BenchMaker]:
+    made: list[Bench] = []
+
+    def make(*, virtual: bool = True, scheduler: str = "credit") -> Bench:
+        made.append(Bench(tmp_path, virtual=virtual, scheduler=scheduler))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.machine.close()
