@@ -137,8 +137,12 @@ def peer(
         _say(f"warning: {text}")
     found = report.rows(measured.pairs)
     clock = "virtual" if virtual_time else "real"
-    title = f"pyhv ({clock} time) against Xen 4.17 under QEMU TCG: Debian {files.version}, {kernel.name}"
-    report.console().print(report.ratio_table(title, "pyhv", "peer", found))
+    console = report.console()
+    console.print(
+        f"pyhv ({clock} time) against Xen 4.17 under QEMU TCG; Debian {files.version}, {kernel.name}",
+        highlight=False,
+    )
+    console.print(report.ratio_table("pyhv", "peer", found))
     if json_path is not None:
         content = {
             "kind": "peer", "clock": clock, "kernel": f"{kernel.name} {files.version}", "xen": xen.name,
@@ -185,10 +189,10 @@ def micro(runs: int, json_path: Path | None) -> None:
     found = report.rows(computed.real + computed.virtual)
 
     console = report.console()
+    console.print("what an exit costs (medians)", highlight=False)
     console.print(report.cost_table(costs))
-    console.print(
-        report.ratio_table("a PV guest against the bare engine with the same clock", "guest", "bare", found)
-    )
+    console.print("a PV guest against the bare engine with the same clock", highlight=False)
+    console.print(report.ratio_table("guest", "bare", found))
     for row in found:
         verdict = "within" if row.ratio <= COMPUTE_GOAL else "NOT within"
         console.print(

@@ -79,9 +79,9 @@ def rows(pairs: Iterable[Pair]) -> list[Row]:
     ]
 
 
-def ratio_table(title: str, ours: str, theirs: str, found: Sequence[Row]) -> Table:
+def ratio_table(ours: str, theirs: str, found: Sequence[Row]) -> Table:
     """The rows as a table; the ratio's column is the result."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("workload")
     for heading in ("pairs", f"{ours} s", f"{theirs} s", f"{ours} / {theirs}", "lowest .. highest"):
         table.add_column(heading, justify="right")
@@ -99,10 +99,10 @@ def ratio_table(title: str, ours: str, theirs: str, found: Sequence[Row]) -> Tab
 
 def cost_table(costs: Sequence[Cost]) -> Table:
     """What each kind of exit costs."""
-    table = Table(title="exits, us each (medians)", title_justify="left")
+    table = Table()
     table.add_column("kind")
     for heading in ("real time", "virtual time"):
-        table.add_column(heading, justify="right")
+        table.add_column(f"{heading}, us", justify="right")
     for cost in costs:
         table.add_row(cost.name, f"{cost.real_us:.2f}", f"{cost.virtual_us:.2f}")
     return table

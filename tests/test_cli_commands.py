@@ -98,7 +98,6 @@ class TestUsage:
     @pytest.mark.parametrize(
         "arguments",
         [
-            ("--memory", "0"),
             ("--scheduler", "fifo"),
             ("--console", "serial"),
             ("--console", "file:"),
@@ -127,6 +126,9 @@ class TestUsage:
             (("hello", "--trace", "/nowhere/x"), "/nowhere/x: cannot be created for the trace"),
             (("hello", "--console", "file:/nowhere/x"), "/nowhere/x: cannot be created"),
             (("hello", "--memory", "1"), "MiB"),
+            (("hello", "--memory", "0"), "is not possible"),
+            (("hello", "--memory", "-5"), "is not possible"),
+            (("hello", "--memory", "99999999"), "is not possible"),
         ],
     )
     def test_environment(self, run, arguments, message):

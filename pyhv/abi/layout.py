@@ -22,6 +22,8 @@ u64_aligned = Annotated[int, "Q", "Q", 8, 8]
 ulong = Annotated[int, "Q", "I", 8, 4]
 pointer = Annotated[int, "Q", "I", 8, 4]
 """C types: (format in 64-bit, format in 32-bit, alignment in 64-bit, alignment in 32-bit)."""
+u16_after_struct = Annotated[int, "H", "H", 8, 4]
+"""A `uint16_t` behind a nested structure that holds an `unsigned long`, and so ends in padding."""
 
 
 class Layout:

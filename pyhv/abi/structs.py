@@ -6,7 +6,19 @@
 named constants in `shared.py`.
 """
 
-from pyhv.abi.layout import AbiStruct, pointer, s16, s32, u8, u16, u32, u64, u64_aligned, ulong
+from pyhv.abi.layout import (
+    AbiStruct,
+    pointer,
+    s16,
+    s32,
+    u8,
+    u16,
+    u16_after_struct,
+    u32,
+    u64,
+    u64_aligned,
+    ulong,
+)
 
 
 class MmuUpdate(AbiStruct):
@@ -159,7 +171,7 @@ class GnttabCopy(AbiStruct):
     dest: ulong
     dest_domid: u16
     dest_offset: u16
-    length: u16
+    length: u16_after_struct
     flags: u16
     status: s16
 

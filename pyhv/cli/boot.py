@@ -71,7 +71,7 @@ def _file() -> click.Path:
 @click.option("--append", default="", metavar="TEXT", help="Kernel command line, added to the default one.")
 @click.option(
     "--memory",
-    type=click.IntRange(1, 1 << 20),
+    type=int,
     metavar="MIB",
     help="Memory of each guest in MiB (default: 128; 16 for pyhv's own).",
 )
@@ -179,7 +179,7 @@ def boot(
         return session.Guest(
             config=DomainConfig(
                 name=called,
-                memory_pages=(memory or source.memory) * PAGES_PER_MIB,
+                memory_pages=(source.memory if memory is None else memory) * PAGES_PER_MIB,
                 vcpus=vcpus,
                 weight=weight,
                 cap=cap,

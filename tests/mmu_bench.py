@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A machine's memory without processors: RAM, frame table, M2P, and domains that own frames and page tables.
+
+The domains are bare: vCPUs that hold base pointers, grants and mappings as plain lists. That is all that
+`mmu/` and its audit need to know of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from pyhv.abi.errno import Errno
+from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
+from pyhv.address import Mfn
+from pyhv.cpu.ram import Ram
+from pyhv.errors import XenError
+from pyhv.mmu.audit import audit
+from pyhv.mmu.frames import L4, FrameTable
+from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
+from pyhv.mmu.paging import DomainArea, L4Cache, MachineToPhysical
+from pyhv.mmu.tables import PageTables
+
+RO = PTE_P | PTE_A | PTE_US | PTE_NX
+RW = RO | PTE_RW | PTE_D
+RX = PTE_P | PTE_A | PTE_US
+UPPER = PTE_P | PTE_RW | PTE_US | PTE_A
+LINEAR = PTE_P | PTE_US | PTE_A
+
+
+@dataclass
+class BareVcpu:
+    """What a vCPU holds."""
+
+    number: int
+    info_page: FramePage
+    kernel_l4: Mfn = Mfn(0)
+    user_l4: Mfn = Mfn(0)
+    gdt_frames: list[Mfn] = field(default_factory=list)
+    ldt_mapped: dict[int, Mfn] = field(default_factory=dict)
+    info_moved: bool = False
+
+
+@dataclass
+class BareMapping:
+    """A mapped grant."""
+
+    frame: Mfn
+    readonly: bool
+    device: bool = False
+
+
+class BareMaptrack:
+    """Mapped grants."""
+
+    def __init__(self) -> None:
+        self.mappings: list[BareMapping] = []
+
+    def all(self) -> Iterator[tuple[int, BareMapping]]:
+        yield from enumerate(self.mappings)
+
+
+class BareGrants:
+    """A grant table's frames."""
+
+    def __init__(self) -> None:
+        self.frames: list[Mfn] = []
+
+
+class BareDomain:
+    """A domain of memory alone."""
+
+    def __init__(self, bench: "Bench", domid: int, vcpus: int = 1) -> None:
+        frames, ram = bench.frames, bench.ram
+        self.bench = bench
+        self.domid = domid
+        self.shared_info = FramePage(bench.physical, frames.allocate_shared(domid))
+        self.memory = GuestMemory(bench.physical)
+        self.area = DomainArea(ram, frames, vcpus)
+        self.cache = L4Cache(ram, frames, bench.m2p, self.area)
+        self.tables = PageTables(domid, frames, bench.physical, self.memory, self.cache)
+        self.vcpus = [BareVcpu(number, self.shared_info) for number in range(vcpus)]
+        self.grants = BareGrants()
+        self.maptrack = BareMaptrack()
+
+    def take(self, count: int = 1) -> list[int]:
+        """Frames of its own, in the M2P."""
+        taken = self.bench.frames.allocate(self.domid, count)
+        for pfn, mfn in enumerate(taken):
+            self.bench.m2p.table[mfn] = pfn
+        return list(taken)
+
+    def one(self) -> int:
+        """One frame."""
+        return self.take()[0]
+
+    def table(self, *entries: tuple[int, int]) -> int:
+        """A new frame that holds (slot, entry) pairs and is no table yet."""
+        mfn = self.one()
+        for slot, entry in entries:
+            self.bench.ram.q[mfn << 9 | slot] = entry
+        return mfn
+
+    def chain(self, leaf: int, *, slot: int = 0) -> tuple[int, int, int, int]:
+        """(L4, L3, L2, L1) that map one leaf entry in slot 0 of each level; none of them validated."""
+        l1 = self.table((0, leaf))
+        l2 = self.table((0, l1 << 12 | UPPER))
+        l3 = self.table((0, l2 << 12 | UPPER))
+        return self.table((slot, l3 << 12 | UPPER)), l3, l2, l1
+
+    def use(self, l4: int) -> None:
+        """Make a table the kernel's of vCPU 0, as NEW_BASEPTR does."""
+        self.tables.get_table(l4, L4)
+        vcpu = self.vcpus[0]
+        old, vcpu.kernel_l4 = vcpu.kernel_l4, Mfn(l4)
+        self.memory.use(Mfn(l4))
+        if old:
+            self.tables.put_table(old)
+
+    def die(self) -> None:
+        """Give everything back, in the order of the machine's undertaker."""
+        frames = self.bench.frames
+        for vcpu in self.vcpus:
+            for l4 in (vcpu.kernel_l4, vcpu.user_l4):
+                if l4:
+                    self.tables.put_table(l4)
+        for pinned in np.flatnonzero((frames.owner_np == self.domid) & (frames.pinned_np == 1)).tolist():
+            self.tables.unpin(pinned)
+        frames.free_allocated(self.domid)
+        frames.release_shared(self.shared_info.mfn)
+        self.cache.release(frames)
+        self.area.release(frames)
+        self.bench.domains.remove(self)
+
+
+class Bench:
+    """The memory of a machine of `count` frames with `domains` domains."""
+
+    def __init__(self, count: int = 512, domains: int = 2) -> None:
+        self.ram = Ram(count)
+        self.frames = FrameTable(self.ram)
+        self.physical = PhysicalMemory(self.ram, self.frames)
+        self.dropped: list[int] = []
+        """Frames whose translated code was dropped."""
+        self.physical.invalidators.append(self.dropped.append)
+        self.m2p = MachineToPhysical(self.ram, self.frames)
+        self.empty = self.frames.free_count
+        self.domains = [BareDomain(self, domid) for domid in range(1, domains + 1)]
+
+    def audit(self) -> list[str]:
+        """What is wrong."""
+        return audit(self.frames, self.ram, self.domains, m2p=self.m2p)
+
+    def counts(self) -> tuple[bytes, ...]:
+        """All that the frame table counts, to compare before and after."""
+        frames = self.frames
+        used = frames.type_np * (frames.type_count_np > 0)
+        columns = (used, frames.type_count_np, frames.refs_np, frames.exec_count_np, frames.pinned_np)
+        return (
+            *(column.tobytes() for column in columns),
+            bytes(frames.linear_in),
+            bytes(frames.linear_out),
+        )
+
+    def q(self, mfn: int, slot: int) -> int:
+        """An entry of a frame."""
+        return self.ram.q[mfn << 9 | slot]
+
+
+@contextmanager
+def refused(errno: Errno, bench: Bench | None = None) -> Iterator[None]:
+    """The block must raise XenError(errno) and, if a bench is given, leave no trace in it."""
+    before = bench.counts() if bench else None
+    with pytest.raises(XenError) as caught:
+        yield
+    assert Errno(caught.value.errno) is errno, caught.value
+    if bench is not None:
+        assert bench.counts() == before
+        assert bench.audit() == []
