@@ -87,9 +87,15 @@ class Wiring:
         self.store: XenstoreRing
         self.connection: Connection
         self.console_bytes = 0
+        self.rings: list[Mfn] = []
+        """Frames that the back ends write: they hold a writable reference, as a mapping would."""
 
     def connect(self, console: FramePage, store: FramePage) -> None:
         """Attach to the rings and to the guest's two ports."""
+        for page in (console, store):
+            if not self._machine.frames.get_writable(page.mfn):
+                raise ConfigError(f"{self.domain.name}: the image wants its rings' pages for something else.")
+            self.rings.append(page.mfn)
         dom0 = self._machine.dom0
         domid = self.domain.domid
         ports: dict[str, int] = {}
@@ -257,6 +263,8 @@ def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> No
             frames.put_writable(vcpu.info_page.mfn)
     for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():
         domain.tables.unpin(pinned)
+    for mfn in machine.wirings[domain.domid].rings:
+        frames.put_writable(mfn)
     physical.invalidators.remove(domain.engine.invalidate_code)
     frames.free_allocated(domain.domid)
     for mfn in domain.grants.destroy():

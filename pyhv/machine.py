@@ -33,6 +33,7 @@ from pyhv.events.delivery import Unshared
 from pyhv.events.timers import TimerQueue
 from pyhv.hypercalls.vcpu import runstate_record
 from pyhv.loader.image import KernelImage
+from pyhv.mmu.audit import audit
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import PhysicalMemory
 from pyhv.mmu.paging import MachineToPhysical
@@ -214,6 +215,12 @@ class Machine:
     def guest_ns(self) -> int:
         """Host ns in guest code: engine time without handlers (only if `measure`)."""
         return self.engine_ns - self.stopwatch.spent_ns
+
+    def audit(self) -> list[str]:
+        """Everything that is wrong with the machine's memory; empty if it is sound. Not while it runs."""
+        living = [domain for domid, domain in self.domains.items() if domid not in self._buried]
+        rings = [mfn for domain in living for mfn in self.wirings[domain.domid].rings]
+        return audit(self.frames, self.ram, living, m2p=self.m2p, rings=rings)
 
     # -- services for hypercalls ---------------------------------------------------------------------------
 

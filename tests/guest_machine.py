@@ -91,7 +91,12 @@ def machine(*, pages: int = PAGES, virtual_time: bool = True) -> Iterator[Machin
 
 
 def run(
-    source: str, *, vcpus: int = 1, pages: int = PAGES, timeout_ns: int = 5 * SECOND, virtual_time: bool = True
+    source: str,
+    *,
+    vcpus: int = 1,
+    pages: int = PAGES,
+    timeout_ns: int = 5 * SECOND,
+    virtual_time: bool = True,
 ) -> Run:
     """Boot `source` and run it to its end."""
     with machine(pages=pages, virtual_time=virtual_time) as made:

@@ -18,7 +18,6 @@ from pyhv.cli.messages import PlainProgress
 from pyhv.domain import Domain, DomainConfig
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
-from pyhv.mmu.audit import audit_machine
 
 pytestmark = pytest.mark.debian
 
@@ -124,12 +123,12 @@ def test_memory_is_sound_during_and_after_a_boot(files: debian.DebianFiles) -> N
     before = machine.frames.free_count
     audited = 0
     while machine.run(timeout_ns=400 * 10**6) is Outcome.TIMEOUT:
-        assert audit_machine(machine) == []
+        assert machine.audit() == []
         audited += 1
         assert audited < 1000
     assert audited > 5
     assert "PYHV-END fork" in console.text
-    assert audit_machine(machine) == []
+    assert machine.audit() == []
     assert machine.frames.free_count > before
     machine.close()
 

@@ -69,7 +69,10 @@ def parsed(path: Path) -> ast.Module:
 
 
 def test_every_part_has_a_layer() -> None:
-    parts = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES} - {"__init__", "__main__"}
+    parts = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES} - {
+        "__init__",
+        "__main__",
+    }
     assert parts == set(LAYER_OF)
 
 

@@ -12,7 +12,8 @@ from elf_maker import BOOTABLE, ElfMaker, note
 
 from pyhv.address import MachineAddress, Pfn
 from pyhv.errors import ConfigError
-from pyhv.loader.builder import BootState, build, hypercall_page
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.loader.builder import BootState, build
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import Layout, plan
@@ -215,13 +216,13 @@ def test_stack() -> None:
 
 def test_hypercall_page_is_written_only_where_asked() -> None:
     memory, _ = built(classic(note(2, 0x102000)), 16)
-    assert memory.read(0x102, 0, 4096) == hypercall_page()
+    assert memory.read(0x102, 0, 4096) == HYPERCALL_PAGE
     memory, _ = built(classic(), 16)
     assert memory.read(0x102, 0, 4096) == bytes(4096)
 
 
 def test_hypercall_stubs() -> None:
-    page = hypercall_page()
+    page = HYPERCALL_PAGE
     assert len(page) == 4096
     assert page[0:14] == bytes.fromhex("51 41 53 b8 00 00 00 00 0f 05 41 5b 59 c3")
     assert page[127 * 32 : 127 * 32 + 14] == bytes.fromhex("51 41 53 b8 7f 00 00 00 0f 05 41 5b 59 c3")

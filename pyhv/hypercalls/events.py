@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""event_channel_op and its predecessor (public header `event_channel.h`); the state is `events/channels.py`."""
+"""event_channel_op and its predecessor (public header `event_channel.h`); the state is in `events/`."""
 
 from typing import TypeVar
 
@@ -28,7 +28,9 @@ _S = TypeVar("_S", bound=AbiStruct)
 _commands = Commands("event_channel_op", Evtchn)
 
 
-@hypercall(32, "event_channel_op", "command:u32 argument:ptr", note="2-level ABI; FIFO refused")
+@hypercall(
+    32, "event_channel_op", "command:u32 argument:ptr", Status.PARTIAL, "2-level only; FIFO is refused"
+)
 def event_channel_op(call: Call, command: int, argument: int) -> int:
     """Bind, close and signal event channels."""
     handler = _commands.handlers.get(command)

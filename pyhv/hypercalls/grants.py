@@ -45,7 +45,9 @@ _SOURCE_GREF, _DEST_GREF = 1, 2
 _COUNT_LIMIT = 1 << 31
 
 
-@hypercall(20, "grant_table_op", "command:u32 argument:ptr count:u32", note="version 1 tables")
+@hypercall(
+    20, "grant_table_op", "command:u32 argument:ptr count:u32", Status.PARTIAL, "version 1 tables only"
+)
 def grant_table_op(call: Call, command: int, argument: int, count: int) -> int:
     """Set up the grant table, map, unmap and copy grants."""
     if count >= _COUNT_LIMIT:

@@ -7,7 +7,7 @@ from pyhv.abi.structs import SchedPoll, SchedShutdown, SchedWatchdog
 from pyhv.errors import XenError
 from pyhv.events.timers import set_timer_deadline
 from pyhv.hypercalls.context import Call
-from pyhv.hypercalls.table import Commands, hypercall
+from pyhv.hypercalls.table import Commands, Status, hypercall
 
 _commands = Commands("sched_op", Sched)
 _MAX_POLL = 128
@@ -61,7 +61,7 @@ def _end(call: Call, reason: int) -> int:
     return 0
 
 
-@_commands.command(Sched.SHUTDOWN)
+@_commands.command(Sched.SHUTDOWN, note="suspend ends the domain as the others do")
 def _shutdown(call: Call, argument: int) -> int:
     return _end(call, SchedShutdown.unpack(call.memory.read(argument, SchedShutdown.size())).reason)
 
@@ -113,7 +113,7 @@ def _watchdog(call: Call, argument: int) -> int:
     return 0
 
 
-@_commands.command(Sched.REMOTE_SHUTDOWN)
+@_commands.command(Sched.REMOTE_SHUTDOWN, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
 def _remote_shutdown(call: Call, argument: int) -> int:
     call.existing(int.from_bytes(call.memory.read(argument, 2), "little"))
     raise XenError(Errno.EPERM, "remote_shutdown is for privileged domains")

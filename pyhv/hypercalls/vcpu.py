@@ -182,7 +182,7 @@ def _get_physid(_call: Call, _vcpu: Vcpu, _argument: int) -> int:
 # -- initialise --------------------------------------------------------------------------------------------
 
 
-@_commands.command(VcpuOp.INITIALISE)
+@_commands.command(VcpuOp.INITIALISE, Status.PARTIAL, "the FPU image and DS, ES, FS, GS are not loaded")
 def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
     if vcpu.initialised:
         raise XenError(Errno.EEXIST, f"{vcpu.name} is initialised already")
