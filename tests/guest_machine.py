@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Small guests for tests: assemble a kernel, boot it on a machine with virtual time, and look at what it said;
-or build it, leave it paused, and call hypercalls from Python as if it had.
+"""Small guests for tests: assemble a kernel, boot it on a machine with virtual time, and look at what it
+said; or build it, leave it paused, and call hypercalls from Python as if it had.
 """
 
 from collections.abc import Iterator

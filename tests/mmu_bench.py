@@ -28,6 +28,7 @@ RW = RO | PTE_RW | PTE_D
 RX = PTE_P | PTE_A | PTE_US
 UPPER = PTE_P | PTE_RW | PTE_US | PTE_A
 LINEAR = PTE_P | PTE_US | PTE_A
+NO_FRAME = Mfn(0)
 
 
 @dataclass
@@ -36,8 +37,8 @@ class BareVcpu:
 
     number: int
     info_page: FramePage
-    kernel_l4: Mfn = Mfn(0)
-    user_l4: Mfn = Mfn(0)
+    kernel_l4: Mfn = NO_FRAME
+    user_l4: Mfn = NO_FRAME
     gdt_frames: list[Mfn] = field(default_factory=list)
     ldt_mapped: dict[int, Mfn] = field(default_factory=dict)
     info_moved: bool = False

@@ -4,6 +4,7 @@
 import struct
 
 import pytest
+
 from pyhv.abi import numbers, pvclock, shared, structs, x86
 from pyhv.abi.errno import Errno
 from pyhv.abi.hypercall_page import HYPERCALL_PAGE
@@ -131,7 +132,8 @@ SHARED = {
     "SI_VCPU_INFO": 0, "VCPU_INFO_SIZE": 64, "SI_EVTCHN_PENDING": 2048, "SI_EVTCHN_MASK": 2560,
     "SI_WC_VERSION": 3072, "SI_WC_SEC": 3076, "SI_WC_NSEC": 3080, "SI_WC_SEC_HI": 3084, "SI_MAX_PFN": 3088,
     "MAX_LEGACY_VCPUS": 32,
-    "VI_UPCALL_PENDING": 0, "VI_UPCALL_MASK": 1, "VI_PENDING_SEL": 8, "VI_CR2": 16, "VI_TIME": 32, "TI_SIZE": 32,
+    "VI_UPCALL_PENDING": 0, "VI_UPCALL_MASK": 1, "VI_PENDING_SEL": 8, "VI_CR2": 16, "VI_TIME": 32,
+    "TI_SIZE": 32,
     "GC_SIZE": 5168, "GC_FPU": 0, "GC_FLAGS": 512, "GC_USER_REGS": 520, "GC_TRAP_CTXT": 720,
     "GC_LDT_BASE": 4816, "GC_LDT_ENTS": 4824, "GC_GDT_FRAMES": 4832, "GC_GDT_ENTS": 4960,
     "GC_KERNEL_SS": 4968, "GC_KERNEL_SP": 4976, "GC_CTRLREG": 4984, "GC_DEBUGREG": 5048,
@@ -149,8 +151,11 @@ def test_offsets_of_shared_pages() -> None:
 
 
 def test_offsets_of_user_registers() -> None:
-    general = "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi".split()
-    expected = {name: 8 * number for number, name in enumerate(general)}
+    expected = offsets(
+        "r15 0 r14 8 r13 16 r12 24 rbp 32 rbx 40 r11 48 r10 56 r9 64 r8 72 rax 80 rcx 88"
+        " rdx 96 rsi 104 rdi 112",
+        64,
+    )
     expected |= {"error_code": 120, "entry_vector": 124, "rip": 128, "cs": 136, "saved_upcall_mask": 140}
     expected |= {"rflags": 144, "rsp": 152, "ss": 160, "es": 168, "ds": 176, "fs": 184, "gs": 192}
     assert expected == shared.USER_REGS
@@ -173,14 +178,21 @@ def test_errno() -> None:
 @pytest.mark.parametrize(
     ("enumeration", "published"),
     [
-        (numbers.Sched, "YIELD 0 BLOCK 1 SHUTDOWN 2 POLL 3 REMOTE_SHUTDOWN 4 SHUTDOWN_CODE 5 WATCHDOG 6 PIN_OVERRIDE 7"),
+        (
+            numbers.Sched,
+            "YIELD 0 BLOCK 1 SHUTDOWN 2 POLL 3 REMOTE_SHUTDOWN 4 SHUTDOWN_CODE 5 WATCHDOG 6 PIN_OVERRIDE 7",
+        ),
         (numbers.Shutdown, "POWEROFF 0 REBOOT 1 SUSPEND 2 CRASH 3 WATCHDOG 4 SOFT_RESET 5"),
         (numbers.Callback, "EVENT 0 FAILSAFE 1 SYSCALL 2 NMI 4 SYSENTER 5 SYSCALL32 7"),
-        (numbers.Mmu, "NORMAL_PT_UPDATE 0 MACHPHYS_UPDATE 1 PT_UPDATE_PRESERVE_AD 2 PT_UPDATE_NO_TRANSLATE 3"),
+        (
+            numbers.Mmu,
+            "NORMAL_PT_UPDATE 0 MACHPHYS_UPDATE 1 PT_UPDATE_PRESERVE_AD 2 PT_UPDATE_NO_TRANSLATE 3",
+        ),
         (
             numbers.Mmuext,
             "PIN_L1_TABLE 0 PIN_L2_TABLE 1 PIN_L3_TABLE 2 PIN_L4_TABLE 3 UNPIN_TABLE 4 NEW_BASEPTR 5"
-            " TLB_FLUSH_LOCAL 6 INVLPG_LOCAL 7 TLB_FLUSH_MULTI 8 INVLPG_MULTI 9 TLB_FLUSH_ALL 10 INVLPG_ALL 11"
+            " TLB_FLUSH_LOCAL 6 INVLPG_LOCAL 7 TLB_FLUSH_MULTI 8 INVLPG_MULTI 9 TLB_FLUSH_ALL 10"
+            " INVLPG_ALL 11"
             " FLUSH_CACHE 12 SET_LDT 13 NEW_USER_BASEPTR 15 CLEAR_PAGE 16 COPY_PAGE 17 FLUSH_CACHE_GLOBAL 18"
             " MARK_SUPER 19 UNMARK_SUPER 20",
         ),
@@ -246,4 +258,4 @@ def test_tsc_frequency_is_expressed_by_multiplier_and_shift() -> None:
         frequency, shift = frequency >> 1, shift - 1
     while frequency <= 1_000_000_000:
         frequency, shift = frequency << 1, shift + 1
-    assert (pvclock.TSC_SHIFT, pvclock.TSC_TO_SYSTEM_MUL) == (shift, (10**9 << 32) // frequency)
+    assert (shift, (10**9 << 32) // frequency) == (pvclock.TSC_SHIFT, pvclock.TSC_TO_SYSTEM_MUL)

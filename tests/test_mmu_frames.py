@@ -24,7 +24,8 @@ def test_frame_zero_is_never_given_out(frames: FrameTable) -> None:
 def test_an_allocated_frame_has_one_reference_and_no_type(frames: FrameTable) -> None:
     (mfn,) = frames.allocate(7)
     assert (frames.owner[mfn], frames.refs[mfn], frames.type_count[mfn]) == (7, 1, 0)
-    assert frames.allocated[mfn] and not frames.xen_heap[mfn]
+    assert frames.allocated[mfn]
+    assert not frames.xen_heap[mfn]
     assert frames.owned_by(7).tolist() == [mfn]
 
 
@@ -42,7 +43,8 @@ def test_a_frame_is_zeroed_and_nobodys_when_its_last_reference_goes(frames: Fram
     frames.on_free = lambda mfn, owner: freed.append((mfn, owner))
     frames.get(mfn)
     frames.deallocate(mfn)
-    assert frames.owner[mfn] == 1 and freed == []  # somebody still maps it
+    assert frames.owner[mfn] == 1
+    assert freed == []
     frames.put(mfn)
     assert frames.owner[mfn] == DOMID_INVALID
     assert freed == [(mfn, 1)]
@@ -79,7 +81,8 @@ def test_freeing_a_frame_in_use_is_caught(frames: FrameTable) -> None:
 def test_shared_pages_cannot_be_given_back(frames: FrameTable) -> None:
     before = frames.free_count
     mfn = frames.allocate_shared(3)
-    assert frames.xen_heap[mfn] and not frames.allocated[mfn]
+    assert frames.xen_heap[mfn]
+    assert not frames.allocated[mfn]
     assert (frames.type[mfn], frames.type_count[mfn], frames.refs[mfn]) == (WRITABLE, 1, 1)
     assert frames.get_writable(mfn)  # the guest maps it
     frames.put_writable(mfn)
@@ -107,7 +110,8 @@ def test_a_dead_domains_frames_are_free_but_for_those_that_others_map() -> None:
     before = frames.free_count
     frames.free_allocated(first.domid)
     assert frames.free_count == before + 19
-    assert frames.owner[kept] == first.domid and not frames.allocated[kept]
+    assert frames.owner[kept] == first.domid
+    assert not frames.allocated[kept]
     for mfn in (code, *rest):
         assert frames.owner[mfn] == DOMID_INVALID
         assert bench.ram.q[mfn << 9 | 5] == 0

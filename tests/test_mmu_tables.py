@@ -140,7 +140,8 @@ def test_leaves_are_adjusted(bench: Bench, guest: BareDomain) -> None:
 
 
 @pytest.mark.parametrize(
-    "bits", [PTE_A, PTE_D, PTE_G, PTE_AVAIL, PTE_NX, PTE_SOFT_HIGH & ~PTE_GUEST_KERNEL, PTE_A | PTE_D | PTE_NX]
+    "bits",
+    [PTE_A, PTE_D, PTE_G, PTE_AVAIL, PTE_NX, PTE_SOFT_HIGH & ~PTE_GUEST_KERNEL, PTE_A | PTE_D | PTE_NX],
 )
 def test_harmless_bits_change_without_new_approval(bench: Bench, guest: BareDomain, bits: int) -> None:
     l1, page = pinned_l1(guest), guest.one()
@@ -368,8 +369,9 @@ def test_a_failed_validation_leaves_no_trace(bench: Bench, guest: BareDomain) ->
     bad_l1 = guest.table((0, page << 12 | RW), (511, guest.one() << 12 | RW | PTE_PCD))
     bad = guest.table((0, l1 << 12 | UPPER), (1, bad_l1 << 12 | UPPER))
     l3 = guest.table((0, good << 12 | UPPER), (1, bad << 12 | UPPER))
+    l4 = guest.table((0, l3 << 12 | UPPER))
     with refused(Errno.EINVAL, bench):
-        guest.tables.pin(guest.table((0, l3 << 12 | UPPER)), L4)
+        guest.tables.pin(l4, L4)
     assert bench.frames.type_count[page] == 0
 
 
@@ -451,7 +453,8 @@ def test_narrowing_a_leaf_is_remembered_until_a_flush(bench: Bench, guest: BareD
     tables.update_l1(l1 << 12, page << 12 | RW)
     assert not tables.stale
     tables.update_l1(l1 << 12, page << 12 | RO)
-    assert tables.stale and not tables.flush
+    assert tables.stale
+    assert not tables.flush
     tables.pin(guest.table(), L1)  # a new table: a stale writable mapping of it must go first
     assert tables.flush
     tables.flushed()
@@ -496,7 +499,8 @@ def test_single_pages_become_a_full_flush(guest: BareDomain) -> None:
     assert not guest.tables.flush
     for page in range(1000):
         guest.tables.flush_page(page << 12)
-    assert guest.tables.flush and len(guest.tables.flush_pages) == MOST_FLUSH_PAGES
+    assert guest.tables.flush
+    assert len(guest.tables.flush_pages) == MOST_FLUSH_PAGES
     guest.tables.flushed()
     assert not guest.tables.flush_pages
 
@@ -543,7 +547,8 @@ def test_the_processors_copies(bench: Bench, guest: BareDomain) -> None:
     for variant, row in rows.items():
         assert int(row[0]) == entry
         assert int(row[300]) == (entry & ~PTE_US if variant == MERGED else entry)
-        assert int(row[DOMAIN_SLOT]) == guest.area.entry and not guest.area.entry & PTE_US
+        assert int(row[DOMAIN_SLOT]) == guest.area.entry
+        assert not guest.area.entry & PTE_US
     assert int(rows[SPLIT_USER][M2P_SLOT]) == 0
     assert int(rows[SPLIT_KERNEL][M2P_SLOT]) & PTE_US
     assert int(rows[MERGED][M2P_SLOT]) & (PTE_US | PTE_P | PTE_RW) == PTE_P

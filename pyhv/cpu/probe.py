@@ -20,7 +20,7 @@ from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
 from pyhv.errors import EngineError
 
-_REMEDY = "pyhv was built on unicorn 2.1.4: pip install --force-reinstall 'unicorn==2.1.4'."
+REMEDY = "pyhv was built on unicorn 2.1.4: pip install --force-reinstall 'unicorn==2.1.4'."
 _STRUCT_WORDS = 512
 _SEARCH = 0x10000
 
@@ -69,7 +69,7 @@ def _state_path(handle: int) -> tuple[int, int]:
     places = {address for _, _, address in candidates}
     if len(places) != 1:
         raise EngineError(
-            f"The emulator keeps its registers in {len(places)} places instead of one. {_REMEDY}"
+            f"The emulator keeps its registers in {len(places)} places instead of one. {REMEDY}"
         )
     at, pointer, _ = min(candidates)
     return pointer, at
@@ -91,7 +91,7 @@ def find_live_state(handle: int) -> memoryview:
     cell = ctypes.c_uint64(mark)
     binding.uc_reg_write(handle, binding.REG_RAX, ctypes.byref(cell))
     if struct.unpack_from("<Q", block)[0] != mark:
-        raise EngineError(f"Two engines of the emulator are laid out differently. {_REMEDY}")
+        raise EngineError(f"Two engines of the emulator are laid out differently. {REMEDY}")
     binding.uc_reg_write(handle, binding.REG_RAX, ctypes.byref(ctypes.c_uint64()))
     return block
 
@@ -139,7 +139,7 @@ def _prove_offsets(handle: int) -> None:
     agree("flags", cell.value, 0x202 | 0x8D5 | 0x400)
     state.set_rflags(0x202)
     if wrong:
-        raise EngineError(f"The emulator's state is laid out differently ({', '.join(wrong)}). {_REMEDY}")
+        raise EngineError(f"The emulator's state is laid out differently ({', '.join(wrong)}). {REMEDY}")
 
 
 @functools.cache

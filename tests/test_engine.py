@@ -1,0 +1,796 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What pyhv relies on in the emulator, fact by fact: the guard against another version of it.
+
+Each test runs a few instructions on an engine without a hypervisor. If one fails after an upgrade, the place
+in `pyhv/cpu/` that depends on the fact must be looked at before the test is changed.
+"""
+
+import ctypes
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from bare_engine import (
+    ABSENT,
+    ALIAS,
+    CODE,
+    CODE_2,
+    DATA,
+    HOLE,
+    L1,
+    NO_EXECUTE,
+    READ_ONLY,
+    SUPERVISOR,
+    USER,
+    Bare,
+    Exit,
+    at,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyhv.cpu import binding, clockwork, decode, probe, selftest
+from pyhv.cpu import vmcb as v
+from pyhv.cpu.assembler import assemble
+from pyhv.errors import EngineError
+
+START = at(CODE)
+BOTH_RINGS = pytest.mark.parametrize("ring", [1, 3])
+
+
+@pytest.fixture
+def bare() -> Iterator[Bare]:
+    made = Bare()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def counting() -> Iterator[Bare]:
+    made = Bare(count_blocks=True)
+    yield made
+    made.close()
+
+
+# -- exceptions --------------------------------------------------------------------------------------------
+
+
+@BOTH_RINGS
+@pytest.mark.parametrize(
+    ("code", "vector", "where"),
+    [
+        ("nop; xor ecx, ecx; div ecx", 0, 3),
+        ("nop; cli", 13, 1),
+        ("nop; sti", 13, 1),
+        ("nop; hlt", 13, 1),
+        ("nop; clts", 13, 1),
+        ("nop; swapgs", 13, 1),
+        ("nop; rdmsr", 13, 1),
+        ("nop; wrmsr", 13, 1),
+        ("nop; mov rax, cr0", 13, 1),
+        ("nop; mov cr3, rax", 13, 1),
+        ("nop; mov rax, dr7", 13, 1),
+        ("nop; mov dr0, rax", 13, 1),
+        ("nop; invlpg [rbx]", 13, 1),
+        ("nop; lgdt [rbx]", 13, 1),
+        ("nop; lidt [rbx]", 13, 1),
+        ("nop; ltr ax", 13, 1),
+        ("nop; lldt ax", 13, 1),
+        ("nop; lmsw ax", 13, 1),
+        ("nop; sysretq", 13, 1),
+        ("nop; wbinvd", 13, 1),
+        ("nop; rdtsc", 13, 1),
+        ("nop; rdtscp", 13, 1),
+    ],
+)
+def test_faults_leave_rip_at_the_instruction(
+    bare: Bare, ring: int, code: str, vector: int, where: int
+) -> None:
+    if code.endswith("lldt ax"):
+        code = b"\x90\x0f\x00\xd0"  # type: ignore[assignment]
+    elif code.endswith("sysretq"):
+        code = b"\x90\x48\x0f\x07"  # type: ignore[assignment]
+    bare.ring(ring)
+    assert bare.run(code) == Exit("exception", START + where, vector, 0)
+
+
+READ, WRITE = "mov rax, [rcx]", "mov [rcx], rax"
+
+
+@pytest.mark.parametrize(
+    ("ring", "frame", "access", "error"),
+    [
+        (3, SUPERVISOR, READ, 0b101),
+        (3, SUPERVISOR, WRITE, 0b111),
+        (3, READ_ONLY, WRITE, 0b111),
+        (3, ABSENT, READ, 0b100),
+        (3, ABSENT, WRITE, 0b110),
+        (1, READ_ONLY, WRITE, 0b011),
+        (1, ABSENT, READ, 0b000),
+        (1, ABSENT, WRITE, 0b010),
+    ],
+)
+def test_page_faults(bare: Bare, ring: int, frame: int, access: str, error: int) -> None:
+    """The U bit tells ring 3 from ring 1; CR2 is the address, RIP the instruction."""
+    bare.ring(ring)
+    code = assemble(f"mov rcx, {at(frame, 0x123)}", START)
+    seen = bare.run(f"mov rcx, {at(frame, 0x123)}; {access}")
+    assert seen == Exit("exception", START + len(code), 14, error)
+    assert bare.vmcb.cr2 == at(frame, 0x123)
+
+
+@pytest.mark.parametrize("access", [READ, WRITE])
+def test_ring_1_uses_supervisor_pages(bare: Bare, access: str) -> None:
+    bare.ring(1)
+    assert bare.run(f"mov rcx, {at(SUPERVISOR)}; {access}; ud2").kind == "invalid"
+
+
+@BOTH_RINGS
+def test_no_execute(bare: Bare, ring: int) -> None:
+    bare.ring(ring)
+    seen = bare.run(f"mov rax, {at(NO_EXECUTE, 4)}; jmp rax")
+    assert seen == Exit("exception", at(NO_EXECUTE, 4), 14, 0x11 | (4 if ring == 3 else 0))
+    assert bare.vmcb.cr2 == at(NO_EXECUTE, 4)
+
+
+def test_an_empty_table_faults_at_the_first_fetch(bare: Bare) -> None:
+    bare.q[v.CR + 3] = at(HOLE)
+    assert bare.run("nop") == Exit("exception", START, 14, 0x14)
+
+
+def test_accessed_and_dirty_bits_are_set(bare: Bare) -> None:
+    entry = L1 << 9 | DATA
+    bare.ram.q[entry] &= ~0x60
+    bare.run("mov rax, [rbx]; ud2")
+    assert bare.ram.q[entry] & 0x60 == 0x20
+    bare.run("mov [rbx], rax; ud2")
+    assert bare.ram.q[entry] & 0x60 == 0x60
+
+
+@pytest.mark.parametrize("code", ["mov rax, [rcx]", "push qword ptr [rcx]", "jmp rcx"])
+def test_non_canonical_addresses_are_general_protection_faults(bare: Bare, code: str) -> None:
+    seen = bare.run(f"mov rcx, 0x800000000000; {code}")
+    assert (seen.kind, seen.vector, seen.error) == ("exception", 13, 0)
+    assert seen.rip == (0x800000000000 if code == "jmp rcx" else START + 10)
+
+
+def test_faults_in_a_row_do_not_become_a_double_fault(bare: Bare) -> None:
+    for frame in (SUPERVISOR, READ_ONLY, SUPERVISOR, ABSENT):
+        seen = bare.run(f"mov rcx, {at(frame)}; mov [rcx], rax")
+        assert (seen.kind, seen.vector) == ("exception", 14)
+    assert [bare.run("cli").vector for _ in range(3)] == [13, 13, 13]
+
+
+def test_faults_in_a_row_inside_one_run(bare: Bare) -> None:
+    """The same when the sink deals with each without leaving the engine."""
+
+    def skip(seen: Exit) -> bool:
+        bare.q[v.RIP] += 1
+        return seen.kind == "exception"
+
+    bare.sink.handle = skip
+    bare.run("cli; cli; cli; cli; ud2")
+    assert [seen.vector for seen in bare.sink.exits] == [13, 13, 13, 13, -1]
+
+
+@BOTH_RINGS
+@pytest.mark.parametrize("number", [0x03, 0x20, 0x80, 0x82, 0xFF])
+def test_int_n_leaves_rip_behind_and_checks_no_privilege(bare: Bare, ring: int, number: int) -> None:
+    bare.ring(ring)
+    seen = bare.run(bytes([0x90, 0xCD, number]))
+    assert (seen.kind, seen.vector, seen.rip) == ("interrupt", number, START + 3)
+
+
+def test_int3(bare: Bare) -> None:
+    seen = bare.run("int3")
+    assert (seen.kind, seen.vector, seen.rip) == ("interrupt", 3, START + 1)
+
+
+def test_an_exception_after_an_interrupt_is_told_from_it(bare: Bare) -> None:
+    assert bare.run("int 0x21").kind == "interrupt"
+    assert bare.run("cli").kind == "exception"
+    assert bare.run("int 13").kind == "interrupt"
+
+
+@BOTH_RINGS
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x0f\x0b",
+        b"\x0f\x0bxen\x0f\xa2",
+        b"\x06",
+        b"\x0f\x01\xc1",  # VMCALL
+        b"\x0f\x01\xd9",  # VMMCALL
+        b"\x0f\x01\xc9",  # MWAIT
+        b"\x0f\x01\xd0",  # XGETBV
+        b"\x0f\xaa",  # RSM
+        b"\xf3\x48\x0f\xae\xc0",  # RDFSBASE
+        b"\xf0\x90",  # LOCK NOP
+    ],
+    ids=bytes.hex,
+)
+def test_invalid_opcodes_arrive_at_their_address(bare: Bare, ring: int, code: bytes) -> None:
+    bare.ring(ring)
+    assert bare.run(b"\x90" + code) == Exit("invalid", START + 1)
+
+
+def test_single_step(bare: Bare) -> None:
+    bare.run("ud2")
+    bare.vmcb.set_rflags(0x302)
+    seen = bare.run("nop; nop")
+    assert (seen.kind, seen.vector, seen.rip) == ("exception", 1, START + 1)
+    assert bare.q[v.DR + 6] & 0x4000
+
+
+@pytest.mark.parametrize("code", ["fld1", "movaps xmm0, xmm1", "fwait"])
+def test_task_switched_makes_fpu_instructions_fault(bare: Bare, code: str) -> None:
+    bare.run("ud2")
+    bare.vmcb.task_switched = True
+    bare.write(code)
+    bare.engine.invalidate_code(CODE)
+    bare.q[v.RIP] = START
+    assert bare.go() == Exit("exception", START, 7, 0)
+    bare.vmcb.task_switched = False
+    assert bare.go().vector != 7
+
+
+def test_a_sinks_exception_comes_out_of_run(bare: Bare) -> None:
+    def fail(_exit: Exit) -> bool:
+        raise LookupError("from the sink")
+
+    bare.sink.handle = fail
+    with pytest.raises(LookupError, match="from the sink"):
+        bare.run("cli; jmp rbx")
+    assert len(bare.sink.exits) == 1
+
+
+# -- system calls ------------------------------------------------------------------------------------------
+
+
+@BOTH_RINGS
+@pytest.mark.parametrize("prefixes", [b"", b"\x48", b"\x66", b"\x2e\x48", b"\x66" * 13], ids=bytes.hex)
+@pytest.mark.parametrize("kind", ["syscall", "sysenter"])
+def test_syscall_is_seen_at_its_address_and_goes_on_where_it_is_told(
+    bare: Bare, ring: int, prefixes: bytes, kind: str
+) -> None:
+    """The emulator adds the instruction's length to RIP after the hook, whatever the hook stored."""
+    bare.ring(ring)
+    code = prefixes + (b"\x0f\x05" if kind == "syscall" else b"\x0f\x34")
+    bare.engine.instruction_length = lambda rip: decode.length(bytes(bare.ram.raw[rip : rip + 15]))
+    seen = bare.run(b"\x90" + code + b"\x0f\x0b")
+    assert seen == Exit(kind, START + 1, detail=len(code))
+    assert bare.go() == Exit("invalid", START + 1 + len(code))
+
+
+def test_syscall_can_be_sent_anywhere_without_leaving_the_engine(bare: Bare) -> None:
+    def enter(seen: Exit) -> bool:
+        if seen.kind == "syscall":
+            bare.q[v.RIP] = at(CODE_2, 8)
+            return True
+        return False
+
+    bare.write("ud2", at(CODE_2, 8))
+    bare.sink.handle = enter
+    assert bare.run("syscall") == Exit("invalid", at(CODE_2, 8))
+
+
+def test_the_privilege_level_can_change_in_an_exit(bare: Bare) -> None:
+    """CPL lives in hflags: written in the hook, it holds from the next instruction on."""
+
+    def change(seen: Exit) -> bool:
+        if seen.kind == "syscall":
+            bare.vmcb.cpl = 1 if bare.vmcb.cpl == 3 else 3
+            return True
+        return False
+
+    bare.sink.handle = change
+    code = f"mov edx, {at(SUPERVISOR)}; syscall; mov rax, [rdx]; syscall; mov rax, [rdx]"
+    seen = bare.run(code)
+    assert (seen.vector, seen.error) == (14, 5)
+    assert [one.kind for one in bare.sink.exits] == ["syscall", "syscall", "exception"]
+
+
+def test_cpuid_is_answered_by_the_sink(bare: Bare) -> None:
+    def answer() -> None:
+        bare.q[v.RAX], bare.q[v.RBX], bare.q[v.RCX], bare.q[v.RDX] = 1, 2, 3, 4
+
+    bare.sink.answer = answer
+    bare.run("xor eax, eax; cpuid; ud2")
+    assert tuple(bare.q[0:4]) == (1, 3, 4, 2)
+
+
+# -- flags -------------------------------------------------------------------------------------------------
+
+SETTABLE = 0x8D5 | 0x400 | 0x4000 | 1 << 18 | 1 << 21
+"""CF PF AF ZF SF OF DF NT AC ID: what ring 3 can change."""
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 1 << 22))
+def test_flags_survive_the_way_in_and_out(value: int) -> None:
+    bare = _shared()
+    bare.run("cld; ud2")
+    wanted = value & SETTABLE | 0x202
+    bare.vmcb.set_rflags(wanted)
+    assert bare.engine.rflags() == wanted
+    bare.run("pushfq; pop qword ptr [rbx]; ud2")
+    assert bare.data() & ~0x10000 == wanted
+    assert bare.engine.rflags() == wanted
+    bare.vmcb.set_rflags(0x202)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, MASK := (1 << 64) - 1), st.integers(0, MASK), st.sampled_from(["add", "sub", "and", "cmp"])
+)
+def test_computed_flags_are_what_pushf_says(a: int, b: int, operation: str) -> None:
+    bare = _shared()
+    code = f"mov rax, {a:#x}; mov rcx, {b:#x}; {operation} rax, rcx"
+    bare.run(f"{code}; pushfq; pop qword ptr [rbx]; ud2")
+    pushed = bare.data()
+    bare.run(f"{code}; ud2")
+    assert bare.engine.rflags() == pushed
+    bare.run(f"{code}; cli")
+    assert bare.engine.rflags() == pushed
+    bare.run(f"{code}; syscall")
+    assert bare.engine.rflags() == pushed
+
+
+_one: list[Bare] = []
+
+
+def _shared() -> Bare:
+    if not _one:
+        _one.append(Bare())
+    return _one[0]
+
+
+def test_interrupt_and_io_flags_cannot_be_changed_by_the_guest(bare: Bare) -> None:
+    bare.ring(1)
+    bare.run("pushfq; or qword ptr [rsp], 0x3000; and qword ptr [rsp], -0x201; popfq; ud2")
+    assert bare.engine.rflags() & 0x3200 == 0x200
+
+
+# -- ports -------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "in al, 0x80": 2,
+    "in eax, dx": 1,
+    "out 0x80, al": 2,
+    "out dx, eax": 1,
+    "insb": 1,
+    "rep insd": 2,
+    "outsb": 1,
+    "rep outsb": 2,
+}
+AFTER = [
+    "mov [rbx], rax; mov eax, 1; mov ecx, 2; ud2",
+    "push rax; push rcx; mov rsp, rax",
+    "syscall",
+    "sysenter",
+    "cpuid; mov ebx, 5",
+    "in al, 0x80; out 0x80, al",
+    "int3",
+    "hlt",
+    "lock inc qword ptr [rbx]; jmp rax",
+    "fld1; movaps xmm0, xmm1; std",
+    "xchg rax, [rbx]; rep stosq",
+]
+
+
+@BOTH_RINGS
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("instruction", REFUSED)
+def test_a_refused_port_has_no_side_effects(bare: Bare, ring: int, instruction: str, after: str) -> None:
+    """Although the emulator executes the rest of the block, the guest is as it was; nobody hears of it."""
+    bare.ring(ring)
+    bare.set_data(0x1111)
+    before = f"mov edx, 0x80; mov esi, {at(DATA)}; mov edi, {at(DATA, 8)};"
+    before += "mov eax, 0x12345678; mov ecx, 3; cmp ecx, ecx; "
+    where = START + len(assemble(before.replace(";", "\n"), START))
+    memory = bytes(bare.ram.raw[at(DATA) : at(DATA + 1)])
+    seen = bare.run(before + instruction + "; " + after)
+    assert seen == Exit("port fault", where)
+    assert [one.kind for one in bare.sink.exits][1:] == ["port fault"]
+    assert bare.sink.exits[0].detail == 0x80
+    assert bytes(bare.ram.raw[at(DATA) : at(DATA + 1)]) == memory
+    assert tuple(bare.q[0:8]) == (
+        0x12345678, 3, 0x80, at(DATA), at(DATA, 0x800), 0, at(DATA), at(DATA, 8)
+    )  # fmt: skip
+    assert bare.engine.rflags() == 0x202 | 0x40 | 0x4
+    assert bare.vmcb.cpl == ring
+    assert bare.q[v.CR + 3] == at(L1 - 3)
+
+
+def test_the_guest_goes_on_after_a_refused_port(bare: Bare) -> None:
+    def skip(seen: Exit) -> bool:
+        if seen.kind == "port fault":
+            bare.q[v.RIP] += 2
+        return seen.kind == "port fault"
+
+    bare.sink.handle = skip
+    bare.set_data(0)
+    bare.run("mov eax, 7; in al, 0x80; inc qword ptr [rbx]; out 0x81, al; inc qword ptr [rbx]; ud2")
+    while bare.sink.exits[-1].kind != "invalid":
+        bare.engine.run()
+    assert [one.kind for one in bare.sink.exits] == ["in", "port fault", "out", "port fault", "invalid"]
+    assert bare.data() == 2
+    assert bare.q[v.RAX] == 7
+
+
+def test_permitted_ports(bare: Bare) -> None:
+    bare.sink.ports = {0x80: 0xAABBCCDD}
+    bare.run("mov rax, -1; in al, 0x80; mov [rbx], rax; in eax, 0x80; mov [rbx + 8], rax; out 0x80, ax; ud2")
+    assert bare.data(0) == MASK & ~0xFF | 0xDD
+    assert bare.data(1) == 0xAABBCCDD
+    assert bare.sink.written == [(0x80, 2, 0xCCDD)]
+    bare.run(f"mov edx, 0x80; mov edi, {at(DATA)}; mov ecx, 3; rep insb; ud2")
+    assert bare.data(0) & 0xFFFFFF == 0xDDDDDD
+
+
+# -- code that changes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_range", [True, False], ids=["by range", "all"])
+def test_the_hypervisors_writes_to_code_are_seen_after_invalidation(
+    monkeypatch: pytest.MonkeyPatch, by_range: bool
+) -> None:
+    if not by_range:
+        monkeypatch.setattr(binding, "tb_invalidate_phys_range", None)
+    bare = Bare()
+    try:
+        for where in (START, at(ALIAS)):
+            bare.run("mov eax, 1; ud2")
+            bare.q[v.RIP] = where
+            bare.go()
+            for value in (2, 3):
+                bare.write(f"mov eax, {value}; ud2")
+                bare.engine.invalidate_code(CODE)
+                bare.q[v.RIP] = where
+                bare.go()
+                assert bare.q[v.RAX] == value
+    finally:
+        bare.close()
+
+
+def test_invalidation_reaches_code_that_begins_in_the_frame_before(bare: Bare) -> None:
+    bare.run("nop", at(CODE_2, 0x100))
+    tail = assemble("mov eax, 5\nud2", at(CODE_2) - 2)
+    bare.write(tail, at(CODE_2) - 2)
+    bare.q[v.RIP] = at(CODE_2) - 2
+    bare.go()
+    assert bare.q[v.RAX] == 5
+    bare.ram.raw[at(CODE_2)] = 1  # the second byte of the immediate
+    bare.engine.invalidate_code(CODE_2)
+    bare.q[v.RIP] = at(CODE_2) - 2
+    bare.go()
+    assert bare.q[v.RAX] == 0x105
+
+
+def test_the_guests_own_writes_to_code_are_seen(bare: Bare) -> None:
+    """Through another virtual address, in the block that is running."""
+    bare.run("ud2")
+    head = assemble(f"mov ecx, {at(ALIAS)}\nmov byte ptr [rcx + 31], 7", START)
+    seen = bare.run(head.ljust(30, b"\x90") + b"\xb8\x01\x00\x00\x00\x0f\x0b")  # ...; mov eax, 1; ud2
+    assert seen.kind == "invalid"
+    assert bare.q[v.RAX] == 7
+
+
+def test_flushing_the_tlb_makes_a_narrowed_entry_felt(bare: Bare) -> None:
+    entry = L1 << 9 | DATA
+    bare.run("mov [rbx], rax; ud2")
+    bare.ram.q[entry] &= ~2
+    bare.engine.flush_tlb()
+    assert bare.run("mov [rbx], rax; ud2").vector == 14
+    bare.ram.q[entry] |= 2
+    bare.engine.flush_tlb()
+    bare.run("mov [rbx], rax; ud2")
+    bare.ram.q[entry] &= ~2
+    bare.engine.flush_page(at(DATA, 0x10))
+    assert bare.run("mov [rbx], rax; ud2").vector == 14
+
+
+def test_engines_share_memory(bare: Bare) -> None:
+    other = Bare(ram=bare.ram)
+    try:
+        bare.run("mov qword ptr [rbx], 77; ud2")
+        other.run("mov rax, [rbx]; ud2", at(CODE_2))
+        assert other.q[v.RAX] == 77
+    finally:
+        other.close()
+
+
+# -- stopping ----------------------------------------------------------------------------------------------
+
+
+def _loop(rounds: int) -> str:
+    return f"mov ecx, {rounds}; again:; lock inc qword ptr [rbx]; push rcx; pop rdx; dec ecx; jnz again; ud2"
+
+
+def _finish(bare: Bare) -> int:
+    """Run until the code's own end; how often the engine came back before."""
+    stops = 0
+    while not bare.sink.exits:
+        stops += 1
+        bare.engine.run()
+    return stops
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "python"])
+def test_a_spent_budget_never_repeats_an_instruction(native: bool) -> None:
+    bare = Bare(count_blocks=True, native=native)
+    assert bare.engine.budget is not None
+    assert bare.engine.budget.native is native
+    try:
+        rounds = 20_000
+        bare.write(_loop(rounds))
+        bare.q[v.RIP], bare.q[v.RBX], bare.q[v.RSP] = START, at(DATA), at(DATA, 0x800)
+        stops = 0
+        while not bare.sink.exits:
+            bare.engine.budget.left[0] = 70
+            bare.engine.run()
+            stops += 1
+        assert bare.data() == rounds
+        assert stops > 2000
+        assert bare.q[v.RSP] == at(DATA, 0x800)
+    finally:
+        bare.close()
+
+
+def test_both_budgets_count_the_same_bytes() -> None:
+    """The bytes of all blocks entered, the last one included although it is not executed."""
+    spent = []
+    for native in (True, False):
+        bare = Bare(count_blocks=True, native=native)
+        assert bare.engine.budget is not None
+        bare.write(_loop(500))
+        bare.q[v.RIP], bare.q[v.RBX], bare.q[v.RSP] = START, at(DATA), at(DATA, 0x800)
+        trail = []
+        while not bare.sink.exits:
+            bare.engine.budget.left[0] = 997
+            bare.engine.run()
+            trail.append((bare.engine.budget.left[0], bare.q[v.RIP], bare.q[v.RCX]))
+        spent.append(trail)
+        bare.close()
+    assert spent[0] == spent[1]
+    assert len(spent[0]) > 5
+
+
+def test_the_budget_counts_bytes_of_executed_code(counting: Bare) -> None:
+    assert counting.engine.budget is not None
+    code = counting.write("nop; nop; mov eax, 1; ud2")
+    counting.q[v.RIP] = START
+    counting.engine.budget.left[0] = 1000
+    counting.engine.run()
+    assert 1000 - counting.engine.budget.left[0] == len(code)
+
+
+def test_a_budget_that_lasts_does_not_stop(counting: Bare) -> None:
+    counting.set_data(0)
+    assert counting.run(_loop(1000)).kind == "invalid"
+    assert counting.data() == 1000
+
+
+def _stop_in_the_middle_of_a_block(bare: Bare) -> int:
+    """Ask for a stop between two instructions of a block; where in the code the engine stopped."""
+    bare.sink.answer = bare.engine.stop
+    bare.set_data(0)
+    bare.write("cpuid; lock inc qword ptr [rbx]; inc r8; jmp over; over: ud2")
+    bare.q[v.RIP], bare.q[v.RBX], bare.q[v.R8] = START, at(DATA), 0
+    bare.engine.run()
+    return bare.vmcb.rip - START
+
+
+def test_a_stop_in_the_middle_of_a_block_waits_for_its_end(bare: Bare) -> None:
+    assert bare.engine.async_stop_safe
+    assert _stop_in_the_middle_of_a_block(bare) == 11
+    assert (bare.data(), bare.q[v.R8]) == (1, 1)
+    assert bare.go() == Exit("invalid", START + 11)
+    assert bare.data() == 1
+
+
+def test_without_the_switch_a_stop_is_felt_in_the_middle_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason for the switch: the emulator also looks after memory accesses, and then repeats them."""
+    monkeypatch.setattr("pyhv.cpu.engine.find_no_exit_request", lambda: None)
+    bare = Bare()
+    assert not bare.engine.async_stop_safe
+    try:
+        assert _stop_in_the_middle_of_a_block(bare) == 2
+    finally:
+        bare.close()
+
+
+def test_asynchronous_stops_never_repeat_an_instruction(bare: Bare) -> None:
+    rounds, done = 5_000_000, threading.Event()
+    bare.set_data(0)
+    bare.write(_loop(rounds))
+    bare.q[v.RIP], bare.q[v.RBX], bare.q[v.RSP] = START, at(DATA), at(DATA, 0x800)
+
+    def pester() -> None:
+        while not done.wait(0.00002):
+            bare.engine.stop()
+
+    thread = threading.Thread(target=pester)
+    thread.start()
+    try:
+        stops = _finish(bare)
+    finally:
+        done.set()
+        thread.join()
+    assert bare.data() == rounds
+    assert bare.q[v.RSP] == at(DATA, 0x800)
+    assert stops > 100
+
+
+def test_the_ticker_stops_at_its_deadline_and_leaves_a_released_engine_alone(bare: Bare) -> None:
+    ticker = clockwork.Ticker()
+    ticker.start()
+    try:
+        bare.write("again: jmp again")
+        bare.q[v.RIP] = START
+        ticker.deadline = time.monotonic_ns() + 3_000_000
+        ticker.running = bare.engine.handle
+        began = time.monotonic_ns()
+        bare.engine.run()
+        assert 2_900_000 < time.monotonic_ns() - began < 2_000_000_000
+        ticker.running = None
+        assert ticker.running is None
+    finally:
+        ticker.close()
+
+
+def test_native_hook_code() -> None:
+    assert clockwork.native_hook_code("x86_64") == bytes.fromhex("89d0 482901 7801 c3 ff6108")
+    words = struct.unpack("<7I", clockwork.native_hook_code("aarch64") or b"")
+    assert words == (
+        0xF9400064,  # ldr x4, [x3]
+        0xCB224084,  # sub x4, x4, w2, uxtw
+        0xF9000064,  # str x4, [x3]
+        0xB7F80044,  # tbnz x4, #63, +8
+        0xD65F03C0,  # ret
+        0xF9400465,  # ldr x5, [x3, #8]
+        0xD61F00A0,  # br x5
+    )
+    assert clockwork.native_hook_code("riscv64") is None
+
+
+def test_a_host_without_writable_code_gets_the_python_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError("W^X")
+
+    monkeypatch.setattr(clockwork.mmap, "mmap", refuse)
+    assert clockwork.make_budget().native is False
+
+
+# -- start-up proofs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handle() -> Iterator[int]:
+    made = Bare()
+    yield made.engine.handle
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["RIP", "CR", "DR", "DF", "SEG_BASE"])
+def test_a_wrong_offset_is_refused_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, handle: int, name: str
+) -> None:
+    value = getattr(v, name)
+    moved = tuple(one + 1 for one in value) if isinstance(value, tuple) else value + 1
+    monkeypatch.setattr(v, name, moved)
+    with pytest.raises(EngineError, match=r"laid out differently.*pip install .*unicorn==2\.1\.4"):
+        probe._prove_offsets(handle)
+
+
+def test_a_state_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
+    monkeypatch.setattr(v, "SIZE", v.SIZE + 64)
+    with pytest.raises(EngineError, match="size of the state"):
+        probe._prove_offsets(handle)
+
+
+def test_an_engine_that_is_unlike_the_first_is_refused(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
+    (pointer, offset), = probe._known_path  # fmt: skip
+    monkeypatch.setattr(probe, "_known_path", [(pointer, offset + 8)])
+    with pytest.raises(EngineError, match=r"laid out differently.*pip install"):
+        probe.find_live_state(handle)
+
+
+def test_a_host_without_proc_is_told_so(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise FileNotFoundError("/proc/self/mem")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(EngineError, match="mount /proc"):
+        probe._state_path(handle)
+
+
+def test_the_state_is_found_whatever_points_nearby(handle: int) -> None:
+    """More than one pointer may lead to the processor; the path must be the same each time."""
+    assert {probe._state_path(handle) for _ in range(3)} == set(probe._known_path)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "mov rax, rdi\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rax + 0x7f2], 1\nret",
+        "mov rax, [rdi + 8]\ncmp dword ptr [rax + 0x7f2], 0\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rcx + 0x7f2], 0\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rax + rcx + 0x7f2], 0\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rax + 0x7f2000], 0\nret",
+        "push rbp\nmov rbp, rsp\nret",
+    ],
+)
+def test_the_switch_is_left_alone_when_anything_looks_different(
+    monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    raw = assemble(code, 0).ljust(32, b"\x90")
+    monkeypatch.setattr(ctypes, "string_at", lambda _address, _size: raw)
+    assert probe.find_no_exit_request.__wrapped__() is None
+
+
+def test_the_switch_is_left_alone_when_the_function_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binding, "symbol_address", lambda _name: None)
+    assert probe.find_no_exit_request.__wrapped__() is None
+
+
+def test_a_foreign_emulator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    clockwork.require_emulator()
+    monkeypatch.setattr(binding, "VERSION", "1.0.3")
+    with pytest.raises(EngineError, match=r"unicorn 2\.x.*1\.0\.3.*pip install"):
+        clockwork.require_emulator()
+
+
+# -- the self-test at start-up -----------------------------------------------------------------------------
+
+
+def test_the_self_test_passes_and_is_quick() -> None:
+    selftest.self_test.cache_clear()
+    began = time.perf_counter()
+    selftest.self_test()
+    assert time.perf_counter() - began < 0.5  # 10 to 20 ms on an idle host
+    began = time.perf_counter()
+    selftest.self_test()
+    assert time.perf_counter() - began < 0.001
+
+
+@pytest.fixture
+def fresh_self_test() -> Iterator[None]:
+    selftest.self_test.cache_clear()
+    yield
+    selftest.self_test.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_self_test")
+def test_the_self_test_notices_stops_that_repeat_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyhv.cpu.engine.Engine._suppress_exit_requests", lambda _engine: True)
+    with pytest.raises(EngineError, match=r"waits for the end of the block\)\. .*pip install"):
+        selftest.self_test()
+
+
+@pytest.mark.usefixtures("fresh_self_test")
+@pytest.mark.parametrize(
+    ("name", "value", "promise"),
+    [
+        ("OLD_EXCEPTION", v.CC_DST * 2, "write a read-only page"),
+        ("ERROR_CODE", v.CC_DST * 2, "read a supervisor page"),
+        ("HF_BASE64", v.HF_BASE64 & ~v.HF_CS64, "."),
+        ("CONDITION_BITS", 0, "flags"),
+        ("CC_OP", v.CC_DST * 2, "flags"),
+        ("CC_SRC", v.CC_DST, "flags"),
+    ],
+)
+def test_the_self_test_notices_a_wrong_idea_of_the_state(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: int, promise: str
+) -> None:
+    monkeypatch.setattr(v, name, value)
+    with pytest.raises(EngineError, match=promise + ".*pip install"):
+        selftest.self_test()
+
+
+def test_user_pages_are_mapped_as_the_tests_believe(bare: Bare) -> None:
+    assert bare.ram.q[L1 << 9 | CODE] & 0xFFF == USER
