@@ -3,6 +3,7 @@
 said; or build it, leave it paused, and call hypercalls from Python as if it had.
 """
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 from pyhv.address import MASK64, Va
 from pyhv.cpu import vmcb as v
-from pyhv.domain import Domain, DomainConfig
+from pyhv.cpu.assembler import assemble
+from pyhv.domain import Domain, DomainConfig, Vcpu
 from pyhv.errors import XenError
 from pyhv.guests.build import build
 from pyhv.hypercalls.registry import HYPERCALLS
@@ -24,6 +26,9 @@ from pyhv.traps.report import CrashReport
 PAGES = 1024
 SECOND = 1_000_000_000
 DOMID_SELF = 0x7FF0
+
+# What the 16 scratch pages of a paused guest are used for; tests may use 0 to 7.
+_CODE, _HANDLERS, _FREE, _STACK, _KERNEL_STACK = 0x8000, 0xA000, 0xC000, 0xE000, 0xF800
 
 HEADER = """
 .include "xen.inc"
@@ -153,7 +158,8 @@ scratch: .zero 16 * PAGE_SIZE
         self.scratch = self.symbols.get("scratch", 0)
 
     @property
-    def vcpu(self):  # type: ignore[no-untyped-def]
+    def vcpu(self) -> Vcpu:
+        """The first vCPU."""
         return self.domain.vcpus[0]
 
     def call(self, number: int, *arguments: int) -> int:
@@ -185,6 +191,97 @@ scratch: .zero 16 * PAGE_SIZE
         assert found is not None
         return found
 
+    # -- running code ------------------------------------------------------------------------------------
+
+    def handlers(self, flags: int = 0) -> None:
+        """Register a handler for every vector (and the callbacks); each does nothing for ever."""
+        stub = b"\xeb\xfe".ljust(16, b"\xcc")
+        self.put(stub * 256 + stub * 16, _HANDLERS)
+        base = self.scratch + _HANDLERS
+        self.vcpu.traps = [(base + 16 * vector, flags) for vector in range(256)]
+
+    def handler(self, number: int) -> int:
+        """Address of a handler: of a vector, or 256 and up for callbacks."""
+        return self.scratch + _HANDLERS + 16 * number
+
+    @property
+    def handled(self) -> int | None:
+        """The handler that the guest is in, None if in none."""
+        number, rest = divmod(self.cpu.vmcb.rip - self.scratch - _HANDLERS, 16)
+        return number if 0 <= number < 272 and rest == 0 else None
+
+    def load(self, code: str | bytes, offset: int = _CODE) -> int:
+        """Put code into the scratch pages, an endless loop behind it; where its end is."""
+        address = self.scratch + offset
+        raw = code if isinstance(code, bytes) else assemble(code.replace(";", "\n"), address)
+        self.put(raw + b"\xeb\xfe", offset)
+        return address + len(raw)
+
+    def execute(self, code: str | bytes) -> int | None:
+        """Run code in kernel mode until it ends or is in a handler; that handler, or None.
+
+        RSP is in a scratch page, RBX at one that holds nothing.
+        """
+        end = self.load(code)
+        q = self.q
+        q[v.RIP], q[v.RSP], q[v.RBX] = self.scratch + _CODE, self.stack, self.scratch + _FREE
+        return self.go(end)
+
+    def go(self, end: int = 0) -> int | None:
+        """Run on until the guest spins at `end` or in a handler."""
+        engine, clock, call = self.domain.engine, self.machine.clock, self.dispatcher.call
+        for _ in range(50):
+            call.reschedule = False
+            self.dispatcher.enter()
+            clock.begin(engine, clock.now() + 20_000)
+            try:
+                engine.run()
+            finally:
+                clock.end()
+            if self.cpu.vmcb.rip == end or self.handled is not None or not self.domain.alive:
+                return self.handled
+        raise AssertionError(f"the guest is still busy at {self.cpu.vmcb.rip:#x}")
+
+    @property
+    def stack(self) -> int:
+        """Where `execute` puts RSP."""
+        return self.scratch + _STACK
+
+    @property
+    def kernel_stack(self) -> int:
+        """A second stack, for entries from user mode."""
+        return self.scratch + _KERNEL_STACK
+
+    def words(self, address: int, count: int) -> tuple[int, ...]:
+        """64-bit words of the guest's memory."""
+        return self.domain.memory.read_words(address, count)
+
+    def frame(self, *, error: bool = False) -> dict[str, int]:
+        """The bounce frame at RSP."""
+        names = ["rcx", "r11", *(["error"] if error else []), "rip", "cs", "rflags", "rsp", "ss"]
+        return dict(zip(names, self.words(self.q[v.RSP], len(names)), strict=True))
+
+    def allow_user_mode(self) -> None:
+        """Give the vCPU a user table: the kernel's, so that user code reaches everything."""
+        operation = struct.pack("<IIQQ", 15, 0, self.vcpu.kernel_l4, 0)
+        assert self.call(26, self.put(operation, _FREE), 1, 0, DOMID_SELF) == 0
+        self.vcpu.kernel_sp = self.kernel_stack
+
+    def iret(self, **frame: int) -> int:
+        """The iret hypercall with a frame that, unless told otherwise, stays in the kernel at the code page."""
+        names = ["rax", "r11", "rcx", "flags", "rip", "cs", "rflags", "rsp", "ss"]
+        values = dict.fromkeys(names, 0) | {
+            "rip": self.scratch + _CODE, "cs": 0xE030, "rflags": 0x202, "rsp": self.stack, "ss": 0xE02B,
+        } | frame  # fmt: skip
+        self.q[v.RSP] = self.put(struct.pack("<9Q", *(values[name] for name in names)), _FREE)
+        return self.hypercall(23)
+
+    def user(self, code: str | bytes, **frame: int) -> int | None:
+        """Run code in user mode until it is in a handler or ends."""
+        end = self.load(code)
+        self.iret(**({"cs": 0xE033} | frame))
+        return self.go(end)
+
     def page(self, number: int) -> int:
         """Address of scratch page `number`."""
         return self.scratch + 4096 * number
@@ -196,7 +293,7 @@ scratch: .zero 16 * PAGE_SIZE
     def hypercall(self, number: int) -> int:
         """A hypercall as SYSCALL enters it, from the registers; RAX afterwards."""
         self.q[v.RAX] = number
-        self.dispatcher.syscall()
+        self.dispatcher.syscall(2)
         return self.q[v.RAX]
 
 

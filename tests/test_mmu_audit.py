@@ -299,11 +299,12 @@ class HostileGuest(RuleBasedStateMachine):
         self.window = self.guest.one()
         self.guest.tables.pin(self.window, L1)
         l4, l4b, l3, l3b, l2, l2b, l1, l1b, page = self.frames
-        for table, child, flags in (
-            (l4, l3, UPPER), (l3, l2, UPPER), (l2, l1, UPPER), (l1, page, RW),
-            (l4b, l4, LINEAR), (l3b, l2b, UPPER), (l2b, l2, LINEAR), (l1b, l2, RO),
+        for table, slot, child, flags in (
+            (l4, 0, l3, UPPER), (l3, 0, l2, UPPER), (l2, 0, l1, UPPER), (l1, 0, page, RW), (l1, 1, page, RX),
+            (l1, 511, page, RW), (l4b, 0, l4, LINEAR), (l3b, 0, l2, UPPER), (l3b, 1, l2b, UPPER),
+            (l2b, 0, l2, LINEAR), (l2b, 1, l1b, UPPER), (l2b, 511, page, UPPER), (l1b, 0, l2, RO),
         ):  # fmt: skip
-            self.update(table, 0, child << 12 | flags)
+            self.update(table, slot, child << 12 | flags)
         for level, mfn in ((L4, l4), (L4, l4b), (L3, l3b), (L1, l1b)):
             self.do_pin(mfn, level)
 
@@ -391,7 +392,13 @@ class HostileGuest(RuleBasedStateMachine):
                 raise Refused
             model.pins[mfn] = level
 
-        self.attempt(lambda: self.guest.tables.pin(mfn, level), model)
+        def act() -> None:
+            self.guest.tables.pin(mfn, level)
+            if level == L4:
+                for variant in (SPLIT_KERNEL, MERGED):
+                    self.guest.cache.hardware_l4(mfn, variant)
+
+        self.attempt(act, model)
 
     @rule(at=any_frame)
     def unpin(self, at: int) -> None:

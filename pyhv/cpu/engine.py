@@ -28,6 +28,7 @@ from pyhv.errors import GuestCrash
 
 _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
+_REMEMBERED_LENGTHS = 4096
 _ARCH_X86, _MODE_64 = 4, 8
 _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
 _TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
@@ -82,6 +83,8 @@ class Engine:
         self._drained: bytes | None = None
         self.instruction_length: Callable[[int], int] = lambda _rip: 2
         """Length of the SYSCALL or SYSENTER at an address; whoever can read guest code replaces it."""
+        self.lengths: dict[int, int] = {}
+        """What it said, by address: nearly always 2, but prefixes are legal."""
         handle = ctypes.c_void_p()
         binding.check(binding.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "creating an engine")
         self.handle: int = handle.value or 0
@@ -153,19 +156,21 @@ class Engine:
                 self._fail(error)
             return True
 
+        on_syscall, lengths = sink.syscall, self.lengths
+
         def syscall(_engine: int, _data: int | None) -> None:
-            length = self.instruction_length(q[v.RIP])
+            length = lengths.get(q[v.RIP]) or self._measure(q[v.RIP])
             try:
-                if self._drained is not None:
-                    self._end_port_fault()
+                if self._drained is None:
+                    on_syscall(length)
                 else:
-                    sink.syscall(length)
+                    self._end_port_fault()
             except BaseException as error:
                 self._fail(error)
             q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook
 
         def sysenter(_engine: int, _data: int | None) -> None:
-            length = self.instruction_length(q[v.RIP])
+            length = lengths.get(q[v.RIP]) or self._measure(q[v.RIP])
             try:
                 if self._drained is not None:
                     self._end_port_fault()
@@ -246,6 +251,13 @@ class Engine:
     def stop(self) -> None:
         """Leave `run` at the next block start; callable from a sink or from another thread."""
         binding.uc_emu_stop(self.handle)
+
+    def _measure(self, rip: int) -> int:
+        """Length of the instruction at `rip`, remembered."""
+        if len(self.lengths) > _REMEMBERED_LENGTHS:
+            self.lengths.clear()
+        length = self.lengths[rip] = self.instruction_length(rip)
+        return length
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:

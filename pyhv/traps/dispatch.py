@@ -77,7 +77,7 @@ class Dispatcher:
         """Privileged instructions and page-table stores done for the guest."""
         self.observers: list[Observer] = []
         self.ports = Ports()
-        self._lengths: dict[int, int] = {}
+        self._raw = domain.ram.raw
         self._charge: Callable[[], None] | None = (
             self.clock.charge_exit if isinstance(self.clock, VirtualClock) else None
         )
@@ -92,7 +92,7 @@ class Dispatcher:
             Call(self.host, self.domain, vcpu, services, self.hypercalls) for vcpu in self.domain.vcpus
         ]
         self.call = self.calls[0]
-        engine.instruction_length = self.syscall_length
+        engine.instruction_length = self._instruction_length
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine."""
@@ -111,8 +111,9 @@ class Dispatcher:
         """Note an exit for statistics, crash reports and observers."""
         q = self._q
         self.counts[kind] += 1
-        self._recent[self._exits & _RECENT - 1] = (kind, detail, q[v.RIP])
-        self._exits += 1
+        exits = self._exits
+        self._recent[exits & _RECENT - 1] = (kind, detail, q[v.RIP])
+        self._exits = exits + 1
         if not self.observers:
             return
         registers = (*q[0:16], q[v.RIP], self.engine.rflags())
@@ -124,17 +125,17 @@ class Dispatcher:
 
     def finish(self) -> None:
         """The tail of every exit: events, TLB, and the way back or out."""
-        vcpu = self.cpu.vcpu
-        call = self.call
-        if call.reschedule:
+        cpu = self.cpu
+        vcpu = cpu.vcpu
+        if self.call.reschedule:
             self.engine.stop()
         else:
-            raw, info = self.domain.ram.raw, vcpu.info
+            raw, info = self._raw, vcpu.info
             if (raw[info] and not raw[info + 1]) or vcpu.nmi_pending:
                 self._deliver_event()
-        if self.cpu.rearrange:
-            self.cpu.arrange()
-        tables = self.domain.tables
+        if cpu.rearrange:
+            cpu.arrange()
+        tables = cpu.tables
         if tables.flush:
             self.engine.flush_tlb()
             tables.flushed()
@@ -170,15 +171,9 @@ class Dispatcher:
 
     # -- hypercalls and system calls -----------------------------------------------------------------------
 
-    def syscall_length(self, rip: int) -> int:
-        """Length of the SYSCALL at `rip`: 2, unless somebody put prefixes before it."""
-        length = self._lengths.get(rip)
-        if length is None:
-            length = decode.length(privileged.fetch(self.cpu, rip)) or 2
-            if len(self._lengths) > 4096:
-                self._lengths.clear()
-            self._lengths[rip] = length
-        return length
+    def _instruction_length(self, rip: int) -> int:
+        """Length of the SYSCALL at `rip`; if its code cannot be read any more, the usual one."""
+        return decode.length(privileged.fetch(self.cpu, rip)) or 2
 
     def syscall(self, length: int) -> None:
         """SYSCALL: a hypercall from the kernel, a system call from user mode."""

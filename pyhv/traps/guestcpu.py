@@ -38,6 +38,7 @@ from pyhv.abi.x86 import (
 from pyhv.address import PAGE_SIZE, Mfn, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
+from pyhv.cpu.vmcb import R11, RAX, RCX, RIP, RSP
 from pyhv.domain import Domain, Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
@@ -45,12 +46,17 @@ from pyhv.mmu.descriptors import Segment
 from pyhv.mmu.frames import L4, SEGDESC
 from pyhv.mmu.paging import LDT_AREA, MERGED, SPLIT_KERNEL, SPLIT_USER, DomainArea
 
-_FRAME = struct.Struct("<7Q")
-_FRAME_ERROR = struct.Struct("<8Q")
+_PUSH = struct.Struct("<7Q").pack_into
+_PUSH_ERROR = struct.Struct("<8Q").pack_into
 _IRET = struct.Struct("<9Q")
 _IRET_FLAGS = 0x3D4DD5
 """RFLAGS bits that an iret frame may set: CF PF AF ZF SF TF DF OF NT RF AC VIF VIP ID."""
 _DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
+_CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
+_CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
+_CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
+_CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
+_GS_BASE = v.SEG_BASE[v.GS]
 _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
 DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
@@ -64,6 +70,8 @@ class GuestCpu:
         self.domain = domain
         self.engine = engine
         self.vmcb = engine.vmcb
+        self._q, self._d, self._raw = engine.vmcb.q, engine.vmcb.d, domain.ram.raw
+        self._code = domain.physical.frames.code
         self.tables = domain.tables
         self.memory = domain.memory
         self.vcpu = domain.vcpus[0]
@@ -158,10 +166,9 @@ class GuestCpu:
         self.arrange()
 
     def _change_mode(self, to_kernel: bool) -> None:
-        vcpu, q = self.vcpu, self.vmcb.q
+        vcpu, q = self.vcpu, self._q
         vcpu.in_kernel = to_kernel
-        gs = v.SEG_BASE[v.GS]
-        q[gs], vcpu.other_gs_base = vcpu.other_gs_base, q[gs]
+        q[_GS_BASE], vcpu.other_gs_base = vcpu.other_gs_base, q[_GS_BASE]
         if vcpu.merged and not vcpu.force_split and vcpu.merge_known == self.domain.cache.generation:
             return  # same table; the caller sets CPL with the rest of hflags
         vcpu.force_split = False
@@ -186,30 +193,31 @@ class GuestCpu:
         """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
 
         `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `rflags` are the guest's if known. Crashes the domain when there is no
-        handler or no stack.
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `rflags` are the guest's if known. Crashes
+        the domain when there is no handler or no stack.
         """
-        vcpu, vmcb = self.vcpu, self.vmcb
-        q, d = vmcb.q, vmcb.d
+        vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if address == 0:
             raise GuestCrash("an event or exception has no handler")
         if rflags is None:
             rflags = self.engine.rflags()
-        raw, info = self.domain.ram.raw, vcpu.info
+        info = vcpu.info
         masked = raw[info + 1]
         if vcpu.in_kernel:
-            cs, stack = d[v.SEG_SEL[v.CS]] & 0xFFFC, q[v.RSP]
+            cs, stack = d[_CS_SEL] & 0xFFFC, q[RSP]
         else:
-            cs, stack = d[v.SEG_SEL[v.CS]] & 0xFFFF, vcpu.kernel_sp
-        if frame is not None:
+            cs, stack = d[_CS_SEL] & 0xFFFF, vcpu.kernel_sp
+        if flat:
+            rip, cs, rsp, ss = q[RIP], FLAT_RING3_CS64, q[RSP], FLAT_RING3_DS
+        elif frame is None:
+            rip, rsp, ss = q[RIP], q[RSP], d[_SS_SEL] & 0xFFFF
+        else:
             rip, cs, rsp, ss = frame
-        elif flat:
-            rip, cs, rsp, ss = q[v.RIP], FLAT_RING3_CS64, q[v.RSP], FLAT_RING3_DS
-        else:
-            rip, rsp, ss = q[v.RIP], q[v.RSP], d[v.SEG_SEL[v.SS]] & 0xFFFF
+        saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL)
         if masked:
             cs |= 1 << 32
-        saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL) | (0 if masked else FLAG_IF)
+        else:
+            saved_flags |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             saved_flags |= vcpu.iopl << 12
         if not vcpu.in_kernel:
@@ -217,20 +225,19 @@ class GuestCpu:
         size = 56 if error is None else 64
         stack = (stack & ~15) - size
         if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
-            raise GuestCrash(
-                f"a bounce frame at {stack & (1 << 64) - 1:#x} would be in the hypervisor's area"
-            )
+            where = stack & (1 << 64) - 1
+            raise GuestCrash(f"a bounce frame at {where:#x} would be in the hypervisor's area")
         try:
             if stack & 0xFFF <= PAGE_SIZE - size:
                 at = self.memory.for_write(stack)
                 if error is None:
-                    _FRAME.pack_into(raw, at, q[v.RCX], q[v.R11], rip, cs, saved_flags, rsp, ss)
+                    _PUSH(raw, at, q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
                 else:
-                    _FRAME_ERROR.pack_into(raw, at, q[v.RCX], q[v.R11], error, rip, cs, saved_flags, rsp, ss)
-                if self.domain.physical.frames.code[at >> 12]:
+                    _PUSH_ERROR(raw, at, q[RCX], q[R11], error, rip, cs, saved_flags, rsp, ss)
+                if self._code[at >> 12]:
                     self.domain.physical.code_written(at >> 12)
             else:
-                words = [q[v.RCX], q[v.R11], rip, cs, saved_flags, rsp, ss]
+                words = [q[RCX], q[R11], rip, cs, saved_flags, rsp, ss]
                 if error is not None:
                     words.insert(2, error)
                 self.memory.write(stack, struct.pack(f"<{len(words)}Q", *words))
@@ -238,29 +245,19 @@ class GuestCpu:
             raise GuestCrash(f"no kernel stack for a bounce frame: {refusal.why}") from refusal
         if masks:
             raw[info + 1] = 1
-        rflags &= ~_DROPPED_ON_ENTRY
-        if flat:
-            rflags &= ~FLAG_DF
-        q[v.RSP] = stack
-        q[v.RIP] = q[v.RCX] = address
-        q[v.R11] = rflags
-        vmcb.set_rflags(rflags)
-        self._flat_segments()
-        self.bounces += 1
-
-    def _flat_segments(self) -> None:
-        """Kernel code and stack segments, and 64-bit hflags at the hardware level for the mode."""
-        vmcb = self.vmcb
-        d = vmcb.d
-        if not d[v.HFLAGS] & v.HF_CS64:
-            vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
-            vmcb.set_segment(v.SS, FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
+        rflags &= ~(_DROPPED_ON_ENTRY | FLAG_DF) if flat else ~_DROPPED_ON_ENTRY
+        q[RSP] = stack
+        q[RIP] = q[RCX] = address
+        q[R11] = rflags
+        self.vmcb.set_rflags(rflags)
+        if d[v.HFLAGS] & v.HF_CS64:
+            d[_CS_SEL], d[_CS_FLAGS] = FLAT_RING3_CS64, CODE64_FLAGS
+            d[_SS_SEL], d[_SS_FLAGS] = FLAT_RING3_DS, DATA_FLAGS
         else:
-            d[v.SEG_SEL[v.CS]] = FLAT_RING3_CS64
-            d[v.SEG_FLAGS[v.CS]] = CODE64_FLAGS
-            d[v.SEG_SEL[v.SS]] = FLAT_RING3_DS
-            d[v.SEG_FLAGS[v.SS]] = DATA_FLAGS
+            self.vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
+            self.vmcb.set_segment(v.SS, FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
         d[v.HFLAGS] = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
+        self.bounces += 1
 
     def raise_exception(self, vector: int, error: int = 0) -> None:
         """Deliver an exception to the guest's handler; RIP is at the faulting instruction."""
@@ -296,9 +293,9 @@ class GuestCpu:
         if callback.address == 0 or not vmcb.d[v.HFLAGS] & v.HF_CS64:
             self.raise_exception(Vector.UD)
             return
-        q = vmcb.q
-        q[v.RIP] = q[v.RCX] = (q[v.RIP] + length) & (1 << 64) - 1
-        q[v.R11] = rflags = self.engine.rflags()
+        q = self._q
+        q[RIP] = q[RCX] = (q[RIP] + length) & (1 << 64) - 1
+        q[R11] = rflags = self.engine.rflags()
         self.bounce(callback.address, callback.mask_events, flat=True, rflags=rflags)
 
     def system_enter(self) -> None:
@@ -315,18 +312,16 @@ class GuestCpu:
 
     def iret(self) -> None:
         """The iret hypercall: load the frame at RSP and go where it says."""
-        vcpu, vmcb = self.vcpu, self.vmcb
-        q, d = vmcb.q, vmcb.d
-        stack = q[v.RSP]
+        vcpu, q, raw = self.vcpu, self._q, self._raw
+        stack = q[RSP]
         try:
             if stack & 0xFFF <= PAGE_SIZE - 72:
-                words = _IRET.unpack_from(self.domain.ram.raw, self.memory.for_read(stack))
+                words = _IRET.unpack_from(raw, self.memory.for_read(stack))
             else:
                 words = _IRET.unpack(self.memory.read(stack, 72))
         except XenError as refusal:
             raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
         rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = words
-        cs, ss = cs & 0xFFFF, ss & 0xFFFF
         if cs & 3 == 3:
             if not vcpu.user_l4:
                 raise GuestCrash("iret to user mode without a user page table")
@@ -334,16 +329,16 @@ class GuestCpu:
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = rflags >> 12 & 3
         live = rflags & _IRET_FLAGS | 0x202
-        q[v.RIP], q[v.RSP], q[v.RAX] = rip, rsp, rax
+        q[RIP], q[RSP], q[RAX] = rip, rsp, rax
         if flags & VGCF_IN_SYSCALL:
-            q[v.RCX], q[v.R11] = rip, live
+            q[RCX], q[R11] = rip, live
         else:
-            q[v.RCX], q[v.R11] = rcx, r11
-        self.domain.ram.raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
-        vmcb.set_rflags(live)
-        fault = self._load_return_segments(cs | 3, ss | 3)
+            q[RCX], q[R11] = rcx, r11
+        raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
+        self.vmcb.set_rflags(live)
+        fault = self._load_return_segments((cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF)
         if live & (FLAG_TF | FLAG_RF):
-            d[v.HFLAGS] |= live & (v.HF_TF | v.HF_RF)
+            self._d[v.HFLAGS] |= live & (v.HF_TF | v.HF_RF)
         if fault is None and not is_canonical(rip):
             fault = 0
         if fault is not None:
@@ -352,25 +347,26 @@ class GuestCpu:
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
         known = self.vcpu.return_segments
-        if (cs, ss) not in known:
-            known[cs, ss] = (self.segment(cs, code=True), self.segment(ss, code=False))
-        code, stack = known[cs, ss]
-        vmcb = self.vmcb
-        d = vmcb.d
-        if stack is None or code is None:
-            vmcb.set_segment(v.SS, ss, 0, FLAT_LIMIT, DATA_FLAGS)
-        else:
-            vmcb.set_segment(v.SS, ss, *stack)
-        if code is None:
-            vmcb.set_segment(v.CS, cs, 0, FLAT_LIMIT, CODE64_FLAGS)
-        else:
-            vmcb.set_segment(v.CS, cs, *code)
+        pair = known.get((cs, ss))
+        if pair is None:
+            pair = known[cs, ss] = (self.segment(cs, code=True), self.segment(ss, code=False))
+        code, stack = pair
+        q, d, vmcb = self._q, self._d, self.vmcb
         hflags = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
-        if code is not None and not code.flags & descriptors.LONG >> 32:
+        if code is None or stack is None:
+            vmcb.set_segment(v.SS, ss, 0, FLAT_LIMIT, DATA_FLAGS)
+            if code is None:
+                vmcb.set_segment(v.CS, cs, 0, FLAT_LIMIT, CODE64_FLAGS)
+                d[v.HFLAGS] = hflags
+                return cs & ~3
+        else:
+            d[_SS_SEL] = ss
+            q[_SS_BASE], d[_SS_LIMIT], d[_SS_FLAGS] = stack
+        d[_CS_SEL] = cs
+        q[_CS_BASE], d[_CS_LIMIT], d[_CS_FLAGS] = code
+        if not code.flags & descriptors.LONG >> 32:
             hflags = self._compatibility_mode(hflags, code)
         d[v.HFLAGS] = hflags
-        if code is None:
-            return cs & ~3
         return ss & ~3 if stack is None else None
 
     def _compatibility_mode(self, hflags: int, code: Segment) -> int:
