@@ -138,7 +138,7 @@ def build_domain(
         )
     shared_info = frames.allocate_shared(domid)
     config.uuid = str(uuid.UUID(int=machine.seed << 32 | domid))
-    domain = Domain(domid, config, physical, machine.clock.now, shared_info)
+    domain = Domain(domid, config, physical, machine.clock, shared_info)
     domain.zero_frame = machine.zero_frame
     domain.area = DomainArea(physical.ram, frames, config.vcpus)
     domain.cache = L4Cache(physical.ram, frames, machine.m2p, domain.area)
@@ -207,7 +207,7 @@ def _power_on(machine: "Machine", domain: Domain, boot: BootState) -> Dispatcher
     dispatcher = Dispatcher(machine, domain)
     engine = Engine(
         machine.physical.ram, machine.sink_for(dispatcher), count_blocks=machine.counts_blocks,
-        hole=machine.zero_frame << 12,
+        hole=machine.zero_frame << 12, trap_time=machine.clock.traps_tsc,
     )  # fmt: skip
     domain.engine = engine
     machine.physical.invalidators.append(engine.invalidate_code)
@@ -231,7 +231,7 @@ def _power_on(machine: "Machine", domain: Domain, boot: BootState) -> Dispatcher
     domain.pristine = bytes(engine.vmcb.raw)
     domain.set_wallclock(machine.clock.wall_ns())
     prepare_vcpu(domain, 0)
-    first.update_time(machine.clock.now())
+    first.update_time()
     return dispatcher
 
 

@@ -5,27 +5,50 @@
 exit costs a fixed time, and when all is idle it jumps to the next timer. The same run gives the same times,
 instruction for instruction. `RealClock` is the host's monotonic clock.
 
-The guests' TSC is derived from the same source: 1 GHz, so that TSC and system time are one number.
+The guests' TSC is system time in nanoseconds, or, in real time where that spares exits, the host's own.
 """
 
 import time
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from pyhv.cpu.binding import uc_emu_stop
 from pyhv.cpu.clockwork import Ticker
 from pyhv.cpu.engine import Engine
+from pyhv.cpu.tsc import HostTsc, TscRate, rate
 
 BYTES_PER_NS = 4
 EXIT_NS = 250
 """Virtual time: executed bytes that make a nanosecond, and what an exit costs."""
 
-FAR_FUTURE = 1 << 62
+TSC_IS_SYSTEM_TIME = rate(1_000_000_000)
+"""The rate of a TSC that counts nanoseconds."""
+
+
+class TimeRecord(NamedTuple):
+    """At TSC value `tsc`, system time was `now` ns. `stable`: equal on all vCPUs and never set back."""
+
+    tsc: int
+    now: int
+    stable: bool
 
 
 class Clock(ABC):
     """How the machine measures time and bounds a guest's turn on the processor."""
 
     deterministic: bool
+    traps_tsc: bool
+    """Whether RDTSC must exit, so that `tsc` can answer."""
+    tsc_rate: TscRate
+    """The guests' TSC as they are told."""
+
+    @abstractmethod
+    def time_record(self) -> TimeRecord:
+        """A moment in both measures, TSC and system time, for the guests' pvclock."""
+
+    @abstractmethod
+    def tsc(self) -> int:
+        """What RDTSC returns when it exits."""
 
     @abstractmethod
     def now(self) -> int:
@@ -53,9 +76,11 @@ class Clock(ABC):
 
 
 class VirtualClock(Clock):
-    """Deterministic time from executed guest code."""
+    """Deterministic time from executed guest code. The TSC is system time, at 1 GHz."""
 
     deterministic = True
+    traps_tsc = True
+    tsc_rate = TSC_IS_SYSTEM_TIME
 
     def __init__(self, wall_ns: int = 1_136_073_600_000_000_000) -> None:
         self._wall = wall_ns  # 2006-01-01: a fixed birthday, so that runs are alike
@@ -93,6 +118,13 @@ class VirtualClock(Clock):
                 left[0] -= self._granted - wanted
                 self._granted = wanted
 
+    def time_record(self) -> TimeRecord:
+        now = self.now()
+        return TimeRecord(now, now, True)
+
+    def tsc(self) -> int:
+        return self.now()
+
     def charge_exit(self) -> None:
         """Let an exit take its fixed time."""
         if self._left is not None:
@@ -107,11 +139,17 @@ class VirtualClock(Clock):
 
 
 class RealClock(Clock):
-    """The host's time; a ticker thread ends a guest's turn."""
+    """The host's time; a ticker thread ends a guest's turn.
+
+    The guests' TSC is the host's where that is possible without exits (`cpu/tsc.py`), else system time.
+    """
 
     deterministic = False
 
-    def __init__(self) -> None:
+    def __init__(self, tsc: HostTsc | None = None) -> None:
+        self._tsc = tsc
+        self.traps_tsc = tsc is None
+        self.tsc_rate = TSC_IS_SYSTEM_TIME if tsc is None else tsc.rate
         self._start = time.monotonic_ns()
         self._wall = time.time_ns()
         self._ticker = Ticker()
@@ -139,6 +177,16 @@ class RealClock(Clock):
         delay = when - self.now()
         if delay > 0:
             time.sleep(delay / 1e9)
+
+    def time_record(self) -> TimeRecord:
+        if self._tsc is None:
+            now = self.now()
+            return TimeRecord(now, now, True)
+        ticks, moment = self._tsc.sample()
+        return TimeRecord(ticks, moment - self._start, False)
+
+    def tsc(self) -> int:
+        return self.now() if self._tsc is None else self._tsc.read()
 
     def wall_ns(self) -> int:
         return self._wall

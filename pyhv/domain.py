@@ -10,12 +10,10 @@ Nothing here decides anything about an exit; that is `traps/` and `hypercalls/`.
 """
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pyhv.abi.hypercall_page import HYPERCALL_PAGE
 from pyhv.abi.numbers import Shutdown
-from pyhv.abi.pvclock import TSC_SHIFT, TSC_TO_SYSTEM_MUL
 from pyhv.abi.shared import (
     SI_VCPU_INFO,
     SI_WC_NSEC,
@@ -29,6 +27,7 @@ from pyhv.abi.shared import (
     VI_UPCALL_PENDING,
 )
 from pyhv.address import Mfn
+from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
@@ -42,6 +41,7 @@ from pyhv.mmu.tables import PageTables
 from pyhv.sched.runstate import Runstate, State
 
 NO_TRAP = (0, 0)
+_TIME_INFO = struct.Struct("<IIQQIbBxx")
 
 
 @dataclass(slots=True)
@@ -174,17 +174,18 @@ class Vcpu:
         self.info = page.base + offset
         self.info_moved = True
 
-    def update_time(self, now: int) -> None:
-        """Refresh the vCPU's pvclock record: at `now` ns, TSC and system time are both `now`."""
+    def update_time(self) -> None:
+        """Refresh the vCPU's pvclock record; its version is odd while that happens."""
+        clock, ram = self.domain.clock, self.domain.ram
+        tsc, now, stable = clock.time_record()
         self.time_stamp = now
-        ram = self.domain.ram
         at = self.info + VI_TIME
         version = ram.d[at >> 2] | 1
-        record = struct.pack(
-            "<IIQQIbBH", version & 0xFFFFFFFF, 0, now, now, TSC_TO_SYSTEM_MUL, TSC_SHIFT, 1, 0
+        rate = clock.tsc_rate
+        ram.raw[at : at + 32] = _TIME_INFO.pack(
+            version & 0xFFFF_FFFF, 0, tsc, now, rate.mul, rate.shift, int(stable)
         )
-        ram.raw[at : at + 32] = record
-        ram.d[at >> 2] = (version + 1) & 0xFFFFFFFF
+        ram.d[at >> 2] = (version + 1) & 0xFFFF_FFFF
         if self.time_area:
             self.domain.memory.write(self.time_area, bytes(ram.raw[at : at + 32]))
 
@@ -230,7 +231,7 @@ class Domain:
         domid: int,
         config: DomainConfig,
         physical: PhysicalMemory,
-        now: Callable[[], int],
+        clock: Clock,
         shared_info: Mfn,
     ) -> None:
         self.domid = domid
@@ -240,7 +241,8 @@ class Domain:
         self.cap = config.cap
         self.physical = physical
         self.ram = physical.ram
-        self.now = now
+        self.clock = clock
+        self.now = clock.now
         self.memory = GuestMemory(physical)
         self.shared_info = FramePage(physical, shared_info)
         self.assists = Assists()

@@ -26,6 +26,7 @@ from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import ExitSink
 from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.tsc import host_tsc
 from pyhv.domain import Domain, DomainConfig, Vcpu
 from pyhv.errors import ConfigError, GuestCrash, XenError
 from pyhv.events.channels import EventChannels
@@ -48,7 +49,7 @@ from pyhv.xenstore.store import Store
 OVERHEAD_FRAMES: Final = 4096
 """Frames that the machine adds for itself: M2P, hardware L4s, shared pages of many domains."""
 MAX_MEMORY_PAGES: Final = 1 << 26
-_TIME_REFRESH_NS: Final = 1_000_000_000
+_TIME_REFRESH_NS: Final = 100_000_000
 _INPUT_LOOK_NS: Final = 5_000_000
 _LONGEST_TURN_NS: Final = 30_000_000
 
@@ -120,7 +121,7 @@ class Machine:
         (self.xen_gdt,) = self.frames.allocate_xen()
         for selector, descriptor in RESERVED_DESCRIPTORS.items():
             self.ram.q[self.xen_gdt << 9 | (selector & 0xFFF) >> 3] = descriptor
-        self.clock: Clock = VirtualClock() if config.virtual_time else RealClock()
+        self.clock: Clock = VirtualClock() if config.virtual_time else RealClock(host_tsc())
         self.counts_blocks = config.virtual_time or find_no_exit_request() is None
         self.scheduler = SCHEDULERS[config.scheduler]()
         self.store = Store()
@@ -421,7 +422,7 @@ class Machine:
     def _write_areas(self, vcpu: Vcpu, now: int) -> None:
         """Refresh what the guest reads of its time and runstate; unmapped areas are left for later."""
         try:
-            vcpu.update_time(now)
+            vcpu.update_time()
             if vcpu.runstate_area:
                 vcpu.domain.memory.write(vcpu.runstate_area, runstate_record(vcpu, now))
         except XenError:

@@ -268,7 +268,7 @@ scratch: .zero 16 * PAGE_SIZE
         self.vcpu.kernel_sp = self.kernel_stack
 
     def iret(self, **frame: int) -> int:
-        """The iret hypercall with a frame that, unless told otherwise, stays in the kernel at the code page."""
+        """The iret hypercall; its frame, unless told otherwise, stays in the kernel, at the code page."""
         names = ["rax", "r11", "rcx", "flags", "rip", "cs", "rflags", "rsp", "ss"]
         values = dict.fromkeys(names, 0) | {
             "rip": self.scratch + _CODE, "cs": 0xE030, "rflags": 0x202, "rsp": self.stack, "ss": 0xE02B,
@@ -278,6 +278,8 @@ scratch: .zero 16 * PAGE_SIZE
 
     def user(self, code: str | bytes, **frame: int) -> int | None:
         """Run code in user mode until it is in a handler or ends."""
+        if not self.vcpu.in_kernel:
+            self.cpu.raise_exception(3)
         end = self.load(code)
         self.iret(**({"cs": 0xE033} | frame))
         return self.go(end)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A guest with a user process, for tests of what happens between the two modes.
 
-The process is given as assembly text and runs at `USER_CODE`, in a page of its own that it may also write. Its
-system call 1 ends the guest: well if RDI is 0, else with the step in RDI. System call 2 does nothing. An
-exception of the process is noted (`trapped_vector`, `trapped_error`, `trapped_cr2`, `trapped_rip`,
-`trapped_cs`), and the process goes on at the address in its R15.
+The process is given as assembly text and runs at `USER_CODE`, in a page of its own that it may also write.
+Its system call 1 ends the guest: well if RDI is 0, else with the step in RDI. System call 2 does nothing. An
+exception of the process is noted, and the process goes on at the address in its R15; system call 3 then gives
+vector, error code, RIP and CR2 of it in RDI, RSI, RDX and R8.
 """
 
 from guest_machine import Run, run

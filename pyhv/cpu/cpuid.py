@@ -11,7 +11,7 @@ a run unrepeatable (RDRAND, RDSEED). Enhanced REP MOVSB is hidden since it is th
 
 from typing import Final, NamedTuple
 
-from pyhv.abi.pvclock import TSC_HZ, TSC_SHIFT, TSC_TO_SYSTEM_MUL
+from pyhv.cpu.tsc import TscRate
 
 
 class Cpuid(NamedTuple):
@@ -61,17 +61,17 @@ _BASIC: Final = {
 }
 
 
-def cpuid(leaf: int, subleaf: int, vcpu: int = 0) -> Cpuid:
-    """Answer CPUID for a 64-bit PV guest; unknown leaves are all zero."""
+def cpuid(leaf: int, subleaf: int, vcpu: int, tsc: TscRate) -> Cpuid:
+    """Answer CPUID for a vCPU of a 64-bit PV guest with such a TSC; unknown leaves are all zero."""
     if leaf == 1:
         found = _BASIC[1]
         return found._replace(ebx=found.ebx | vcpu << 24)
     if XEN_LEAF <= leaf <= XEN_LEAF + 5:
-        return _xen_leaf(leaf - XEN_LEAF, subleaf)
+        return _xen_leaf(leaf - XEN_LEAF, subleaf, tsc)
     return _BASIC.get(leaf, ZERO)
 
 
-def _xen_leaf(number: int, subleaf: int) -> Cpuid:
+def _xen_leaf(number: int, subleaf: int, tsc: TscRate) -> Cpuid:
     if number == 0:
         return Cpuid(XEN_LEAF + 5, 0x566E_6558, 0x6558_4D4D, 0x4D4D_566E)  # "XenVMMXenVMM"
     if number == 1:
@@ -80,11 +80,11 @@ def _xen_leaf(number: int, subleaf: int) -> Cpuid:
         return Cpuid(1, HYPERCALL_PAGE_MSR, 1, 0)
     if number == 3:
         if subleaf == 0:
-            return Cpuid(_bits(0, 1, 2), 0, TSC_HZ // 1000, 0)
+            return Cpuid(_bits(0, 1, 2), 0, tsc.hz // 1000, 0)
         if subleaf == 1:
-            return Cpuid(0, 0, TSC_TO_SYSTEM_MUL, TSC_SHIFT)
+            return Cpuid(0, 0, tsc.mul, tsc.shift & 0xFFFF_FFFF)
         if subleaf == 2:
-            return Cpuid(TSC_HZ // 1000, 0, 0, 0)
+            return Cpuid(tsc.hz // 1000, 0, 0, 0)
     if number == 5:
         return Cpuid(0, 40, 0, 0)
     return ZERO

@@ -30,6 +30,7 @@ _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
 _REMEMBERED_LENGTHS = 4096
 _ARCH_X86, _MODE_64 = 4, 8
+_CR4_TSD = 4
 _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
 _TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
 _fast_reg_read, _fast_ctl = binding.fast_reg_read, binding.fast_ctl
@@ -68,15 +69,23 @@ class Engine:
     """One processor over `ram`, delivering exits to `sink`.
 
     `count_blocks` installs the byte budget (virtual time); without it the engine runs until stopped from
-    outside. `hole` is an empty page table (machine address) used to make the processor harmless while a
+    outside. `trap_time` makes RDTSC fault at every level but ring 0. `hole` is an empty page table (machine address) used to make the processor harmless while a
     refused port access drains.
     """
 
     def __init__(
-        self, ram: Ram, sink: ExitSink, *, count_blocks: bool, hole: int, native: bool = True
+        self,
+        ram: Ram,
+        sink: ExitSink,
+        *,
+        count_blocks: bool,
+        hole: int,
+        trap_time: bool = True,
+        native: bool = True,
     ) -> None:
         self.sink = sink
         self._hole = hole
+        self._trap_time = trap_time
         self._failure: BaseException | None = None
         self._flags_cell = ctypes.c_uint64()
         self._flags_pointer = ctypes.byref(self._flags_cell)
@@ -119,7 +128,7 @@ class Engine:
         """
         efer = binding.MsrAccess(0xC000_0080, 0xD01)
         binding.check(binding.uc_reg_write(self.handle, binding.REG_MSR, ctypes.byref(efer)), "setting EFER")
-        self._write_register(binding.REG_CR4, 0x20 | 0x200 | 0x400 | 0x4)
+        self._write_register(binding.REG_CR4, 0x20 | 0x200 | 0x400 | (_CR4_TSD if self._trap_time else 0))
         self._write_register(binding.REG_CR3, self._hole)
         self._write_register(binding.REG_CR0, 0x8005_0033)
 
@@ -294,6 +303,19 @@ class Engine:
             return q[v.EFLAGS] & ~0xCD5 | q[v.CC_SRC] & v.CONDITION_BITS | direction
         _fast_reg_read(self._handle, _EFLAGS, self._flags_pointer)
         return self._flags_cell.value
+
+    def trap_user_time(self, on: bool) -> None:
+        """The guest's own CR4.TSD: RDTSC traps where it would not by itself."""
+        if not self._trap_time:
+            cr4 = self.vmcb.q[v.CR + 4]
+            self.vmcb.q[v.CR + 4] = cr4 | _CR4_TSD if on else cr4 & ~_CR4_TSD
+
+    def set_tsc_aux(self, value: int) -> None:
+        """What RDTSCP returns in RCX where it does not trap."""
+        aux = binding.MsrAccess(0xC000_0103, value)
+        binding.check(
+            binding.uc_reg_write(self.handle, binding.REG_MSR, ctypes.byref(aux)), "setting TSC_AUX"
+        )
 
     def flush_tlb(self) -> None:
         """Forget all cached translations of virtual addresses."""

@@ -102,7 +102,7 @@ def _register_runstate(call: Call, vcpu: Vcpu, argument: int) -> int:
 def _register_time(call: Call, vcpu: Vcpu, argument: int) -> int:
     vcpu.time_area = _area(call, argument)
     if vcpu is call.vcpu and vcpu.time_area:
-        write_area(call, lambda: vcpu.update_time(call.host.now()))
+        write_area(call, lambda: vcpu.update_time())
     return 0
 
 
@@ -164,7 +164,7 @@ def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     page = FramePage(call.host.physical, mfn)
     bits.relocate(vcpu.number, page, request.offset)
     vcpu.use_info(page, request.offset)
-    write_area(call, lambda: vcpu.update_time(call.host.now()))
+    write_area(call, lambda: vcpu.update_time())
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import (
     CR0_TS,
+    CR4_TSD,
     EFER_VALUE,
     GUEST_CR0,
     PAT_VALUE,
@@ -91,8 +92,8 @@ def read_time(cpu: GuestCpu) -> bool:
     raw = cpu.domain.ram.raw
     if raw[at] != 0x0F or raw[at + 1] != 0x31:
         return False
-    now = cpu.domain.now()
-    q[v.RAX], q[v.RDX] = now & MASK32, now >> 32 & MASK32
+    tsc = cpu.domain.clock.tsc()
+    q[v.RAX], q[v.RDX] = tsc & MASK32, tsc >> 32 & MASK32
     q[v.RIP] = (rip + 2) & MASK64
     return True
 
@@ -110,7 +111,7 @@ def forced(cpu: GuestCpu) -> bool:
 def answer_cpuid(cpu: GuestCpu) -> None:
     """Put the policy's answer into RAX, RBX, RCX, RDX."""
     q = cpu.vmcb.q
-    answer = cpuid(q[v.RAX] & MASK32, q[v.RCX] & MASK32, cpu.vcpu.number)
+    answer = cpuid(q[v.RAX] & MASK32, q[v.RCX] & MASK32, cpu.vcpu.number, cpu.domain.clock.tsc_rate)
     q[v.RAX], q[v.RBX], q[v.RCX], q[v.RDX] = answer
 
 
@@ -149,9 +150,11 @@ def _nothing(_cpu: GuestCpu, _found: Privileged) -> None:
 
 
 def _rdtsc(cpu: GuestCpu, _found: Privileged) -> None:
-    now = cpu.domain.now()
+    if not cpu.vcpu.in_kernel and cpu.vcpu.cr4 & CR4_TSD:
+        raise Refused
+    tsc = cpu.domain.clock.tsc()
     q = cpu.vmcb.q
-    q[v.RAX], q[v.RDX] = now & MASK32, now >> 32 & MASK32
+    q[v.RAX], q[v.RDX] = tsc & MASK32, tsc >> 32 & MASK32
 
 
 def _rdtscp(cpu: GuestCpu, found: Privileged) -> None:
@@ -198,6 +201,7 @@ def _write_cr(cpu: GuestCpu, found: Privileged) -> None:
             raise Refused from error
     elif found.number == 4:
         vcpu.cr4 = value & _CR4_SETTABLE | _CR4_VISIBLE
+        cpu.engine.trap_user_time(bool(vcpu.cr4 & CR4_TSD))
     else:
         raise Refused
 
@@ -248,7 +252,7 @@ def read_msr(cpu: GuestCpu, number: int) -> int:
     if number == Msr.APIC_BASE:
         return 0xFEE0_0800 | (0x100 if cpu.vcpu.number == 0 else 0)
     if number == Msr.TSC:
-        return cpu.domain.now()
+        return cpu.domain.clock.tsc()
     if number == Msr.TSC_AUX:
         return cpu.vcpu.tsc_aux
     if number in _READ_ONLY:
@@ -274,6 +278,7 @@ def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
         if value > MASK32:
             raise Refused
         cpu.vcpu.tsc_aux = value
+        cpu.engine.set_tsc_aux(value)
     elif number == Msr.XEN_HYPERCALL_PAGE:
         if value & 0xFFF or not cpu.domain.fill_hypercall_page(value >> 12):
             raise Refused

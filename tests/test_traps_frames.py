@@ -1,0 +1,517 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Into the guest kernel and out of it: bounce frames, the iret hypercall, callbacks, event upcalls."""
+
+from collections.abc import Iterator
+
+import pytest
+from guest_machine import Paused, paused
+
+from pyhv.abi.numbers import Assist
+from pyhv.abi.x86 import ERROR_CODE_VECTORS
+from pyhv.cpu import vmcb as v
+from pyhv.domain import CallbackEntry
+
+GP, PF, UD, DB, NM, BP = 13, 14, 6, 1, 7, 3
+EVENT, SYSCALL, SYSENTER, FAILSAFE = 256, 257, 258, 259
+IF = 0x200
+
+
+@pytest.fixture
+def guest() -> Iterator[Paused]:
+    with paused() as made:
+        made.handlers()
+        vcpu = made.vcpu
+        vcpu.event_callback = CallbackEntry(made.handler(EVENT), True)
+        vcpu.syscall_callback = CallbackEntry(made.handler(SYSCALL), False)
+        vcpu.sysenter_callback = CallbackEntry(made.handler(SYSENTER), False)
+        yield made
+
+
+def unmask(guest: Paused) -> None:
+    guest.vcpu.upcall_masked = False
+
+
+# -- from the kernel ---------------------------------------------------------------------------------------
+
+
+def test_frame_of_an_exception_from_the_kernel(guest: Paused) -> None:
+    """rcx, r11, error, rip, cs, rflags, rsp, ss upwards; RPL 0 in CS, the event mask in CS' bit 32."""
+    assert guest.execute("mov rcx, 0x11; mov r11, 0x22; stc; hlt") == GP
+    frame = guest.frame(error=True)
+    assert frame == {
+        "rcx": 0x11, "r11": 0x22, "error": 0, "rip": guest.scratch + 0x8000 + 15, "cs": 0xE030 | 1 << 32,
+        "rflags": 0x2 | 1, "rsp": guest.stack, "ss": 0xE02B,
+    }  # fmt: skip
+    assert guest.q[v.RSP] == guest.stack - 64
+
+
+def test_unmasked_events_show_as_the_interrupt_flag(guest: Paused) -> None:
+    unmask(guest)
+    assert guest.execute("hlt") == GP
+    frame = guest.frame(error=True)
+    assert frame["cs"] == 0xE030
+    assert frame["rflags"] & IF
+    assert not guest.vcpu.upcall_masked
+
+
+def test_a_handler_may_want_events_masked(guest: Paused) -> None:
+    guest.handlers(flags=4)
+    unmask(guest)
+    guest.execute("hlt")
+    assert guest.frame(error=True)["cs"] == 0xE030
+    assert guest.vcpu.upcall_masked
+
+
+def test_the_stack_is_aligned_to_16(guest: Paused) -> None:
+    guest.execute("sub rsp, 5; hlt")
+    assert guest.frame(error=True)["rsp"] == guest.stack - 5
+    assert guest.q[v.RSP] == guest.stack - 16 - 64
+
+
+def test_a_frame_may_cross_a_page(guest: Paused) -> None:
+    guest.execute("sub rsp, 0xfe0; hlt")
+    assert guest.frame(error=True)["rsp"] == guest.stack - 0xFE0
+    assert guest.q[v.RSP] == guest.stack - 0xFE0 - 64
+    assert guest.q[v.RSP] & ~0xFFF != guest.stack - 0xFE0 & ~0xFFF
+
+
+def test_processor_state_in_a_handler(guest: Paused) -> None:
+    guest.execute("pushfq; or qword ptr [rsp], 0x244400; popfq; std; hlt")
+    flags = guest.domain.engine.rflags()
+    assert guest.frame(error=True)["rflags"] & 0x244400 == 0x244400
+    assert flags & 0x44000 == 0, "NT and AC are clear in a handler"
+    assert flags & 0x200400 == 0x200400, "DF and ID are as they were"
+    assert guest.cpu.vmcb.selector(v.CS) == 0xE033
+    assert guest.cpu.vmcb.selector(v.SS) == 0xE02B
+    assert guest.q[v.RCX] == guest.handler(GP)
+
+
+@pytest.mark.parametrize("vector", range(32))
+def test_which_vectors_push_an_error_code(guest: Paused, vector: int) -> None:
+    guest.q[v.RSP] = guest.stack
+    guest.cpu.raise_exception(vector, 0x1234)
+    size = guest.stack - guest.q[v.RSP]
+    assert size == (64 if vector in ERROR_CODE_VECTORS else 56)
+    if size == 64:
+        assert guest.frame(error=True)["error"] == 0x1234
+
+
+@pytest.mark.parametrize(
+    ("code", "vector", "error"),
+    [
+        ("xor ecx, ecx; div ecx", 0, None),
+        ("int3", BP, None),
+        ("ud2", UD, None),
+        ("hlt", GP, 0),
+        ("mov rax, 0x800000000000; mov rax, [rax]", GP, 0),
+        ("mov eax, 0x1234; mov ds, eax", GP, 0x1234 & ~3),
+        ("mov eax, 0xe00b; mov ds, eax", GP, 0xE008),
+        ("mov rax, 0x7fff00000000; mov rax, [rax]", PF, 0),
+        ("mov rax, 0x7fff00000000; mov [rax], rax", PF, 2),
+        ("mov rax, 0x7fff00000000; jmp rax", PF, 0x10),
+        ("mov rax, 0xffff830000000000; mov rax, [rax]", PF, 0),
+        ("mov rax, 0xffff800000000000; mov [rax], rax", PF, 3),
+    ],
+)
+def test_exceptions_of_the_kernel(guest: Paused, code: str, vector: int, error: int | None) -> None:
+    """A page fault's U bit is clear: it is the kernel's, although it runs in ring 3."""
+    assert guest.execute(code) == vector
+    if error is not None:
+        assert guest.frame(error=True)["error"] == error
+
+
+def test_the_address_of_a_page_fault_is_in_vcpu_info(guest: Paused) -> None:
+    guest.execute("mov rax, 0x7fff00000123; mov rax, [rax]")
+    assert guest.vcpu.cr2 == 0x7FFF00000123
+    assert guest.domain.shared_info.read_u64(16) == 0x7FFF00000123
+    assert guest.execute("mov rax, cr2") is None
+    assert guest.q[v.RAX] == 0x7FFF00000123
+
+
+def test_device_not_available_clears_task_switched(guest: Paused) -> None:
+    assert guest.call(5, 1) == 0
+    assert guest.execute("fld1") == NM
+    assert guest.execute("fld1") is None
+
+
+def test_debug_exceptions_update_the_guests_dr6(guest: Paused) -> None:
+    guest.execute("pushfq; or qword ptr [rsp], 0x100; popfq; nop; nop")
+    assert guest.handled == DB
+    assert guest.vcpu.debug[6] == 0xFFFF4FF0
+    frame = guest.frame()
+    assert frame["rflags"] & 0x100
+    assert not guest.domain.engine.rflags() & 0x100
+
+
+# -- INT n -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dpl", "kernel", "user"), [(0, False, False), (1, True, False), (3, True, True)])
+@pytest.mark.parametrize("number", [0x20, 0x21, 0x82, 0xFF])
+def test_int_n_needs_the_privilege_of_its_entry(
+    guest: Paused, number: int, dpl: int, kernel: bool, user: bool
+) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.traps[number] = (guest.handler(number), dpl)
+    code = bytes([0x90, 0xCD, number])
+    for run, allowed in ((guest.execute, kernel), (guest.user, user)):
+        handler = run(code)
+        if allowed:
+            assert handler == number
+            assert guest.frame()["rip"] == guest.scratch + 0x8000 + 3
+        else:
+            assert handler == GP
+            frame = guest.frame(error=True)
+            assert frame["error"] == number << 3 | 2
+            assert frame["rip"] == guest.scratch + 0x8000 + 1
+
+
+def test_int3_checks_no_privilege(guest: Paused) -> None:
+    guest.allow_user_mode()
+    assert guest.user("int3") == BP
+    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 1
+
+
+@pytest.mark.parametrize("dpl", [0, 1, 3])
+def test_int_80_goes_straight_to_its_handler(guest: Paused, dpl: int) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.traps[0x80] = (guest.handler(0x80), dpl)
+    assert guest.execute("int 0x80") == 0x80
+    assert guest.user("int 0x80") == 0x80
+    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 2
+
+
+def test_int_80_without_a_handler_is_a_protection_fault(guest: Paused) -> None:
+    guest.vcpu.traps[0x80] = (0, 0)
+    assert guest.execute("int 0x80") == GP
+    frame = guest.frame(error=True)
+    assert (frame["error"], frame["rip"]) == (0x402, guest.scratch + 0x8000)
+
+
+@pytest.mark.xfail(strict=True, reason="a refused INT n is taken to be two bytes long")
+def test_a_refused_int_n_with_a_prefix(guest: Paused) -> None:
+    guest.vcpu.traps[0x20] = (0, 0)
+    assert guest.execute(b"\x66\xcd\x20") == GP
+    assert guest.frame(error=True)["rip"] == guest.scratch + 0x8000
+
+
+# -- from user mode ----------------------------------------------------------------------------------------
+
+
+def test_frame_of_an_exception_from_user_mode(guest: Paused) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.other_gs_base = 0x1111  # user's
+    guest.q[v.SEG_BASE[v.GS]] = 0x2222  # kernel's
+    assert guest.user("mov rcx, 0x11; hlt", rflags=0x202) == GP
+    frame = guest.frame(error=True)
+    assert frame == {
+        "rcx": 0x11, "r11": 0, "error": 0, "rip": guest.scratch + 0x8000 + 7, "cs": 0xE033, "rflags": 0x202,
+        "rsp": guest.stack, "ss": 0xE02B,
+    }  # fmt: skip
+    assert guest.q[v.RSP] == guest.kernel_stack - 64
+    assert guest.vcpu.in_kernel
+    assert (guest.q[v.SEG_BASE[v.GS]], guest.vcpu.other_gs_base) == (0x2222, 0x1111)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("mov rax, 0x7fff00000000; mov rax, [rax]", 4),
+        ("mov rax, 0x7fff00000000; mov [rax], rax", 6),
+        ("mov rax, 0xffff800000000000; mov rax, [rax]", 4),
+    ],
+)
+def test_page_faults_of_user_mode_have_the_u_bit(guest: Paused, code: str, error: int) -> None:
+    guest.allow_user_mode()
+    assert guest.user(code) == PF
+    assert guest.frame(error=True)["error"] == error
+
+
+def test_events_masked_in_user_mode_show_in_the_frame(guest: Paused) -> None:
+    guest.allow_user_mode()
+    assert guest.user("ud2", rflags=2) == UD
+    frame = guest.frame()
+    assert (frame["cs"], frame["rflags"]) == (0xE033 | 1 << 32, 2)
+
+
+def test_system_call(guest: Paused) -> None:
+    """Return address and flags in RCX and R11, flat selectors, DF clear, no error code."""
+    guest.allow_user_mode()
+    assert guest.user("std; stc; syscall") == SYSCALL
+    frame = guest.frame()
+    after = guest.scratch + 0x8000 + 4
+    assert frame == {
+        "rcx": after, "r11": 0x603, "rip": after, "cs": 0xE033, "rflags": 0x603, "rsp": guest.stack,
+        "ss": 0xE02B,
+    }  # fmt: skip
+    assert guest.q[v.RSP] == guest.kernel_stack - 56
+    assert not guest.domain.engine.rflags() & 0x400
+
+
+def test_system_call_without_a_callback_is_an_invalid_opcode(guest: Paused) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.syscall_callback = CallbackEntry()
+    assert guest.user("nop; syscall") == UD
+    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 1
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_system_call_may_mask_events(guest: Paused, masks: bool) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.syscall_callback = CallbackEntry(guest.handler(SYSCALL), masks)
+    guest.user("syscall", rflags=0x202)
+    assert guest.vcpu.upcall_masked is masks
+    assert guest.frame()["cs"] == 0xE033
+
+
+@pytest.mark.parametrize("from_user", [True, False])
+def test_sysenter_loses_rip_and_rsp(guest: Paused, from_user: bool) -> None:
+    guest.allow_user_mode()
+    unmask(guest)
+    run = guest.user if from_user else guest.execute
+    assert run("sysenter") == SYSENTER
+    frame = guest.frame()
+    assert (frame["rip"], frame["cs"], frame["ss"], frame["rsp"]) == (0, 3, 0xE02B, 0)
+    assert frame["rflags"] & IF
+
+
+def test_sysenter_without_a_callback_is_a_protection_fault(guest: Paused) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.sysenter_callback = CallbackEntry()
+    assert guest.user("sysenter") == GP
+    frame = guest.frame(error=True)
+    assert (frame["error"], frame["rip"], frame["cs"] & 0xFFFF, frame["rsp"]) == (0, 0, 3, 0)
+
+
+# -- the iret hypercall ------------------------------------------------------------------------------------
+
+
+def test_iret_to_the_kernel_loads_all_registers(guest: Paused) -> None:
+    guest.load("nop")
+    guest.iret(rax=1, r11=2, rcx=3, rflags=0x246)
+    assert (guest.q[v.RAX], guest.q[v.R11], guest.q[v.RCX]) == (1, 2, 3)
+    assert (guest.q[v.RIP], guest.q[v.RSP]) == (guest.scratch + 0x8000, guest.stack)
+    assert guest.domain.engine.rflags() == 0x246
+    assert guest.vcpu.in_kernel
+    assert not guest.vcpu.upcall_masked
+
+
+def test_iret_like_sysret_leaves_return_address_and_flags_in_rcx_and_r11(guest: Paused) -> None:
+    guest.load("nop")
+    guest.iret(rax=1, r11=2, rcx=3, flags=0x100, rflags=0x287)
+    assert (guest.q[v.RAX], guest.q[v.R11], guest.q[v.RCX]) == (1, 0x287, guest.scratch + 0x8000)
+
+
+@pytest.mark.parametrize(("rflags", "masked"), [(0x2, True), (0x202, False)])
+def test_iret_sets_the_event_mask_from_the_interrupt_flag(guest: Paused, rflags: int, masked: bool) -> None:
+    guest.vcpu.upcall_masked = not masked
+    guest.iret(rflags=rflags)
+    assert guest.vcpu.upcall_masked is masked
+    assert guest.domain.engine.rflags() & IF, "the real flag is always set"
+
+
+def test_iret_drops_iopl_and_virtual_8086(guest: Paused) -> None:
+    guest.iret(rflags=0xFFFFFFFFFFFFFFFF)
+    assert guest.domain.engine.rflags() & ~0x200 == 0x3D4DD5 & ~0x200 | 2
+
+
+def test_iret_to_user_mode_and_back_swaps_gs(guest: Paused) -> None:
+    guest.allow_user_mode()
+    guest.q[v.SEG_BASE[v.GS]], guest.vcpu.other_gs_base = 0x100, 0x200
+    guest.iret(cs=0xE033)
+    assert not guest.vcpu.in_kernel
+    assert (guest.q[v.SEG_BASE[v.GS]], guest.vcpu.other_gs_base) == (0x200, 0x100)
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        ({"cs": 0xE030 | 8}, 0xE038),
+        ({"cs": 0xE008}, 0xE008),
+        ({"cs": 0xE02B}, 0xE028),
+        ({"cs": 0x33}, 0x30),
+        ({"ss": 0xE033}, 0xE030),
+        ({"ss": 0xE010}, 0xE010),
+        ({"ss": 0}, 0),
+        ({"rip": 0x800000000000}, 0),
+        ({"rip": 0xFFFF7FFFFFFFFFFF}, 0),
+    ],
+)
+@pytest.mark.parametrize("to_user", [True, False])
+def test_a_bad_iret_faults_as_if_at_its_target(
+    guest: Paused, frame: dict[str, int], error: int, to_user: bool
+) -> None:
+    guest.allow_user_mode()
+    wanted = {"cs": 0xE030, "rip": guest.scratch + 0x8000} | frame
+    wanted["cs"] |= 3 if to_user else 0
+    if not to_user:
+        wanted["cs"] &= ~3
+    guest.iret(**wanted, rflags=0x246)
+    assert guest.handled == GP
+    seen = guest.frame(error=True)
+    assert seen["error"] == error
+    assert seen["rip"] == wanted["rip"]
+    assert seen["cs"] & 0xFFFF == (wanted["cs"] | 3 if to_user else wanted["cs"])
+    assert seen["rsp"] == guest.stack
+    assert seen["rflags"] == 0x246
+    assert guest.q[v.RSP] == (guest.kernel_stack if to_user else guest.stack) - 64
+
+
+def test_iret_to_compatibility_mode(guest: Paused) -> None:
+    guest.allow_user_mode()
+    # mov eax, -1; inc eax (0x40 is REX in 64-bit mode); int 0x20
+    guest.vcpu.traps[0x20] = (guest.handler(0x20), 3)
+    assert guest.user(b"\xb8\xff\xff\xff\xff\x40\xcd\x20", cs=0xE023) == 0x20
+    assert guest.q[v.RAX] == 0
+    assert guest.frame()["cs"] == 0xE023
+
+
+def test_syscall_from_compatibility_mode_is_an_invalid_opcode(guest: Paused) -> None:
+    """As on an Intel processor, which CPUID says that this is."""
+    guest.allow_user_mode()
+    assert guest.user("syscall", cs=0xE023) == UD
+    frame = guest.frame()
+    assert (frame["rip"], frame["cs"]) == (guest.scratch + 0x8000, 0xE023)
+
+
+def test_iret_restores_the_trap_flag(guest: Paused) -> None:
+    guest.load("nop; nop")
+    guest.iret(rflags=0x302)
+    assert guest.go() == DB
+    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 1
+
+
+def test_iret_with_virtual_iopl(guest: Paused) -> None:
+    guest.domain.assists.enabled.add(Assist.ARCHITECTURAL_IOPL)
+    guest.load("hlt")
+    guest.iret(rflags=0x2202)
+    assert guest.vcpu.iopl == 2
+    guest.go()
+    assert guest.frame(error=True)["rflags"] & 0x3000 == 0x2000
+
+
+def test_a_native_iret_stays_in_the_kernel_and_leaves_the_mask_alone(guest: Paused) -> None:
+    code = f"""
+        mov rax, {guest.stack}; push 0xe02b; push rax; push 0x202; push 0xe033
+        lea rax, [rip + over]; push rax; iretq; over: mov eax, 77"""
+    assert guest.execute(code) is None
+    assert guest.q[v.RAX] == 77
+    assert guest.vcpu.upcall_masked
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+
+def raise_event(guest: Paused, *, masked: bool) -> None:
+    guest.vcpu.upcall_masked = masked
+    guest.vcpu.upcall_pending = True
+
+
+def test_an_upcall_masks_events_and_leaves_them_pending(guest: Paused) -> None:
+    raise_event(guest, masked=False)
+    assert guest.execute("nop") == EVENT
+    frame = guest.frame()
+    assert frame["cs"] == 0xE030
+    assert frame["rflags"] & IF
+    assert guest.vcpu.upcall_masked
+    assert guest.vcpu.upcall_pending
+
+
+def test_masked_events_wait(guest: Paused) -> None:
+    raise_event(guest, masked=True)
+    assert guest.execute("nop") is None
+
+
+def test_events_are_delivered_when_a_hypercall_returns(guest: Paused) -> None:
+    """The guest unmasks by a plain store and then makes any hypercall."""
+    mask = guest.scratch + 0x3001
+    info = guest.scratch + 0x3000
+    code = f"mov byte ptr [{mask:#x}], 0; mov eax, 17; xor edi, edi; xor esi, esi; syscall; nop"
+    guest.put(guest.mfn(guest.page(3)).to_bytes(8, "little") + bytes(8), 0xC000)
+    assert guest.call(24, 10, 0, guest.scratch + 0xC000) == 0
+    raise_event(guest, masked=True)
+    assert guest.vcpu.info == guest.domain.memory.for_read(info)
+    assert guest.execute(code) == EVENT
+    assert guest.frame()["rip"] == guest.scratch + 0x8000 + len_of(code, guest) - 1
+
+
+def len_of(code: str, guest: Paused) -> int:
+    return guest.load(code) - guest.scratch - 0x8000
+
+
+def test_an_event_goes_on_top_of_an_exception(guest: Paused) -> None:
+    """The exception's frame is built first; the upcall interrupts its handler before it begins."""
+    unmask(guest)
+    guest.load("hlt")
+    guest.q[v.RIP], guest.q[v.RSP] = guest.scratch + 0x8000, guest.stack
+
+    class Raise:
+        def exit(self, _record: object) -> None:
+            raise_event(guest, masked=False)
+
+    guest.dispatcher.observers.append(Raise())
+    assert guest.go() == EVENT
+    assert guest.frame()["rip"] == guest.handler(GP)
+
+
+def test_iret_delivers_what_it_unmasks(guest: Paused) -> None:
+    raise_event(guest, masked=True)
+    guest.load("nop")
+    guest.iret(rflags=0x202)
+    assert guest.handled == EVENT
+    assert guest.frame()["rip"] == guest.scratch + 0x8000
+
+
+def test_events_interrupt_user_mode(guest: Paused) -> None:
+    guest.allow_user_mode()
+    raise_event(guest, masked=True)
+    guest.load("nop")
+    guest.iret(cs=0xE033, rflags=0x202)
+    assert guest.handled == EVENT
+    assert guest.frame()["cs"] == 0xE033
+    assert guest.q[v.RSP] == guest.kernel_stack - 56
+
+
+def test_an_nmi_ignores_the_event_mask(guest: Paused) -> None:
+    guest.vcpu.traps[2] = (guest.handler(2), 4)
+    guest.vcpu.upcall_masked = True
+    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.execute("nop") == 2
+    assert not guest.vcpu.nmi_pending
+
+
+# -- RIP of system calls -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\x48", b"\x66", b"\x48\x66", b"\xf3\x2e" * 6], ids=bytes.hex)
+def test_a_hypercall_goes_on_behind_its_instruction(guest: Paused, prefix: bytes) -> None:
+    code = b"\xb8\x3f\x00\x00\x00" + prefix + b"\x0f\x05\xbb\x07\x00\x00\x00"
+    assert guest.execute(code) is None
+    assert guest.q[v.RBX] == 7
+    assert guest.q[v.RAX] == (1 << 64) - 38
+    assert guest.q[v.RCX] == guest.scratch + 0x8000 + 7 + len(prefix)
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\x48", b"\x66", b"\x48\x66", b"\xf3\x2e" * 6], ids=bytes.hex)
+def test_a_system_call_enters_exactly_at_the_callback(guest: Paused, prefix: bytes) -> None:
+    guest.allow_user_mode()
+    assert guest.user(prefix + b"\x0f\x05") == SYSCALL
+    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 2 + len(prefix)
+
+
+@pytest.mark.xfail(strict=True, reason="instruction lengths are remembered by address alone")
+def test_code_that_changes_cannot_move_the_kernels_entry_point(guest: Paused) -> None:
+    """A process that puts prefixes before a SYSCALL must not enter the kernel elsewhere for it."""
+    guest.allow_user_mode()
+    assert guest.user(b"\x0f\x05") == SYSCALL
+    assert guest.user(b"\x66" * 8 + b"\x0f\x05") == SYSCALL
+    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 10
+
+
+def test_a_system_call_at_the_end_of_the_address_space(guest: Paused) -> None:
+    """The return address is not canonical: #GP there."""
+    guest.q[v.RIP], guest.q[v.RSP] = 0x7FFFFFFFFFFE, guest.stack
+    guest.hypercall(17)
+    assert guest.q[v.RIP] == 0x800000000000
+    assert guest.go() == GP
+    assert guest.frame(error=True)["rip"] == 0x800000000000
