@@ -24,7 +24,7 @@ from pyhv.errors import ConfigError, XenError
 from pyhv.events.channels import EventChannels
 from pyhv.grants.maptrack import Maptrack
 from pyhv.grants.table import GrantTable
-from pyhv.loader.builder import BootState, build
+from pyhv.loader.builder import BootState, build, check_cmdline
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import plan
 from pyhv.mmu.frames import L4
@@ -127,6 +127,7 @@ def build_domain(
 ) -> tuple[Domain, Dispatcher, Wiring]:
     """Create a paused domain from an image. ConfigError if it cannot be, and then nothing is left of it."""
     layout = plan(image, config.memory_pages, len(ramdisk) if ramdisk else None)
+    check_cmdline(cmdline)
     frames, physical = machine.frames, machine.physical
     domid = machine.next_domid()
     if not 1 <= config.vcpus <= 32:
@@ -162,8 +163,23 @@ def build_domain(
     machine.domains[domid] = domain
     _introduce(machine, domain, console, store)
     wiring.connect(console, store)
-    dispatcher = _power_on(machine, domain, boot)
+    dispatcher = _power_on(machine, domain)
+    try:
+        domain.tables.pin(boot.l4, L4)
+    except XenError as refusal:
+        _abandon(machine, domain, wiring)
+        raise ConfigError(f"{config.name}: the image's page tables are refused: {refusal.why}.") from refusal
+    _first_vcpu(machine, domain, boot)
     return domain, dispatcher, wiring
+
+
+def _abandon(machine: "Machine", domain: Domain, wiring: Wiring) -> None:
+    """Undo a domain that never ran."""
+    del machine.domains[domain.domid]
+    domain.events.destroy()
+    remove_domu(machine.store, domain.domid)
+    _release_memory(machine, domain, wiring)
+    domain.engine.close()
 
 
 def _connect_events(machine: "Machine", domain: Domain) -> None:
@@ -202,8 +218,8 @@ def _introduce(machine: "Machine", domain: Domain, console: FramePage, store: Fr
     machine.store.introduce(domain.domid)
 
 
-def _power_on(machine: "Machine", domain: Domain, boot: BootState) -> Dispatcher:
-    """Give the domain its engine, approve its first page tables and load the first registers."""
+def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
+    """Give the domain its engine, and each vCPU its descriptor windows."""
     dispatcher = Dispatcher(machine, domain)
     engine = Engine(
         machine.physical.ram, machine.sink_for(dispatcher), count_blocks=machine.counts_blocks,
@@ -215,24 +231,24 @@ def _power_on(machine: "Machine", domain: Domain, boot: BootState) -> Dispatcher
     for vcpu in domain.vcpus:
         area = domain.area
         for page in range(_GDT_GUEST_PAGES):
-            area.map(vcpu.number, page, machine.zero_frame, writable=False)
+            area.map(vcpu.number, page, machine.zero_frame)
         area.map(vcpu.number, RESERVED_PAGE, machine.xen_gdt)
-        area.map(vcpu.number, RESERVED_PAGE + 1, machine.zero_frame, writable=False)
+        area.map(vcpu.number, RESERVED_PAGE + 1, machine.zero_frame)
+    domain.pristine = bytes(engine.vmcb.raw)
+    return dispatcher
+
+
+def _first_vcpu(machine: "Machine", domain: Domain, boot: BootState) -> None:
+    """Load vCPU 0's first registers, its base pointer, and the clocks."""
     first = domain.vcpus[0]
-    try:
-        domain.tables.pin(boot.l4, L4)
-        domain.tables.get_table(boot.l4, L4)
-    except XenError as refusal:
-        raise ConfigError(f"{domain.name}: the image's page tables are refused: {refusal.why}.") from refusal
+    domain.tables.get_table(boot.l4, L4)
     first.kernel_l4 = boot.l4
     first.kernel_ss, first.kernel_sp = 0xE02B, boot.stack_top
     first.initial_registers = boot_registers(boot.entry, boot.start_info, boot.stack_top)
     first.initialised = True
-    domain.pristine = bytes(engine.vmcb.raw)
     domain.set_wallclock(machine.clock.wall_ns())
     prepare_vcpu(domain, 0)
     first.update_time()
-    return dispatcher
 
 
 def prepare_vcpu(domain: Domain, number: int) -> None:
@@ -243,7 +259,7 @@ def prepare_vcpu(domain: Domain, number: int) -> None:
 
 def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> None:
     """Drop everything that a domain that has ended still holds."""
-    frames, physical = machine.frames, machine.physical
+    frames = machine.frames
     domain.dying = True
     domain.events.destroy()
     _end_mappings(machine, domain)
@@ -263,9 +279,15 @@ def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> No
             frames.put_writable(vcpu.info_page.mfn)
     for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():
         domain.tables.unpin(pinned)
-    for mfn in machine.wirings[domain.domid].rings:
+    _release_memory(machine, domain, machine.wirings[domain.domid])
+
+
+def _release_memory(machine: "Machine", domain: Domain, wiring: Wiring) -> None:
+    """Give back all frames of a domain whose page tables are gone."""
+    frames = machine.frames
+    for mfn in wiring.rings:
         frames.put_writable(mfn)
-    physical.invalidators.remove(domain.engine.invalidate_code)
+    machine.physical.invalidators.remove(domain.engine.invalidate_code)
     frames.free_allocated(domain.domid)
     for mfn in domain.grants.destroy():
         frames.release_shared(mfn)

@@ -48,7 +48,8 @@ from pyhv.xenstore.store import Store
 
 OVERHEAD_FRAMES: Final = 4096
 """Frames that the machine adds for itself: M2P, hardware L4s, shared pages of many domains."""
-MAX_MEMORY_PAGES: Final = 1 << 26
+MAX_MEMORY_PAGES: Final = 1 << 23
+"""32 GiB: below, no reference count of a frame can overflow, whatever a guest maps."""
 _TIME_REFRESH_NS: Final = 100_000_000
 _INPUT_LOOK_NS: Final = 5_000_000
 _LONGEST_TURN_NS: Final = 30_000_000
@@ -103,7 +104,7 @@ class Machine:
     def __init__(self, config: MachineConfig) -> None:
         if not 0 < config.memory_pages <= MAX_MEMORY_PAGES:
             raise ConfigError(
-                f"A machine of {config.memory_pages >> 8} MiB is not possible; choose 1 MiB to 256 GiB."
+                f"A machine of {config.memory_pages >> 8} MiB is not possible; choose 1 MiB to 32 GiB."
             )
         if config.scheduler not in SCHEDULERS:
             raise ConfigError(
@@ -339,8 +340,11 @@ class Machine:
     def _frame_freed(self, mfn: int, owner: int) -> None:
         """Before a frame changes hands: no stale translation of it, no stale code from it."""
         domain = self.domains.get(owner)
-        if domain is not None and domain.tables.stale:
-            domain.tables.flush = True
+        if domain is not None:
+            if not self.frames.xen_heap[mfn]:
+                domain.tot_pages -= 1
+            if domain.tables.stale:
+                domain.tables.flush = True
         if self.frames.code[mfn]:
             self.physical.code_written(mfn)
 

@@ -5,10 +5,11 @@ import struct
 
 import pytest
 
-from pyhv.abi import numbers, pvclock, shared, structs, x86
+from pyhv.abi import numbers, shared, structs, x86
 from pyhv.abi.errno import Errno
 from pyhv.abi.hypercall_page import HYPERCALL_PAGE
 from pyhv.abi.layout import AbiStruct
+from pyhv.cpu.tsc import rate
 
 # name: (size in 64-bit, size in 32-bit, "field offset" or "field offset64/offset32" ...)
 PUBLISHED = {
@@ -251,11 +252,14 @@ def test_hypercall_page() -> None:
     assert HYPERCALL_PAGE[23 * 32 : 23 * 32 + 11] == b"\x51\x41\x53\x50\xb8\x17\x00\x00\x00\x0f\x05"
 
 
-def test_tsc_frequency_is_expressed_by_multiplier_and_shift() -> None:
+@pytest.mark.parametrize(
+    ("hz", "shift", "mul"),
+    [(1_000_000_000, 1, 0x8000_0000), (2_700_000_000, -1, 3181457256), (10**8, 4, 2684354560)],
+)
+def test_tsc_frequency_is_expressed_by_multiplier_and_shift(hz: int, shift: int, mul: int) -> None:
     """The published rule: shift the frequency into (1e9, 2e9], then mul = 1e9 << 32 / frequency."""
-    frequency, shift = pvclock.TSC_HZ, 0
-    while frequency > 2_000_000_000:
-        frequency, shift = frequency >> 1, shift - 1
-    while frequency <= 1_000_000_000:
-        frequency, shift = frequency << 1, shift + 1
-    assert (shift, (10**9 << 32) // frequency) == (pvclock.TSC_SHIFT, pvclock.TSC_TO_SYSTEM_MUL)
+    found = rate(hz)
+    assert (found.shift, found.mul) == (shift, mul)
+    ticks = hz  # one second
+    shifted = ticks << shift if shift >= 0 else ticks >> -shift
+    assert abs((shifted * found.mul >> 32) - 10**9) <= 1

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from elf_maker import BOOTABLE, ElfMaker, note
 
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE
 from pyhv.address import MachineAddress, Pfn
 from pyhv.errors import ConfigError
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
 from pyhv.loader.builder import BootState, build
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage

@@ -78,7 +78,7 @@ def _bump(column: str) -> Callable[[Sound], None]:
     return damage
 
 
-DAMAGE: dict[str, tuple[Callable[[Sound], None], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Sound], object], str]] = {
     "a reference too many": (_bump("refs"), "references in all"),
     "a type reference too many": (_bump("type_count"), "references as writable"),
     "an executable mapping too many": (_bump("exec_count"), "executable mappings"),
@@ -116,7 +116,7 @@ DAMAGE: dict[str, tuple[Callable[[Sound], None], str]] = {
         "is no L4 of d1",
     ),
     "a writable descriptor window": (
-        lambda s: s.guest.area.map(0, 0, s.gdt, writable=True),
+        lambda s: s.entry(s.guest.area._l1s[0], 0, PTE_RW),
         "descriptor page 0",
     ),
     "a wrong frame in the window": (lambda s: s.guest.area.map(0, 0, s.page), "shows frame"),

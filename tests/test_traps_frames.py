@@ -499,7 +499,6 @@ def test_a_system_call_enters_exactly_at_the_callback(guest: Paused, prefix: byt
     assert guest.frame()["rip"] == guest.scratch + 0x8000 + 2 + len(prefix)
 
 
-@pytest.mark.xfail(strict=True, reason="instruction lengths are remembered by address alone")
 def test_code_that_changes_cannot_move_the_kernels_entry_point(guest: Paused) -> None:
     """A process that puts prefixes before a SYSCALL must not enter the kernel elsewhere for it."""
     guest.allow_user_mode()

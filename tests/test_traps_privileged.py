@@ -148,7 +148,6 @@ def test_time_stamp_counter(guest: Paused) -> None:
     assert guest.user("rdtscp") is None
 
 
-@pytest.mark.xfail(strict=True, reason="the virtual CR4.TSD is kept, but without effect")
 def test_a_kernel_can_forbid_the_time_stamp_counter_to_user_mode(guest: Paused) -> None:
     guest.allow_user_mode()
     guest.vcpu.cr4 |= 4

@@ -27,7 +27,7 @@ _SOURCE = """
 .set CALLBACKTYPE_sysenter, 5
 .set UPPER_SLOT, 300
 .set KERNEL_ONLY, 0xffff960000000000             # L4 slot 300: another view of the first 512 GiB
-.set VCPUASSIST_writable, 2
+.set __HYPERVISOR_fpu_taskswitch, 5
 
 .macro fill table, index, page, flags
     lea rdi, [rip + \\page]
@@ -114,7 +114,7 @@ _start:
     push FLAT_RING3_SS64
     mov rax, USER_STACK_TOP
     push rax
-    push 0x202
+    push 2                                      # events stay masked
     push FLAT_RING3_CS64
     mov rax, USER_CODE
     push rax

@@ -17,7 +17,8 @@ import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
-from pyhv.address import MASK64, PAGE_SHIFT
+from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P
+from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
 from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
@@ -28,7 +29,8 @@ from pyhv.errors import GuestCrash
 
 _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
-_REMEMBERED_LENGTHS = 4096
+_MOST_CODE_PAGES = 4096
+_LONGEST_PREFIX = 13
 _ARCH_X86, _MODE_64 = 4, 8
 _CR4_TSD = 4
 _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
@@ -69,8 +71,8 @@ class Engine:
     """One processor over `ram`, delivering exits to `sink`.
 
     `count_blocks` installs the byte budget (virtual time); without it the engine runs until stopped from
-    outside. `trap_time` makes RDTSC fault at every level but ring 0. `hole` is an empty page table (machine address) used to make the processor harmless while a
-    refused port access drains.
+    outside. `trap_time` makes RDTSC fault at every level but ring 0. `hole` is an empty page table (machine
+    address) used to make the processor harmless while a refused port access drains.
     """
 
     def __init__(
@@ -91,9 +93,9 @@ class Engine:
         self._flags_pointer = ctypes.byref(self._flags_cell)
         self._drained: bytes | None = None
         self.instruction_length: Callable[[int], int] = lambda _rip: 2
-        """Length of the SYSCALL or SYSENTER at an address; whoever can read guest code replaces it."""
-        self.lengths: dict[int, int] = {}
-        """What it said, by address: nearly always 2, but prefixes are legal."""
+        """Length of the SYSCALL or SYSENTER at an address that the tables do not map any more."""
+        self._code_pages: dict[int, int] = {}
+        """Machine addresses of pages that SYSCALL was executed in, by page number; forgotten with the TLB."""
         handle = ctypes.c_void_p()
         binding.check(binding.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "creating an engine")
         self.handle: int = handle.value or 0
@@ -165,10 +167,10 @@ class Engine:
                 self._fail(error)
             return True
 
-        on_syscall, lengths = sink.syscall, self.lengths
+        on_syscall = sink.syscall
 
         def syscall(_engine: int, _data: int | None) -> None:
-            length = lengths.get(q[v.RIP]) or self._measure(q[v.RIP])
+            length = self._syscall_length()
             try:
                 if self._drained is None:
                     on_syscall(length)
@@ -179,7 +181,7 @@ class Engine:
             q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook
 
         def sysenter(_engine: int, _data: int | None) -> None:
-            length = lengths.get(q[v.RIP]) or self._measure(q[v.RIP])
+            length = self._syscall_length()
             try:
                 if self._drained is not None:
                     self._end_port_fault()
@@ -261,12 +263,43 @@ class Engine:
         """Leave `run` at the next block start; callable from a sink or from another thread."""
         binding.uc_emu_stop(self.handle)
 
-    def _measure(self, rip: int) -> int:
-        """Length of the instruction at `rip`, remembered."""
-        if len(self.lengths) > _REMEMBERED_LENGTHS:
-            self.lengths.clear()
-        length = self.lengths[rip] = self.instruction_length(rip)
-        return length
+    def _syscall_length(self) -> int:
+        """Length of the SYSCALL or SYSENTER at RIP: 2, and its prefixes.
+
+        It must be exact, whatever else was at this address before: the emulator adds the true length to
+        RIP, so an error here would move the address at which a process enters its kernel.
+        """
+        q = self.vmcb.q
+        rip = q[v.RIP]
+        if not self.vmcb.d[v.HFLAGS] & v.HF_CS64:
+            rip = rip + q[v.SEG_BASE[v.CS]] & MASK32
+        page = self._code_pages.get(rip >> PAGE_SHIFT)
+        if page is not None and self._ram.raw[page | rip & PAGE_MASK] == 0x0F:
+            return 2
+        for prefixes in range(_LONGEST_PREFIX + 1):
+            page = self._code_page(rip + prefixes)
+            if page is None:
+                break
+            if self._ram.raw[page | rip + prefixes & PAGE_MASK] == 0x0F:
+                return prefixes + 2
+        return self.instruction_length(rip)
+
+    def _code_page(self, va: int) -> int | None:
+        """Machine address of the page that holds `va`, as the processor's own tables have it."""
+        number = va >> PAGE_SHIFT
+        page = self._code_pages.get(number)
+        if page is not None:
+            return page
+        ram = self._ram.q
+        entry = self.vmcb.q[v.CR + 3]
+        for shift in (39, 30, 21, 12):
+            entry = ram[(entry & PTE_MFN_MASK) >> 3 | va >> shift & 511]
+            if not entry & PTE_P:
+                return None
+        if len(self._code_pages) >= _MOST_CODE_PAGES:
+            self._code_pages.clear()
+        page = self._code_pages[number] = entry & PTE_MFN_MASK
+        return page
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
@@ -320,6 +353,7 @@ class Engine:
     def flush_tlb(self) -> None:
         """Forget all cached translations of virtual addresses."""
         _fast_ctl(self._handle, _TLB_FLUSH)
+        self._code_pages.clear()
 
     def flush_page(self, va: int) -> None:
         """Forget the cached translation of one virtual page."""
@@ -327,6 +361,7 @@ class Engine:
             self.flush_tlb()
         else:
             _fast_flush_page(self._processor, ctypes.c_uint64(va))
+            self._code_pages.pop(va >> PAGE_SHIFT, None)
 
     def invalidate_code(self, mfn: int) -> None:
         """Forget translated code of one frame, because the hypervisor wrote to it."""

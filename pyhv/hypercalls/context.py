@@ -16,6 +16,11 @@ from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory, PhysicalMemory
 from pyhv.mmu.tables import PageTables
 
+STEPS_A_LOOK = 64
+"""Steps of a long hypercall between two looks at the clock."""
+_STEP_NS = 250
+"""What a step costs in virtual time."""
+
 
 class Processor(Protocol):
     """The calling vCPU's processor."""
@@ -101,6 +106,17 @@ class Host(Protocol):
         """Bytes for the hypervisor's console."""
 
 
+class Again(Exception):
+    """A long hypercall has used up its turn: it is to be made again with `arguments`, later.
+
+    Raised by handlers between two steps, never inside one; what is done stays done.
+    """
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self.arguments = arguments
+
+
 class Call:
     """One vCPU's view for its handlers; lives as long as its domain."""
 
@@ -124,6 +140,10 @@ class Call:
     def count_hypercall(self, number: int) -> None:
         """Note a sub-call of a multicall."""
         self.performed[number] += 1
+
+    def preempted(self, steps: int) -> bool:
+        """Ask between steps of a long hypercall, after every `STEPS_A_LOOK`: whether to raise `Again`."""
+        return self.domain.clock.work(steps * _STEP_NS)
 
     def own(self, domid: int) -> None:
         """Refuse any domain but the caller: ESRCH if there is none of that name, else EPERM."""

@@ -13,7 +13,7 @@ from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, Vector
 from pyhv.address import Mfn, is_canonical
 from pyhv.domain import NO_TRAP, CallbackEntry, Domain, Vcpu
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import Call, Processor
+from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call, Processor
 from pyhv.hypercalls.table import Status, hypercall
 from pyhv.mmu.descriptors import fix_descriptor
 from pyhv.mmu.frames import SEGDESC
@@ -29,6 +29,7 @@ def set_trap_table(call: Call, traps: int) -> int:
     if traps == 0:
         vcpu.traps = [NO_TRAP] * 256
         return 0
+    entries = 0
     while True:
         vector, flags, _cs, _pad, address = _TRAP.unpack(call.memory.read(traps, TRAP_INFO_SIZE))
         if address == 0:
@@ -37,6 +38,9 @@ def set_trap_table(call: Call, traps: int) -> int:
             raise XenError(Errno.EINVAL, f"handler of vector {vector} at {address:#x}")
         vcpu.traps[vector] = (address, flags)
         traps += TRAP_INFO_SIZE
+        entries += 1
+        if entries % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
+            raise Again(traps)
 
 
 def install_gdt(
@@ -61,7 +65,7 @@ def install_gdt(
 def drop_gdt(processor: Processor, domain: Domain, vcpu: Vcpu) -> None:
     """Remove the vCPU's GDT: its pages read as null descriptors."""
     for page, mfn in enumerate(vcpu.gdt_frames):
-        domain.area.map(vcpu.number, page, domain.zero_frame, writable=False)
+        domain.area.map(vcpu.number, page, domain.zero_frame)
         processor.put_descriptor_page(mfn)
     vcpu.gdt_frames, vcpu.gdt_entries = [], 0
     vcpu.forget_segments()
@@ -87,11 +91,14 @@ def stack_switch(call: Call, ss: int, sp: int) -> int:
 
 @hypercall(4, "set_callbacks", "event:ulong failsafe:ulong syscall:ulong")
 def set_callbacks(call: Call, event: int, failsafe: int, syscall: int) -> int:
-    """Set three callbacks at once, their flags cleared."""
+    """Set three callbacks at once, their flags cleared; a non-canonical address leaves its callback alone."""
     vcpu = call.vcpu
-    vcpu.event_callback = CallbackEntry(event, True)
-    vcpu.failsafe_callback = CallbackEntry(failsafe)
-    vcpu.syscall_callback = CallbackEntry(syscall)
+    if is_canonical(event):
+        vcpu.event_callback = CallbackEntry(event, True)
+    if is_canonical(failsafe):
+        vcpu.failsafe_callback = CallbackEntry(failsafe)
+    if is_canonical(syscall):
+        vcpu.syscall_callback = CallbackEntry(syscall)
     return 0
 
 

@@ -34,7 +34,7 @@ from pyhv.domain import Domain
 from pyhv.errors import XenError
 from pyhv.grants.maptrack import Mapping
 from pyhv.grants.table import GrantError, GrantStatus, MapFlag
-from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Commands, Status, hypercall
 from pyhv.mmu.frames import L1
 
@@ -55,7 +55,11 @@ def grant_table_op(call: Call, command: int, argument: int, count: int) -> int:
     handler = _commands.handlers.get(command)
     if handler is None:
         raise XenError(Errno.ENOSYS, f"grant_table_op {command}")
-    result: int = handler(call, argument, count)
+    try:
+        result: int = handler(call, argument, count)
+    except Again as again:
+        _, rest, left = again.arguments
+        raise Again(command, rest, left) from again
     return result
 
 
@@ -74,6 +78,9 @@ def _each(kind: type[_R], perform: Callable[[Call, _R], None]) -> Callable[[Call
                 status = error.status
             request.__dict__["status"] = int(status)
             call.memory.write(at, request.pack())
+            left = count - number - 1
+            if left and left % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
+                raise Again(0, at + size, left)
         return 0
 
     return run

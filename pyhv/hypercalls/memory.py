@@ -18,7 +18,7 @@ from pyhv.abi.structs import (
     MemoryMap,
     MemoryReservation,
 )
-from pyhv.address import HYPERVISOR_VIRT_START, MASK64, guest_may_use
+from pyhv.address import HYPERVISOR_VIRT_START, MASK64, Mfn, guest_may_use
 from pyhv.errors import ConfigError, XenError
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.table import Commands, hypercall
@@ -58,22 +58,20 @@ def _reservation(call: Call, argument: int, start: int) -> MemoryReservation | N
     return request
 
 
-def _take_extent(call: Call, order: int) -> list[int] | None:
-    """Allocate 2**order contiguous frames for the caller, None if it may not have them."""
-    count = 1 << order
+def _take_extent(call: Call, order: int, *, exchanging: bool = False) -> list[Mfn] | None:
+    """Allocate 2**order contiguous frames for the caller, None if it may not have them.
+
+    An exchange takes before it gives, so for a moment it may have more than its reservation.
+    """
     domain = call.domain
-    if domain.tot_pages + count > domain.max_pages:
+    if not exchanging and domain.tot_pages + (1 << order) > domain.max_pages:
         return None
     try:
-        frames = call.frames.allocate(domain.domid, count)
+        extent = call.frames.allocate_extent(domain.domid, order)
     except ConfigError:
         return None
-    if frames != list(range(frames[0], frames[0] + count)):
-        for mfn in frames:
-            call.frames.deallocate(mfn)
-        return None
-    domain.tot_pages += count
-    return list(frames)
+    domain.tot_pages += 1 << order
+    return extent
 
 
 def _populate(call: Call, argument: int, start: int, *, physmap: bool) -> int:
@@ -137,8 +135,7 @@ def _give_back(call: Call, mfn: int) -> bool:
         return False
     assert frames.m2p is not None
     frames.m2p[mfn] = MASK64
-    domain.tot_pages -= 1
-    frames.deallocate(mfn)
+    frames.deallocate(mfn)  # `tot_pages` falls when the last reference is gone
     return True
 
 
@@ -252,12 +249,17 @@ def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
         for place in places:
             memory.for_write(place)
             memory.for_write(place + 7 & MASK64)
+        extents: list[list[Mfn]] = []
+        for _ in places:
+            extent = _take_extent(call, out_order, exchanging=True)
+            if extent is None:
+                for mfn in (mfn for taken in extents for mfn in taken):
+                    _give_back(call, mfn)
+                raise XenError(Errno.ENOMEM, "no frames for memory_exchange")
+            extents.append(extent)
         for mfn in given:
             _give_back(call, mfn)
-        for place, pfn in zip(places, pfns, strict=True):
-            extent = _take_extent(call, out_order)
-            if extent is None:
-                raise XenError(Errno.ENOMEM, "no frames for memory_exchange")
+        for place, pfn, extent in zip(places, pfns, extents, strict=True):
             for index, mfn in enumerate(extent):
                 frames.m2p[mfn] = pfn + index & MASK64
             memory.write_u64(place, extent[0])

@@ -5,6 +5,7 @@ Decoding and order of checks are here; the rules of approval are `mmu/tables.py`
 """
 
 import struct
+from collections.abc import Callable
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -12,13 +13,13 @@ from pyhv.abi.numbers import UVMF_FLUSH_MASK, UVMF_INVLPG, Mmu, Mmuext
 from pyhv.abi.structs import MmuextOp
 from pyhv.address import PAGE_MASK, PAGE_SIZE, Mfn, Va, guest_may_use
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Commands, hypercall
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
 
 _REQUEST = struct.Struct("<QQ")
-_BATCH = 256
-"""Requests read from the guest at a time."""
+_CONTINUED = 1 << 31
+"""In a count: this is the rest of a list whose beginning is done."""
 
 
 def _foreign(call: Call, foreigndom: int) -> None:
@@ -49,18 +50,38 @@ def mmu_update(call: Call, requests: int, count: int, done: int, foreigndom: int
             raise
         _finish(call, done, 1)
         return 0
+
+    def perform(raw: bytes) -> None:
+        _update(call, *_REQUEST.unpack(raw))
+
+    return _each(call, (requests, count, done, foreigndom), _REQUEST.size, perform)
+
+
+def _each(
+    call: Call, arguments: tuple[int, int, int, int], size: int, perform: Callable[[bytes], None]
+) -> int:
+    """Perform each structure of a list; (list, count, done*, domain) are the hypercall's arguments.
+
+    The first refusal ends the list. A long list is continued in another turn: bit 31 of the count then says
+    that `*done` already holds a number.
+    """
+    at, count, done, foreigndom = arguments
+    before = 0
+    if count & _CONTINUED:
+        count &= ~_CONTINUED
+        before = call.memory.read_u32(done) if done else 0
     completed = 0
     try:
         while completed < count:
-            batch = min(count - completed, _BATCH)
-            raw = call.memory.read(requests + 16 * completed, 16 * batch)
-            for address, value in _REQUEST.iter_unpack(raw):
-                _update(call, address, value)
-                completed += 1
+            perform(call.memory.read(at + size * completed, size))
+            completed += 1
+            if completed % STEPS_A_LOOK == 0 and completed < count and call.preempted(STEPS_A_LOOK):
+                _finish(call, done, before + completed)
+                raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
     except XenError:
-        _finish(call, done, completed)
+        _finish(call, done, before + completed)
         raise
-    _finish(call, done, completed)
+    _finish(call, done, before + completed)
     return 0
 
 
@@ -133,21 +154,15 @@ _commands = Commands("mmuext_op", Mmuext)
 def mmuext_op(call: Call, operations: int, count: int, done: int, foreigndom: int) -> int:
     """Pin and unpin tables, switch base pointers, flush, LDT, clear and copy pages."""
     _foreign(call, foreigndom)
-    size = MmuextOp.size(64)
-    completed = 0
-    try:
-        while completed < count:
-            operation = MmuextOp.unpack(call.memory.read(operations + size * completed, size))
-            handler = _commands.handlers.get(operation.cmd)
-            if handler is None:
-                raise XenError(Errno.ENOSYS, f"mmuext_op {operation.cmd}")
-            handler(call, operation)
-            completed += 1
-    except XenError:
-        _finish(call, done, completed)
-        raise
-    _finish(call, done, completed)
-    return 0
+
+    def perform(raw: bytes) -> None:
+        operation = MmuextOp.unpack(raw)
+        handler = _commands.handlers.get(operation.cmd)
+        if handler is None:
+            raise XenError(Errno.ENOSYS, f"mmuext_op {operation.cmd}")
+        handler(call, operation)
+
+    return _each(call, (operations, count, done, foreigndom), MmuextOp.size(64), perform)
 
 
 def _pin(level: int, number: Mmuext) -> None:

@@ -5,11 +5,12 @@ import struct
 
 from pyhv.abi.errno import Errno
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import HYPERCALLS, hypercall, invoke
 
 _ENTRY = struct.Struct("<8Q")
 _RESULT = 8
+_ARGS = 16
 MULTICALL = 13
 _MASK64 = (1 << 64) - 1
 
@@ -37,6 +38,9 @@ def multicall(call: Call, calls: int, count: int) -> int:
                     result = invoke(entry, call, tuple(arguments))
                 except XenError as error:
                     result = -error.errno
+                except Again as again:
+                    memory.write(at + _ARGS, struct.pack(f"<{len(again.arguments)}Q", *again.arguments))
+                    raise Again(at, count - number) from again
         try:
             memory.write_u64(at + _RESULT, result & _MASK64)
         except XenError:
@@ -44,4 +48,7 @@ def multicall(call: Call, calls: int, count: int) -> int:
                 raise
         if call.left_context:
             return 0
+        left = count - number - 1
+        if left and left % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
+            raise Again(at + _ENTRY.size, left)
     return 0

@@ -9,7 +9,7 @@ from pyhv.abi.structs import FeatureInfo
 from pyhv.address import HYPERVISOR_VIRT_START, PAGE_SIZE
 from pyhv.cpu.cpuid import XEN_VERSION
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Status, hypercall
 
 _CAPABILITIES = b"xen-3.0-x86_64 "
@@ -86,6 +86,8 @@ def console_io(call: Call, command: int, count: int, buffer: int) -> int:
             step = min(count - written, _CONSOLE_CHUNK)
             call.host.debug_output(call.domain, call.memory.read(buffer + written, step))
             written += step
+            if written < count and call.preempted(STEPS_A_LOOK):
+                raise Again(command, count - written, buffer + written)
         return 0
     if command == _CONSOLE_READ:
         return 0

@@ -119,9 +119,7 @@ def build(
     `shared_info` is the machine address of the domain's shared_info page; `flags` are start_info's, to which
     the builder adds SIF_MOD_START_PFN as needed. Raises ConfigError for a command line that does not fit.
     """
-    if len(cmdline) > MAX_CMDLINE or b"\0" in cmdline:
-        fault = "contains a NUL" if b"\0" in cmdline else f"has {len(cmdline)} bytes"
-        raise ConfigError(f"the kernel command line {fault}; at most {MAX_CMDLINE} bytes without NUL fit")
+    check_cmdline(cmdline)
     if len(ramdisk) != layout.ramdisk_len or len(guest.p2m) < layout.nr_pages:
         raise ConfigError("the ramdisk or the memory is not the one that the layout was planned for")
     p2m = guest.p2m[: layout.nr_pages]
@@ -145,6 +143,13 @@ def build(
         xenstore_pfn=layout.xenstore.pfn,
         layout=layout,
     )
+
+
+def check_cmdline(cmdline: bytes) -> None:
+    """Refuse a kernel command line that does not fit into start_info. ConfigError."""
+    if len(cmdline) > MAX_CMDLINE or b"\0" in cmdline:
+        fault = "contains a NUL" if b"\0" in cmdline else f"has {len(cmdline)} bytes"
+        raise ConfigError(f"the kernel command line {fault}; at most {MAX_CMDLINE} bytes without NUL fit")
 
 
 def _write_image(guest: GuestPages, image: KernelImage) -> None:

@@ -112,6 +112,24 @@ class FrameTable:
         self.allocated_np[index] = 1
         return [Mfn(mfn) for mfn in taken]
 
+    def allocate_extent(self, owner: int, order: int) -> list[Mfn]:
+        """Take 2**order contiguous, naturally aligned frames for `owner`; ConfigError if there are none."""
+        if order == 0:
+            return self.allocate(owner)
+        size = 1 << order
+        free = np.sort(np.array(self._free, dtype=np.int64))
+        starts = free[free % size == 0]
+        whole = starts[np.isin(starts + size - 1, free)]
+        for first in whole.tolist():
+            at = int(np.searchsorted(free, first))
+            if at + size <= free.size and free[at + size - 1] == first + size - 1:
+                wanted = set(range(first, first + size))
+                self._free = [mfn for mfn in self._free if mfn not in wanted] + list(
+                    range(first + size - 1, first - 1, -1)
+                )
+                return self.allocate(owner, size)
+        raise ConfigError(f"The machine has no {size} contiguous free page frames.")
+
     def allocate_xen(self, count: int = 1) -> list[Mfn]:
         """Frames of the hypervisor itself, invisible to every guest."""
         frames = self.allocate(DOMID_XEN, count)

@@ -91,15 +91,14 @@ class DomainArea:
         """Linear address of a vCPU's GDT; its LDT is `LDT_AREA` above."""
         return DOMAIN_AREA + vcpu * VCPU_AREA_SIZE
 
-    def map(self, vcpu: int, page: int, mfn: int | None, *, writable: bool = False) -> None:
+    def map(self, vcpu: int, page: int, mfn: int | None) -> None:
         """Map page 0..31 of a vCPU's window to a frame, or unmap it. The caller flushes.
 
-        Nothing that a guest must not change may be `writable`: in the merged arrangement its kernel has
-        supervisor rights. The processor has no need to write descriptors either: approved ones have their
-        accessed bit set.
+        Read-only: in the merged arrangement the guest's kernel has supervisor rights. The processor has no need
+        to write descriptors either, since approved ones have their accessed bit set.
         """
         index = vcpu * 32 + page
-        entry = 0 if mfn is None else mfn << 12 | PTE_P | PTE_A | (PTE_RW | PTE_D if writable else 0) | PTE_NX
+        entry = 0 if mfn is None else mfn << 12 | PTE_P | PTE_A | PTE_NX
         self.ram.q[self._l1s[index >> 9] << 9 | index & 511] = entry
 
     def leaf(self, vcpu: int, page: int) -> int:

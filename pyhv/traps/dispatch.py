@@ -25,7 +25,7 @@ from pyhv.cpu.engine import Engine
 from pyhv.cpu.exits import ExitKind, ExitRecord, classify
 from pyhv.domain import Domain, Vcpu
 from pyhv.errors import GuestCrash, XenError
-from pyhv.hypercalls.context import Call, Host
+from pyhv.hypercalls.context import Again, Call, Host
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import invoke
 from pyhv.mmu.frames import L1
@@ -40,6 +40,7 @@ _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP}
 IRET: Final = 23
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
+_ARGUMENTS: Final = (v.RDI, v.RSI, v.RDX, v.R10, v.R8)
 
 
 class Observer(Protocol):
@@ -78,7 +79,7 @@ class Dispatcher:
         self.observers: list[Observer] = []
         self.ports = Ports()
         self._raw = domain.ram.raw
-        self._charge: Callable[[], None] | None = (
+        self._charge: Callable[[], bool] | None = (
             self.clock.charge_exit if isinstance(self.clock, VirtualClock) else None
         )
 
@@ -143,8 +144,8 @@ class Dispatcher:
             for va in tables.flush_pages:
                 self.engine.flush_page(va)
             tables.flush_pages.clear()
-        if self._charge is not None:
-            self._charge()
+        if self._charge is not None and self._charge():
+            self.engine.stop()
 
     def _deliver_event(self) -> None:
         self.events_delivered += 1
@@ -214,8 +215,19 @@ class Dispatcher:
             result = invoke(entry, call, (q[v.RDI], q[v.RSI], q[v.RDX], q[v.R10], q[v.R8]))
         except XenError as error:
             result = -error.errno
+        except Again as again:
+            self._continue_later(again, length)
+            return
         if not call.left_context:
             q[v.RAX] = result & MASK64
+
+    def _continue_later(self, again: Again, length: int) -> None:
+        """A long hypercall's turn is over: let the guest make it again with what is left of it."""
+        q = self._q
+        q[v.RIP] = (q[v.RIP] - length) & MASK64
+        for register, value in zip(_ARGUMENTS, again.arguments, strict=False):
+            q[register] = value
+        self.engine.stop()
 
     def sysenter(self, _length: int) -> None:
         """SYSENTER: the sysenter callback or #GP."""
@@ -308,6 +320,8 @@ class Dispatcher:
         offset = address - DomainArea.address(vcpu.number) - LDT_AREA
         if not 0 <= offset < VCPU_AREA_SIZE - LDT_AREA or offset >= vcpu.ldt_entries * 8:
             return False
+        if error & PF_P:
+            return False  # the page is there: no descriptor access, but the guest where it may not go
         if self.cpu.ldt_page(offset >> 12) is not None:
             return True
         target = (vcpu.ldt_base + offset) & MASK64
