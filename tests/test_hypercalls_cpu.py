@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Hypercalls that shape a vCPU: trap table, callbacks, stacks, segments, descriptor tables, assists, ports."""
+"""Hypercalls that shape a vCPU: trap table, callbacks, stacks, segments, descriptor tables, ports."""
 
 import struct
 from collections.abc import Iterator

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`pyhv boot`: from options to a `session.Plan`. What can be wrong with the words alone is refused here."""
 
+import importlib
 import itertools
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,9 +166,8 @@ def boot(
         raise click.UsageError("--digest needs --virtual-time: in real time no two runs are alike.")
     if name is not None and not _is_name(name):
         raise click.UsageError(f"--name {name!r}: letters, digits and ._+- make a name, {MAX_NAME} at most.")
+    _import_meanwhile("pyhv.cli.session")  # while the image is unpacked
     from pyhv.cli import images as sources
-    from pyhv.cli import session
-    from pyhv.domain import DomainConfig
 
     if not images:
         say("no IMAGE given, so here are pyhv's own guests, side by side")
@@ -174,6 +175,8 @@ def boot(
     found = [sources.resolve(word, progress, with_ramdisk=ramdisk is None) for word in words] * count
     given = b"" if ramdisk is None else sources.read(ramdisk, "ramdisk")
     names = domain_names([name or source.name for source in found])
+    from pyhv.cli import session
+    from pyhv.domain import DomainConfig
 
     def guest(source: "Source", called: str) -> "Guest":
         return session.Guest(
@@ -203,6 +206,11 @@ def boot(
         verbose=is_verbose(),
     )
     click.get_current_context().exit(session.run(plan))
+
+
+def _import_meanwhile(module: str) -> None:
+    """Import a module in a thread: unpacking a kernel leaves the interpreter free for that."""
+    threading.Thread(target=importlib.import_module, args=(module,), name="pyhv-import", daemon=True).start()
 
 
 def domain_names(wanted: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ again before anything is reported. `boot.py` turns options into a `Plan`; what t
 `pyhv.errors.ExitCode`'s and their order `verdict.py`'s.
 """
 
+import gc
 import os
 import sys
 import time
@@ -113,6 +114,7 @@ class Session:
                     source.retry()
                 return self.left or signals.received != 0
 
+            gc.freeze()  # what exists now stays: the collector need not look at it at every turn
             began = time.monotonic_ns()
             try:
                 return self.machine.run(timeout_ns=self.plan.timeout_ns, inputs=inputs, stop=stop)

@@ -167,10 +167,15 @@ class Engine:
                 self._fail(error)
             return True
 
-        on_syscall = sink.syscall
+        on_syscall, pages, raw = sink.syscall, self._code_pages, self._ram.raw
 
         def syscall(_engine: int, _data: int | None) -> None:
-            length = self._syscall_length()
+            rip = q[v.RIP]
+            page = pages.get(rip >> PAGE_SHIFT)
+            if page is None or raw[page | rip & PAGE_MASK] != 0x0F or not d[v.HFLAGS] & v.HF_CS64:
+                length = self._syscall_length()
+            else:
+                length = 2  # by far the usual case
             try:
                 if self._drained is None:
                     on_syscall(length)

@@ -1,0 +1,586 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Hypercalls about the domain as a whole: version, scheduling, event channels, memory, refused calls."""
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from guest_machine import DOMID_SELF, HEADER, SECOND, START, Paused, paused, run
+
+from pyhv.hypercalls.registry import HYPERCALLS
+from pyhv.machine import Outcome
+
+EPERM, ENOENT, ESRCH, EACCES, EFAULT, EBUSY, EEXIST = -1, -2, -3, -13, -14, -16, -17
+EINVAL, ENOSPC, ENOSYS, ENODATA, EOPNOTSUPP = -22, -28, -38, -61, -95
+UNMAPPED = 0x7FFF00000000
+DIRTY = b"\xaa" * 4096
+
+
+@pytest.fixture
+def guest() -> Iterator[Paused]:
+    with paused() as made:
+        yield made
+
+
+# -- xen_version -------------------------------------------------------------------------------------------
+
+FIXED = {1: 16, 2: 144, 3: 1024, 4: 64, 5: 8, 8: 16, 9: 1024}
+"""Sub-operation: size of what it writes."""
+
+
+def test_version_number_needs_no_argument(guest: Paused) -> None:
+    assert guest.call(17, 0, 0) == 4 << 16 | 17
+    assert guest.call(17, 0, UNMAPPED) == 4 << 16 | 17
+
+
+@pytest.mark.parametrize(("command", "size"), FIXED.items())
+def test_fixed_size_answers_are_padded_with_zeros_and_end_in_time(
+    guest: Paused, command: int, size: int
+) -> None:
+    guest.put(DIRTY)
+    assert guest.call(17, command, guest.scratch) == 0
+    answer = guest.get(size)
+    assert guest.get(8, size) == DIRTY[:8], "nothing behind the structure is touched"
+    assert guest.call(17, command, UNMAPPED) == EFAULT
+    if command in (5, 8):
+        return
+    pieces = [answer] if command != 2 else [answer[:64], answer[64:80], answer[80:112], answer[112:]]
+    for piece in pieces:
+        text, nul, rest = piece.partition(b"\0")
+        assert nul
+        assert text.isascii()
+        assert not rest.strip(b"\0")
+
+
+def test_what_the_answers_say(guest: Paused) -> None:
+    guest.call(17, 3, guest.scratch)
+    assert guest.get(14) == b"xen-3.0-x86_64"
+    guest.call(17, 5, guest.scratch)
+    assert guest.words(guest.scratch, 1) == (0xFFFF800000000000,)
+    guest.call(17, 9, guest.scratch)
+    assert guest.get(9) == b"<denied>\0"
+
+
+def test_features(guest: Paused) -> None:
+    assert guest.call(17, 6, guest.put(struct.pack("<II", 0, 0xFFFFFFFF))) == 0
+    (features,) = struct.unpack("<I", guest.get(4, 4))
+    assert features & 0xF == 0, "neither writable tables nor translation nor supervisor mode"
+    assert features >> 5 & 1
+    assert not features >> 4 & 1
+    assert guest.call(17, 6, guest.put(struct.pack("<II", 1, 0))) == EINVAL
+    assert guest.call(21, 0, 3) == 0
+    guest.call(17, 6, guest.put(struct.pack("<II", 0, 0)))
+    assert struct.unpack("<I", guest.get(4, 4))[0] >> 4 & 1
+
+
+def test_page_size_takes_no_argument(guest: Paused) -> None:
+    assert guest.call(17, 7, 0) == 4096
+    assert guest.call(17, 7, guest.scratch) == EINVAL
+
+
+def test_other_versions(guest: Paused) -> None:
+    assert guest.call(17, 10, guest.scratch) in (EPERM, ENODATA)
+    assert guest.call(17, 99, guest.scratch) == ENOSYS
+
+
+# -- calls that a plain domain is refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "errno"),
+    [
+        (7, EPERM), (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (35, EPERM), (36, EPERM), (37, ENOSYS), (38, ENOSYS),
+        (39, ENOSYS), (40, EOPNOTSUPP), (41, ENOSYS), (42, ENOSYS), (48, EPERM),
+    ],
+)  # fmt: skip
+def test_refused_calls(guest: Paused, number: int, errno: int) -> None:
+    assert guest.call(number, 0, guest.scratch) == errno
+    assert guest.call(number, -1, UNMAPPED, -1, -1, -1) == errno
+
+
+@pytest.mark.parametrize("number", [11, 43, 47, 49, 55, 63, 64, 1000, 0xFFFFFFFF])
+def test_numbers_that_do_not_exist(guest: Paused, number: int) -> None:
+    assert guest.hypercall(number) == (1 << 64) + ENOSYS
+
+
+def test_console_io(guest: Paused) -> None:
+    heard: list[bytes] = []
+    guest.machine.debug_sink = lambda _domain, text: heard.append(text)
+    assert guest.call(18, 0, 5, guest.put(b"hello")) == 0
+    assert b"".join(heard) == b"hello"
+    assert guest.call(18, 0, 5, UNMAPPED) == EFAULT
+    assert guest.call(18, 1, 5, guest.scratch) == 0
+    assert guest.call(18, 2, 0, 0) == ENOSYS
+
+
+# -- sched_op ----------------------------------------------------------------------------------------------
+
+
+def poll(guest: Paused, ports: list[int], timeout: int = 0, count: int | None = None, at: int = 0) -> int:
+    array = guest.put(struct.pack(f"<{len(ports)}I", *ports), 0x800)
+    request = struct.pack("<QI4xQ", at or array, len(ports) if count is None else count, timeout)
+    return guest.call(29, 3, guest.put(request))
+
+
+def new_port(guest: Paused) -> int:
+    """A port of the domain, bound to itself (an IPI)."""
+    request = guest.put(struct.pack("<II", 0, 0), 0x700)
+    assert guest.call(32, 7, request) == 0
+    port: int = struct.unpack("<I", guest.get(4, 0x704))[0]
+    return port
+
+
+def test_poll_returns_at_once_when_there_is_something(guest: Paused) -> None:
+    port = new_port(guest)
+    assert guest.call(32, 4, guest.put(struct.pack("<I", port))) == 0
+    assert poll(guest, [port]) == 0
+    assert not guest.vcpu.blocked
+    guest.vcpu.upcall_masked = False
+    assert poll(guest, [1]) == 0
+    assert not guest.vcpu.blocked, "an unmasked upcall"
+
+
+def test_poll_sleeps_without_touching_the_mask(guest: Paused) -> None:
+    port = new_port(guest)
+    guest.vcpu.upcall_masked = True
+    assert poll(guest, [port]) == 0
+    assert guest.vcpu.blocked
+    assert guest.dispatcher.call.reschedule
+    assert guest.vcpu.upcall_masked
+    assert guest.vcpu.polling == frozenset({port})
+
+
+def test_polls_that_are_refused(guest: Paused) -> None:
+    assert poll(guest, [1], count=129) == EINVAL
+    assert poll(guest, [1], at=UNMAPPED) == EFAULT
+    assert poll(guest, [0]) == EINVAL
+    assert poll(guest, [1 << 20]) == EINVAL
+    assert poll(guest, [0xFFFFFFFF]) == EINVAL
+    assert guest.call(29, 3, UNMAPPED) == EFAULT
+    assert not guest.vcpu.blocked
+
+
+SLEEPER = """
+    mov edi, SCHEDOP_poll
+    lea rsi, [rip + request]
+    hypercall sched_op
+    check e, "never"
+.data
+.balign 8
+request: .quad 0, 0, {timeout}
+.text
+"""
+
+
+@pytest.mark.parametrize("timeout", [1, 5_000_000])
+def test_a_poll_ends_at_its_time(timeout: int) -> None:
+    done = run(HEADER + START + SLEEPER.format(timeout=timeout).replace('check e, "never"', "succeed"))
+    assert done.passed
+
+
+@pytest.mark.parametrize("timeout", [0, 1 << 62, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("virtual", [True, False])
+def test_a_poll_without_a_near_end_sleeps_until_the_machine_gives_up(timeout: int, virtual: bool) -> None:
+    done = run(
+        HEADER + START + SLEEPER.format(timeout=timeout), timeout_ns=SECOND // 50, virtual_time=virtual
+    )
+    assert done.outcome in (Outcome.TIMEOUT, Outcome.DEADLOCK)
+
+
+def test_block(guest: Paused) -> None:
+    guest.vcpu.upcall_masked = True
+    guest.vcpu.upcall_pending = True
+    assert guest.call(29, 1, 0) == 0
+    assert not guest.vcpu.upcall_masked
+    assert not guest.vcpu.blocked, "the upcall is taken on the way out"
+    guest.vcpu.upcall_pending = False
+    assert guest.call(29, 1, 0) == 0
+    assert guest.vcpu.blocked
+
+
+def test_the_old_form_takes_its_arguments_by_value(guest: Paused) -> None:
+    assert guest.call(6, 0, 0) == 0
+    assert guest.call(6, 1, 0) == 0
+    assert guest.vcpu.blocked
+    assert guest.call(6, 3, 0) == ENOSYS
+    assert guest.call(6, 2, 0xFFFF880000000164) == 0
+    assert guest.domain.shutdown_reason == 0x64
+
+
+def watchdog(guest: Paused, number: int, timeout: int) -> int:
+    return guest.call(29, 6, guest.put(struct.pack("<II", number, timeout)))
+
+
+def test_watchdogs(guest: Paused) -> None:
+    assert watchdog(guest, 1, 5) == EINVAL, "not in use"
+    assert watchdog(guest, 0, 0) == EINVAL
+    assert watchdog(guest, 0, 5) == 1
+    assert watchdog(guest, 0, 0xFFFFFFFF) == 2
+    assert watchdog(guest, 0, 5) == ENOSPC
+    assert watchdog(guest, 3, 5) == EINVAL
+    assert watchdog(guest, 0xFFFFFFFF, 5) == EINVAL
+    assert watchdog(guest, 1, 9) == 0
+    assert watchdog(guest, 1, 0) == 0
+    assert watchdog(guest, 0, 5) == 1
+
+
+def test_a_watchdog_bites() -> None:
+    body = """
+    mov edi, 6
+    lea rsi, [rip + request]
+    hypercall sched_op
+.again:
+    jmp .again
+.data
+request: .long 0, 1
+.text
+"""
+    done = run(HEADER + START + body)
+    assert done.outcome is Outcome.ENDED
+    assert done.domain.shutdown_reason == 4
+
+
+def test_other_scheduling_operations(guest: Paused) -> None:
+    assert guest.call(29, 0, 0) == 0
+    assert guest.call(29, 5, guest.put(struct.pack("<I", 1))) == 0
+    assert guest.domain.shutdown_code == 1
+    assert guest.domain.alive
+    assert guest.call(29, 4, guest.put(struct.pack("<HI", 0, 0))) == EPERM
+    assert guest.call(29, 4, guest.put(struct.pack("<HI", 77, 0))) == ESRCH
+    assert guest.call(29, 7, guest.scratch) == EPERM
+    assert guest.call(29, 8, guest.scratch) == ENOSYS
+    assert guest.call(29, 2, UNMAPPED) == EFAULT
+    assert guest.domain.alive
+
+
+@pytest.mark.parametrize("deadline", [1, 1 << 63, (1 << 64) - 1, 1 << 62, 1 << 51])
+def test_timers_never_fail(guest: Paused, deadline: int) -> None:
+    assert guest.call(15, deadline) == 0
+    assert guest.call(15, 0) == 0
+
+
+# -- event channels ----------------------------------------------------------------------------------------
+
+
+def event(guest: Paused, command: int, layout: str, *values: int) -> tuple[int, tuple[int, ...]]:
+    """An event_channel_op with its structure; the result and what the structure then holds."""
+    at = guest.put(struct.pack("<" + layout, *values), 0x700)
+    result = guest.call(32, command, at)
+    return result, struct.unpack("<" + layout, guest.get(struct.calcsize("<" + layout), 0x700))
+
+
+def test_ports_are_given_from_below(guest: Paused) -> None:
+    ports = [event(guest, 6, "HHI", DOMID_SELF, 0, 0)[1][2] for _ in range(3)]
+    assert ports == [3, 4, 5], "1 and 2 are the toolstack's"
+    assert event(guest, 3, "I", 4)[0] == 0
+    assert event(guest, 6, "HHI", DOMID_SELF, 0, 0)[1][2] == 4
+
+
+def test_a_domain_learns_its_number_from_a_port(guest: Paused) -> None:
+    _, (_, _, port) = event(guest, 6, "HHI", DOMID_SELF, DOMID_SELF, 0)
+    result, (_, _, status, vcpu, owner, _) = event(guest, 5, "HxxIIIII", DOMID_SELF, port, 9, 9, 9, 9)
+    assert (result, status, vcpu, owner & 0xFFFF) == (0, 1, 0, guest.domain.domid)
+
+
+def test_status_of_each_kind(guest: Paused) -> None:
+    _, (_, _, virq) = event(guest, 1, "III", 0, 0, 0)
+    _, (_, ipi) = event(guest, 7, "II", 0, 0)
+    console = 2
+    found = {
+        port: event(guest, 5, "HxxIIIII", DOMID_SELF, port, 0, 0, 0, 0)[1][2:]
+        for port in (virq, ipi, console, 77)
+    }
+    assert found[virq] == (4, 0, 0, 0)
+    assert found[ipi][0] == 5
+    assert found[console][0] == 2
+    assert found[console][2] & 0xFFFF == 0
+    assert found[77][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "layout", "values", "errno"),
+    [
+        (6, "HHI", (0, 0, 0), EPERM),
+        (6, "HHI", (77, 0, 0), ESRCH),
+        (0, "HxxII", (77, 1, 0), ESRCH),
+        (0, "HxxII", (0, 99, 0), EINVAL),
+        (1, "III", (24, 0, 0), EINVAL),
+        (1, "III", (0, 1, 0), ENOENT),
+        (1, "III", (2, 0, 0), EBUSY),
+        (1, "III", (2, 1, 0), EINVAL),
+        (7, "II", (1, 0), ENOENT),
+        (2, "III", (0, 0, 0), EPERM),
+        (2, "III", (9999, 0, 0), EINVAL),
+        (3, "I", (0,), EINVAL),
+        (3, "I", (77,), EINVAL),
+        (3, "I", (1 << 31,), EINVAL),
+        (4, "I", (77,), EINVAL),
+        (5, "HxxIIIII", (0, 1, 0, 0, 0, 0), EPERM),
+        (5, "HxxIIIII", (77, 1, 0, 0, 0, 0), ESRCH),
+        (5, "HxxIIIII", (DOMID_SELF, 0, 0, 0, 0, 0), EINVAL),
+        (8, "II", (1, 1), ENOENT),
+        (8, "II", (77, 0), EINVAL),
+        (9, "I", (0,), EINVAL),
+        (9, "I", (5000,), EINVAL),
+        (10, "H", (77,), ESRCH),
+        (10, "H", (0,), EPERM),
+        (11, "QIIB7x", (0xFFFFFFFFFFFFFFFE, 0, 0, 0), EINVAL),
+        (11, "QIIB7x", (0, 0, 1, 0), ENOENT),
+        (12, "Q", (0,), EOPNOTSUPP),
+        (13, "II", (77777, 0), EINVAL),
+        (13, "II", (1, 16), EINVAL),
+        (13, "II", (1, 3), ENOSYS),
+        (14, "I", (0,), ENOSYS),
+    ],
+)
+def test_event_operations_that_are_refused(
+    guest: Paused, command: int, layout: str, values: tuple[int, ...], errno: int
+) -> None:
+    assert event(guest, command, layout, *values)[0] == errno
+
+
+def test_a_virq_is_bound_once(guest: Paused) -> None:
+    assert event(guest, 1, "III", 0, 0, 0)[0] == 0
+    assert event(guest, 1, "III", 0, 0, 0)[0] == EEXIST
+
+
+def test_fifo_is_refused_after_its_frame_was_looked_at(guest: Paused) -> None:
+    good = guest.mfn(guest.page(3))
+    assert event(guest, 11, "QIIB7x", good, 0, 0, 0)[0] == ENOSYS
+    assert event(guest, 11, "QIIB7x", good, 4096 - 64, 0, 0)[0] == EINVAL
+    assert event(guest, 11, "QIIB7x", good, 4, 0, 0)[0] == EINVAL
+
+
+def test_sending(guest: Paused) -> None:
+    port = new_port(guest)
+    unbound = event(guest, 6, "HHI", DOMID_SELF, 0, 0)[1][2]
+    virq = event(guest, 1, "III", 0, 0, 0)[1][2]
+    assert event(guest, 4, "I", unbound)[0] == 0
+    assert event(guest, 4, "I", virq)[0] == EINVAL
+    assert event(guest, 4, "I", port)[0] == 0
+    assert guest.vcpu.upcall_pending
+    assert guest.domain.shared_info.read_u64(2048) >> port & 1
+    assert guest.domain.shared_info.read_u64(8) & 1
+
+
+def test_a_masked_port_waits_for_unmask(guest: Paused) -> None:
+    port = new_port(guest)
+    shared = guest.domain.shared_info
+    shared.write_u64(2560, 1 << port)
+    assert event(guest, 4, "I", port)[0] == 0
+    assert not guest.vcpu.upcall_pending
+    assert event(guest, 9, "I", port)[0] == 0
+    assert guest.vcpu.upcall_pending
+    assert not shared.read_u64(2560) >> port & 1
+
+
+def test_an_unreadable_argument(guest: Paused) -> None:
+    for command in (*range(12), 13):
+        assert guest.call(32, command, UNMAPPED) == EFAULT
+
+
+def test_the_old_form_of_event_operations(guest: Paused) -> None:
+    at = guest.put(struct.pack("<IHHI", 6, DOMID_SELF, 0, 0))
+    assert guest.call(16, at) == 0
+    assert guest.get(4, 8) == struct.pack("<I", 3)
+    assert guest.call(16, guest.put(struct.pack("<IHHI", 6, 77, 0, 0))) == ESRCH
+    assert guest.call(16, guest.put(struct.pack("<II", 99, 0))) == ENOSYS
+
+
+# -- memory_op ---------------------------------------------------------------------------------------------
+
+
+def reservation(guest: Paused, command: int, frames: list[int], order: int = 0, **other: int) -> int:
+    array = guest.put(struct.pack(f"<{len(frames)}Q", *frames), 0x2000)
+    request = struct.pack(
+        "<QQIIHxxxxxx", other.get("start", array), other.get("count", len(frames)), order,
+        other.get("flags", 0), other.get("domid", DOMID_SELF),
+    )  # fmt: skip
+    return guest.call(12, command, guest.put(request))
+
+
+def test_giving_frames_back_and_getting_them_again(guest: Paused) -> None:
+    frames, domain = guest.machine.frames, guest.domain
+    assert frames.m2p is not None
+    mfn, before = guest.mfn(guest.page(3)), domain.tot_pages
+    pfn = frames.m2p[mfn]
+    assert guest.call(14, guest.page(3), 0, 2) == 0
+    assert reservation(guest, 1, [mfn]) == 1
+    assert domain.tot_pages == before - 1
+    assert frames.m2p[mfn] == (1 << 64) - 1
+    assert frames.owner[mfn] != domain.domid
+    assert reservation(guest, 6, [pfn]) == 1
+    (new,) = struct.unpack("<Q", guest.get(8, 0x2000))
+    assert frames.m2p[new] == pfn
+    assert frames.owner[new] == domain.domid
+    assert domain.tot_pages == before
+    assert reservation(guest, 6, [pfn]) == 0, "not more than the reservation"
+
+
+def test_a_frame_that_is_mapped_lives_on_until_it_is_not(guest: Paused) -> None:
+    frames, mfn = guest.machine.frames, guest.mfn(guest.page(3))
+    assert reservation(guest, 1, [mfn]) == 1
+    assert frames.owner[mfn] == guest.domain.domid
+    assert reservation(guest, 1, [mfn]) == 0, "given back already"
+    assert guest.call(14, guest.page(3), 0, 2) == 0
+    assert frames.owner[mfn] != guest.domain.domid
+
+
+def test_decreasing_stops_at_the_first_bad_frame(guest: Paused) -> None:
+    good = [guest.mfn(guest.page(number)) for number in (3, 4)]
+    assert reservation(guest, 1, [good[0], guest.machine.zero_frame, good[1]]) == 1
+    assert reservation(guest, 1, [1 << 50]) == 0
+    assert reservation(guest, 1, [guest.domain.shared_info.mfn]) == 0
+
+
+@pytest.mark.parametrize("command", [0, 1, 6])
+@pytest.mark.parametrize(
+    "other",
+    [{"order": 10}, {"order": 0xFFFFFFFF}, {"domid": 0}, {"domid": 77}, {"start": UNMAPPED}, {"count": 0}],
+)
+def test_reservations_never_return_an_error(guest: Paused, command: int, other: dict[str, int]) -> None:
+    assert reservation(guest, command, [5], **other) == 0
+    assert guest.call(12, command, UNMAPPED) == 0
+    assert reservation(guest, command | 7 << 6, [5]) == 7, "the number of extents that were done before"
+
+
+def test_asking_about_memory(guest: Paused) -> None:
+    domid = guest.put(struct.pack("<H", DOMID_SELF))
+    assert guest.call(12, 2, 0) == guest.machine.frames.count - 1
+    assert guest.call(12, 3, domid) == 1024
+    assert guest.call(12, 4, domid) == 1024
+    for command in (3, 4, 14):
+        assert guest.call(12, command, guest.put(struct.pack("<H", 0))) == EPERM
+        assert guest.call(12, command, guest.put(struct.pack("<H", 77))) == ESRCH
+        assert guest.call(12, command, UNMAPPED) == EFAULT
+    assert guest.call(12, 3, guest.put(struct.pack("<H", guest.domain.domid))) == 1024
+
+
+def test_where_the_m2p_is(guest: Paused) -> None:
+    assert guest.call(12, 12, guest.scratch) == 0
+    start, end, highest = guest.words(guest.scratch, 3)
+    assert (start, end) == (0xFFFF800000000000, 0xFFFF804000000000)
+    assert highest == guest.machine.frames.count - 1
+
+
+def test_memory_map(guest: Paused) -> None:
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 8, guest.scratch + 0x100))) == 0
+    assert guest.get(4) == struct.pack("<I", 1)
+    assert guest.get(20, 0x100) == struct.pack("<QQI", 0, 1024 * 4096, 1)
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 0, UNMAPPED))) in (0, EFAULT)
+
+
+@pytest.mark.parametrize(
+    ("command", "errno"),
+    [
+        (7, EACCES), (8, ENOSYS), (10, EPERM), (13, EPERM), (15, EACCES), (18, ENOSYS), (22, ENOSYS), (23, EACCES),
+        (24, EPERM), (26, EOPNOTSUPP), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
+    ],
+)  # fmt: skip
+def test_memory_operations_that_are_refused(guest: Paused, command: int, errno: int) -> None:
+    assert guest.call(12, command, guest.scratch) == errno
+
+
+def exchange(guest: Paused, given: list[int], wanted: list[int], **other: int) -> int:
+    first = guest.put(struct.pack(f"<{len(given)}Q", *given), 0x2000)
+    second = guest.put(struct.pack(f"<{len(wanted)}Q", *wanted), 0x3000)
+    request = struct.pack(
+        "<QQIIHxxxxxxQQIIHxxxxxxQ",
+        first, len(given), other.get("in_order", 0), 0, other.get("in_domid", DOMID_SELF),
+        other.get("out", second), len(wanted), other.get("out_order", 0), 0, DOMID_SELF, other.get("done", 0),
+    )  # fmt: skip
+    return guest.call(12, 11, guest.put(request))
+
+
+def test_exchange(guest: Paused) -> None:
+    frames = guest.machine.frames
+    assert frames.m2p is not None
+    mfn = guest.mfn(guest.page(5))
+    pfn = frames.m2p[mfn]
+    assert exchange(guest, [mfn], [pfn]) == EINVAL, "it is mapped"
+    assert guest.call(14, guest.page(5), 0, 2) == 0
+    assert exchange(guest, [mfn], [pfn]) == 0
+    (new,) = struct.unpack("<Q", guest.get(8, 0x3000))
+    assert frames.m2p[new] == pfn
+    assert frames.owner[new] == guest.domain.domid
+    assert guest.get(8, 64) == struct.pack("<Q", 1)
+
+
+def test_exchanges_that_are_refused(guest: Paused) -> None:
+    mfn = guest.mfn(guest.page(5))
+    assert exchange(guest, [mfn], [1, 2]) == EINVAL
+    assert exchange(guest, [mfn], [1], in_domid=0) == EINVAL
+    assert exchange(guest, [mfn], [1], done=2) == EINVAL
+    assert exchange(guest, [mfn], [1], done=1) == 0
+    assert exchange(guest, [mfn], [1], in_order=10, out_order=10) == EPERM
+    assert exchange(guest, [mfn], [1], out=0xFFFF800000000000) == EFAULT
+    assert exchange(guest, [guest.machine.zero_frame], [1]) == EINVAL
+    for order in (63, 64, 0xFFFFFFFF):
+        assert exchange(guest, [mfn], [1], in_order=order, out_order=order) in (EINVAL, EPERM)
+    assert guest.call(12, 11, UNMAPPED) == EFAULT
+
+
+# -- grants of the toolstack -------------------------------------------------------------------------------
+
+
+def test_domain_0_exists_and_has_granted_nothing(guest: Paused) -> None:
+    request = guest.put(struct.pack("<QIIHhIQ", guest.page(3), 2, 8, 0, 0, 0, 0))
+    assert guest.call(20, 0, request, 1) == 0
+    assert struct.unpack("<h", guest.get(2, 18)) == (-1,)
+    request = guest.put(struct.pack("<QIIHhIQ", guest.page(3), 2, 8, 77, 0, 0, 0))
+    assert guest.call(20, 0, request, 1) == 0
+    assert struct.unpack("<h", guest.get(2, 18)) == (-2,)
+    request = guest.put(struct.pack("<HxxIIhxx", 0, 0, 0, 0))
+    assert guest.call(20, 6, request, 1) == 0
+    assert struct.unpack("<h", guest.get(2, 12)) == (-8,)
+
+
+def test_grant_copy_within_the_domain(guest: Paused) -> None:
+    """The layout of gnttab_copy: two structures with their own padding, then length and flags."""
+    guest.put(b"copied bytes", 0x3010)
+    source, target = guest.mfn(guest.page(3)), guest.mfn(guest.page(4))
+    request = struct.pack(
+        "<QHHxxxxQHHxxxxHHhxx", source, DOMID_SELF, 0x10, target, DOMID_SELF, 0x20, 12, 0, 99
+    )
+    assert len(request) == 40
+    assert guest.call(20, 5, guest.put(request), 1) == 0
+    assert struct.unpack("<h", guest.get(2, 36)) == (0,)
+    assert guest.get(12, 0x4020) == b"copied bytes"
+    assert guest.get(4, 0x402C) == bytes(4)
+    too_long = struct.pack("<QHHxxxxQHHxxxxHHhxx", source, DOMID_SELF, 0xFF8, target, DOMID_SELF, 0, 12, 0, 0)
+    assert guest.call(20, 5, guest.put(too_long), 1) == 0
+    assert struct.unpack("<h", guest.get(2, 36)) == (-10,)
+
+
+# -- all of them -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [entry.number for entry in HYPERCALLS if entry is not None])
+def test_no_number_in_any_register_raises_anything(guest: Paused, number: int) -> None:
+    """Hostile values in every argument give an errno, a result, or the end of the domain."""
+    if number in (23, 29, 6):
+        return  # these leave the processor; they have tests of their own
+    hostile = [
+        0,
+        1,
+        3,
+        6,
+        9,
+        13,
+        63,
+        1 << 31,
+        (1 << 32) - 1,
+        UNMAPPED,
+        1 << 47,
+        1 << 63,
+        (1 << 64) - 1,
+        guest.scratch,
+    ]
+    hostile += [guest.vcpu.kernel_l4, 0xFFFF800000000000, (1 << 64) - 8, guest.page(16) - 1]
+    for first in hostile:
+        for second in hostile:
+            for rest in (0, 1, (1 << 64) - 1, guest.scratch):
+                if number == 18 and second & 0xFFFFFFFF > 1 << 20:
+                    continue
+                result = guest.call(number, first, second, rest, rest, rest)
+                assert -200 < result < 1 << 64
