@@ -151,9 +151,15 @@ def build_domain(
         domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
     _connect_events(machine, domain)
     boot = build(
-        BuilderPages(physical, p2m), image, layout, shared_info=MachineAddress(shared_info << 12), store_evtchn=STORE_PORT,
-        console_evtchn=CONSOLE_PORT, ramdisk=ramdisk, cmdline=cmdline,
-    )  # fmt: skip
+        BuilderPages(physical, p2m),
+        image,
+        layout,
+        shared_info=MachineAddress(shared_info << 12),
+        store_evtchn=STORE_PORT,
+        console_evtchn=CONSOLE_PORT,
+        ramdisk=ramdisk,
+        cmdline=cmdline,
+    )
     console = FramePage(physical, int(p2m[boot.console_pfn]))
     store = FramePage(physical, int(p2m[boot.xenstore_pfn]))
     domain.grants.setup(1)

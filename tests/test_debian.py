@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Debian's stock kernel, end to end, through the command line and through the Python API.
 
-These fetch two packages with apt-get the first time. `make test` leaves them out; `make debian` and CI run them.
+These fetch two packages with apt-get the first time. `make test` leaves them out; `make debian` and CI
+run them.
 """
 
 import re

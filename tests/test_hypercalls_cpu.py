@@ -366,7 +366,6 @@ def test_a_writable_page_cannot_be_an_ldt(guest: Paused) -> None:
     assert guest.vcpu.cr2 == guest.page(5) + 8
 
 
-@pytest.mark.xfail(strict=True, reason="a descriptor that could not be read is remembered as one that is bad")
 def test_an_ldt_page_that_comes_later(guest: Paused) -> None:
     """Returning through a selector whose LDT page is missing fails; once it is there, it works."""
     guest.put(struct.pack("<2Q", 0, 0x00AFFB000000FFFF), 0x5000)

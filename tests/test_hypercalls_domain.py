@@ -89,8 +89,8 @@ def test_other_versions(guest: Paused) -> None:
 @pytest.mark.parametrize(
     ("number", "errno"),
     [
-        (7, EPERM), (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (35, EPERM), (36, EPERM), (37, ENOSYS), (38, ENOSYS),
-        (39, ENOSYS), (40, EOPNOTSUPP), (41, ENOSYS), (42, ENOSYS), (48, EPERM),
+        (7, EPERM), (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (35, EPERM), (36, EPERM), (37, ENOSYS),
+        (38, ENOSYS), (39, ENOSYS), (40, EOPNOTSUPP), (41, ENOSYS), (42, ENOSYS), (48, EPERM),
     ],
 )  # fmt: skip
 def test_refused_calls(guest: Paused, number: int, errno: int) -> None:
@@ -229,8 +229,9 @@ def test_a_watchdog_bites() -> None:
     mov edi, 6
     lea rsi, [rip + request]
     hypercall sched_op
-.again:
-    jmp .again
+    mov edi, SCHEDOP_block
+    hypercall sched_op
+    fail "woken up"
 .data
 request: .long 0, 1
 .text
@@ -473,8 +474,8 @@ def test_memory_map(guest: Paused) -> None:
 @pytest.mark.parametrize(
     ("command", "errno"),
     [
-        (7, EACCES), (8, ENOSYS), (10, EPERM), (13, EPERM), (15, EACCES), (18, ENOSYS), (22, ENOSYS), (23, EACCES),
-        (24, EPERM), (26, EOPNOTSUPP), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
+        (7, EACCES), (8, ENOSYS), (10, EPERM), (13, EPERM), (15, EACCES), (18, ENOSYS), (22, ENOSYS),
+        (23, EACCES), (24, EPERM), (26, EOPNOTSUPP), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
     ],
 )  # fmt: skip
 def test_memory_operations_that_are_refused(guest: Paused, command: int, errno: int) -> None:
@@ -560,27 +561,13 @@ def test_no_number_in_any_register_raises_anything(guest: Paused, number: int) -
     """Hostile values in every argument give an errno, a result, or the end of the domain."""
     if number in (23, 29, 6):
         return  # these leave the processor; they have tests of their own
-    hostile = [
-        0,
-        1,
-        3,
-        6,
-        9,
-        13,
-        63,
-        1 << 31,
-        (1 << 32) - 1,
-        UNMAPPED,
-        1 << 47,
-        1 << 63,
-        (1 << 64) - 1,
-        guest.scratch,
-    ]
-    hostile += [guest.vcpu.kernel_l4, 0xFFFF800000000000, (1 << 64) - 8, guest.page(16) - 1]
+    hostile = [0, 1, 3, 6, 9, 13, 63, 1 << 31, (1 << 32) - 1, UNMAPPED, 1 << 47, 1 << 63, (1 << 64) - 1]
+    hostile += [guest.scratch, guest.vcpu.kernel_l4, 0xFFFF800000000000, (1 << 64) - 8, guest.page(16) - 1]
+    count_of = {1: 1, 13: 1, 18: 1, 20: 2, 26: 1}
     for first in hostile:
         for second in hostile:
             for rest in (0, 1, (1 << 64) - 1, guest.scratch):
-                if number == 18 and second & 0xFFFFFFFF > 1 << 20:
-                    continue
-                result = guest.call(number, first, second, rest, rest, rest)
-                assert -200 < result < 1 << 64
+                arguments = (first, second, rest, rest, rest)
+                if number in count_of and arguments[count_of[number]] & 0xFFFFFFFF > 100:
+                    continue  # long lists are merely slow
+                assert -200 < guest.call(number, *arguments) < 1 << 64

@@ -21,7 +21,7 @@ from pyhv.cpu import binding
 _READ = "rdtsc; shl rdx, 0x20; or rax, rdx; ret"
 _CALIBRATION_NS = 12_000_000
 _SLOW = 100_000
-"""The guest's clock is set this fraction (1/100,000) slow, so that refreshing its record never turns it back."""
+"""The guest's clock is set this fraction (1/100,000) slow: refreshing its record never turns it back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,8 @@ class DomainArea:
     def map(self, vcpu: int, page: int, mfn: int | None) -> None:
         """Map page 0..31 of a vCPU's window to a frame, or unmap it. The caller flushes.
 
-        Read-only: in the merged arrangement the guest's kernel has supervisor rights. The processor has no need
-        to write descriptors either, since approved ones have their accessed bit set.
+        Read-only: in the merged arrangement the guest's kernel has supervisor rights. The processor has no
+        need to write descriptors either, since approved ones have their accessed bit set.
         """
         index = vcpu * 32 + page
         entry = 0 if mfn is None else mfn << 12 | PTE_P | PTE_A | PTE_NX

@@ -349,7 +349,9 @@ class GuestCpu:
         known = self.vcpu.return_segments
         pair = known.get((cs, ss))
         if pair is None:
-            pair = known[cs, ss] = (self.segment(cs, code=True), self.segment(ss, code=False))
+            pair = (self.segment(cs, code=True), self.segment(ss, code=False))
+            if None not in pair:
+                known[cs, ss] = pair
         code, stack = pair
         q, d, vmcb = self._q, self._d, self.vmcb
         hflags = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
@@ -411,7 +413,8 @@ class GuestCpu:
             allowed = descriptors.loadable_code if code else descriptors.loadable_stack
             if allowed(value, 3):
                 found = descriptors.decode(value | 1 << 40)
-        known[key] = found
+        if value is not None:  # an LDT page that is missing now may come later
+            known[key] = found
         return found
 
     def ldt_page(self, page: int) -> Mfn | None:

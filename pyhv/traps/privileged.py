@@ -10,6 +10,7 @@ and which MSRs exist follows Xen 4.17; see the tables below.
 from collections.abc import Callable
 from typing import Final
 
+from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import (
     CR0_TS,
@@ -17,6 +18,7 @@ from pyhv.abi.x86 import (
     EFER_VALUE,
     GUEST_CR0,
     PAT_VALUE,
+    PF_U,
     Msr,
     Vector,
 )
@@ -38,6 +40,10 @@ _USER_TOO: Final = frozenset({Op.RDTSC, Op.RDTSCP, Op.CLI, Op.STI, Op.CPUID})
 
 class Refused(Exception):
     """The instruction keeps its #GP(0)."""
+
+
+class Undefined(Exception):
+    """The instruction is #UD in the guest's present state."""
 
 
 def fetch(cpu: GuestCpu, rip: int, length: int = MAX_LENGTH) -> bytes:
@@ -74,6 +80,9 @@ def emulate(cpu: GuestCpu, code: bytes) -> bool:
         _HANDLERS[found.op](cpu, found)
     except Refused:
         return False
+    except Undefined:
+        cpu.raise_exception(Vector.UD)
+        return True
     q = cpu.vmcb.q
     q[v.RIP] = (q[v.RIP] + found.length) & MASK64
     return True
@@ -99,9 +108,21 @@ def read_time(cpu: GuestCpu) -> bool:
 
 
 def forced(cpu: GuestCpu) -> bool:
-    """The forced-emulation prefix: only CPUID may follow; anything else is the #UD that it was."""
+    """The forced-emulation prefix: only CPUID may follow; anything else is the #UD that it was.
+
+    Five bytes must be readable to tell, and two more if they are the prefix: where they are not, the guest
+    gets the page fault instead, as Xen does it. True if the exit is settled.
+    """
     rip = cpu.vmcb.rip
-    if fetch(cpu, rip, 7) != FORCED_EMULATION + b"\x0f\xa2":
+    wanted = len(FORCED_EMULATION)
+    code = fetch(cpu, rip, wanted)
+    if code == FORCED_EMULATION:
+        wanted += 2
+        code = fetch(cpu, rip, wanted)
+    if len(code) < wanted:
+        cpu.raise_page_fault((rip + len(code)) & MASK64, 0 if cpu.vcpu.in_kernel else PF_U)
+        return True
+    if code != FORCED_EMULATION + b"\x0f\xa2":
         return False
     answer_cpuid(cpu)
     cpu.vmcb.rip = (rip + 7) & MASK64
@@ -210,14 +231,14 @@ def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
         cpu.vmcb.q[found.register] = get_debugreg(cpu.vcpu, found.number)
     except XenError as error:
-        raise Refused from error
+        raise (Undefined if error.errno == Errno.ENODEV else Refused) from error
 
 
 def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
         set_debugreg(cpu.vcpu, found.number, cpu.vmcb.q[found.register])
     except XenError as error:
-        raise Refused from error
+        raise (Undefined if error.errno == Errno.ENODEV else Refused) from error
 
 
 # -- MSRs ------------------------------------------------------------------------------------------------
@@ -237,7 +258,8 @@ _READ_ONLY: Final = {
 """MSRs with a fixed value."""
 _WRITE_SAME: Final = frozenset({Msr.EFER, Msr.MISC_FEATURES_ENABLES})
 _WRITE_IGNORED: Final = frozenset({Msr.PATCHLEVEL, Msr.PERF_STATUS, Msr.PERF_CTL, Msr.MISC_ENABLE})
-_MCA: Final = range(0x400, 0x480)
+_MCA: Final = frozenset([*range(0x179, 0x17C), *range(0x400, 0x480)])
+"""MCG_CAP, MCG_STATUS, MCG_CTL and the banks: machine checks never happen."""
 
 
 def read_msr(cpu: GuestCpu, number: int) -> int:

@@ -35,7 +35,7 @@ def effective_address(cpu: GuestCpu, store: Store) -> int:
 
 
 def emulate_store(cpu: GuestCpu, tables: PageTables, store: Store, fault: int, entry: int) -> bool:
-    """Apply `store`, which faulted at linear address `fault`, to the L1 entry word at machine address `entry`.
+    """Apply `store`, which faulted at linear address `fault`, to the L1 entry at machine address `entry`.
 
     Returns False when this is no store that the assist covers or the new entry is refused: the guest gets
     its page fault.
