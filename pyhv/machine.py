@@ -26,6 +26,7 @@ from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import ExitSink
 from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.selftest import self_test
 from pyhv.cpu.tsc import host_tsc
 from pyhv.domain import Domain, DomainConfig, Vcpu
 from pyhv.errors import ConfigError, GuestCrash, XenError
@@ -110,6 +111,7 @@ class Machine:
             raise ConfigError(
                 f"There is no scheduler '{config.scheduler}'; choose one of {', '.join(SCHEDULERS)}."
             )
+        self_test()
         self.config = config
         self.seed = config.seed
         self.ram = Ram(config.memory_pages + OVERHEAD_FRAMES)

@@ -176,6 +176,14 @@ class GnttabCopy(AbiStruct):
     status: s16
 
 
+class GnttabSwapGrantRef(AbiStruct):
+    """`gnttab_swap_grant_ref`."""
+
+    ref_a: u32
+    ref_b: u32
+    status: s16
+
+
 class GnttabCacheFlush(AbiStruct):
     """`gnttab_cache_flush`."""
 

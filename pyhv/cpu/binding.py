@@ -19,7 +19,6 @@ from pyhv.errors import EngineError
 LIBRARY_PATH: str = _package.uclib._name
 _lib = ctypes.CDLL(LIBRARY_PATH)
 
-VERSION: str = ".".join(map(str, (uc_const.UC_API_MAJOR, uc_const.UC_API_MINOR, uc_const.UC_API_PATCH)))
 
 HOOK_INTR: int = uc_const.UC_HOOK_INTR
 HOOK_INSN: int = uc_const.UC_HOOK_INSN

@@ -20,7 +20,6 @@ import time
 import keystone
 
 from pyhv.cpu import binding
-from pyhv.errors import EngineError
 
 _SOURCES = {
     # rdi = engine, edx = block size, rcx = cell {int64 budget; stop function}
@@ -142,12 +141,3 @@ class Ticker:
                     if self._running is not None:
                         binding.uc_emu_stop(self._running)
             wait = min(max(left, 100_000), self.LOOK_NS) / 1e9
-
-
-def require_emulator() -> None:
-    """Refuse an emulator whose version pyhv was never measured on."""
-    if not binding.VERSION.startswith("2."):
-        raise EngineError(
-            f"pyhv needs unicorn 2.x (2.1.4 or newer); this environment has {binding.VERSION}:"
-            " pip install 'unicorn>=2.1.4,<2.2'."
-        )

@@ -26,6 +26,7 @@ from pyhv.abi.structs import (
     GnttabQuerySize,
     GnttabSetupTable,
     GnttabSetVersion,
+    GnttabSwapGrantRef,
     GnttabUnmapGrantRef,
 )
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
@@ -314,6 +315,15 @@ def _copy_command(call: Call, argument: int, count: int) -> int:
     return _each(GnttabCopy, _copy)(call, argument, count)
 
 
+def _swap(call: Call, request: GnttabSwapGrantRef) -> None:
+    call.domain.grants.swap(request.ref_a, request.ref_b)
+
+
+@_commands.command(Gnttab.SWAP_GRANT_REF)
+def _swap_grant_ref(call: Call, argument: int, count: int) -> int:
+    return _each(GnttabSwapGrantRef, _swap)(call, argument, count)
+
+
 @_commands.command(Gnttab.CACHE_FLUSH)
 def _cache_flush(call: Call, argument: int, count: int) -> int:
     size = GnttabCacheFlush.size()
@@ -333,6 +343,5 @@ _commands.refuse({
     Gnttab.TRANSFER: Errno.EOPNOTSUPP,
     Gnttab.DUMP_TABLE: Errno.ENOSYS,
     Gnttab.UNMAP_AND_REPLACE: Errno.ENOSYS,
-    Gnttab.SWAP_GRANT_REF: Errno.ENOSYS,
     Gnttab.GET_STATUS_FRAMES: Errno.ENOSYS,
 })  # fmt: skip
