@@ -86,7 +86,6 @@ class Wiring:
         self.console: ConsoleRing
         self.store: XenstoreRing
         self.connection: Connection
-        self.console_bytes = 0
         self.rings: list[Mfn] = []
         """Frames that the back ends write: they hold a writable reference, as a mapping would."""
 
@@ -109,7 +108,6 @@ class Wiring:
         """The guest rang: take what it wrote; room may have become free for input."""
         data = self.console.drain()
         if data:
-            self.console_bytes += len(data)
             self.sink.output(data)
 
     def store_event(self) -> None:

@@ -31,7 +31,6 @@ INS_IN: int = x86_const.UC_X86_INS_IN
 INS_OUT: int = x86_const.UC_X86_INS_OUT
 REG_RAX: int = x86_const.UC_X86_REG_RAX
 REG_EFLAGS: int = x86_const.UC_X86_REG_EFLAGS
-REG_RFLAGS: int = x86_const.UC_X86_REG_RFLAGS
 REG_CR0: int = x86_const.UC_X86_REG_CR0
 REG_CR3: int = x86_const.UC_X86_REG_CR3
 REG_CR4: int = x86_const.UC_X86_REG_CR4
@@ -142,9 +141,7 @@ def _control(kind: int, arguments: int, direction: int) -> int:
 CTL_TLB_FLUSH = _control(uc_const.UC_CTL_TLB_FLUSH, 0, 1)
 CTL_TLB_TYPE = _control(uc_const.UC_CTL_TLB_TYPE, 1, 1)
 CTL_FLUSH_TB = _control(uc_const.UC_CTL_TB_FLUSH, 0, 1)
-CTL_REMOVE_CACHE = _control(uc_const.UC_CTL_TB_REMOVE_CACHE, 2, 1)
 CTL_USE_EXITS = _control(uc_const.UC_CTL_UC_USE_EXITS, 1, 1)
-CTL_TCG_BUFFER = _control(uc_const.UC_CTL_TCG_BUFFER_SIZE, 1, 1)
 TLB_CPU: int = uc_const.UC_TLB_CPU
 
 

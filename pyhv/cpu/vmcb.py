@@ -22,6 +22,11 @@ SIZE: Final = 5568
 # 64-bit word indices (offset / 8)
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 R8, R9, R10, R11, R12, R13, R14, R15 = range(8, 16)
+GENERAL_NAMES: Final = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+"""Names of words 0..15."""
 RIP: Final = 16
 EFLAGS: Final = 17
 CC_DST: Final = 18

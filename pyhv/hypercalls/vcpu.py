@@ -17,6 +17,7 @@ from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY
 from pyhv.address import MASK32, MASK64, PAGE_MASK, Mfn, guest_may_use, is_canonical
 from pyhv.domain import NO_TRAP, CallbackEntry, Vcpu
 from pyhv.errors import XenError
+from pyhv.events.timers import MIN_PERIOD
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.cpustate import install_gdt
 from pyhv.hypercalls.debugreg import set_debugreg
@@ -25,7 +26,6 @@ from pyhv.mmu.frames import L4
 from pyhv.mmu.memory import FramePage
 
 _commands = Commands("vcpu_op", VcpuOp)
-_MIN_PERIOD = 1_000_000
 
 
 @hypercall(24, "vcpu_op", "command:u32 vcpu:u32 argument:ptr")
@@ -117,7 +117,7 @@ def write_area(_call: Call, write: Callable[[], None]) -> None:
 @_commands.command(VcpuOp.SET_PERIODIC_TIMER)
 def _set_periodic(call: Call, vcpu: Vcpu, argument: int) -> int:
     request = VcpuSetPeriodicTimer.unpack(call.memory.read(argument, VcpuSetPeriodicTimer.size()))
-    if request.period_ns < _MIN_PERIOD:
+    if request.period_ns < MIN_PERIOD:
         raise XenError(Errno.EINVAL, f"period of {request.period_ns} ns")
     if request.period_ns >= 1 << 62:
         raise XenError(Errno.EINVAL, f"period of {request.period_ns} ns")

@@ -10,24 +10,6 @@ from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.privileged import fetch
 
 STACK_WORDS = 64
-_NAMES = [
-    "rax",
-    "rcx",
-    "rdx",
-    "rbx",
-    "rsp",
-    "rbp",
-    "rsi",
-    "rdi",
-    "r8",
-    "r9",
-    "r10",
-    "r11",
-    "r12",
-    "r13",
-    "r14",
-    "r15",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +35,7 @@ def capture(
     """Take the report of the vCPU on the processor."""
     vcpu, vmcb = cpu.vcpu, cpu.vmcb
     q = vmcb.q
-    registers = dict(zip(_NAMES, q[0:16], strict=True))
+    registers = dict(zip(v.GENERAL_NAMES, q[0:16], strict=True))
     registers |= {
         "rip": q[v.RIP],
         "rflags": cpu.engine.rflags(),

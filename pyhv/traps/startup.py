@@ -10,25 +10,6 @@ from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT
 
-_GENERAL = [
-    "rax",
-    "rcx",
-    "rdx",
-    "rbx",
-    "rsp",
-    "rbp",
-    "rsi",
-    "rdi",
-    "r8",
-    "r9",
-    "r10",
-    "r11",
-    "r12",
-    "r13",
-    "r14",
-    "r15",
-]
-
 
 def boot_registers(entry: int, start_info: int, stack_top: int) -> dict[str, int]:
     """What the domain builder gives vCPU 0."""
@@ -39,7 +20,7 @@ def first_state(pristine: bytes, registers: dict[str, int]) -> bytes:
     """A VMCB image: `pristine` with `registers` (names of `cpu_user_regs`, `fs_base`, `gs_base`) loaded."""
     block = bytearray(pristine)
     vmcb = Vmcb(memoryview(block))
-    for index, name in enumerate(_GENERAL):
+    for index, name in enumerate(v.GENERAL_NAMES):
         vmcb.q[index] = registers.get(name, 0)
     vmcb.rip = registers.get("rip", 0)
     vmcb.d[v.HFLAGS] = v.HF_BASE64 | 3
