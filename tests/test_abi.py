@@ -48,6 +48,7 @@ PUBLISHED = {
         "source 0 source_domid 8/4 source_offset 10/6 dest 16/8 dest_domid 24/12 dest_offset 26/14"
         " length 32/16 flags 34/18 status 36/20",
     ),
+    "GnttabSwapGrantRef": (12, 12, "ref_a 0 ref_b 4 status 8"),
     "GnttabCacheFlush": (16, 16, "address 0 offset 8 length 10 op 12"),
     "EvtchnAllocUnbound": (8, 8, "dom 0 remote_dom 2 port 4"),
     "EvtchnBindInterdomain": (12, 12, "remote_dom 0 remote_port 4 local_port 8"),
