@@ -71,8 +71,15 @@ STORES = [
 ]
 
 
-@pytest.mark.parametrize("equal", [True, False])
-@pytest.mark.parametrize("store", STORES)
+CASES = [
+    (store, equal)
+    for store in STORES
+    for equal in (True, False)
+    if not (equal and "8b" in store)  # the new value would be the test's own address, in EBX
+]
+
+
+@pytest.mark.parametrize(("store", "equal"), CASES)
 def test_a_store_does_what_it_would_do_to_memory(guest: Paused, store: str, equal: bool) -> None:
     """The same instruction on an ordinary page and on an L1: memory, registers and flags end alike.
 
@@ -100,8 +107,6 @@ def test_a_store_does_what_it_would_do_to_memory(guest: Paused, store: str, equa
         if "8b" in store:
             # EDX:EAX is compared, ECX:EBX stored; EBX is the address too, so the new value must allow that.
             q[v.RAX], q[v.RDX] = compared & 0xFFFFFFFF, compared >> 32
-            if equal:
-                pytest.skip("the new value would be this test's own address")
         guest.cpu.vmcb.set_rflags(0x202)
         assert guest.go(end) is None, f"{store} at {where:#x} raised {guest.handled}"
         addresses = (v.RBX, v.RSI, v.RDI)
