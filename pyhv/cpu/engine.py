@@ -100,6 +100,8 @@ class Engine:
         binding.check(binding.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "creating an engine")
         self.handle: int = handle.value or 0
         self._handle = handle
+        # The model nearest to the CPUID policy: RDTSCP, but no RDRAND, which would make runs differ.
+        self._control(binding.CTL_CPU_MODEL, ctypes.c_int(binding.CPU_SANDY_BRIDGE))
         self._control(binding.CTL_TLB_TYPE, ctypes.c_int(binding.TLB_CPU))
         self._control(binding.CTL_USE_EXITS, ctypes.c_int(1))
         self._set_up_long_mode()

@@ -142,6 +142,14 @@ def _faults(bench: _Bench) -> None:
     _expect("ring 1 reads a supervisor page", event == ("invalid opcode", at + 8, 0))
     at, event = bench.run(b"\xb8\x00\xa0\x00\x00\xff\xe0")  # mov eax, no-execute page; jmp rax
     _expect("NX is honoured", event == ("exception", _NO_EXECUTE << 12, 14 << 16 | 0x15))
+    entry, store = _L1 << 9 | _DATA, b"\x48\x89\x03\x0f\x0b"  # mov [rbx], rax; ud2
+    bench.run(store)
+    bench.ram.q[entry] &= ~PTE_RW
+    bench.engine.flush_page(_DATA << 12)
+    at, event = bench.run(store)
+    _expect("a flushed page's entry is read again", event == ("exception", at, 14 << 16 | 7))
+    bench.ram.q[entry] |= PTE_RW
+    bench.engine.flush_tlb()
     for cpl in (3, 1):
         for code, name in ((b"\xfa", "CLI"), (b"\x0f\x31", "RDTSC"), (b"\x0f\x20\xc0", "MOV from CR0")):
             at, event = bench.run(code, cpl)

@@ -21,6 +21,7 @@ from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
 
 LOWER_HALF_END = 0x0000_8000_0000_0000
+_MOST_LEAVES = 1 << 14
 
 
 class PhysicalMemory:
@@ -108,9 +109,9 @@ def walk(ram: Ram, l4: int, va: int) -> Translation | None:
 class GuestMemory:
     """One vCPU's view of memory through its kernel tables.
 
-    `l4` is the current kernel base pointer. Translations are cached until `forget`, which the page-table
-    code calls when an entry of `leaves` or any upper entry changes; that is stricter than hardware, whose
-    TLB may stay stale until flushed.
+    `l4` is the current kernel base pointer. Translations are cached, for each L4 apart, until `forget`, which
+    the page-table code calls when an entry of `leaves` or any upper entry changes, or a table is no longer
+    one; that is stricter than hardware, whose TLB may stay stale until flushed.
     """
 
     def __init__(self, physical: PhysicalMemory) -> None:
@@ -119,20 +120,24 @@ class GuestMemory:
         self.l4 = Mfn(0)
         self._readable: dict[int, int] = {}
         self._writable: dict[int, int] = {}
+        self._views = {self.l4: (self._readable, self._writable)}
         self.leaves: set[int] = set()
         """Leaf entries (as word indices of RAM) that cached translations came from."""
 
     def forget(self) -> None:
         """Drop cached translations."""
         if self.leaves:
-            self._readable.clear()
-            self._writable.clear()
             self.leaves.clear()
+            self._views.clear()
+            self.use(self.l4)
 
     def use(self, l4: Mfn) -> None:
         """Switch to another kernel table."""
         self.l4 = l4
-        self.forget()
+        view = self._views.get(l4)
+        if view is None:
+            view = self._views[l4] = ({}, {})
+        self._readable, self._writable = view
 
     def _miss(self, va: int, write: bool) -> int:
         if LOWER_HALF_END <= va < HYPERVISOR_VIRT_END or va > MASK64:
@@ -152,6 +157,8 @@ class GuestMemory:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is mapped read-only")
         base = entry & PTE_MFN_MASK
         q[at] = entry | (PTE_A | PTE_D if write else PTE_A)
+        if len(self.leaves) >= _MOST_LEAVES:
+            self.forget()
         self.leaves.add(at)
         (self._writable if write else self._readable)[va >> 12] = base
         return base

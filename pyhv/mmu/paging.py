@@ -126,6 +126,7 @@ class L4Cache:
         self.area = area
         self._free = frames.allocate_xen(CACHE_FRAMES)
         self._copies: OrderedDict[tuple[int, int], Mfn] = OrderedDict()
+        self._mergeable: dict[tuple[int, int], bool] = {}
         self.generation = 0
         """Grows with every change of an L4 entry: `merge_allowed` must be asked again."""
 
@@ -158,7 +159,7 @@ class L4Cache:
 
     def entry_changed(self, l4: int, slot: int, entry: int) -> None:
         """An approved change of a guest L4: let the copies follow."""
-        self.generation += 1
+        self._forget_merges()
         for variant in (SPLIT_USER, SPLIT_KERNEL, MERGED):
             copy = self._copies.get((l4, variant))
             if copy is not None:
@@ -167,7 +168,7 @@ class L4Cache:
 
     def drop(self, l4: int) -> None:
         """The guest table is no longer an L4."""
-        self.generation += 1
+        self._forget_merges()
         for variant in (SPLIT_USER, SPLIT_KERNEL, MERGED):
             copy = self._copies.pop((l4, variant), None)
             if copy is not None:
@@ -182,8 +183,16 @@ class L4Cache:
         """Whether the user may run on the kernel's table: another L4 with an equal lower half."""
         if user in (0, kernel):
             return False
-        tables = self.ram.tables
-        return bool(np.array_equal(tables[kernel][_LOW], tables[user][_LOW]))
+        known = self._mergeable.get((kernel, user))
+        if known is None:
+            tables = self.ram.tables
+            known = bool(np.array_equal(tables[kernel][_LOW], tables[user][_LOW]))
+            self._mergeable[kernel, user] = known
+        return known
+
+    def _forget_merges(self) -> None:
+        self.generation += 1
+        self._mergeable.clear()
 
     def release(self, frames: FrameTable) -> None:
         """Free all copies."""

@@ -439,10 +439,12 @@ class GuestCpu:
     def drop_ldt(self) -> None:
         """Forget the LDT pages that were faulted in."""
         vcpu = self.vcpu
+        if not vcpu.ldt_mapped:
+            return
         for page, mfn in vcpu.ldt_mapped.items():
             self.domain.area.map(vcpu.number, 16 + page, None)
             self.put_descriptor_page(mfn)
-            self.tables.flush = True
+        self.tables.flush = True
         vcpu.ldt_mapped.clear()
         vcpu.forget_segments()
 

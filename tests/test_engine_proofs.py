@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The start-up proofs: an emulator that is laid out or behaves otherwise is refused, with a remedy."""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from bare_engine import Bare
+
+from pyhv.cpu import binding, probe, selftest
+from pyhv.cpu import vmcb as v
+from pyhv.cpu.assembler import assemble
+from pyhv.errors import EngineError
+
+# -- start-up proofs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handle() -> Iterator[int]:
+    made = Bare()
+    yield made.engine.handle
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["RIP", "CR", "DR", "DF", "SEG_BASE"])
+def test_a_wrong_offset_is_refused_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, handle: int, name: str
+) -> None:
+    value = getattr(v, name)
+    moved = tuple(one + 1 for one in value) if isinstance(value, tuple) else value + 1
+    monkeypatch.setattr(v, name, moved)
+    with pytest.raises(EngineError, match=r"laid out differently.*pip install .*unicorn==2\.1\.4"):
+        probe._prove_offsets(handle)
+
+
+def test_a_state_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
+    monkeypatch.setattr(v, "SIZE", v.SIZE + 64)
+    with pytest.raises(EngineError, match="size of the state"):
+        probe._prove_offsets(handle)
+
+
+def test_an_engine_that_is_unlike_the_first_is_refused(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
+    (pointer, offset), = probe._known_path  # fmt: skip
+    monkeypatch.setattr(probe, "_known_path", [(pointer, offset + 8)])
+    with pytest.raises(EngineError, match=r"laid out differently.*pip install"):
+        probe.find_live_state(handle)
+
+
+def test_a_host_without_proc_is_told_so(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise FileNotFoundError("/proc/self/mem")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(EngineError, match="mount /proc"):
+        probe._state_path(handle)
+
+
+def test_the_state_is_found_whatever_points_nearby(handle: int) -> None:
+    """More than one pointer may lead to the processor; the path must be the same each time."""
+    assert {probe._state_path(handle) for _ in range(3)} == set(probe._known_path)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "mov rax, rdi\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rax + 0x7f2], 1\nret",
+        "mov rax, [rdi + 8]\ncmp dword ptr [rax + 0x7f2], 0\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rcx + 0x7f2], 0\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rax + rcx + 0x7f2], 0\nret",
+        "mov rax, [rdi + 8]\ncmp byte ptr [rax + 0x7f2000], 0\nret",
+        "push rbp\nmov rbp, rsp\nret",
+    ],
+)
+def test_the_switch_is_left_alone_when_anything_looks_different(
+    monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    raw = assemble(code, 0).ljust(32, b"\x90")
+    monkeypatch.setattr(ctypes, "string_at", lambda _address, _size: raw)
+    assert probe.find_no_exit_request.__wrapped__() is None
+
+
+def test_the_switch_is_left_alone_when_the_function_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binding, "symbol_address", lambda _name: None)
+    assert probe.find_no_exit_request.__wrapped__() is None
+
+
+# -- the self-test at start-up -----------------------------------------------------------------------------
+
+
+def test_the_self_test_passes_and_is_quick() -> None:
+    selftest.self_test.cache_clear()
+    began = time.perf_counter()
+    selftest.self_test()
+    assert time.perf_counter() - began < 0.5  # 10 to 20 ms on an idle host
+    began = time.perf_counter()
+    selftest.self_test()
+    assert time.perf_counter() - began < 0.001
+
+
+@pytest.fixture
+def fresh_self_test() -> Iterator[None]:
+    selftest.self_test.cache_clear()
+    yield
+    selftest.self_test.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_self_test")
+def test_the_self_test_notices_stops_that_repeat_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyhv.cpu.engine.Engine._suppress_exit_requests", lambda _engine: True)
+    with pytest.raises(EngineError, match=r"waits for the end of the block\)\. .*pip install"):
+        selftest.self_test()
+
+
+@pytest.mark.usefixtures("fresh_self_test")
+@pytest.mark.parametrize(
+    ("name", "value", "promise"),
+    [
+        ("OLD_EXCEPTION", v.CC_DST * 2, "write a read-only page"),
+        ("ERROR_CODE", v.CC_DST * 2, "read a supervisor page"),
+        ("HF_BASE64", v.HF_BASE64 & ~v.HF_CS64, "."),
+        ("CONDITION_BITS", 0, "flags"),
+        ("CC_OP", v.CC_DST * 2, "flags"),
+        ("CC_SRC", v.CC_DST, "flags"),
+    ],
+)
+def test_the_self_test_notices_a_wrong_idea_of_the_state(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: int, promise: str
+) -> None:
+    monkeypatch.setattr(v, name, value)
+    with pytest.raises(EngineError, match=promise + ".*pip install"):
+        selftest.self_test()
