@@ -33,6 +33,10 @@ class TimeRecord(NamedTuple):
     stable: bool
 
 
+_LEAST_TURN_NS, _LONGEST_TURN_NS = 20_000, 1_000_000
+"""Real time without asynchronous stops: the bounds of a turn, as code worth that many ns."""
+
+
 class Clock(ABC):
     """How the machine measures time and bounds a guest's turn on the processor."""
 
@@ -166,24 +170,38 @@ class RealClock(Clock):
         self._wall = time.time_ns()
         self._ticker = Ticker()
         self._ticker.start()
+        self._deadline = 0
+        self._left: memoryview | None = None
 
     def now(self) -> int:
         return time.monotonic_ns() - self._start
 
     def begin(self, engine: Engine, deadline: int) -> None:
-        self._ticker.deadline = self._start + deadline
-        self._ticker.running = engine.handle
+        self._deadline = self._start + deadline
+        if engine.async_stop_safe:
+            self._ticker.deadline = self._deadline
+            self._ticker.running = engine.handle
+            return
+        # An engine that may not be stopped at any moment stops itself, after about that much code.
+        assert engine.budget is not None
+        self._left = engine.budget.left
+        left = min(max(self._deadline - time.monotonic_ns(), _LEAST_TURN_NS), _LONGEST_TURN_NS)
+        self._left[0] = left * BYTES_PER_NS
 
     def end(self) -> None:
         self._ticker.running = None
+        self._left = None
 
     def shorten(self, deadline: int) -> None:
         deadline += self._start
-        if deadline < self._ticker.deadline:
-            self._ticker.deadline = deadline
+        if deadline < self._deadline:
+            self._deadline = self._ticker.deadline = deadline
+            left = deadline - time.monotonic_ns()
             engine = self._ticker.running
-            if engine is not None and deadline <= time.monotonic_ns():
+            if engine is not None and left <= 0:
                 uc_emu_stop(engine)
+            elif self._left is not None:
+                self._left[0] = min(self._left[0], max(left, 0) * BYTES_PER_NS)
 
     def advance_to(self, when: int) -> None:
         delay = when - self.now()
@@ -191,7 +209,7 @@ class RealClock(Clock):
             time.sleep(delay / 1e9)
 
     def work(self, ns: int) -> bool:
-        return self._ticker.running is not None and time.monotonic_ns() >= self._ticker.deadline
+        return time.monotonic_ns() >= self._deadline
 
     def time_record(self) -> TimeRecord:
         if self._tsc is None:

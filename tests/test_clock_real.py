@@ -22,7 +22,6 @@ counter: .quad 0
 """
 
 
-@pytest.mark.xfail(strict=True, reason="turns are one block long, and stops are asynchronous all the same")
 def test_without_the_switch_turns_are_bounded_by_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyhv.cpu.engine.find_no_exit_request", lambda: None)
     monkeypatch.setattr("pyhv.machine.find_no_exit_request", lambda: None)

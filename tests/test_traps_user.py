@@ -261,7 +261,7 @@ OUTER = pytest.mark.xfail(strict=True, reason="in ring 1 it is a return to an ou
     ("merged", "above", "above2"),
     [
         (False, 0, 0),
-        pytest.param(True, 0, 0, marks=OUTER),
+        (True, 0, 0),
         (True, 0x10, 0x10),
         pytest.param(True, 0x1000, 0xE02B, marks=OUTER),
     ],

@@ -248,17 +248,17 @@ def _finish(directory: Path, progress: Progress) -> DebianFiles:
     if not archive.is_file():
         progress.step("building the initramfs")
         busybox = directory / "busybox"
-        _store(archive, initramfs.build(busybox.read_bytes(), initramfs.applets(busybox)))
+        store_whole(archive, initramfs.build(busybox.read_bytes(), initramfs.applets(busybox)))
     vmlinuz, vmlinux = directory / "vmlinuz", directory / "vmlinux"
     if not vmlinux.is_file():
         from pyhv.loader.bzimage import unpack
 
         progress.step("unpacking the kernel")
-        _store(vmlinux, unpack(vmlinuz.read_bytes(), str(vmlinuz)).elf)
+        store_whole(vmlinux, unpack(vmlinuz.read_bytes(), str(vmlinuz)).elf)
     return DebianFiles(vmlinuz, vmlinux, archive, directory.name)
 
 
-def _store(path: Path, data: bytes) -> None:
+def store_whole(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all."""
     handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
     try:

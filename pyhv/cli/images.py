@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyhv.cli import debian
+from pyhv.cli.unpacked import unpack_once
 from pyhv.errors import ImageError
 from pyhv.guests.build import BUILTIN, build_builtin
 from pyhv.loader.elf import load_image
@@ -54,7 +55,7 @@ def resolve(
             f"{word}: there is no such file, and no guest of that name; there are {', '.join(BUILTIN)}"
             f" and {DEBIAN}"
         )
-    return Source(path.stem, load_image(path, word, bootable=bootable))
+    return Source(path.stem, load_image(path, word, bootable=bootable, unpacker=unpack_once))
 
 
 def read(path: Path, what: str) -> bytes:

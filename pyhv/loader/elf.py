@@ -9,7 +9,7 @@ is input from a stranger. Which rules make an image bootable is `accept.py`'s, c
 import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from elftools.elf.structs import ELFStructs
 from pyhv.errors import ImageError
 from pyhv.loader import notes
 from pyhv.loader.accept import objections
-from pyhv.loader.bzimage import MAX_UNPACKED, unpack
+from pyhv.loader.bzimage import MAX_UNPACKED, Unpacked, unpack
 from pyhv.loader.image import KernelImage, Segment, SymbolTable
 from pyhv.loader.notes import NoteSource, XenNotes
 
@@ -40,19 +40,24 @@ _PF_RWX = 7
 
 
 def load_image(
-    source: str | os.PathLike[str] | bytes, name: str | None = None, *, bootable: bool = True
+    source: str | os.PathLike[str] | bytes,
+    name: str | None = None,
+    *,
+    bootable: bool = True,
+    unpacker: Callable[[bytes, str], Unpacked] = unpack,
 ) -> KernelImage:
     """Read a kernel: an ELF file, a bzImage, or a compressed ELF file.
 
     `source` is a path or the file's bytes; `name` is what messages call it (default: the path). With
     `bootable` (the default) an image that cannot run as a PV domain is refused too; `bootable=False` is for
-    looking at it. Raises ImageError for anything that is not a well-formed x86 kernel image.
+    looking at it. `unpacker` may remember what it has unpacked before. Raises ImageError for anything that
+    is not a well-formed x86 kernel image.
     """
     if isinstance(source, bytes):
         data, called = source, name or "kernel image"
     else:
         data, called = _read(Path(source), name or os.fspath(source)), name or os.fspath(source)
-    unpacked = unpack(data, called)
+    unpacked = unpacker(data, called)
     image = _Elf(unpacked.elf, called).image(unpacked.kind, len(data))
     if bootable and (reasons := objections(image)):
         raise ImageError(f"{called}: {reasons[0]}")

@@ -40,6 +40,7 @@ _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP}
 IRET: Final = 23
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
+_DR6_STATUS: Final = 0xE00F
 _ARGUMENTS: Final = (v.RDI, v.RSI, v.RDX, v.R10, v.R8)
 
 
@@ -267,6 +268,8 @@ class Dispatcher:
             self._other_exception(Vector.GP)
         elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, self._q[v.RIP])):
             self.emulated += 1
+        elif cpu.vcpu.in_kernel and cpu.is_merged:
+            cpu.split_until_mode_change()  # ring 1 may be to blame (a far return): see what ring 3 says
         else:
             cpu.raise_exception(Vector.GP, 0)
 
@@ -280,7 +283,8 @@ class Dispatcher:
         if vector == Vector.NM:
             cpu.vmcb.task_switched = False
         elif vector == Vector.DB:
-            cpu.vcpu.debug[6] |= self._q[v.DR + 6] & 0xE00F
+            cpu.vcpu.debug[6] |= self._q[v.DR + 6] & _DR6_STATUS
+            self._q[v.DR + 6] &= ~_DR6_STATUS
         cpu.raise_exception(vector, error & 0xFFFF)
 
     def _page_fault(self) -> None:
