@@ -196,6 +196,7 @@ class RealClock(Clock):
         deadline += self._start
         if deadline < self._deadline:
             self._deadline = self._ticker.deadline = deadline
+            self._ticker.expedite()
             left = deadline - time.monotonic_ns()
             engine = self._ticker.running
             if engine is not None and left <= 0:

@@ -93,6 +93,10 @@ def make_budget(*, native: bool = True) -> BlockBudget | PythonBlockBudget:
         return PythonBlockBudget()
 
 
+_NEVER = 3_600_000_000_000
+"""An hour, in ns: the thread looks up even if nobody calls."""
+
+
 class Ticker:
     """Stops the engine that is running when a deadline on the host's monotonic clock has passed.
 
@@ -100,13 +104,16 @@ class Ticker:
     `time.monotonic_ns`. A stop that comes too early to be seen is repeated at the next look.
     """
 
-    LOOK_NS = 1_000_000
+    RETRY_NS = 100_000
+    """After this time a stop is repeated, should it have come too early."""
 
     def __init__(self) -> None:
         self._running: int | None = None
         self._lock = threading.Lock()
         self.deadline = 0
-        self._ended = threading.Event()
+        self._wakes_at = 0
+        self._ended = False
+        self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -118,6 +125,17 @@ class Ticker:
     def running(self, engine: int | None) -> None:
         with self._lock:  # the engine may be freed next
             self._running = engine
+        if engine is not None:
+            self.expedite()
+
+    def expedite(self) -> None:
+        """`deadline` has changed: wake the thread if it sleeps longer than that.
+
+        The thread sleeps as long as it can, since each time that it wakes it contends for the interpreter
+        with a guest that exits often.
+        """
+        if self.deadline < self._wakes_at:
+            self._changed.set()
 
     def start(self) -> None:
         """Start the thread (once)."""
@@ -127,17 +145,23 @@ class Ticker:
 
     def close(self) -> None:
         """End the thread."""
-        self._ended.set()
+        self._ended = True
+        self._changed.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def _watch(self) -> None:
-        wait = self.LOOK_NS / 1e9
-        while not self._ended.wait(wait):
-            left = self.deadline - time.monotonic_ns()
-            if left <= 0:
-                with self._lock:
-                    if self._running is not None:
-                        binding.uc_emu_stop(self._running)
-            wait = min(max(left, 100_000), self.LOOK_NS) / 1e9
+        while not self._ended:
+            now = time.monotonic_ns()
+            self._wakes_at = now + _NEVER
+            if self._running is not None:
+                left = self.deadline - now
+                if left <= 0:
+                    with self._lock:
+                        if self._running is not None:
+                            binding.uc_emu_stop(self._running)
+                    left = self.RETRY_NS
+                self._wakes_at = now + left
+            self._changed.wait((self._wakes_at - now) / 1e9)
+            self._changed.clear()
