@@ -104,10 +104,12 @@ WAYS = {
     hypercall mmuext_op
     """,
     "console_io": """
+.again:                         # 4 GiB of text are not quite endless
     mov edi, 0
-    mov esi, 0x7fffffff
+    mov esi, 0xffffffff
     mov rdx, ALIAS
     hypercall console_io
+    jmp .again
     """,
     "page faults": """
     lea rdi, [rip + table]
