@@ -8,6 +8,7 @@ run them.
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def test_an_interactive_shell_on_a_terminal(shell: pexpect.spawn) -> None:
     shell.expect("/ # ")
     shell.sendline("uname -r; grep -c processor /proc/cpuinfo")
     shell.expect(r"6\.\d+\.\d+-\d+-amd64\r\n1\r")
-    shell.sendline("sleep 100")
+    shell.sendline("echo sleeping; sleep 100")
+    shell.expect(r"\nsleeping\r")
+    time.sleep(1)  # until sleep is the foreground process
     shell.sendintr()  # job control: the guest's terminal gets the Ctrl-C, not pyhv
     shell.expect("/ # ")
     shell.sendline("poweroff -f")
