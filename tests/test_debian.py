@@ -70,8 +70,8 @@ def test_an_interactive_shell_on_a_terminal(shell: pexpect.spawn) -> None:
     shell.sendline("cat /sys/hypervisor/type")
     shell.expect(r"\nxen\r")
     shell.expect("/ # ")
-    shell.sendline("uname -r; grep -c processor /proc/cpuinfo")
-    shell.expect(r"6\.\d+\.\d+-\d+-amd64\r\n1\r")
+    shell.sendline("uname -r; grep -c ^processor /proc/cpuinfo")
+    shell.expect(r"6\.\d+\.\d+-\d+-amd64\r+\n1\r")
     shell.sendline("echo sleeping; sleep 100")
     shell.expect(r"\nsleeping\r")
     time.sleep(1)  # until sleep is the foreground process
