@@ -4,20 +4,19 @@
 Decoding and order of checks are here; the rules of approval are `mmu/tables.py`.
 """
 
-import struct
 from collections.abc import Callable
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import UVMF_FLUSH_MASK, UVMF_INVLPG, Mmu, Mmuext
-from pyhv.abi.structs import MmuextOp
+from pyhv.abi.structs import MmuextOp, MmuUpdate
 from pyhv.address import PAGE_MASK, PAGE_SIZE, Mfn, Va, guest_may_use
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Commands, hypercall
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
 
-_REQUEST = struct.Struct("<QQ")
+_REQUEST = MmuUpdate.layout64.packer
 _CONTINUED = 1 << 31
 """In a count: this is the rest of a list whose beginning is done."""
 

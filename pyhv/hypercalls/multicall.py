@@ -4,15 +4,16 @@
 import struct
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.structs import MulticallEntry
+from pyhv.address import MASK64
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import HYPERCALLS, hypercall, invoke
 
-_ENTRY = struct.Struct("<8Q")
-_RESULT = 8
-_ARGS = 16
+_ENTRY = MulticallEntry.layout64.packer
+_RESULT = MulticallEntry.layout64.offsets["result"]
+_ARGS = MulticallEntry.layout64.offsets["arg0"]
 MULTICALL = 13
-_MASK64 = (1 << 64) - 1
 
 
 @hypercall(MULTICALL, "multicall", "calls:ptr count:u32")
@@ -42,7 +43,7 @@ def multicall(call: Call, calls: int, count: int) -> int:
                     memory.write(at + _ARGS, struct.pack(f"<{len(again.arguments)}Q", *again.arguments))
                     raise Again(at, count - number) from again
         try:
-            memory.write_u64(at + _RESULT, result & _MASK64)
+            memory.write_u64(at + _RESULT, result & MASK64)
         except XenError:
             if not call.left_context:
                 raise
