@@ -233,8 +233,11 @@ class Domain:
         physical: PhysicalMemory,
         clock: Clock,
         shared_info: Mfn,
+        width: int = 64,
     ) -> None:
         self.domid = domid
+        self.width = width
+        """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel."""
         self.config = config
         self.name = config.name
         self.weight = config.weight

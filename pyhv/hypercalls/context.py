@@ -5,16 +5,19 @@ Handlers change domain state and return; they never see a register. What needs t
 bases) or other domains goes through `Processor` and `Host`, which the layers above implement.
 """
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import AbiStruct
 from pyhv.address import Mfn
 from pyhv.domain import Domain, Vcpu
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory, PhysicalMemory
 from pyhv.mmu.tables import PageTables
+
+_S = TypeVar("_S", bound=AbiStruct)
 
 STEPS_A_LOOK = 64
 """Steps of a long hypercall between two looks at the clock."""
@@ -127,6 +130,10 @@ class Call:
         self.domain = domain
         self.vcpu = vcpu
         self.processor = processor
+        self.width = domain.width
+        """Bits of the caller's registers, pointers and structures."""
+        self.word = domain.width // 8
+        """Bytes of an `unsigned long` or a pointer of the caller."""
         self.memory: GuestMemory = domain.memory
         self.tables: PageTables = domain.tables
         self.frames = host.frames
@@ -144,6 +151,25 @@ class Call:
     def preempted(self, steps: int) -> bool:
         """Ask between steps of a long hypercall, after every `STEPS_A_LOOK`: whether to raise `Again`."""
         return self.domain.clock.work(steps * _STEP_NS)
+
+    def read(self, kind: type[_S], address: int) -> _S:
+        """Read a structure as the caller lays it out; EFAULT."""
+        return kind.unpack(self.memory.read(address, kind.size(self.width)), self.width)
+
+    def write(self, address: int, value: AbiStruct) -> None:
+        """Write a structure as the caller lays it out; EFAULT."""
+        self.memory.write(address, value.pack(self.width))
+
+    def read_word(self, address: int) -> int:
+        """Read an `unsigned long` of the caller; EFAULT."""
+        return self.memory.read_u64(address) if self.word == 8 else self.memory.read_u32(address)
+
+    def write_word(self, address: int, value: int) -> None:
+        """Write an `unsigned long` of the caller; EFAULT."""
+        if self.word == 8:
+            self.memory.write_u64(address, value)
+        else:
+            self.memory.write_u32(address, value)
 
     def own(self, domid: int) -> None:
         """Refuse any domain but the caller: ESRCH if there is none of that name, else EPERM."""

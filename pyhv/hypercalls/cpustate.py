@@ -168,10 +168,10 @@ _REGISTER, _UNREGISTER = 0, 1
 def callback_op(call: Call, command: int, argument: int) -> int:
     """Register callbacks one by one."""
     if command == _REGISTER:
-        request = CallbackRegister.unpack(call.memory.read(argument, CallbackRegister.size()))
+        request = call.read(CallbackRegister, argument)
         return _register_callback(call.vcpu, request)
     if command == _UNREGISTER:
-        kind = CallbackUnregister.unpack(call.memory.read(argument, CallbackUnregister.size())).type
+        kind = call.read(CallbackUnregister, argument).type
         if kind not in Callback._value2member_map_:
             raise XenError(Errno.ENOSYS, f"callback type {kind}")
         if kind != Callback.NMI:

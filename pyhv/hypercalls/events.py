@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """event_channel_op and its predecessor (public header `event_channel.h`); the state is in `events/`."""
 
-from typing import TypeVar
-
 from pyhv.abi.errno import Errno
-from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import Evtchn
 from pyhv.abi.structs import (
     EvtchnAllocUnbound,
@@ -24,7 +21,6 @@ from pyhv.events.channels import PortState
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
-_S = TypeVar("_S", bound=AbiStruct)
 _commands = Commands("event_channel_op", Evtchn)
 
 
@@ -46,46 +42,42 @@ def event_channel_op_compat(call: Call, operation: int) -> int:
     return event_channel_op(call, call.memory.read_u32(operation), operation + 4)
 
 
-def _read(call: Call, kind: type[_S], argument: int) -> _S:
-    return kind.unpack(call.memory.read(argument, kind.size()))
-
-
 @_commands.command(Evtchn.ALLOC_UNBOUND)
 def _alloc_unbound(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnAllocUnbound, argument)
+    request = call.read(EvtchnAllocUnbound, argument)
     request.port = call.domain.events.alloc_unbound(request.dom, request.remote_dom)
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
 
 
 @_commands.command(Evtchn.BIND_INTERDOMAIN)
 def _bind_interdomain(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnBindInterdomain, argument)
+    request = call.read(EvtchnBindInterdomain, argument)
     request.local_port = call.domain.events.bind_interdomain(request.remote_dom, request.remote_port)
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
 
 
 @_commands.command(Evtchn.BIND_VIRQ)
 def _bind_virq(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnBindVirq, argument)
+    request = call.read(EvtchnBindVirq, argument)
     request.port = call.domain.events.bind_virq(request.virq, request.vcpu)
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
 
 
 @_commands.command(Evtchn.BIND_IPI)
 def _bind_ipi(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnBindIpi, argument)
+    request = call.read(EvtchnBindIpi, argument)
     request.port = call.domain.events.bind_ipi(request.vcpu)
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
 
 
 @_commands.command(Evtchn.BIND_PIRQ, Status.REFUSED, "a domU owns no interrupts")
 def _bind_pirq(call: Call, argument: int) -> None:
-    call.domain.events.bind_pirq(_read(call, EvtchnBindPirq, argument).pirq)
+    call.domain.events.bind_pirq(call.read(EvtchnBindPirq, argument).pirq)
 
 
 @_commands.command(Evtchn.CLOSE)
 def _close(call: Call, argument: int) -> None:
-    call.domain.events.close(_read(call, EvtchnPort, argument).port)
+    call.domain.events.close(call.read(EvtchnPort, argument).port)
 
 
 @_commands.command(Evtchn.SEND)
@@ -95,7 +87,7 @@ def _send(call: Call, argument: int) -> None:
 
 @_commands.command(Evtchn.STATUS)
 def _status(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnStatus, argument)
+    request = call.read(EvtchnStatus, argument)
     found = call.domain.events.status(request.dom, request.port)
     request.status, request.vcpu = found.state, found.vcpu
     if found.state is PortState.INTERDOMAIN:
@@ -104,12 +96,12 @@ def _status(call: Call, argument: int) -> None:
         request.u0 = found.remote_dom or 0
     elif found.state is PortState.VIRQ:
         request.u0 = found.virq or 0
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
 
 
 @_commands.command(Evtchn.BIND_VCPU)
 def _bind_vcpu(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnBindVcpu, argument)
+    request = call.read(EvtchnBindVcpu, argument)
     call.domain.events.bind_vcpu(request.port, request.vcpu)
 
 
@@ -120,14 +112,14 @@ def _unmask(call: Call, argument: int) -> None:
 
 @_commands.command(Evtchn.RESET)
 def _reset(call: Call, argument: int) -> None:
-    call.domain.events.reset(_read(call, EvtchnReset, argument).dom)
+    call.domain.events.reset(call.read(EvtchnReset, argument).dom)
 
 
 @_commands.command(
     Evtchn.INIT_CONTROL, Status.REFUSED, "EINVAL for a bad frame, else ENOSYS: guests use 2-level"
 )
 def _init_control(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnInitControl, argument)
+    request = call.read(EvtchnInitControl, argument)
     frames, mfn = call.frames, request.control_gfn
     usable = 0 < mfn < frames.count and frames.owner[mfn] == call.domain.domid
     call.domain.events.init_control(request.vcpu, request.offset, usable)
@@ -140,5 +132,5 @@ def _expand_array(call: Call, _argument: int) -> None:
 
 @_commands.command(Evtchn.SET_PRIORITY, Status.REFUSED, "not in FIFO mode: ENOSYS")
 def _set_priority(call: Call, argument: int) -> None:
-    request = _read(call, EvtchnSetPriority, argument)
+    request = call.read(EvtchnSetPriority, argument)
     call.domain.events.set_priority(request.port, request.priority)

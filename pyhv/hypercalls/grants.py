@@ -66,19 +66,19 @@ def grant_table_op(call: Call, command: int, argument: int, count: int) -> int:
 
 def _each(kind: type[_R], perform: Callable[[Call, _R], None]) -> Callable[[Call, int, int], int]:
     """Run an operation over an array of `count` structures, each with a `status`."""
-    size = kind.size()
 
     def run(call: Call, argument: int, count: int) -> int:
+        size = kind.size(call.width)
         for number in range(count):
             at = argument + size * number
-            request = kind.unpack(call.memory.read(at, size))
+            request = call.read(kind, at)
             try:
                 perform(call, request)
                 status = GrantStatus.OKAY
             except GrantError as error:
                 status = error.status
             request.__dict__["status"] = int(status)
-            call.memory.write(at, request.pack())
+            call.write(at, request)
             left = count - number - 1
             if left and left % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
                 raise Again(0, at + size, left)
@@ -115,7 +115,7 @@ def _setup(call: Call, request: GnttabSetupTable) -> None:
     frames = table.setup(request.nr_frames)
     try:
         for index, mfn in enumerate(frames[: request.nr_frames]):
-            call.memory.write_u64(request.frame_list + 8 * index, mfn)
+            call.write_word(request.frame_list + call.word * index, mfn)
     except XenError as error:
         raise GrantError(GrantStatus.BAD_VIRT_ADDR, "frame list") from error
 
@@ -139,19 +139,19 @@ def _query_size(call: Call, argument: int, count: int) -> int:
 @_commands.command(Gnttab.SET_VERSION, Status.PARTIAL, "version 2 is disabled: ENOSYS")
 def _set_version(call: Call, argument: int, count: int) -> int:
     _single(count)
-    request = GnttabSetVersion.unpack(call.memory.read(argument, GnttabSetVersion.size()))
+    request = call.read(GnttabSetVersion, argument)
     request.version = call.domain.grants.set_version(request.version)
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
     return 0
 
 
 @_commands.command(Gnttab.GET_VERSION)
 def _get_version(call: Call, argument: int, count: int) -> int:
     _single(count)
-    request = GnttabGetVersion.unpack(call.memory.read(argument, GnttabGetVersion.size()))
+    request = call.read(GnttabGetVersion, argument)
     call.own(request.dom)
     request.version = call.domain.grants.version
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
     return 0
 
 
@@ -326,9 +326,9 @@ def _swap_grant_ref(call: Call, argument: int, count: int) -> int:
 
 @_commands.command(Gnttab.CACHE_FLUSH)
 def _cache_flush(call: Call, argument: int, count: int) -> int:
-    size = GnttabCacheFlush.size()
+    size = GnttabCacheFlush.size(call.width)
     for number in range(count):
-        request = GnttabCacheFlush.unpack(call.memory.read(argument + size * number, size))
+        request = call.read(GnttabCacheFlush, argument + size * number)
         if request.offset >= PAGE_SIZE or request.length > PAGE_SIZE - request.offset or request.op > 7:
             raise XenError(Errno.EINVAL, "cache flush beyond a page")
         if request.length == 0 or request.op == 0:

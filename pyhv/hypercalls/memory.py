@@ -46,7 +46,7 @@ def memory_op(call: Call, command: int, argument: int) -> int:
 def _reservation(call: Call, argument: int, start: int) -> MemoryReservation | None:
     """Read and check the request of a reservation call; None where it must return `start`."""
     try:
-        request = MemoryReservation.unpack(call.memory.read(argument, MemoryReservation.size()))
+        request = call.read(MemoryReservation, argument)
     except XenError:
         return None
     if request.extent_order > _MAX_ORDER or request.domid not in (DOMID_SELF, call.domain.domid):
@@ -82,12 +82,12 @@ def _populate(call: Call, argument: int, start: int, *, physmap: bool) -> int:
     assert frames.m2p is not None
     done = start
     while done < request.nr_extents:
-        slot = request.extent_start + 8 * done & MASK64
+        slot = request.extent_start + call.word * done & MASK64
         try:
-            pfn = memory.read_u64(slot) if physmap else 0
+            pfn = call.read_word(slot) if physmap else 0
             if request.extent_start:
                 memory.for_write(slot)
-                memory.for_write(slot + 7 & MASK64)
+                memory.for_write(slot + call.word - 1 & MASK64)
         except XenError:
             break
         extent = _take_extent(call, request.extent_order)
@@ -97,7 +97,7 @@ def _populate(call: Call, argument: int, start: int, *, physmap: bool) -> int:
             for index, mfn in enumerate(extent):
                 frames.m2p[mfn] = pfn + index & MASK64
         if request.extent_start:
-            memory.write_u64(slot, extent[0])
+            call.write_word(slot, extent[0])
         done += 1
     return done
 
@@ -120,7 +120,7 @@ def _decrease(call: Call, argument: int, start: int) -> int:
     done = start
     while done < request.nr_extents:
         try:
-            first = call.memory.read_u64(request.extent_start + 8 * done & MASK64)
+            first = call.read_word(request.extent_start + call.word * done & MASK64)
         except XenError:
             break
         if not all(_give_back(call, first + index) for index in range(1 << request.extent_order)):
@@ -169,36 +169,36 @@ def _maximum_gpfn(call: Call, argument: int, _start: int) -> int:
 @_commands.command(Memory.MACHPHYS_MAPPING)
 def _machphys_mapping(call: Call, argument: int, _start: int) -> int:
     answer = MachphysMapping(v_start=HYPERVISOR_VIRT_START, v_end=_M2P_END, max_mfn=call.frames.count - 1)
-    call.memory.write(argument, answer.pack())
+    call.write(argument, answer)
     return 0
 
 
 @_commands.command(Memory.MACHPHYS_MFN_LIST)
 def _machphys_mfn_list(call: Call, argument: int, _start: int) -> int:
-    request = MachphysMfnList.unpack(call.memory.read(argument, MachphysMfnList.size()))
+    request = call.read(MachphysMfnList, argument)
     steps = min(request.max_extents, (call.frames.count * 8 + (2 << 20) - 1) >> 21)
     first = call.host.m2p_frames[0]
     for step in range(steps):
-        call.memory.write_u64(request.extent_start + 8 * step, first + 512 * step)
+        call.write_word(request.extent_start + call.word * step, first + 512 * step)
     request.nr_extents = steps
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
     return 0
 
 
 @_commands.command(Memory.MEMORY_MAP)
 def _memory_map(call: Call, argument: int, _start: int) -> int:
-    request = MemoryMap.unpack(call.memory.read(argument, MemoryMap.size()))
+    request = call.read(MemoryMap, argument)
     entries = _E820.pack(0, call.domain.max_pages << 12, _E820_RAM)
     count = min(request.nr_entries, 1)
     call.memory.write(request.buffer, entries[: count * _E820.size])
     request.nr_entries = count
-    call.memory.write(argument, request.pack())
+    call.write(argument, request)
     return 0
 
 
 @_commands.command(Memory.EXCHANGE)
 def _exchange(call: Call, argument: int, _start: int) -> int:
-    request = MemoryExchange.unpack(call.memory.read(argument, MemoryExchange.size()))
+    request = call.read(MemoryExchange, argument)
     given, wanted = request.in_nr_extents, request.out_nr_extents
     if request.nr_exchanged > given or max(given, wanted) > MASK64 >> _MAX_ORDER + 1:
         raise XenError(Errno.EINVAL, "memory_exchange beyond its lists")
@@ -217,7 +217,7 @@ def _exchange(call: Call, argument: int, _start: int) -> int:
         (request.in_extent_start, request.nr_exchanged, given),
         (request.out_extent_start, request.nr_exchanged // ratio, wanted),
     ):
-        low, high = base + 8 * first, base + 8 * count - 1
+        low, high = base + call.word * first, base + call.word * count - 1
         if not (guest_may_use(low) and guest_may_use(high)) or high < low:
             raise XenError(Errno.EFAULT, "memory_exchange list outside the guest's space")
     return _do_exchange(call, request, argument)
@@ -235,7 +235,7 @@ def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
     assert frames.m2p is not None
     while at < request.in_nr_extents:
         given = [
-            memory.read_u64(request.in_extent_start + 8 * (at + n)) + index
+            call.read_word(request.in_extent_start + call.word * (at + n)) + index
             for n in range(in_step)
             for index in range(1 << in_order)
         ]
@@ -244,11 +244,11 @@ def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
             if not frames.allocated[mfn] or frames.refs[mfn] != 1 or given.count(mfn) != 1:
                 raise XenError(Errno.EINVAL, f"memory_exchange of {frames.describe(mfn)}, which is in use")
         first_out = at // in_step * out_step
-        places = [request.out_extent_start + 8 * (first_out + n) for n in range(out_step)]
-        pfns = [memory.read_u64(place) for place in places]
+        places = [request.out_extent_start + call.word * (first_out + n) for n in range(out_step)]
+        pfns = [call.read_word(place) for place in places]
         for place in places:
             memory.for_write(place)
-            memory.for_write(place + 7 & MASK64)
+            memory.for_write(place + call.word - 1 & MASK64)
         extents: list[list[Mfn]] = []
         for _ in places:
             extent = _take_extent(call, out_order, exchanging=True)
@@ -262,10 +262,10 @@ def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
         for place, pfn, extent in zip(places, pfns, extents, strict=True):
             for index, mfn in enumerate(extent):
                 frames.m2p[mfn] = pfn + index & MASK64
-            memory.write_u64(place, extent[0])
+            call.write_word(place, extent[0])
         at += in_step
         request.nr_exchanged = at
-        memory.write(argument, request.pack())
+        call.write(argument, request)
     return 0
 
 

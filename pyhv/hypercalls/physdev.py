@@ -38,7 +38,7 @@ def physdev_op_compat(call: Call, operation: int) -> int:
 
 @_commands.command(Physdev.SET_IOPL)
 def _set_iopl(call: Call, argument: int) -> int:
-    iopl = PhysdevSetIopl.unpack(call.memory.read(argument, PhysdevSetIopl.size())).iopl
+    iopl = call.read(PhysdevSetIopl, argument).iopl
     if iopl > 3:
         raise XenError(Errno.EINVAL, f"IOPL {iopl}")
     call.vcpu.iopl = iopl
@@ -47,7 +47,7 @@ def _set_iopl(call: Call, argument: int) -> int:
 
 @_commands.command(Physdev.SET_IOBITMAP)
 def _set_iobitmap(call: Call, argument: int) -> int:
-    request = PhysdevSetIobitmap.unpack(call.memory.read(argument, PhysdevSetIobitmap.size()))
+    request = call.read(PhysdevSetIobitmap, argument)
     if request.nr_ports > 65536:
         raise XenError(Errno.EINVAL, f"I/O bitmap of {request.nr_ports} ports")
     call.vcpu.io_bitmap, call.vcpu.io_bitmap_ports = request.bitmap, request.nr_ports

@@ -63,19 +63,19 @@ def _end(call: Call, reason: int) -> int:
 
 @_commands.command(Sched.SHUTDOWN, note="suspend ends the domain as the others do")
 def _shutdown(call: Call, argument: int) -> int:
-    return _end(call, SchedShutdown.unpack(call.memory.read(argument, SchedShutdown.size())).reason)
+    return _end(call, call.read(SchedShutdown, argument).reason)
 
 
 @_commands.command(Sched.SHUTDOWN_CODE)
 def _shutdown_code(call: Call, argument: int) -> int:
-    reason = SchedShutdown.unpack(call.memory.read(argument, SchedShutdown.size())).reason
+    reason = call.read(SchedShutdown, argument).reason
     call.domain.shutdown_code = reason & 0xFF
     return 0
 
 
 @_commands.command(Sched.POLL)
 def _poll(call: Call, argument: int) -> int:
-    request = SchedPoll.unpack(call.memory.read(argument, SchedPoll.size()))
+    request = call.read(SchedPoll, argument)
     if request.nr_ports > _MAX_POLL:
         raise XenError(Errno.EINVAL, f"poll of {request.nr_ports} ports")
     raw = call.memory.read(request.ports, 4 * request.nr_ports) if request.nr_ports else b""
@@ -94,7 +94,7 @@ def _poll(call: Call, argument: int) -> int:
 
 @_commands.command(Sched.WATCHDOG)
 def _watchdog(call: Call, argument: int) -> int:
-    request = SchedWatchdog.unpack(call.memory.read(argument, SchedWatchdog.size()))
+    request = call.read(SchedWatchdog, argument)
     timers = call.domain.watchdogs
     deadline = call.host.now() + request.timeout * _SECOND if request.timeout else 0
     if request.id == 0:

@@ -72,7 +72,7 @@ def runstate_record(vcpu: Vcpu, now: int) -> bytes:
     return VcpuRunstateInfo(
         state=int(record.state), state_entry_time=record.state_entry_time,
         time0=running, time1=runnable, time2=blocked, time3=offline,
-    ).pack()  # fmt: skip
+    ).pack(vcpu.domain.width)  # fmt: skip
 
 
 @_commands.command(VcpuOp.GET_RUNSTATE_INFO)
@@ -116,7 +116,7 @@ def write_area(_call: Call, write: Callable[[], None]) -> None:
 
 @_commands.command(VcpuOp.SET_PERIODIC_TIMER)
 def _set_periodic(call: Call, vcpu: Vcpu, argument: int) -> int:
-    request = VcpuSetPeriodicTimer.unpack(call.memory.read(argument, VcpuSetPeriodicTimer.size()))
+    request = call.read(VcpuSetPeriodicTimer, argument)
     if request.period_ns < MIN_PERIOD:
         raise XenError(Errno.EINVAL, f"period of {request.period_ns} ns")
     if request.period_ns >= 1 << 62:
@@ -135,8 +135,7 @@ def _stop_periodic(call: Call, vcpu: Vcpu, _argument: int) -> int:
 def _set_singleshot(call: Call, vcpu: Vcpu, argument: int) -> int:
     if vcpu is not call.vcpu:
         raise XenError(Errno.EINVAL, "one-shot timer of another vCPU")
-    raw = call.memory.read(argument, VcpuSetSingleshotTimer.size())
-    deadline = VcpuSetSingleshotTimer.unpack(raw).timeout_abs_ns
+    deadline = call.read(VcpuSetSingleshotTimer, argument).timeout_abs_ns
     call.host.set_timer(vcpu, min(max(deadline, 1), 1 << 62))
     return 0
 
@@ -151,7 +150,7 @@ def _stop_singleshot(call: Call, vcpu: Vcpu, _argument: int) -> int:
 
 @_commands.command(VcpuOp.REGISTER_VCPU_INFO)
 def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
-    request = VcpuRegisterVcpuInfo.unpack(call.memory.read(argument, VcpuRegisterVcpuInfo.size()))
+    request = call.read(VcpuRegisterVcpuInfo, argument)
     bits = call.domain.bits
     if request.offset > PAGE_MASK + 1 - shared.VCPU_INFO_SIZE:
         raise XenError(Errno.ENXIO, f"vcpu_info at offset {request.offset:#x}")

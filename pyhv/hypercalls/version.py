@@ -61,13 +61,13 @@ def _answer(call: Call, command: int) -> bytes | None:
 
 
 def _features(call: Call, argument: int) -> int:
-    info = FeatureInfo.unpack(call.memory.read(argument, FeatureInfo.size()))
+    info = call.read(FeatureInfo, argument)
     if info.submap_idx:
         raise XenError(Errno.EINVAL, f"feature submap {info.submap_idx}")
     info.submap = _FEATURES
     if Assist.PAE_EXTENDED_CR3 in call.domain.assists:
         info.submap |= 1 << _PAE_PGDIR_ABOVE_4GB
-    call.memory.write(argument, info.pack())
+    call.write(argument, info)
     return 0
 
 
