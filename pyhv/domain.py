@@ -50,6 +50,8 @@ class CallbackEntry:
 
     address: int = 0
     mask_events: bool = False
+    selector: int = 0
+    """The code segment of a 32-bit guest's callback."""
 
 
 class Vcpu:
@@ -72,6 +74,8 @@ class Vcpu:
         self.merge_known = -1
         self.traps: list[tuple[int, int]] = [NO_TRAP] * 256
         """Per vector: (handler address, flags: bits 1..0 DPL, bit 2 masks events)."""
+        self.trap_selectors = [0] * 256
+        """Per vector: the handler's code segment, in a 32-bit guest."""
         self.event_callback = CallbackEntry(mask_events=True)
         self.failsafe_callback = CallbackEntry()
         self.syscall_callback = CallbackEntry()

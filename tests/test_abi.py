@@ -69,6 +69,8 @@ PUBLISHED = {
     "VcpuRegisterVcpuInfo": (16, 16, "mfn 0 offset 8 rsvd 12"),
     "VcpuRunstateInfo": (48, 44, "state 0 state_entry_time 8/4 time0 16/12 time3 40/36"),
     "CallbackUnregister": (2, 2, "type 0"),
+    "CallbackRegisterCompat": (12, 12, "type 0 flags 2 cs 4 eip 8"),
+    "TrapInfo": (16, 8, "vector 0 flags 1 cs 2 address 8/4"),
     "PhysdevSetIopl": (4, 4, "iopl 0"),
     "PhysdevSetIobitmap": (16, 8, "bitmap 0 nr_ports 8/4"),
     "FeatureInfo": (8, 8, "submap_idx 0 submap 4"),
@@ -143,7 +145,6 @@ SHARED = {
     "GC_VM_ASSIST": 5136, "GC_FS_BASE": 5144, "GC_GS_BASE_KERNEL": 5152, "GC_GS_BASE_USER": 5160,
     "VGCF_I387_VALID": 1, "VGCF_IN_KERNEL": 4, "VGCF_FAILSAFE_DISABLES_EVENTS": 8,
     "VGCF_SYSCALL_DISABLES_EVENTS": 16, "VGCF_ONLINE": 32, "VGCF_IN_SYSCALL": 0x100,
-    "TRAP_INFO_SIZE": 16,
 }  # fmt: skip
 
 

@@ -332,7 +332,7 @@ class VcpuRunstateInfo(AbiStruct):
 
 
 class CallbackRegister(AbiStruct):
-    """`callback_register` for 64-bit guests (32-bit: `address` is cs, eip)."""
+    """`callback_register` for 64-bit guests."""
 
     type: u16
     flags: u16
@@ -363,3 +363,21 @@ class FeatureInfo(AbiStruct):
 
     submap_idx: u32
     submap: u32
+
+
+class CallbackRegisterCompat(AbiStruct):
+    """`callback_register` for 32-bit guests, whose callbacks have a code segment."""
+
+    type: u16
+    flags: u16
+    cs: u32
+    eip: u32
+
+
+class TrapInfo(AbiStruct):
+    """`trap_info`: a handler; bits 1..0 of `flags` are the DPL, bit 2 masks events on entry."""
+
+    vector: u8
+    flags: u8
+    cs: u16
+    address: ulong
