@@ -31,14 +31,20 @@ HYPERVISOR_VIRT_START = 0xFFFF_8000_0000_0000
 HYPERVISOR_VIRT_END = 0xFFFF_8800_0000_0000
 """First address above the hole (L4 slot 272)."""
 
+COMPAT_VIRT_START = 0xF580_0000
+"""First address of the hypervisor's part of a 32-bit guest's address space; it reaches to 4 GiB."""
+
 
 def is_canonical(va: int) -> bool:
     """Say whether bits 63..47 of a 64-bit virtual address are all equal."""
     return va < 0x0000_8000_0000_0000 or 0xFFFF_8000_0000_0000 <= va <= MASK64
 
 
-def guest_may_use(va: int) -> bool:
-    """Xen's "address ok" for a 64-bit guest: canonical and outside the hypervisor's hole."""
+def guest_may_use(va: int, width: int = 64) -> bool:
+    """Xen's "address ok": for a 64-bit guest canonical and outside the hypervisor's hole, for a 32-bit guest
+    below the hypervisor's part."""
+    if width == 32:
+        return va < COMPAT_VIRT_START
     return va < 0x0000_8000_0000_0000 or HYPERVISOR_VIRT_END <= va <= MASK64
 
 

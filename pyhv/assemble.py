@@ -169,7 +169,7 @@ def build_domain(
     wiring.connect(console, store)
     dispatcher = _power_on(machine, domain)
     try:
-        domain.tables.pin(boot.l4, L4)
+        domain.tables.pin(boot.top, L4)
     except XenError as refusal:
         _abandon(machine, domain, wiring)
         raise ConfigError(f"{config.name}: the image's page tables are refused: {refusal.why}.") from refusal
@@ -245,10 +245,10 @@ def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
 def _first_vcpu(machine: "Machine", domain: Domain, boot: BootState) -> None:
     """Load vCPU 0's first registers, its base pointer, and the clocks."""
     first = domain.vcpus[0]
-    domain.tables.get_table(boot.l4, L4)
-    first.kernel_l4 = boot.l4
+    domain.tables.get_table(boot.top, L4)
+    first.kernel_l4 = boot.top
     first.kernel_ss, first.kernel_sp = 0xE02B, boot.stack_top
-    first.initial_registers = boot_registers(boot.entry, boot.start_info, boot.stack_top)
+    first.initial_registers = boot_registers(boot.entry, boot.start_info, boot.stack_top, domain.width)
     first.initialised = True
     domain.set_wallclock(machine.clock.wall_ns())
     prepare_vcpu(domain, 0)

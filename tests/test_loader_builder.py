@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from elf_maker import BOOTABLE, ElfMaker, note
 
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE32, HYPERCALL_PAGE64
 from pyhv.address import MachineAddress, Pfn
 from pyhv.errors import ConfigError
 from pyhv.loader.builder import BootState, build
@@ -101,7 +101,7 @@ def built(
 
 
 def start_info(memory: Memory, state: BootState) -> bytes:
-    found = memory.walk(state.l4, state.start_info)
+    found = memory.walk(state.top, state.start_info)
     assert found is not None
     return memory.read(found[0], 0, 1168)
 
@@ -116,8 +116,8 @@ def check_main_mapping(memory: Memory, layout: Layout, l4: int) -> None:
 def test_classic_domain() -> None:
     memory, state = built(classic(), 16, b"ramdisk" * 1000, b"console=hvc0")
     layout = state.layout
-    check_main_mapping(memory, layout, state.l4)
-    assert len(list(memory.mapped(state.l4))) == layout.mapped_pages
+    check_main_mapping(memory, layout, state.top)
+    assert len(list(memory.mapped(state.top))) == layout.mapped_pages
 
     info = start_info(memory, state)
     assert info[:15] == b"xen-3.0-x86_64\0"
@@ -130,15 +130,15 @@ def test_classic_domain() -> None:
     assert u32[64] == 1
     assert u64[72] == memory.p2m[state.console_pfn]
     assert u32[80] == 2
-    assert memory.walk(state.l4, u64[88]) == (memory.pfn_of[state.l4], P | A)
+    assert memory.walk(state.top, u64[88]) == (memory.pfn_of[state.top], P | A)
     assert u64[96] == layout.page_tables.pages
     assert info[128:141] == b"console=hvc0\0"
     assert (u64[1152], u64[1160]) == (0, 0)
 
-    p2m = memory.walk(state.l4, u64[104])
+    p2m = memory.walk(state.top, u64[104])
     assert p2m is not None
     assert memory.read(p2m[0], 0, 4096 * 8) == memory.p2m.astype("<u8").tobytes()
-    ramdisk = memory.walk(state.l4, u64[112])
+    ramdisk = memory.walk(state.top, u64[112])
     assert ramdisk is not None
     assert u64[120] == 7000
     assert memory.read(ramdisk[0], 0, 7000) == b"ramdisk" * 1000
@@ -147,7 +147,7 @@ def test_classic_domain() -> None:
 def test_linux_like_domain() -> None:
     memory, state = built(linux_like(), 32, b"R" * 5000)
     layout = state.layout
-    check_main_mapping(memory, layout, state.l4)
+    check_main_mapping(memory, layout, state.top)
     assert state.entry == LINUX_BASE + 0x200000
 
     info = start_info(memory, state)
@@ -163,11 +163,11 @@ def test_linux_like_domain() -> None:
 
     raw = b""
     for page in range(layout.p2m.pages):
-        found = memory.walk(state.l4, mfn_list + page * 4096)
+        found = memory.walk(state.top, mfn_list + page * 4096)
         assert found == (layout.p2m.pfn + page, P | RW | A)
         raw += memory.read(found[0], 0, 4096)
     assert raw == memory.p2m.astype("<u8").tobytes()
-    assert len(list(memory.mapped(state.l4))) == layout.mapped_pages + layout.p2m.pages
+    assert len(list(memory.mapped(state.top))) == layout.mapped_pages + layout.p2m.pages
 
 
 def test_no_page_table_is_mapped_writable() -> None:
@@ -177,8 +177,8 @@ def test_no_page_table_is_mapped_writable() -> None:
         tables = {*range(layout.page_tables.pfn, layout.page_tables.end)}
         if layout.p2m_tables is not None:
             tables |= {*range(layout.p2m_tables.pfn, layout.p2m_tables.end)}
-        for va in memory.mapped(state.l4):
-            found = memory.walk(state.l4, va)
+        for va in memory.mapped(state.top):
+            found = memory.walk(state.top, va)
             assert found is not None
             assert found[0] not in tables or not found[1] & RW
 
@@ -188,15 +188,15 @@ def test_init_p2m_in_shared_tables() -> None:
         raw = BOOTABLE + note(3, base) + note(4, 0) + note(1, base) + note(15, 0x40000000)
         image = load_image(ElfMaker().load(0, b"x", 0x3000).notes(raw).make(), "k")
         memory, state = built(image, 16)
-        check_main_mapping(memory, state.layout, state.l4)
+        check_main_mapping(memory, state.layout, state.top)
         for page in range(8):
             expected = (state.layout.p2m.pfn + page, P | RW | A)
-            assert memory.walk(state.l4, 0x40000000 + page * 4096) == expected
+            assert memory.walk(state.top, 0x40000000 + page * 4096) == expected
 
 
 def test_segments_lie_where_the_kernel_expects_them() -> None:
     memory, state = built(linux_like(), 32)
-    found = memory.walk(state.l4, LINUX_BASE + 0x204123)
+    found = memory.walk(state.top, LINUX_BASE + 0x204123)
     assert found is not None
     assert memory.read(found[0], 0x123, 6) == b"data\0\0"
     assert memory.read(0x200, 0, 6002) == b"text" * 1500 + b"\0\0"
@@ -211,18 +211,18 @@ def test_rings() -> None:
 def test_stack() -> None:
     memory, state = built(classic(), 16)
     assert state.stack_top % 4096 == 0
-    assert memory.walk(state.l4, state.stack_top - 8) == (state.layout.boot_stack.pfn, P | RW | A)
+    assert memory.walk(state.top, state.stack_top - 8) == (state.layout.boot_stack.pfn, P | RW | A)
 
 
 def test_hypercall_page_is_written_only_where_asked() -> None:
     memory, _ = built(classic(note(2, 0x102000)), 16)
-    assert memory.read(0x102, 0, 4096) == HYPERCALL_PAGE
+    assert memory.read(0x102, 0, 4096) == HYPERCALL_PAGE64
     memory, _ = built(classic(), 16)
     assert memory.read(0x102, 0, 4096) == bytes(4096)
 
 
 def test_hypercall_stubs() -> None:
-    page = HYPERCALL_PAGE
+    page = HYPERCALL_PAGE64
     assert len(page) == 4096
     assert page[0:14] == bytes.fromhex("51 41 53 b8 00 00 00 00 0f 05 41 5b 59 c3")
     assert page[127 * 32 : 127 * 32 + 14] == bytes.fromhex("51 41 53 b8 7f 00 00 00 0f 05 41 5b 59 c3")

@@ -133,9 +133,8 @@ def test_unreadable_paths(tmp_path: Path) -> None:
 
 def test_32_bit() -> None:
     elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x" * 16).notes(BOOTABLE + note(9, "yes"))
-    assert "32-bit PV guests are not supported yet" in refused(elf.make())
-    image = load_image(elf.symbols([("main", 0x100004, 4)]).make(), "k", bootable=False)
-    assert (image.elf_class, image.guest_class) == (32, "xen-3.0-x86_32p")
+    image = load_image(elf.symbols([("main", 0x100004, 4)]).make(), "k")
+    assert (image.elf_class, image.width, image.guest_class) == (32, 32, "xen-3.0-x86_32p")
     assert image.symbols == (Symbol(0x100004, 4, "main"),)
 
 

@@ -93,6 +93,9 @@ EFER_VALUE = 0xD01
 FLAT_RING3_CS32 = 0xE023
 FLAT_RING3_CS64 = 0xE033
 FLAT_RING3_DS = 0xE02B
+FLAT_RING1_CS = 0xE019
+FLAT_RING1_DS = 0xE021
+"""Code, and data and stack, of a 32-bit guest's kernel."""
 FIRST_RESERVED_GDT_ENTRY = 7168
 GDT_GUEST_BYTES = FIRST_RESERVED_GDT_ENTRY * 8
 """Bytes of the virtual GDT that belong to the guest: 0xe000, 14 pages."""

@@ -88,6 +88,14 @@ class NoteSource(enum.Enum):
     XEN_GUEST = "the __xen_guest string"
 
 
+class Pae(enum.Enum):
+    """What a 32-bit kernel says about physical address extension; the value is how a person would say it."""
+
+    NONE = "no PAE"
+    LOW_L3 = "PAE, its L3 below 4 GiB"
+    EXTENDED_CR3 = "PAE, its L3 anywhere"
+
+
 class FeatureWish(NamedTuple):
     """One name of a FEATURES string; `required` if the kernel put `!` before it."""
 
@@ -123,6 +131,16 @@ class XenNotes:
     phys32_entry: int | None = None
     unknown: tuple[int, ...] = ()
     """Types of "Xen" notes that `elfnote.h` does not name."""
+
+    @property
+    def pae(self) -> Pae:
+        """What `pae_mode` means; the two formats of notes spell it differently."""
+        told = self.pae_mode or ""
+        if self.source is NoteSource.XEN_GUEST:
+            if told == "yes[extended-cr3]":
+                return Pae.EXTENDED_CR3
+            return Pae.LOW_L3 if told.startswith("yes") else Pae.NONE
+        return Pae.EXTENDED_CR3 if told == "yes" or "bimodal" in told else Pae.NONE
 
 
 _STRINGS = {
