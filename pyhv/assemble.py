@@ -144,7 +144,8 @@ def build_domain(
     domain.tables = PageTables(domid, frames, physical, domain.memory, domain.cache)
     p2m = np.array(frames.allocate(domid, config.memory_pages), dtype=np.uint64)
     domain.tot_pages = config.memory_pages
-    frames.m2p_np[p2m.astype(np.int64)] = np.arange(config.memory_pages, dtype=np.uint64)
+    assert frames.m2p is not None
+    frames.m2p.set_many(p2m.astype(np.int64), np.arange(config.memory_pages, dtype=np.uint64))
     for vcpu in range(32):
         domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
     _connect_events(machine, domain)

@@ -246,7 +246,7 @@ class Domain:
         self.ram = physical.ram
         self.clock = clock
         self.now = clock.now
-        self.memory = GuestMemory(physical)
+        self.memory = GuestMemory(physical, width)
         self.shared_info = FramePage(physical, shared_info)
         self.assists = Assists()
         self.watchdogs = [Watchdog(), Watchdog()]

@@ -48,7 +48,8 @@ from pyhv.xenstore.domu import request_shutdown
 from pyhv.xenstore.store import Store
 
 OVERHEAD_FRAMES: Final = 4096
-"""Frames that the machine adds for itself: M2P, hardware L4s, shared pages of many domains."""
+"""Frames that the machine adds for itself: hardware L4s, shared pages of many domains. The
+machine-to-physical tables come on top, a 256th part."""
 MAX_MEMORY_PAGES: Final = 1 << 23
 """32 GiB: below, no reference count of a frame can overflow, whatever a guest maps."""
 _TIME_REFRESH_NS: Final = 100_000_000
@@ -114,7 +115,7 @@ class Machine:
         self_test()
         self.config = config
         self.seed = config.seed
-        self.ram = Ram(config.memory_pages + OVERHEAD_FRAMES)
+        self.ram = Ram(config.memory_pages + config.memory_pages // 256 + OVERHEAD_FRAMES)
         self.frames = FrameTable(self.ram)
         self.physical = PhysicalMemory(self.ram, self.frames)
         self.frames.on_free = self._frame_freed
