@@ -12,7 +12,7 @@ Nothing here decides anything about an exit; that is `traps/` and `hypercalls/`.
 import struct
 from dataclasses import dataclass, field
 
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import hypercall_page
 from pyhv.abi.numbers import Shutdown
 from pyhv.abi.shared import (
     SI_VCPU_INFO,
@@ -294,7 +294,7 @@ class Domain:
         mfn = self.frame_of(pfn)
         if mfn is None or not frames.get_writable(mfn):
             return False
-        self.physical.write(mfn << 12, HYPERCALL_PAGE)
+        self.physical.write(mfn << 12, hypercall_page(self.width))
         frames.put_writable(mfn)
         return True
 

@@ -5,15 +5,22 @@ A vCPU's first state is the processor's pristine one with the general registers,
 that the builder or VCPUOP_initialise names.
 """
 
-from pyhv.abi.x86 import FLAT_RING3_CS64, FLAT_RING3_DS
+from pyhv.abi.x86 import FLAT_RING1_CS, FLAT_RING1_DS, FLAT_RING3_CS64, FLAT_RING3_DS
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT
 
 
-def boot_registers(entry: int, start_info: int, stack_top: int) -> dict[str, int]:
-    """What the domain builder gives vCPU 0."""
-    return {"rip": entry, "rsi": start_info, "rsp": stack_top, "rflags": 0x202}
+def boot_registers(entry: int, start_info: int, stack_top: int, width: int = 64) -> dict[str, int]:
+    """What the domain builder gives vCPU 0 of a guest of `width` bits; what is not named is 0.
+
+    A 64-bit kernel begins with null data segments, a 32-bit one with flat ones of ring 1.
+    """
+    registers = {"rip": entry, "rsi": start_info, "rsp": stack_top, "rflags": 0x202}
+    if width == 64:
+        return registers | {"cs": FLAT_RING3_CS64, "ss": FLAT_RING3_DS}
+    data = dict.fromkeys(("ss", "ds", "es", "fs", "gs"), FLAT_RING1_DS)
+    return registers | {"cs": FLAT_RING1_CS} | data
 
 
 def first_state(pristine: bytes, registers: dict[str, int]) -> bytes:
