@@ -247,7 +247,7 @@ def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
         area = domain.area
         for page in range(_GDT_GUEST_PAGES):
             area.map(vcpu.number, page, machine.zero_frame)
-        area.map(vcpu.number, RESERVED_PAGE, machine.xen_gdt)
+        area.map(vcpu.number, RESERVED_PAGE, machine.xen_gdt[domain.width])
         area.map(vcpu.number, RESERVED_PAGE + 1, machine.zero_frame)
     domain.pristine = bytes(engine.vmcb.raw)
     return dispatcher
@@ -262,6 +262,8 @@ def _first_vcpu(machine: "Machine", domain: Domain, boot: BootState) -> None:
     first.kernel_ss, first.kernel_sp = registers["ss"], boot.stack_top
     first.initial_registers = registers
     first.initialised = True
+    if isinstance(domain.tables, PaePageTables):
+        domain.tables.l3_anywhere = Assist.PAE_EXTENDED_CR3 in domain.assists
     domain.set_wallclock(machine.clock.wall_ns())
     prepare_vcpu(domain, 0)
     first.update_time()
@@ -270,7 +272,7 @@ def _first_vcpu(machine: "Machine", domain: Domain, boot: BootState) -> None:
 def prepare_vcpu(domain: Domain, number: int) -> None:
     """Make the initial registers of a vCPU its saved state."""
     vcpu = domain.vcpus[number]
-    vcpu.registers = first_state(domain.pristine, vcpu.initial_registers)
+    vcpu.registers = first_state(domain.pristine, vcpu.initial_registers, domain.width)
 
 
 def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> None:

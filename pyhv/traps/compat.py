@@ -196,7 +196,7 @@ class CompatCpu(GuestCpu):
         live = eflags & IRET_FLAGS | 0x202
         q[RIP], q[RSP] = eip, esp
         self.vmcb.set_rflags(live)
-        self._return_to(cs, ss)
+        self.load_return_segments(cs, ss)
 
     def _pop(self, base: int, esp: int, count: int) -> tuple[int, ...]:
         try:
@@ -204,7 +204,7 @@ class CompatCpu(GuestCpu):
         except XenError as refusal:
             raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
 
-    def _return_to(self, cs: int, ss: int) -> None:
+    def load_return_segments(self, cs: int, ss: int) -> None:
         """Load CS and SS for their ring; what cannot be loaded is the target's #GP."""
         ring = cs & 3
         code = self.segment(cs, code=True, ring=ring)

@@ -108,6 +108,28 @@ class GuestCpu:
         self.load_ldtr()
         self.tables.flush = True
         self.arrange()
+        if vcpu.initial_registers:
+            self._load_first_segments(vcpu.initial_registers)
+            vcpu.initial_registers = {}
+
+    def _load_first_segments(self, registers: dict[str, int]) -> None:
+        """Load the selectors with which a vCPU starts; data segments that cannot be loaded stay null."""
+        vmcb, kernel = self.vmcb, self.kernel_ring
+        cs = registers.get("cs", 0)
+        ring = 3 if not self.vcpu.in_kernel else kernel
+        for segment, name in ((v.ES, "es"), (v.DS, "ds"), (v.FS, "fs"), (v.GS, "gs")):
+            selector = registers.get(name, 0) & 0xFFFF
+            value = self.descriptor(selector) if selector & ~3 else None
+            if value is not None and descriptors.loadable_data(value, max(selector & 3, ring)):
+                vmcb.set_segment(segment, selector, *descriptors.decode(value | 1 << 40))
+        if cs & ~3:
+            self.load_return_segments(cs & 0xFFFF, registers.get("ss", 0) & 0xFFFF)
+
+    def load_return_segments(self, cs: int, ss: int) -> None:
+        """Load CS and SS as a return to the guest does; #GP at the target if one cannot be."""
+        fault = self._load_return_segments(cs | 3, ss | 3)
+        if fault is not None:
+            self.raise_exception(Vector.GP, fault)
 
     def normalise_flags(self) -> None:
         """Compute the lazy flags into the state block, so that it can be saved or shown."""
