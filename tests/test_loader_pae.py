@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A 32-bit domain from its image to its first instruction: the machine takes what the builder wrote."""
 
+from collections.abc import Iterator
+
 import pytest
 from elf_maker import BOOTABLE_PAE, note32, pae_kernel
 from guest_machine import Sink
@@ -29,13 +31,15 @@ def created(machine: Machine, kernel: KernelImage) -> Domain:
     return machine.create(kernel, DomainConfig(name="d", memory_pages=PAGES), cmdline=b"a=b", console=Sink())
 
 
-def new_machine() -> Machine:
-    return Machine(MachineConfig(memory_pages=2 * PAGES, virtual_time=True))
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = Machine(MachineConfig(memory_pages=2 * PAGES, virtual_time=True))
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("base", [0, 0x80000000, 0xC0000000])
-def test_the_page_tables_are_approved(base: int) -> None:
-    machine = new_machine()
+def test_the_page_tables_are_approved(machine: Machine, base: int) -> None:
     domain = created(machine, image(base))
     assert domain.width == 32
     assert machine.audit() == []
@@ -47,8 +51,7 @@ def test_the_page_tables_are_approved(base: int) -> None:
     assert (kinds.count(L3), kinds.count(L2), kinds.count(L1)) == (1, 4 - (base >> 30), 2)
 
 
-def test_the_kernel_finds_itself() -> None:
-    machine = new_machine()
+def test_the_kernel_finds_itself(machine: Machine) -> None:
     domain = created(machine, image(0xC0000000))
     registers = domain.vcpus[0].initial_registers
     domain.memory.l4 = domain.vcpus[0].kernel_l4
@@ -69,10 +72,9 @@ def test_boot_registers() -> None:
     assert (wide["cs"], wide["ss"], wide.get("ds", 0)) == (0xE033, 0xE02B, 0)
 
 
-def test_without_low_memory_nothing_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_low_memory_nothing_is_left_of_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "FRAMES_BELOW_4G", 1)
     monkeypatch.setattr(KernelImage, "l3_anywhere", False)
-    machine = new_machine()
     free = machine.frames.free_count
     with pytest.raises(ConfigError, match="create this guest first"):
         created(machine, image())
