@@ -282,6 +282,14 @@ def test_an_event_makes_a_queue(guest: Guest) -> None:
     assert (guest.word(first), guest.word(second)) == (0, 0)
 
 
+def test_the_tails_link_is_replaced_and_its_lock_dropped(guest: Guest) -> None:
+    first, second = guest.ipi(), guest.ipi()
+    guest.channels.send(first)
+    guest.set_word(first, LINKED | MASKED | BUSY | 0x155)
+    guest.channels.send(second)
+    assert guest.word(first) == LINKED | MASKED | second
+
+
 def test_priorities_come_in_order(guest: Guest) -> None:
     ports = [guest.ipi() for _ in range(4)]
     for port, priority in zip(ports, (15, 0, 7, 0), strict=True):
