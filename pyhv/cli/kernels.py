@@ -50,8 +50,8 @@ def ensure(name: str, packaged: Packaged, progress: Progress, *, update: bool = 
     """The kernel, from the cache or fetched; `name` is its place in the cache. Raises EnvironmentProblem."""
     if packaged.suite is not None:
         archive.check_suite(packaged.suite)
-    root = cache_directory() / "packaged"
-    target = root / (name if packaged.suite is None else f"{name}-{packaged.suite}")
+    target = location(name, packaged).parent
+    root = target.parent
     try:
         if update or not _complete(target):
             root.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,12 @@ def ensure(name: str, packaged: Packaged, progress: Progress, *, update: bool = 
         return PackagedFile(target / "kernel", (target / "version").read_text(encoding="utf-8").strip())
     except OSError as cause:
         raise EnvironmentProblem(f"{root}: the cache cannot be used ({cause.strerror or cause})") from cause
+
+
+def location(name: str, packaged: Packaged) -> Path:
+    """Where the kernel is in the cache once it has been fetched."""
+    place = name if packaged.suite is None else f"{name}-{packaged.suite}"
+    return cache_directory() / "packaged" / place / "kernel"
 
 
 def _complete(directory: Path) -> bool:
