@@ -12,7 +12,7 @@ Nothing here decides anything about an exit; that is `traps/` and `hypercalls/`.
 import struct
 from dataclasses import dataclass, field
 
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import hypercall_page
 from pyhv.abi.numbers import Shutdown
 from pyhv.abi.shared import (
     SI_VCPU_INFO,
@@ -50,6 +50,8 @@ class CallbackEntry:
 
     address: int = 0
     mask_events: bool = False
+    selector: int = 0
+    """The code segment of a 32-bit guest's callback."""
 
 
 class Vcpu:
@@ -72,6 +74,8 @@ class Vcpu:
         self.merge_known = -1
         self.traps: list[tuple[int, int]] = [NO_TRAP] * 256
         """Per vector: (handler address, flags: bits 1..0 DPL, bit 2 masks events)."""
+        self.trap_selectors = [0] * 256
+        """Per vector: the handler's code segment, in a 32-bit guest."""
         self.event_callback = CallbackEntry(mask_events=True)
         self.failsafe_callback = CallbackEntry()
         self.syscall_callback = CallbackEntry()
@@ -246,7 +250,7 @@ class Domain:
         self.ram = physical.ram
         self.clock = clock
         self.now = clock.now
-        self.memory = GuestMemory(physical)
+        self.memory = GuestMemory(physical, width)
         self.shared_info = FramePage(physical, shared_info)
         self.assists = Assists()
         self.watchdogs = [Watchdog(), Watchdog()]
@@ -290,7 +294,7 @@ class Domain:
         mfn = self.frame_of(pfn)
         if mfn is None or not frames.get_writable(mfn):
             return False
-        self.physical.write(mfn << 12, HYPERCALL_PAGE)
+        self.physical.write(mfn << 12, hypercall_page(self.width))
         frames.put_writable(mfn)
         return True
 

@@ -80,6 +80,7 @@ class BareDomain:
         self.shared_info = FramePage(bench.physical, frames.allocate_shared(domid))
         self.memory = GuestMemory(bench.physical)
         self.area = DomainArea(ram, frames, vcpus)
+        self.width = 64
         self.cache = L4Cache(ram, frames, bench.m2p, self.area)
         self.tables = PageTables(domid, frames, bench.physical, self.memory, self.cache)
         self.vcpus = [BareVcpu(number, self.shared_info) for number in range(vcpus)]

@@ -7,12 +7,20 @@ import pytest
 
 from pyhv.abi import numbers, shared, structs, x86
 from pyhv.abi.errno import Errno
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE32, HYPERCALL_PAGE64, hypercall_page
 from pyhv.abi.layout import AbiStruct
 from pyhv.cpu.tsc import rate
 
 # name: (size in 64-bit, size in 32-bit, "field offset" or "field offset64/offset32" ...)
 PUBLISHED = {
+    "StartInfo": (
+        1168,
+        1112,
+        "magic 0 nr_pages 32 shared_info 40/36 flags 48/40 store_mfn 56/44 store_evtchn 64/48"
+        " console_mfn 72/52 console_evtchn 80/56 pt_base 88/60 nr_pt_frames 96/64 mfn_list 104/68"
+        " mod_start 112/72 mod_len 120/76"
+        " cmd_line 128/80 first_p2m_pfn 1152/1104 nr_p2m_frames 1160/1108",
+    ),
     "MmuUpdate": (16, 16, "ptr 0 val 8"),
     "MmuextOp": (24, 12, "cmd 0 arg1 8/4 arg2 16/8"),
     "MulticallEntry": (64, 32, "op 0 result 8/4 arg0 16/8 arg5 56/28"),
@@ -69,6 +77,8 @@ PUBLISHED = {
     "VcpuRegisterVcpuInfo": (16, 16, "mfn 0 offset 8 rsvd 12"),
     "VcpuRunstateInfo": (48, 44, "state 0 state_entry_time 8/4 time0 16/12 time3 40/36"),
     "CallbackUnregister": (2, 2, "type 0"),
+    "CallbackRegisterCompat": (12, 12, "type 0 flags 2 cs 4 eip 8"),
+    "TrapInfo": (16, 8, "vector 0 flags 1 cs 2 address 8/4"),
     "PhysdevSetIopl": (4, 4, "iopl 0"),
     "PhysdevSetIobitmap": (16, 8, "bitmap 0 nr_ports 8/4"),
     "FeatureInfo": (8, 8, "submap_idx 0 submap 4"),
@@ -143,7 +153,6 @@ SHARED = {
     "GC_VM_ASSIST": 5136, "GC_FS_BASE": 5144, "GC_GS_BASE_KERNEL": 5152, "GC_GS_BASE_USER": 5160,
     "VGCF_I387_VALID": 1, "VGCF_IN_KERNEL": 4, "VGCF_FAILSAFE_DISABLES_EVENTS": 8,
     "VGCF_SYSCALL_DISABLES_EVENTS": 16, "VGCF_ONLINE": 32, "VGCF_IN_SYSCALL": 0x100,
-    "TRAP_INFO_SIZE": 16,
 }  # fmt: skip
 
 
@@ -245,12 +254,23 @@ def test_error_codes_are_pushed_for_these_vectors() -> None:
 
 
 def test_hypercall_page() -> None:
-    assert len(HYPERCALL_PAGE) == 4096
+    assert len(HYPERCALL_PAGE64) == 4096
     for number in (0, 12, 42, 127):
-        stub = HYPERCALL_PAGE[32 * number : 32 * number + 14]
+        stub = HYPERCALL_PAGE64[32 * number : 32 * number + 14]
         code = b"\x51\x41\x53\xb8" + struct.pack("<I", number) + b"\x0f\x05\x41\x5b\x59\xc3"
         assert stub == code
-    assert HYPERCALL_PAGE[23 * 32 : 23 * 32 + 11] == b"\x51\x41\x53\x50\xb8\x17\x00\x00\x00\x0f\x05"
+    assert HYPERCALL_PAGE64[23 * 32 : 23 * 32 + 11] == b"\x51\x41\x53\x50\xb8\x17\x00\x00\x00\x0f\x05"
+    assert hypercall_page(64) is HYPERCALL_PAGE64
+
+
+def test_hypercall_page_of_32_bit_guests() -> None:
+    page = hypercall_page(32)
+    assert page is HYPERCALL_PAGE32
+    assert len(page) == 4096
+    for number in (0, 12, 42, 127):
+        stub = b"\xb8" + struct.pack("<I", number) + b"\xcd\x82\xc3"
+        assert page[32 * number : 32 * number + 32] == stub.ljust(32, b"\xcc")
+    assert page[23 * 32 : 24 * 32] == b"\x50\xb8\x17\x00\x00\x00\xcd\x82".ljust(32, b"\xcc")
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,6 @@ VGCF_ONLINE = 32
 VGCF_IN_SYSCALL = 0x100
 """Flag of the iret frame: RCX and R11 hold what SYSRET would have put there."""
 
-TRAP_INFO_SIZE = 16
-"""`trap_info`: vector u8, flags u8 (bits 1..0 DPL, bit 2 masks events), cs u16, pad u32, address u64."""
-
 # cpu_user_regs: offsets by register name
 USER_REGS = {
     "r15": 0, "r14": 8, "r13": 16, "r12": 24, "rbp": 32, "rbx": 40, "r11": 48, "r10": 56, "r9": 64,
