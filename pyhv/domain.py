@@ -22,11 +22,12 @@ from pyhv.abi.shared import (
     SI_WC_VERSION,
     VCPU_INFO_SIZE,
     VI_CR2,
+    VI_CR2_32,
     VI_TIME,
     VI_UPCALL_MASK,
     VI_UPCALL_PENDING,
 )
-from pyhv.address import Mfn
+from pyhv.address import MASK32, Mfn
 from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
 from pyhv.events.channels import EventChannels
@@ -166,10 +167,15 @@ class Vcpu:
     @property
     def cr2(self) -> int:
         """The virtual CR2."""
+        if self.domain.width == 32:
+            return self.info_page.read_u32(self.info_offset + VI_CR2_32)
         return self.domain.ram.q[(self.info + VI_CR2) >> 3]
 
     @cr2.setter
     def cr2(self, value: int) -> None:
+        if self.domain.width == 32:
+            self.info_page.write_u32(self.info_offset + VI_CR2_32, value & MASK32)
+            return
         self.domain.ram.q[(self.info + VI_CR2) >> 3] = value
 
     def use_info(self, page: FramePage, offset: int) -> None:

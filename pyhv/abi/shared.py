@@ -22,6 +22,7 @@ VI_UPCALL_PENDING = 0
 VI_UPCALL_MASK = 1
 VI_PENDING_SEL = 8
 VI_CR2 = 16
+VI_CR2_32 = 8
 VI_TIME = 32
 
 # vcpu_time_info, from its start

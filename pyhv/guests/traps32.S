@@ -405,12 +405,12 @@ _start:
 .u_divide:
     from_user 0, user_divide, "dividing by 0 in ring 3"
 
-    # Going to an outer ring takes the inner ring's data segments away: ds is null there, and using it is #GP(0)
+    # Going to an outer ring takes the inner ring's data segments away
     trap_begin .u_null_ds
-    mov eax, user_read
+    mov eax, user_segments
     call go_to_user_with_our_segments
 .u_null_ds:
-    from_user_error TRAP_gp_fault, 0, user_read, "the kernel's ds in ring 3"
+    from_user TRAP_invalid_op, user_null_ds, "the kernel's ds in ring 3"
 
     # The same way by the processor's iret
     trap_begin .u_native
@@ -432,11 +432,11 @@ _start:
     push eax
     push 2
     push FLAT_RING3_CS
-    mov eax, user_read
+    mov eax, user_segments
     push eax
     iretd
 .u_native_ds:
-    from_user_error TRAP_gp_fault, 0, user_read, "the kernel's ds in ring 3 by iret"
+    from_user TRAP_invalid_op, user_null_ds, "the kernel's ds in ring 3 by iret"
     # A second kernel stack, registered with RPL 0, which Xen raises
     mov ebx, FLAT_RING1_DS & ~3
     mov ecx, other_stack_end
@@ -477,9 +477,11 @@ _start:
     mov eax, 1
     call set_iopl
     must_return 0, "set_iopl(1)"
+    mov byte ptr [shared_info + VCPU_INFO_upcall_mask], 0
     cli                                         # allowed now, and does nothing
-    cmp byte ptr [shared_info + VCPU_INFO_upcall_mask], 1
+    cmp byte ptr [shared_info + VCPU_INFO_upcall_mask], 0
     check e, "cli changed the event mask"
+    mov byte ptr [shared_info + VCPU_INFO_upcall_mask], 1
     sti
     cmp byte ptr [shared_info + VCPU_INFO_upcall_mask], 1
     check e, "sti changed the event mask"
@@ -1080,6 +1082,12 @@ user_ring1:
     mov eax, FLAT_RING1_DS
 user_load:
     mov gs, eax
+    ud2
+user_segments:
+    mov eax, ds
+    test eax, eax
+    jnz user_int3                               # the kernel's is still there
+user_null_ds:
     ud2
 user_zero:
     .byte 0
