@@ -58,6 +58,8 @@ _CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
 _CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
 _CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
 _GS_BASE = v.SEG_BASE[v.GS]
+_GDT_LIMIT = 0xEFFF
+"""What SGDT shows: the guest's 14 pages and Xen's own one."""
 _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
 DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
@@ -104,7 +106,7 @@ class GuestCpu:
         self.domain.loaded = self.vcpu = vcpu
         self.memory.use(vcpu.kernel_l4)
         base = DomainArea.address(vcpu.number)
-        self.vmcb.set_system_table(v.GDT_OFFSET, base, 0xFFFF)
+        self.vmcb.set_system_table(v.GDT_OFFSET, base, _GDT_LIMIT)
         self.load_ldtr()
         self.tables.flush = True
         self.arrange()

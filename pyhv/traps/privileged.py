@@ -15,6 +15,7 @@ from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import (
     CR0_TS,
     CR4_TSD,
+    EFER_LONG_MODE,
     EFER_VALUE,
     GUEST_CR0,
     PAT_VALUE,
@@ -261,6 +262,7 @@ _READ_ONLY: Final = {
 """MSRs with a fixed value."""
 _WRITE_SAME: Final = frozenset({Msr.EFER, Msr.MISC_FEATURES_ENABLES})
 _WRITE_IGNORED: Final = frozenset({Msr.PATCHLEVEL, Msr.PERF_STATUS, Msr.PERF_CTL, Msr.MISC_ENABLE})
+_BASES: Final = frozenset({Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE})
 _MCA: Final = frozenset([*range(0x179, 0x17C), *range(0x400, 0x480)])
 """MCG_CAP, MCG_STATUS, MCG_CTL and the banks: machine checks never happen."""
 
@@ -268,6 +270,11 @@ _MCA: Final = frozenset([*range(0x179, 0x17C), *range(0x400, 0x480)])
 def read_msr(cpu: GuestCpu, number: int) -> int:
     """The value a guest kernel reads; raises Refused for an MSR it may not read."""
     q = cpu.vmcb.q
+    if cpu.domain.width == 32:
+        if number in _BASES:
+            raise Refused
+        if number == Msr.EFER:
+            return EFER_VALUE & ~EFER_LONG_MODE
     if number == Msr.FS_BASE:
         return q[v.SEG_BASE[v.FS]]
     if number == Msr.GS_BASE:
@@ -292,8 +299,8 @@ def read_msr(cpu: GuestCpu, number: int) -> int:
 def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
     """Write an MSR for a guest kernel; raises Refused where it may not."""
     q = cpu.vmcb.q
-    if number in (Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE):
-        if not is_canonical(value):
+    if number in _BASES:
+        if cpu.domain.width == 32 or not is_canonical(value):
             raise Refused
         if number == Msr.KERNEL_GS_BASE:
             cpu.vcpu.other_gs_base = value
@@ -308,7 +315,7 @@ def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
         if value & 0xFFF or not cpu.domain.fill_hypercall_page(value >> 12):
             raise Refused
     elif number in _WRITE_SAME:
-        if value != _READ_ONLY[Msr(number)]:
+        if value != read_msr(cpu, number):
             raise Refused
     elif number not in _WRITE_IGNORED and number not in _MCA:
         raise Refused
