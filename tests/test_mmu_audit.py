@@ -60,7 +60,7 @@ class Sound:
         info = guest.one()
         bench.frames.get_writable(info)
         vcpu.info_moved, vcpu.info_page = True, FramePage(bench.physical, info)
-        guest.grants.frames.append(bench.frames.allocate_shared(guest.domid))
+        guest.grants.shared_frames.append(bench.frames.allocate_shared(guest.domid))
 
     def entry(self, mfn: int, slot: int, change: int) -> None:
         """Flip bits of an entry behind everybody's back."""
