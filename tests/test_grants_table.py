@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyhv.abi.errno import Errno
 from pyhv.address import Mfn
-from pyhv.errors import XenError
 from pyhv.grants.status import GrantError, GrantStatus
 from pyhv.grants.table import MAX_PINS, GrantTable, MapFlag
 
