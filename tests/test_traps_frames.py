@@ -13,7 +13,7 @@ from pyhv.domain import CallbackEntry
 
 GP, PF, UD, DB, NM, BP = 13, 14, 6, 1, 7, 3
 EVENT, SYSCALL, SYSENTER, FAILSAFE = 256, 257, 258, 259
-IF = 0x200
+IF, RF = 0x200, 1 << 16
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_frame_of_an_exception_from_the_kernel(guest: Paused) -> None:
     frame = guest.frame(error=True)
     assert frame == {
         "rcx": 0x11, "r11": 0x22, "error": 0, "rip": guest.scratch + 0x8000 + 15, "cs": 0xE030 | 1 << 32,
-        "rflags": 0x2 | 1, "rsp": guest.stack, "ss": 0xE02B,
+        "rflags": RF | 0x2 | 1, "rsp": guest.stack, "ss": 0xE02B,
     }  # fmt: skip
     assert guest.q[v.RSP] == guest.stack - 64
 
@@ -205,7 +205,8 @@ def test_frame_of_an_exception_from_user_mode(guest: Paused) -> None:
     assert guest.user("mov rcx, 0x11; hlt", rflags=0x202) == GP
     frame = guest.frame(error=True)
     assert frame == {
-        "rcx": 0x11, "r11": 0, "error": 0, "rip": guest.scratch + 0x8000 + 7, "cs": 0xE033, "rflags": 0x202,
+        "rcx": 0x11, "r11": 0, "error": 0, "rip": guest.scratch + 0x8000 + 7, "cs": 0xE033,
+        "rflags": RF | 0x202,
         "rsp": guest.stack, "ss": 0xE02B,
     }  # fmt: skip
     assert guest.q[v.RSP] == guest.kernel_stack - 64
@@ -231,7 +232,7 @@ def test_events_masked_in_user_mode_show_in_the_frame(guest: Paused) -> None:
     guest.allow_user_mode()
     assert guest.user("ud2", rflags=2) == UD
     frame = guest.frame()
-    assert (frame["cs"], frame["rflags"]) == (0xE033 | 1 << 32, 2)
+    assert (frame["cs"], frame["rflags"]) == (0xE033 | 1 << 32, RF | 2)
 
 
 def test_system_call(guest: Paused) -> None:
@@ -312,7 +313,7 @@ def test_iret_sets_the_event_mask_from_the_interrupt_flag(guest: Paused, rflags:
 
 def test_iret_drops_iopl_and_virtual_8086(guest: Paused) -> None:
     guest.iret(rflags=0xFFFFFFFFFFFFFFFF)
-    assert guest.domain.engine.rflags() & ~0x200 == 0x3D4DD5 & ~0x200 | 2
+    assert guest.domain.engine.rflags() & ~0x200 == 0x3D4DD5 & ~0x200 & ~RF | 2
 
 
 def test_iret_to_user_mode_and_back_swaps_gs(guest: Paused) -> None:
@@ -374,11 +375,37 @@ def test_syscall_from_compatibility_mode_is_an_invalid_opcode(guest: Paused) -> 
     assert (frame["rip"], frame["cs"]) == (guest.scratch + 0x8000, 0xE023)
 
 
-def test_iret_restores_the_trap_flag(guest: Paused) -> None:
-    guest.load("nop; nop")
-    guest.iret(rflags=0x302)
+def iret_code(flags: int, rflags: int) -> str:
+    """Go on at `there` through the iret hypercall, made as a kernel makes it."""
+    return f"""
+        mov rcx, rsp; push 0xe02b; push rcx; push {rflags:#x}; push 0xe030; lea rax, [rip + there]; push rax
+        push {flags:#x}; push 0; push 0; push 0; mov eax, 23; syscall; there: nop; nop"""
+
+
+@pytest.mark.parametrize(("flags", "executed"), [(0, 1), (0x100, 0)])
+@pytest.mark.parametrize("again", range(3))
+def test_iret_restores_the_trap_flag(guest: Paused, flags: int, executed: int, again: int) -> None:
+    """As IRET, it traps after the first instruction; as SYSRET, before it."""
+    assert guest.execute(iret_code(flags, 0x302)) == DB
+    assert guest.frame()["rip"] == guest.load(iret_code(flags, 0x302)) - 2 + executed
+    assert guest.frame()["rflags"] & 0x100
+
+
+def test_an_event_comes_before_the_first_stepped_instruction(guest: Paused) -> None:
+    raise_event(guest, masked=True)
+    assert guest.execute(iret_code(0, 0x302)) == EVENT
+    frame = guest.frame()
+    assert frame["rflags"] & 0x100
+    # the handler returns natively: now exactly one instruction is executed
+    names = ("rip", "cs", "rflags", "rsp", "ss")
+    frame["cs"] |= 3
+    for place, name in enumerate(names):
+        guest.domain.memory.write_u64(guest.stack - 0x100 + 8 * place, frame[name])
+    guest.q[v.RSP] = guest.stack - 0x100
+    guest.put(b"\x90\x48\xcf", 0x7000)
+    guest.q[v.RIP] = guest.scratch + 0x7001
     assert guest.go() == DB
-    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 1
+    assert guest.frame()["rip"] == frame["rip"] + 1
 
 
 def test_iret_with_virtual_iopl(guest: Paused) -> None:

@@ -8,13 +8,19 @@ tens of thousands of times in a boot; `store` asks Capstone and remembers its an
 
 import enum
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import capstone
 from capstone import x86 as cx86
 
+from pyhv.address import MASK64
+from pyhv.cpu.vmcb import RIP, SEG_BASE
+
 _decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 _decoder.detail = True
+_decoder32 = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
+_decoder32.detail = True
 
 MAX_LENGTH = 15
 
@@ -178,8 +184,12 @@ def store(code: bytes) -> Store | None:
             register = _GENERAL[source.reg]
         else:
             return None
-    memory = target.mem
-    operand = Memory(
+    return Store(name, found.size, target.size, _operand(target.mem), register, high, immediate)
+
+
+def _operand(memory: Any) -> Memory:
+    """One of Capstone's memory operands in our words."""
+    return Memory(
         base=_GENERAL.get(memory.base),
         scaled=_GENERAL.get(memory.index),
         scale=memory.scale,
@@ -187,7 +197,72 @@ def store(code: bytes) -> Store | None:
         segment=_SEGMENTS.get(memory.segment),
         rip_relative=memory.base == cx86.X86_REG_RIP,
     )
-    return Store(name, found.size, target.size, operand, register, high, immediate)
+
+
+def linear_address(memory: Memory, length: int, q: Sequence[int], mask: int) -> int:
+    """Where an operand of an instruction of `length` bytes is, by the 64-bit words `q` of a VMCB.
+
+    `mask` is that of the address size; segment bases come on top of it.
+    """
+    address = memory.displacement
+    if memory.rip_relative:
+        address += q[RIP] + length
+    if memory.base is not None:
+        address += q[memory.base]
+    if memory.scaled is not None:
+        address += q[memory.scaled] * memory.scale
+    address &= mask
+    if memory.segment is not None:
+        address += q[SEG_BASE[memory.segment]]
+    return address & MASK64
+
+
+class Accesses(NamedTuple):
+    """Which memory an instruction names: (operand, bytes) pairs, and whether it uses the stack besides.
+
+    `stack_operand` says that an operand is addressed through RSP or RBP: a fault of such is #SS.
+    """
+
+    length: int
+    operands: tuple[tuple[Memory, int], ...]
+    address_mask: int
+    stack: bool
+    stack_operand: bool
+    repeated: bool
+
+
+_SPRAWLING = frozenset(
+    """fxsave fxsave64 fxrstor fxrstor64 fnsave frstor fnstenv fldenv xlatb bt bts btr btc maskmovdqu maskmovq
+    enter leave iret iretd iretq retf retfq lcall ljmp lgdt lidt sgdt sidt bound""".split()
+)
+"""Instructions that reach memory which their operands do not tell, or not exactly."""
+_STRING = frozenset("movs cmps stos lods scas ins outs".split())
+_STACK_BASES = frozenset({4, 5})  # RSP, RBP
+
+
+@functools.lru_cache(maxsize=4096)
+def accesses(code: bytes, bits: int = 64) -> Accesses | None:
+    """What memory the first instruction of `code` names; None if that cannot be told from its operands."""
+    found = next((_decoder if bits == 64 else _decoder32).disasm(code, 0, 1), None)
+    if found is None:
+        return None
+    words = found.mnemonic.split()
+    name = words[-1]
+    memory = [operand for operand in found.operands if operand.type == cx86.X86_OP_MEM]
+    if name in _SPRAWLING or (name == "pop" and memory):
+        return None
+    if name in ("lea", "nop", "prefetchnta", "prefetcht0", "prefetcht1", "prefetcht2", "invlpg"):
+        memory = []
+    operands = tuple((_operand(operand.mem), operand.size) for operand in memory)
+    stack = name in ("push", "pop", "pushfq", "popfq", "pushfd", "popfd", "pushf", "popf", "call", "ret")
+    return Accesses(
+        length=found.size,
+        operands=operands,
+        address_mask=(1 << 8 * found.addr_size) - 1,
+        stack=stack,
+        stack_operand=any(one.base in _STACK_BASES and one.segment is None for one, _ in operands),
+        repeated=words[0].startswith("rep") and name.rstrip("bwdq") in _STRING,
+    )
 
 
 def length(code: bytes) -> int:
