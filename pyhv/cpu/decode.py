@@ -61,6 +61,14 @@ _MOVES = {0x20: Op.READ_CR, 0x22: Op.WRITE_CR, 0x21: Op.READ_DR, 0x23: Op.WRITE_
 _PREFIXES = frozenset({0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, 0xF2, 0xF3})
 
 
+def prefixed(code: bytes, opcode: int) -> int:
+    """Length of a one-byte instruction with its prefixes, 0 if `code` is another one. REX is one here."""
+    at = 0
+    while at < min(len(code), MAX_LENGTH) - 1 and (code[at] in _PREFIXES or code[at] & 0xF0 == 0x40):
+        at += 1
+    return at + 1 if code[at : at + 1] == bytes([opcode]) else 0
+
+
 @functools.lru_cache(maxsize=4096)
 def privileged(code: bytes) -> Privileged | None:
     """Decode 64-bit `code` (up to 15 bytes) as one of `Op`; None for anything else."""

@@ -153,11 +153,11 @@ class Breakpoints:
     # -- during an instruction ---------------------------------------------------------------------------
 
     def _touched(self, address: int, size: int, write: bool) -> None:
-        """A load or store: remember it if its place in the page is that of a breakpoint's."""
+        """A load or store: remember it if its place in the page, or in the next, is that of a breakpoint's."""
         offset = address & PAGE_MASK
         for watch in self._data:
             at = watch.start & PAGE_MASK
-            if offset < at + watch.length and at < offset + size:
+            if offset < at + watch.length and at < offset + size or at + PAGE_SIZE < offset + size:
                 self._touches.append(Touch(address, size, write))
                 return
 
@@ -198,18 +198,28 @@ class Breakpoints:
         cpu = self._cpu
         hits = 0
         for watch in self._data:
-            found = walk(cpu.domain.ram, cpu.vmcb.q[v.CR + 3] >> PAGE_SHIFT, watch.start)
-            if found is None:
-                continue
-            at = found.address
-            for touch in self._touches:
-                end = min(touch.address + touch.size, (touch.address & ~PAGE_MASK) + PAGE_SIZE)
-                if watch.writes_only and not touch.write:
-                    continue
-                if touch.address < at + watch.length and at < end and self._reaches(watch):
-                    hits |= watch.bit
-                    break
+            touches = [touch for touch in self._touches if touch.write or not watch.writes_only]
+            if any(self._concerns(touch, watch) for touch in touches) and self._reaches(watch):
+                hits |= watch.bit
         return hits
+
+    def _concerns(self, touch: Touch, watch: Watch) -> bool:
+        """Whether a load or store reached the memory that is now at the watched address.
+
+        Of one that crosses into another page only the first machine address is told.
+        """
+        page, offset = touch.address & ~PAGE_MASK, touch.address & PAGE_MASK
+        at = watch.start & PAGE_MASK
+        if self._machine_page(watch.start) == page and offset < at + watch.length and at < offset + touch.size:
+            return True
+        crosses = at + PAGE_SIZE < offset + touch.size
+        return crosses and self._machine_page(watch.start - PAGE_SIZE & MASK64) == page
+
+    def _machine_page(self, va: int) -> int | None:
+        """The machine address of the page that the guest's present tables map at an address."""
+        cpu = self._cpu
+        found = walk(cpu.domain.ram, cpu.vmcb.q[v.CR + 3] >> PAGE_SHIFT, va)
+        return None if found is None else found.address & ~PAGE_MASK
 
     def _reaches(self, watch: Watch) -> bool:
         """Whether the instruction means the watched linear address, not another view of the same memory."""

@@ -159,6 +159,7 @@ class Dispatcher:
 
     def _rearrange(self) -> None:
         """What has to be done only sometimes before the guest runs on: base pointers, breakpoints."""
+        self.cpu.rearrange = False
         self.cpu.arrange()
         try:
             self.breakpoints.resume()
@@ -397,6 +398,8 @@ class Dispatcher:
     def _invalid_opcode(self) -> None:
         if privileged.forced(self.cpu):
             self.emulated += 1
+        elif privileged.icebp(self.cpu):
+            self.cpu.raise_exception(Vector.DB)
         else:
             self.cpu.raise_exception(Vector.UD)
 
@@ -412,6 +415,8 @@ class Dispatcher:
         self._count(ExitKind.PORT_IO, port)
         if not privileged.io_permitted(self.cpu, port, size):
             return None
+        if self.cpu.stepping:
+            self.breakpoints.port(port, size)
         return self.ports.read(port, size, self.clock.now())
 
     def port_write(self, port: int, size: int, value: int) -> bool:
@@ -419,6 +424,8 @@ class Dispatcher:
         self._count(ExitKind.PORT_IO, port)
         if not privileged.io_permitted(self.cpu, port, size):
             return False
+        if self.cpu.stepping:
+            self.breakpoints.port(port, size)
         self.ports.write(port, size, value)
         return True
 
@@ -460,6 +467,10 @@ class ProcessorServices:
             vmcb.d[v.SEG_SEL[v.GS]] = 0
         else:
             vmcb.set_segment(v.GS, selector, vmcb.q[v.SEG_BASE[v.GS]], segment.limit, segment.flags)
+
+    def breakpoints_changed(self) -> None:
+        """Debug registers were written: look at them at the end of this exit."""
+        self._cpu.rearrange = True
 
     def set_task_switched(self, on: bool) -> None:
         """Set or clear CR0.TS."""

@@ -78,7 +78,7 @@ class GuestCpu:
         self.memory = domain.memory
         self.vcpu = domain.vcpus[0]
         self.rearrange = False
-        """A base pointer has changed: `arrange` before the guest runs on."""
+        """A base pointer or a breakpoint has changed: see to it before the guest runs on."""
         self.stepping = False
         """The vCPU is run one instruction at a time (`debug.py`): every exit ends with `rearrange` set."""
         self.unstepped = -1
@@ -124,7 +124,6 @@ class GuestCpu:
         """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
         vcpu, vmcb = self.vcpu, self.vmcb
         cache = self.domain.cache
-        self.rearrange = self.stepping
         if vcpu.merge_known != cache.generation:
             vcpu.merge_known = cache.generation
             vcpu.merged = cache.merge_allowed(vcpu.kernel_l4, vcpu.user_l4)

@@ -25,13 +25,14 @@ from pyhv.abi.x86 import (
 from pyhv.address import MASK32, MASK64, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.cpuid import cpuid
-from pyhv.cpu.decode import MAX_LENGTH, Op, Privileged, privileged
+from pyhv.cpu.decode import MAX_LENGTH, Op, Privileged, prefixed, privileged
 from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
 from pyhv.traps.guestcpu import GuestCpu
 
 FORCED_EMULATION: Final = b"\x0f\x0bxen"
+_ICEBP: Final = 0xF1
 _CR4_SETTABLE: Final = 0x4 | 0x8
 """TSD and DE; FSGSBASE and OSXSAVE are not offered by the CPUID policy."""
 _CR4_VISIBLE: Final = 0x660
@@ -127,6 +128,14 @@ def forced(cpu: GuestCpu) -> bool:
     answer_cpuid(cpu)
     cpu.vmcb.rip = (rip + 7) & MASK64
     return True
+
+
+def icebp(cpu: GuestCpu) -> bool:
+    """Step over ICEBP, which the emulator takes for an undefined instruction; whether it was one."""
+    length = prefixed(fetch(cpu, cpu.vmcb.rip), _ICEBP)
+    if length:
+        cpu.vmcb.rip = (cpu.vmcb.rip + length) & MASK64
+    return length > 0
 
 
 def answer_cpuid(cpu: GuestCpu) -> None:
@@ -237,6 +246,7 @@ def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
 def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
         set_debugreg(cpu.vcpu, found.number, cpu.vmcb.q[found.register])
+        cpu.rearrange = True
     except XenError as error:
         raise (Undefined if error.errno == Errno.ENODEV else Refused) from error
 
