@@ -19,7 +19,7 @@ from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
 from pyhv.loader.notes import records
 
-GUESTS = ("hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
+GUESTS = ("debug", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
 
 
 def disassemble(code: bytes, address: int = LOAD_ADDRESS) -> list[str]:

@@ -96,7 +96,7 @@ def test_without_the_resume_flag_it_comes_again(guest: Paused, run) -> None:
 
 def test_the_resume_flag_is_for_one_instruction(guest: Paused, run) -> None:
     arm(guest, 0, guest.scratch + CODE + 1, EXECUTE)
-    assert run("nop; dec ecx; jmp -3") == DB if False else run(b"\x90\x48\xff\xc9\xeb\xfb") == DB
+    assert run(b"\x90\x48\xff\xc9\xeb\xfb") == DB  # nop; dec rcx; back to dec
     for _ in range(3):
         assert offset(guest) == 1
         assert resume(guest, flags=RF) == DB
@@ -410,6 +410,21 @@ def test_port_breakpoints_need_debugging_extensions(guest: Paused, run) -> None:
 
 
 # -- by the guest itself, and beside others ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slice_ns", [20, 300, 20_000])
+def test_leaving_the_processor_changes_nothing(guest: Paused, run, slice_ns: int) -> None:
+    """The vCPU is taken off at every exit, or never."""
+    guest.slice_ns = slice_ns
+    place = guest.scratch + FREE
+    arm(guest, 0, place + 2, WRITE, 1)
+    arm(guest, 1, guest.scratch + CODE, EXECUTE)
+    assert run(f"mov ecx, 5; mov rdi, {place}; lock inc qword ptr [rdi + 8]; rep stosb; nop; nop") == DB
+    assert offset(guest) == 0
+    assert resume(guest, flags=RF) == DB
+    assert guest.frame()["rcx"] == 2
+    assert resume(guest) is None
+    assert guest.domain.memory.read_u64(place + 8) == 1
 
 
 @pytest.mark.parametrize("by_call", [False, True])
