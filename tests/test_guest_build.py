@@ -298,7 +298,7 @@ def test_every_builtin_has_a_description() -> None:
 
 
 def test_unknown_builtin() -> None:
-    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: hello, "):
+    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: debug, "):
         build_builtin("nobody")
     with pytest.raises(ImageError, match="no built-in guest named nobody"):
         source_of("nobody")

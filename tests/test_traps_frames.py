@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Into the guest kernel and out of it: bounce frames, the iret hypercall, callbacks, event upcalls."""
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from pyhv.cpu import vmcb as v
 from pyhv.domain import CallbackEntry
 
 GP, PF, UD, DB, NM, BP = 13, 14, 6, 1, 7, 3
+NP, SS = 11, 12
 EVENT, SYSCALL, SYSENTER, FAILSAFE = 256, 257, 258, 259
 IF, RF = 0x200, 1 << 16
 
@@ -542,3 +544,82 @@ def test_a_system_call_at_the_end_of_the_address_space(guest: Paused) -> None:
     assert guest.q[v.RIP] == 0x800000000000
     assert guest.go() == GP
     assert guest.frame(error=True)["rip"] == 0x800000000000
+
+
+# -- which exception ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "vector"),
+    [
+        ("mov rbp, {bad}; mov rax, [rbp + 8]", SS),
+        ("mov rbp, {bad}; mov [rbp + rcx], al", SS),
+        ("mov rsp, {bad}; mov rax, [rsp]", SS),
+        ("mov rsp, {bad}; pop rax", SS),
+        ("mov rsp, {bad} + 8; push rax", SS),
+        ("mov rsp, {bad} + 8; call rax", SS),
+        ("mov rsp, {bad}; ret", SS),
+        ("mov rbp, {bad}; leave", SS),
+        ("mov rax, {bad}; mov rax, [rax]", GP),
+        ("mov r13, {bad}; mov rax, [r13]", GP),
+        ("mov r12, {bad}; mov rax, [r12]", GP),
+        ("mov rax, {bad}; push [rax]", GP),
+        ("mov rax, {bad}; mov rax, [rcx + rax]", GP),
+        ("mov rbp, {bad}; mov rax, [rax + rbp]", GP),
+        ("mov rbp, {bad}; mov rax, fs:[rbp]", GP),
+        ("mov rbp, {bad}; lea rax, [rbp]; hlt", GP),
+    ],
+)
+@pytest.mark.parametrize("user", [False, True])
+def test_not_canonical_through_the_stack_segment(guest: Paused, code: str, vector: int, user: bool) -> None:
+    """#SS, with every register as it was; through any other segment #GP."""
+    guest.allow_user_mode()
+    text = code.format(bad=1 << 47)
+    if not user and "rsp" in text:
+        guest.execute(text)
+        assert guest.domain.crashed, "there is no place for the frame"
+        return
+    assert (guest.user if user else guest.execute)("xor eax, eax; xor ecx, ecx;" + text) == vector
+    assert guest.frame(error=True)["error"] == 0
+
+
+def test_iret_to_segments_that_are_absent(guest: Paused) -> None:
+    """Absent code is #NP, an absent stack #SS; the wrong kind of segment stays #GP."""
+    code, data, absent = 0x00AFFB000000FFFF, 0x00CFF3000000FFFF, ~(1 << 47)
+    guest.put(struct.pack("<5Q", 0, code & absent, data & absent, code, data), 0x5000)
+    guest.remap(guest.page(5), 0x61 & ~2 | 5)
+    frames = guest.put(guest.mfn(guest.page(5)).to_bytes(8, "little"), 0x100)
+    assert guest.call(2, frames, 512) == 0
+    guest.allow_user_mode()
+    for frame, vector, error in (
+        ({"cs": 0x0B}, NP, 0x08),
+        ({"cs": 0x13}, GP, 0x10),
+        ({"cs": 0xE033, "ss": 0x13}, SS, 0x10),
+        ({"cs": 0xE033, "ss": 0x0B}, GP, 0x08),
+        ({"cs": 0x1B, "ss": 0x23}, None, 0),
+    ):
+        if not guest.vcpu.in_kernel:
+            guest.cpu.raise_exception(3)
+        guest.load("nop")
+        guest.iret(**frame)
+        assert guest.handled == vector, frame
+        if vector is not None:
+            assert guest.frame(error=True)["error"] == error
+
+
+@pytest.mark.parametrize(
+    ("code", "vector"),
+    [
+        ("fninit; fldz; fld1; push 0x37b; fldcw [rsp]; fdiv st(1); fwait", 16),
+        ("push 0; ldmxcsr [rsp]; xorps xmm0, xmm0; divss xmm0, xmm0", None),
+    ],
+)
+def test_floating_point_exceptions(guest: Paused, code: str, vector: int | None) -> None:
+    """#MF comes with the next instruction that waits. #XM never does: the emulator has no unmasked SSE faults."""
+    assert guest.execute(code) == vector
+
+
+def test_alignment_is_never_checked(guest: Paused) -> None:
+    """EFLAGS.AC changes without an exit, and nothing looks at every access."""
+    guest.allow_user_mode()
+    assert guest.user("pushfq; or dword ptr [rsp], 0x40000; popfq; mov eax, [rsp + 1]") is None

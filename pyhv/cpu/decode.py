@@ -226,16 +226,12 @@ def linear_address(memory: Memory, length: int, q: Sequence[int], mask: int) -> 
 
 
 class Accesses(NamedTuple):
-    """Which memory an instruction names: (operand, bytes) pairs, and whether it uses the stack besides.
-
-    `stack_operand` says that an operand is addressed through RSP or RBP: a fault of such is #SS.
-    """
+    """Which memory an instruction names: (operand, bytes) pairs, and whether it uses the stack besides."""
 
     length: int
     operands: tuple[tuple[Memory, int], ...]
     address_mask: int
     stack: bool
-    stack_operand: bool
     repeated: bool
 
 
@@ -244,6 +240,10 @@ _SPRAWLING = frozenset(
     enter leave iret iretd iretq retf retfq lcall ljmp lgdt lidt sgdt sidt bound""".split()
 )
 """Instructions that reach memory which their operands do not tell, or not exactly."""
+_BY_RSP = frozenset(
+    """push pop pushfq popfq pushfd popfd pushf popf call ret enter iret iretd iretq retf retfq lcall""".split()
+)
+"""Instructions that push or pop."""
 _STRING = frozenset("movs cmps stos lods scas ins outs".split())
 _STACK_BASES = frozenset({4, 5})  # RSP, RBP
 
@@ -262,15 +262,30 @@ def accesses(code: bytes, bits: int = 64) -> Accesses | None:
     if name in ("lea", "nop", "prefetchnta", "prefetcht0", "prefetcht1", "prefetcht2", "invlpg"):
         memory = []
     operands = tuple((_operand(operand.mem), operand.size) for operand in memory)
-    stack = name in ("push", "pop", "pushfq", "popfq", "pushfd", "popfd", "pushf", "popf", "call", "ret")
     return Accesses(
         length=found.size,
         operands=operands,
         address_mask=(1 << 8 * found.addr_size) - 1,
-        stack=stack,
-        stack_operand=any(one.base in _STACK_BASES and one.segment is None for one, _ in operands),
+        stack=name in _BY_RSP,
         repeated=words[0].startswith("rep") and name.rstrip("bwdq") in _STRING,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
+    """Length of a 64-bit instruction, and its references through the stack segment: #SS, not #GP, is what
+    hardware raises where one of them is not canonical. None if it is no instruction."""
+    found = next(_decoder.disasm(code, 0, 1), None)
+    if found is None:
+        return None
+    name = found.mnemonic.split()[-1]
+    memory = [_operand(operand.mem) for operand in found.operands if operand.type == cx86.X86_OP_MEM]
+    references = [one for one in memory if one.base in _STACK_BASES and one.segment is None]
+    if name in _BY_RSP:
+        references.append(Memory(4, None, 0, 0, None, False))
+    elif name == "leave":
+        references.append(Memory(5, None, 0, 0, None, False))
+    return found.size, tuple(references)
 
 
 def length(code: bytes) -> int:

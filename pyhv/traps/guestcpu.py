@@ -354,7 +354,17 @@ class GuestCpu:
         if fault is None and not is_canonical(rip):
             fault = 0
         if fault is not None:
-            self.raise_exception(Vector.GP, fault, restart=False)
+            self.raise_exception(self._return_fault(fault, (cs | 3) & 0xFFFF), fault, restart=False)
+
+    def _return_fault(self, selector: int, cs: int) -> Vector:
+        """The exception for a selector that iret could not load: a good segment may just be absent."""
+        value = self.descriptor(selector) if selector else None
+        if value is None or value & descriptors.PRESENT:
+            return Vector.GP
+        value |= descriptors.PRESENT
+        if selector == cs & ~3:
+            return Vector.NP if descriptors.loadable_code(value, 3) else Vector.GP
+        return Vector.SS if descriptors.loadable_stack(value, 3) else Vector.GP
 
     def _debug_flags(self, rflags: int, as_sysret: bool) -> int:
         """TF and RF as they are returned with, in RFLAGS."""

@@ -25,7 +25,15 @@ from pyhv.abi.x86 import (
 from pyhv.address import MASK32, MASK64, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.cpuid import cpuid
-from pyhv.cpu.decode import MAX_LENGTH, Op, Privileged, prefixed, privileged
+from pyhv.cpu.decode import (
+    MAX_LENGTH,
+    Op,
+    Privileged,
+    linear_address,
+    prefixed,
+    privileged,
+    stack_references,
+)
 from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
@@ -128,6 +136,21 @@ def forced(cpu: GuestCpu) -> bool:
     answer_cpuid(cpu)
     cpu.vmcb.rip = (rip + 7) & MASK64
     return True
+
+
+def off_the_stack(cpu: GuestCpu) -> bool:
+    """Whether the instruction at RIP, which gave #GP(0), used the stack segment with a non-canonical address.
+
+    On hardware that is #SS(0); the emulator does not tell the two apart.
+    """
+    q = cpu.vmcb.q
+    if not cpu.vmcb.d[v.HFLAGS] & v.HF_CS64:
+        return False
+    found = stack_references(fetch(cpu, q[v.RIP]))
+    if found is None:
+        return False
+    length, references = found
+    return not all(is_canonical(linear_address(one, length, q, MASK64)) for one in references)
 
 
 def icebp(cpu: GuestCpu) -> bool:
