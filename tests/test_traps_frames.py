@@ -610,7 +610,7 @@ def test_iret_to_segments_that_are_absent(guest: Paused) -> None:
 @pytest.mark.parametrize(
     ("code", "vector"),
     [
-        ("fninit; fldz; fld1; push 0x37b; fldcw [rsp]; fdiv st(1); fwait", 16),
+        ("fninit; fldz; fld1; push 0x37b; fldcw [rsp]; .byte 0xd8, 0xf1; fwait", 16),
         ("push 0; ldmxcsr [rsp]; xorps xmm0, xmm0; divss xmm0, xmm0", None),
     ],
 )
