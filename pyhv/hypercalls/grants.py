@@ -30,7 +30,7 @@ from pyhv.abi.structs import (
     GnttabUnmapGrantRef,
 )
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
-from pyhv.address import PAGE_SIZE, Va
+from pyhv.address import PAGE_SIZE, Va, guest_may_use
 from pyhv.domain import Domain
 from pyhv.errors import XenError
 from pyhv.grants.maptrack import Mapping
@@ -166,7 +166,7 @@ def _entry_address(call: Call, host_addr: int, flags: int) -> int:
         if host_addr & 7:
             raise GrantError(GrantStatus.GENERAL_ERROR, f"PTE address {host_addr:#x}")
     else:
-        address = call.memory.leaf_entry(Va(host_addr))
+        address = call.memory.leaf_entry(Va(host_addr)) if guest_may_use(host_addr) else None
     if address is None or not 0 < address >> 12 < frames.count:
         raise GrantError(GrantStatus.GENERAL_ERROR, f"no page table for {host_addr:#x}")
     mfn = address >> 12
@@ -281,14 +281,14 @@ def _copy_side(
 ) -> tuple[int, Callable[[], None]]:
     """The frame of one side of a copy, held, and how to let go of it."""
     frames = call.frames
+    if not granted and domid != DOMID_SELF:
+        raise GrantError(GrantStatus.PERMISSION_DENIED, f"frame of domain {domid} without a grant")
     domain = _domain(call, domid)
     if granted:
         ref = name & 0xFFFF_FFFF
         mfn: int = domain.grants.acquire(ref, call.domain.domid, readonly)
     else:
         ref, mfn = 0, name
-        if domain is not call.domain:
-            raise GrantError(GrantStatus.PERMISSION_DENIED, f"frame of domain {domid} without a grant")
 
     def release_grant() -> None:
         if granted:
