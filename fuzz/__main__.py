@@ -12,10 +12,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
 from fuzz.names import TARGETS, make
+from fuzz.session import TIRED, Session, fuzz
 
 ROOT = Path(__file__).parent
 CORPUS, FINDINGS = ROOT / "corpus", ROOT / "findings"
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--merge", type=Path, metavar="DIR", help="copy what --corpus adds to coverage to DIR")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.findings = options.findings.resolve()
     if options.files:
         return replay(options.target, options.files)
     if options.child:
@@ -70,10 +73,9 @@ def child(options: argparse.Namespace) -> None:
 
     with atheris.instrument_imports(include=["pyhv"]):
         target = make(options.target)
-    from fuzz.session import Session, fuzz
 
     arguments = [
-        f"-max_total_time={options.time}", f"-runs={options.runs}", "-timeout=100000", "-rss_limit_mb=3000",
+        f"-max_total_time={options.time}", f"-runs={options.runs}", "-timeout=200", "-rss_limit_mb=2500",
         f"-max_len={target.max_length}", "-len_control=20", f"-artifact_prefix={options.child}/",
     ]  # fmt: skip
     if options.seed:
@@ -88,50 +90,80 @@ def child(options: argparse.Namespace) -> None:
     fuzz(session, [*arguments, *directories])
 
 
+class Job:
+    """One process after another, until the time is over: each may ask to be replaced."""
+
+    def __init__(self, options: argparse.Namespace, number: int, scratch: Path) -> None:
+        self.options = options
+        self.number = number
+        self.scratch = scratch
+        self.places: list[Path] = []
+        self.ends = time.monotonic() + options.time
+        self.code = 0
+        self._start()
+
+    def _start(self) -> None:
+        options = self.options
+        place = self.scratch / f"{self.number}.{len(self.places)}"
+        place.mkdir()
+        left = max(int(self.ends - time.monotonic()), 1)
+        command = [
+            sys.executable, "-m", "fuzz", options.target, "--child", str(place), "--time", str(left),
+            "--runs", str(options.runs), "--findings", str(options.findings), "--corpus", str(options.corpus),
+        ]  # fmt: skip
+        if options.merge:
+            command += ["--merge", str(options.merge)]
+        if options.seed:
+            command += ["--seed", str(options.seed + self.number + 1000 * len(self.places))]
+        environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
+        with (place / "log").open("wb") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
+        self.places.append(place)
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        while True:
+            self.code = self.process.wait()
+            if self.code != TIRED or time.monotonic() > self.ends:
+                return
+            self._start()
+
+
 def parent(options: argparse.Namespace) -> int:
     """Start the processes, wait, add up."""
-    for directory in (options.corpus, options.merge):
-        if directory:
-            directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pyhv-fuzz-") as scratch:
-        places = [Path(scratch) / str(number) for number in range(options.jobs)]
-        running = []
-        for number, place in enumerate(places):
-            place.mkdir()
-            arguments = [*sys.argv[1:], "--child", str(place)]
-            if options.seed:
-                arguments += ["--seed", str(options.seed + number)]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
-            log = (place / "log").open("wb")
-            command = [sys.executable, "-m", "fuzz", *arguments]
-            running.append(subprocess.Popen(command, stderr=log, stdout=log, env=environment))
-        try:
-            codes = [process.wait() for process in running]
-        except KeyboardInterrupt:
-            codes = [process.wait() for process in running]
-        return summary(options, places, codes)
+        options.corpus = options.corpus or Path(scratch) / "corpus"
+        for directory in (options.corpus, options.merge):
+            if directory:
+                directory.mkdir(parents=True, exist_ok=True)
+        jobs = [Job(options, number, Path(scratch)) for number in range(options.jobs)]
+        for job in jobs:
+            job.wait()
+        return summary(options, jobs)
 
 
-def summary(options: argparse.Namespace, places: list[Path], codes: list[int]) -> int:
+def summary(options: argparse.Namespace, jobs: list[Job]) -> int:
     """Print what the processes did; 1 if anything was found."""
-    seconds, executions, calls, first, last = 0.0, 0, 0, 0, 0
+    executions, calls, first, last = 0, 0, 0, 0
+    seconds = 0.0
     found: dict[str, str] = {}
-    for place, code in zip(places, codes, strict=True):
-        log = (place / "log").read_bytes()
-        coverage = _COVERAGE.findall(log)
+    for place in (place for job in jobs for place in job.places):
+        coverage = _COVERAGE.findall((place / "log").read_bytes())
         if coverage:
-            first, last = max(first, int(coverage[0][1])), max(last, int(coverage[-1][1]))
+            first = first or int(coverage[0][1])
+            last = max(last, int(coverage[-1][1]))
         if (place / "status").exists():
             status = json.loads((place / "status").read_text())
-            seconds = max(seconds, status["seconds"])
+            seconds += status["seconds"] / len(jobs)
             executions += status["executions"]
             calls += status["calls"]
             found |= status["saved"]
-        if code not in (0, 1) or not coverage:
-            found[f"the process ended with {code}"] = _crashed(options, place)
+    for job in jobs:
+        if job.code not in (0, TIRED):
+            found[f"the process ended with {job.code}"] = _crashed(options, job.places[-1])
+            log = (job.places[-1] / "log").read_bytes()
             sys.stderr.write(log[-3000:].decode(errors="replace"))
-    target = make(options.target) if executions else None
-    unit = target.unit if target else "steps"
+    unit = make(options.target).unit
     rate = calls / seconds if seconds else 0
     print(
         f"{options.target}: {executions} executions, {calls} {unit}, {rate:.0f} {unit}/s,"

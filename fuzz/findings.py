@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fuzz.target import Finding, Target
 
-MINIMISE_SECONDS = 60.0
+MINIMISE_SECONDS = 40.0
 
 
 def signature(error: BaseException) -> str:

@@ -7,11 +7,13 @@ small recipes of several calls that reach states which chance would not: a frame
 and linked, an address mapped at the edge of the address space, a page lent and borrowed, a GDT and an LDT.
 """
 
+import gc
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from fuzz.grammar import LEAF_FLAGS, UPPER_FLAGS, Grammar
-from fuzz.requests import NUMBERS, REQUESTS, raw
+from fuzz.requests import NUMBERS, REQUESTS, pack, raw
 from fuzz.source import Source
 from fuzz.target import Target
 from fuzz.world import DOMID_SELF, FIRST_GRANT, World
@@ -90,7 +92,7 @@ class Attack:
 
     def mmuext(self, command: int, first: int, second: int = 0) -> None:
         """One operation."""
-        at = self.guest.put(MmuextOp(cmd=command, arg1=first, arg2=second).pack(self.guest.width))
+        at = self.guest.put(pack(MmuextOp(cmd=command, arg1=first, arg2=second), self.guest.width))
         self.call(26, at, 1, 0, DOMID_SELF)
 
     def pin(self) -> None:
@@ -101,7 +103,7 @@ class Attack:
 
     def link(self, table: int, slot: int, value: int) -> None:
         """One mmu_update."""
-        at = self.guest.put(MmuUpdate(ptr=table << 12 | slot << 3, val=value).pack(self.guest.width))
+        at = self.guest.put(pack(MmuUpdate(ptr=table << 12 | slot << 3, val=value), self.guest.width))
         self.call(1, at, 1, 0, DOMID_SELF)
 
     def chain(self) -> None:
@@ -174,7 +176,7 @@ class Attack:
         request = GnttabMapGrantRef(
             host_addr=self.guest.page(page), flags=flags, ref=self.grammar.ref(), dom=self.grammar.domid()
         )
-        self.call(20, 0, self.guest.put(request.pack(self.guest.width)), 1)
+        self.call(20, 0, self.guest.put(pack(request, self.guest.width)), 1)
 
     def descriptors(self) -> None:
         """A page of descriptors becomes GDT or LDT, and is used."""
@@ -251,19 +253,27 @@ class Hypercalls(Target):
 
     name = "hypercalls"
     max_length = 768
+    attack = Attack
+    acts: tuple[Callable[[Any], None], ...] = ACTS
+    """What an attacker may do; a byte chooses."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.width = width
-        self._world: World | None = None
+        self.world: World | None = None
         self._checked = self._checked_thoroughly = self._counted = 0
 
     def _fresh(self) -> World:
-        world = self._world
+        world = self.world
         if world is None:
-            world = self._world = World(self.width)
-            self._checked = self._checked_thoroughly = self._counted = world.hypercalls
+            world = self.world = World(self.width)
+            self._checked = self._checked_thoroughly = self._counted = self.count()
         return world
+
+    def count(self) -> int:
+        """Steps that the world has seen."""
+        assert self.world is not None
+        return self.world.hypercalls
 
     def run(self, data: bytes) -> bytes:
         """Let the attackers act as the input says."""
@@ -274,20 +284,20 @@ class Hypercalls(Target):
         while source.more and usable:
             self.steps.append(source.at)
             act = source.u8()
-            attack = Attack(world, act >> 7, source)
-            ACTS[(act & 127) % len(ACTS)](attack)
+            attack = self.attack(world, act >> 7, source)
+            self.acts[(act & 127) % len(self.acts)](attack)
             if not all(guest.alive for guest in world.guests):
                 world.check()
                 usable = world.replace_the_dead()
             self._look(world)
-        self.calls += world.hypercalls - self._counted
-        self._counted = world.hypercalls
+        self.calls += self.count() - self._counted
+        self._counted = self.count()
         if not usable or self._counted >= LIFETIME:
             self.finish()
         return source.used()
 
     def _look(self, world: World) -> None:
-        done = world.hypercalls
+        done = self.count()
         if done - self._checked < CHECK_EVERY:
             return
         self._checked = done
@@ -298,17 +308,21 @@ class Hypercalls(Target):
 
     def finish(self) -> None:
         """The end of the world: nothing may be left."""
-        world, self._world = self._world, None
+        world, self.world = self.world, None
         self.started = True
         if world is not None:
             try:
                 world.finish()
             finally:
                 world.close()
+                del world
+                gc.collect()  # a machine is a knot of references and holds 16 MiB
 
     def abandon(self) -> None:
         """Drop a world that may be damaged."""
-        world, self._world = self._world, None
+        world, self.world = self.world, None
         self.started = True
         if world is not None:
             world.close()
+            del world
+            gc.collect()

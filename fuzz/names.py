@@ -7,6 +7,9 @@ from fuzz.target import Target
 
 _CLASSES = {
     "hypercalls": ("fuzz.hypercalls", "Hypercalls"),
+    "emulator": ("fuzz.emulator", "Emulator"),
+    "images": ("fuzz.images", "Images"),
+    "rings": ("fuzz.rings", "Rings"),
 }
 TARGETS = tuple(_CLASSES)
 

@@ -22,9 +22,21 @@ _LISTS = 1024
 _RESULT = 4096 + 2048
 
 
+def pack(item: AbiStruct, width: int) -> bytes:
+    """The structure's bytes, each number cut to its field."""
+    layout = item.layout(width)
+    fields = sorted(layout.offsets.items(), key=lambda pair: pair[1])
+    ends = [at for _, at in fields[1:]] + [layout.size]
+    raw = bytearray(layout.size)
+    for (name, at), end in zip(fields, ends, strict=True):
+        size = min(end - at, 8)
+        raw[at : at + size] = (getattr(item, name) & (1 << 8 * size) - 1).to_bytes(size, "little")
+    return bytes(raw)
+
+
 def _store(g: Grammar, *items: AbiStruct) -> int:
     width = g.guest.width
-    return g.guest.put(b"".join(item.pack(width) for item in items))
+    return g.guest.put(b"".join(pack(item, width) for item in items))
 
 
 def _words(g: Grammar, values: list[int]) -> int:
@@ -159,7 +171,6 @@ def memory_op(g: Grammar) -> Arguments:
             out_extent_start=out, out_nr_extents=(extents << min(order, 64)) >> min(out_order, 64),
             out_extent_order=out_order, out_domid=domid, nr_exchanged=g.source.pick((0, 0, 0, 1, 5)),
         )  # fmt: skip
-        request.__dict__["out_nr_extents"] &= (1 << g.guest.width) - 1
     elif command in (Memory.MACHPHYS_MFN_LIST, Memory.MEMORY_MAP):
         request = structs.MachphysMfnList(max_extents=extents & MASK32, extent_start=given)
     else:
@@ -346,7 +357,7 @@ def multicall(g: Grammar) -> Arguments:
         entries.append(structs.MulticallEntry(op=number, **{
             f"arg{index}": value & mask for index, value in enumerate(padded)
         }))  # fmt: skip
-    data = b"".join(entry.pack(g.guest.width) for entry in entries)
+    data = b"".join(pack(entry, g.guest.width) for entry in entries)
     return g.guest.put(data, 2048), len(entries)
 
 

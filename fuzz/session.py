@@ -6,7 +6,9 @@ afresh. A crash of the interpreter does end it, so the inputs since the last fre
 times. The numbers are in a file too, because libFuzzer never returns.
 """
 
+import atexit
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -15,7 +17,15 @@ from pathlib import Path
 from fuzz.findings import minimise, save, signature
 from fuzz.target import Target, watched
 
+TIRED = 64
+"""Exit code of a process that wants to be replaced: atheris's tracing grows without bound."""
 _REPORT_EVERY = 5.0
+_MOST_MEMORY = 1 << 30
+
+
+def _resident() -> int:
+    """Bytes of memory that this process uses."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Session:
@@ -49,6 +59,8 @@ class Session:
         if now - self._reported > _REPORT_EVERY:
             self._reported = now
             self.report()
+            if _resident() > _MOST_MEMORY:
+                os._exit(TIRED)
 
     def _keep(self, error: Exception, data: bytes) -> None:
         what = signature(error)
@@ -77,8 +89,6 @@ class Session:
 
 def fuzz(session: Session, arguments: list[str]) -> None:
     """Hand over to libFuzzer, which ends the process."""
-    import atexit
-
     import atheris
 
     atexit.register(session.report)

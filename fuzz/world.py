@@ -21,7 +21,7 @@ from pyhv.abi.numbers import Evtchn
 from pyhv.abi.structs import EvtchnAllocUnbound
 from pyhv.cpu import vmcb as v
 from pyhv.domain import Domain, DomainConfig, Vcpu
-from pyhv.errors import XenError
+from pyhv.errors import GuestCrash, XenError
 from pyhv.guests.build import build
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
@@ -178,6 +178,8 @@ class World:
         self.width, self.vcpus = width, vcpus
         self.guests = [Guest(self.machine, width, vcpus) for _ in range(2)]
         self.victim = Guest(self.machine, 64, 1)
+        self.exits = 0
+        """Exits of the attackers, those by `exit` and those of code."""
         self.deaths = 0
         self.retired = 0
         self._prepare_victim()
@@ -234,6 +236,7 @@ class World:
         arm()
         call, clock = guest.dispatcher.call, self.machine.clock
         call.reschedule = False
+        self.exits += 1
         clock.begin(guest.domain.engine, clock.now() + _TURN_NS)
         try:
             handle()
@@ -251,6 +254,23 @@ class World:
             if vcpu.blocked:
                 self.machine.wake(vcpu)
         guest.dispatcher.enter()
+
+    def run(self, guest: Guest, ns: int) -> None:
+        """Let a guest's code run for a while, as a turn of the machine's loop."""
+        arm()
+        machine, domain = self.machine, guest.domain
+        before = sum(guest.dispatcher.counts)
+        guest.dispatcher.call.reschedule = False
+        machine.clock.begin(domain.engine, machine.clock.now() + ns)
+        try:
+            domain.engine.run()
+        except GuestCrash as fatal:
+            machine.crash(domain, fatal.why)
+        finally:
+            machine.clock.end()
+        self.exits += sum(guest.dispatcher.counts) - before
+        if guest.dispatcher.call.reschedule or not domain.alive:
+            self._left_processor(guest)
 
     def pass_time(self, ns: int) -> None:
         """Let machine time pass: timers fire, the dead are buried."""
