@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.numbers import Assist
-from pyhv.abi.shared import SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
+from pyhv.abi.shared import FIFO_PORTS, SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
 from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.cpu.engine import Engine
 from pyhv.devices.console import ConsoleRing
@@ -131,6 +131,11 @@ def build_domain(
     domid = machine.next_domid()
     if not 1 <= config.vcpus <= 32:
         raise ConfigError(f"{config.name}: {config.vcpus} vCPUs; a domain can have 1 to 32.")
+    if not CONSOLE_PORT <= config.max_event_channels < FIFO_PORTS:
+        raise ConfigError(
+            f"{config.name}: {config.max_event_channels} event channels; a domain can have {CONSOLE_PORT} to"
+            f" {FIFO_PORTS - 1}."
+        )
     if config.memory_pages > frames.free_count:
         raise ConfigError(
             f"{config.name}: {config.memory_pages >> 8} MiB do not fit into what the machine has left"
@@ -213,6 +218,9 @@ def _connect_events(machine: "Machine", domain: Domain) -> None:
         pending=domain.bits,
         wake=lambda number: machine.wake(domain.vcpus[number]),
         port_became_pending=lambda port: machine.port_pending(domain, port),
+        max_port=domain.config.max_event_channels,
+        width=domain.width,
+        release=lambda page: frames.put_writable(page.mfn),
     )
     domain.grants = GrantTable(domid, grant_frame)
     domain.maptrack = Maptrack()

@@ -298,6 +298,12 @@ class EvtchnInitControl(AbiStruct):
     link_bits: u8
 
 
+class EvtchnExpandArray(AbiStruct):
+    """`evtchn_expand_array`."""
+
+    array_gfn: u64_aligned
+
+
 class EvtchnSetPriority(AbiStruct):
     """`evtchn_set_priority`."""
 

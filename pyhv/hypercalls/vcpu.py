@@ -152,10 +152,6 @@ def _stop_singleshot(call: Call, vcpu: Vcpu, _argument: int) -> int:
 def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     request = call.read(VcpuRegisterVcpuInfo, argument)
     bits = call.domain.bits
-    if request.offset > PAGE_MASK + 1 - shared.VCPU_INFO_SIZE:
-        raise XenError(Errno.ENXIO, f"vcpu_info at offset {request.offset:#x}")
-    if request.offset & 7:
-        raise XenError(Errno.EINVAL, f"vcpu_info at offset {request.offset:#x}")
     bits.check_relocation(vcpu.number, request.offset)
     mfn = call.own_frame(request.mfn)
     if not call.frames.get_writable(mfn):
@@ -164,12 +160,16 @@ def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     bits.relocate(vcpu.number, page, request.offset)
     vcpu.use_info(page, request.offset)
     write_area(call, lambda: vcpu.update_time())
+    call.host.wake(vcpu)
     return 0
 
 
 @_commands.command(VcpuOp.SEND_NMI)
-def _send_nmi(_call: Call, vcpu: Vcpu, _argument: int) -> int:
+def _send_nmi(call: Call, vcpu: Vcpu, argument: int) -> int:
+    if argument:
+        raise XenError(Errno.EINVAL, "send_nmi takes no argument")
     vcpu.nmi_pending = True
+    call.host.wake(vcpu)
     return 0
 
 

@@ -283,7 +283,10 @@ class Dispatcher:
     def exception(self, vector: int) -> None:
         """An exception or software interrupt."""
         kind = classify(vector, self._d[v.EXCEPTION_IS_INT] != 0)
-        self._count(kind, vector)
+        if vector == _COMPAT_VECTOR and not self._wide and self._d[v.HFLAGS] & v.HF_CPL == 1:
+            self._count(ExitKind.HYPERCALL, self._q[v.RAX] & MASK32)
+        else:
+            self._count(kind, vector)
         try:
             if kind is ExitKind.GENERAL_PROTECTION:
                 self._general_protection()
