@@ -67,7 +67,7 @@ class BareGrants:
     """A grant table's frames."""
 
     def __init__(self) -> None:
-        self.frames: list[Mfn] = []
+        self.shared_frames: list[Mfn] = []
 
 
 class BareEvents:

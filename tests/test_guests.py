@@ -4,7 +4,7 @@
 import pytest
 
 from pyhv.abi.numbers import Shutdown
-from pyhv.guests.build import BUILTIN, BUILTIN_32
+from pyhv.guests.build import BUILTIN
 from pyhv.machine import Outcome
 from pyhv.sched import SCHEDULERS
 
@@ -16,7 +16,7 @@ def lines_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
-@pytest.mark.parametrize("guest", [name for name in BUILTIN if name != "pong" and name not in BUILTIN_32])
+@pytest.mark.parametrize("guest", [name for name in BUILTIN if name != "pong"])
 def test_each_succeeds(bench, guest: str, virtual: bool) -> None:
     machine = bench(virtual=virtual)
     names = [guest] + ([PAIRS[guest]] if guest in PAIRS else [])
@@ -41,7 +41,7 @@ def test_fifo_on_two_vcpus(bench, scheduler: str) -> None:
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_all_side_by_side(bench, scheduler: str) -> None:
     machine = bench(scheduler=scheduler)
-    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder"):
+    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder", "hello32", "traps32"):
         machine.add(name)
     assert machine.run() is Outcome.ENDED
     for console in machine.consoles:
