@@ -77,6 +77,30 @@ class BuilderPages:
             view, page, offset = view[step:], page + 1, 0
 
 
+class GrantPages:
+    """Frames for a domain's grant table: shared with it, and given back when it goes to version 1."""
+
+    def __init__(self, physical: PhysicalMemory, domain: Domain) -> None:
+        self._physical = physical
+        self._domain = domain
+
+    def allocate(self) -> FramePage | None:
+        """A zeroed frame; None when memory is short."""
+        try:
+            mfn = self._physical.frames.allocate_shared(self._domain.domid)
+        except ConfigError:
+            return None
+        return FramePage(self._physical, mfn)
+
+    def mapped(self, mfn: Mfn) -> bool:
+        """Say whether somebody besides the hypervisor refers to the frame."""
+        return self._physical.frames.refs[mfn] != 1
+
+    def release(self, mfn: Mfn) -> None:
+        """Give back a frame that is not mapped."""
+        self._physical.frames.release_shared(mfn)
+
+
 class Wiring:
     """The back ends of one domain: its console and its connection to the store."""
 
@@ -204,13 +228,7 @@ def _abandon(machine: "Machine", domain: Domain, wiring: Wiring) -> None:
 
 def _connect_events(machine: "Machine", domain: Domain) -> None:
     """Event channels, the two toolstack ports, and an empty grant table."""
-    physical, frames, domid = machine.physical, machine.frames, domain.domid
-
-    def grant_frame() -> FramePage | None:
-        if not frames.free_count:
-            return None
-        return FramePage(physical, frames.allocate_shared(domid))
-
+    domid = domain.domid
     domain.events = EventChannels(
         domid,
         domain.config.vcpus,
@@ -220,9 +238,9 @@ def _connect_events(machine: "Machine", domain: Domain) -> None:
         port_became_pending=lambda port: machine.port_pending(domain, port),
         max_port=domain.config.max_event_channels,
         width=domain.width,
-        release=lambda page: frames.put_writable(page.mfn),
+        release=lambda page: machine.frames.put_writable(page.mfn),
     )
-    domain.grants = GrantTable(domid, grant_frame)
+    domain.grants = GrantTable(domid, GrantPages(machine.physical, domain))
     domain.maptrack = Maptrack()
     for port in (STORE_PORT, CONSOLE_PORT):
         assert domain.events.alloc_unbound(DOMID_SELF, 0) == port

@@ -157,6 +157,24 @@ class GnttabUnmapGrantRef(AbiStruct):
     status: s16
 
 
+class GnttabUnmapAndReplace(AbiStruct):
+    """`gnttab_unmap_and_replace`: `new_addr` is where the entry comes from that takes the grant's place."""
+
+    host_addr: u64_aligned
+    new_addr: u64_aligned
+    handle: u32
+    status: s16
+
+
+class GnttabTransfer(AbiStruct):
+    """`gnttab_transfer`: the frame, and the receiver's entry."""
+
+    mfn: ulong
+    domid: u16
+    ref: u32
+    status: s16
+
+
 class GnttabQuerySize(AbiStruct):
     """`gnttab_query_size`."""
 

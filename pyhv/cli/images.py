@@ -13,7 +13,7 @@ from pyhv.cli import debian, kernels
 from pyhv.cli.archive import Progress
 from pyhv.cli.unpacked import unpack_once
 from pyhv.errors import ImageError
-from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 
@@ -51,7 +51,7 @@ def resolve(
     a ramdisk of its own. `flavour` and `suite` say which of Debian's kernels is meant.
     Raises ImageError or EnvironmentProblem.
     """
-    if word in BUILTIN:
+    if word in BUILTIN or word in HOSTILE:
         return Source(word, load_image(build_builtin(word), word), memory=BUILTIN_MIB, is_builtin=True)
     if word == DEBIAN:
         files = debian.ensure(progress(), flavour=flavour, suite=suite)
@@ -65,10 +65,11 @@ def resolve(
         found = kernels.ensure(word, packaged, progress())
         return Source(word, load_image(found.path, found.version, bootable=bootable))
     path = Path(word)
-    if "/" not in word and not path.exists():
+    if ("/" not in word or word.startswith("hostile/")) and not path.exists():
+        there = HOSTILE if word.startswith("hostile/") else [*BUILTIN, "hostile/NAME", *kernels.KERNELS]
         raise ImageError(
-            f"{word}: there is no such file, and no guest of that name; there are {', '.join(BUILTIN)},"
-            f" {', '.join(kernels.KERNELS)} and {DEBIAN}"
+            f"{word}: there is no such file, and no guest of that name; there are {', '.join(there)}"
+            f" and {DEBIAN}"
         )
     return Source(path.stem, load_image(path, word, bootable=bootable, unpacker=unpack_once))
 

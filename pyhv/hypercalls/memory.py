@@ -17,7 +17,7 @@ from pyhv.abi.structs import (
     MemoryMap,
     MemoryReservation,
 )
-from pyhv.address import HYPERVISOR_VIRT_START, MASK64, Mfn, guest_may_use
+from pyhv.address import COMPAT_VIRT_START, HYPERVISOR_VIRT_START, MASK64, Mfn, guest_may_use
 from pyhv.errors import ConfigError, XenError
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.table import Commands, hypercall
@@ -27,7 +27,7 @@ _MAX_ORDER = 9
 _ORDER_LIMIT = 20
 """Extents beyond this order exist for nobody; a larger one makes a call senseless rather than refused."""
 _EXACT_NODE = 1 << 17
-_M2P_END = 0xFFFF_8040_0000_0000
+_M2P = {64: (HYPERVISOR_VIRT_START, 0xFFFF_8040_0000_0000), 32: (COMPAT_VIRT_START, 0xFFE0_0000)}
 _E820 = struct.Struct("<QQI")
 _E820_RAM = 1
 
@@ -168,7 +168,8 @@ def _maximum_gpfn(call: Call, argument: int, _start: int) -> int:
 
 @_commands.command(Memory.MACHPHYS_MAPPING)
 def _machphys_mapping(call: Call, argument: int, _start: int) -> int:
-    answer = MachphysMapping(v_start=HYPERVISOR_VIRT_START, v_end=_M2P_END, max_mfn=call.frames.count - 1)
+    start, end = _M2P[call.width]
+    answer = MachphysMapping(v_start=start, v_end=end, max_mfn=call.frames.count - 1)
     call.write(argument, answer)
     return 0
 
@@ -176,8 +177,8 @@ def _machphys_mapping(call: Call, argument: int, _start: int) -> int:
 @_commands.command(Memory.MACHPHYS_MFN_LIST)
 def _machphys_mfn_list(call: Call, argument: int, _start: int) -> int:
     request = call.read(MachphysMfnList, argument)
-    steps = min(request.max_extents, (call.frames.count * 8 + (2 << 20) - 1) >> 21)
-    first = call.host.m2p_frames[0]
+    steps = min(request.max_extents, (call.frames.count * call.word + (2 << 20) - 1) >> 21)
+    first = (call.host.m2p_frames if call.width == 64 else call.host.compat_m2p_frames)[0]
     for step in range(steps):
         call.write_word(request.extent_start + call.word * step, first + 512 * step)
     request.nr_extents = steps

@@ -117,8 +117,8 @@ class AuditedGrants(Protocol):
     """A domain's grant table."""
 
     @property
-    def frames(self) -> list[Mfn]:
-        """The frames that it is in."""
+    def shared_frames(self) -> list[Mfn]:
+        """The frames that it is in, those of its statuses too."""
 
 
 class AuditedEvents(Protocol):
@@ -342,7 +342,7 @@ class _Audit:
                 self._hold(vcpu.info_page.mfn, WRITABLE, f"a vcpu_info page of {name}")
         for mfn in domain.events.shared_frames():
             self._hold(mfn, WRITABLE, f"an event channel page of {name}")
-        for mfn in (domain.shared_info.mfn, *domain.grants.frames):
+        for mfn in (domain.shared_info.mfn, *domain.grants.shared_frames):
             self._hold(mfn, WRITABLE, f"a shared page of {name}")
             if not self.frames.xen_heap[mfn] or self.frames.owner[mfn] != domain.domid:
                 self.findings.append(f"{self.frames.describe(mfn)} should be a shared page of {name}")

@@ -221,6 +221,15 @@ class FrameTable:
         self.allocated[mfn] = 0
         self.put(mfn)
 
+    def change_owner(self, mfn: int, owner: int) -> None:
+        """Hand a frame, to which nothing refers but its allocation, to another domain, contents and all."""
+        assert self.refs[mfn] == self.allocated[mfn] == 1
+        self.on_free(mfn, self.owner[mfn])
+        self.owner[mfn] = owner
+        self.type[mfn] = NONE
+        if self.m2p is not None:
+            self.m2p[mfn] = INVALID_M2P
+
     def free_allocated(self, domid: int) -> None:
         """A dying domain gives back its whole reservation; frames that others still map live on."""
         mine = np.flatnonzero((self.owner_np == domid) & (self.allocated_np == 1))

@@ -221,6 +221,20 @@ class PageTables:
         if old & PTE_P:
             self._put_leaf(old)
 
+    def take_leaf(self, address: int) -> int:
+        """Empty an L1 entry and return what it was; the references it stands for are the caller's now."""
+        at = address >> 3
+        entry = self.ram.q[at]
+        self.ram.q[at] = 0
+        self._leaf_changed(at)
+        self.stale = self.flush = True
+        return entry
+
+    def drop_leaf(self, entry: int) -> None:
+        """Drop the references of an entry from `take_leaf` that is put nowhere."""
+        if entry & PTE_P:
+            self._put_leaf(entry)
+
     # -- upper entries -----------------------------------------------------------------------------------
 
     def _get_upper(self, table: int, level: int, slot: int, entry: int) -> None:

@@ -15,6 +15,7 @@ from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import (
     CR0_TS,
     CR4_TSD,
+    EFER_LONG_MODE,
     EFER_VALUE,
     GUEST_CR0,
     PAT_VALUE,
@@ -25,13 +26,22 @@ from pyhv.abi.x86 import (
 from pyhv.address import MASK32, MASK64, cr3_to_mfn, is_canonical, mfn_to_cr3
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.cpuid import cpuid
-from pyhv.cpu.decode import MAX_LENGTH, Op, Privileged, privileged
+from pyhv.cpu.decode import (
+    MAX_LENGTH,
+    Op,
+    Privileged,
+    linear_address,
+    prefixed,
+    privileged,
+    stack_references,
+)
 from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
 from pyhv.traps.guestcpu import GuestCpu
 
 FORCED_EMULATION: Final = b"\x0f\x0bxen"
+_ICEBP: Final = 0xF1
 _CR4_SETTABLE: Final = 0x4 | 0x8
 """TSD and DE; FSGSBASE and OSXSAVE are not offered by the CPUID policy."""
 _CR4_VISIBLE: Final = 0x660
@@ -129,6 +139,29 @@ def forced(cpu: GuestCpu) -> bool:
     answer_cpuid(cpu)
     cpu.vmcb.rip = (cpu.vmcb.rip + 7) & MASK64
     return True
+
+
+def off_the_stack(cpu: GuestCpu) -> bool:
+    """Whether the instruction at RIP, which gave #GP(0), used the stack segment with a non-canonical address.
+
+    On hardware that is #SS(0); the emulator does not tell the two apart.
+    """
+    q = cpu.vmcb.q
+    if not cpu.vmcb.d[v.HFLAGS] & v.HF_CS64:
+        return False
+    found = stack_references(fetch(cpu, q[v.RIP]))
+    if found is None:
+        return False
+    length, references = found
+    return not all(is_canonical(linear_address(one, length, q, MASK64)) for one in references)
+
+
+def icebp(cpu: GuestCpu) -> bool:
+    """Step over ICEBP, which the emulator takes for an undefined instruction; whether it was one."""
+    length = prefixed(fetch(cpu, cpu.vmcb.rip), _ICEBP)
+    if length:
+        cpu.vmcb.rip = (cpu.vmcb.rip + length) & MASK64
+    return length > 0
 
 
 def answer_cpuid(cpu: GuestCpu) -> None:
@@ -240,6 +273,7 @@ def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
 def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
         set_debugreg(cpu.vcpu, found.number, cpu.vmcb.q[found.register])
+        cpu.rearrange = True
     except XenError as error:
         raise (Undefined if error.errno == Errno.ENODEV else Refused) from error
 
@@ -261,6 +295,7 @@ _READ_ONLY: Final = {
 """MSRs with a fixed value."""
 _WRITE_SAME: Final = frozenset({Msr.EFER, Msr.MISC_FEATURES_ENABLES})
 _WRITE_IGNORED: Final = frozenset({Msr.PATCHLEVEL, Msr.PERF_STATUS, Msr.PERF_CTL, Msr.MISC_ENABLE})
+_BASES: Final = frozenset({Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE})
 _MCA: Final = frozenset([*range(0x179, 0x17C), *range(0x400, 0x480)])
 """MCG_CAP, MCG_STATUS, MCG_CTL and the banks: machine checks never happen."""
 
@@ -268,6 +303,11 @@ _MCA: Final = frozenset([*range(0x179, 0x17C), *range(0x400, 0x480)])
 def read_msr(cpu: GuestCpu, number: int) -> int:
     """The value a guest kernel reads; raises Refused for an MSR it may not read."""
     q = cpu.vmcb.q
+    if cpu.domain.width == 32:
+        if number in _BASES:
+            raise Refused
+        if number == Msr.EFER:
+            return EFER_VALUE & ~EFER_LONG_MODE
     if number == Msr.FS_BASE:
         return q[v.SEG_BASE[v.FS]]
     if number == Msr.GS_BASE:
@@ -292,8 +332,8 @@ def read_msr(cpu: GuestCpu, number: int) -> int:
 def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
     """Write an MSR for a guest kernel; raises Refused where it may not."""
     q = cpu.vmcb.q
-    if number in (Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE):
-        if not is_canonical(value):
+    if number in _BASES:
+        if cpu.domain.width == 32 or not is_canonical(value):
             raise Refused
         if number == Msr.KERNEL_GS_BASE:
             cpu.vcpu.other_gs_base = value
@@ -308,7 +348,7 @@ def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
         if value & 0xFFF or not cpu.domain.fill_hypercall_page(value >> 12):
             raise Refused
     elif number in _WRITE_SAME:
-        if value != _READ_ONLY[Msr(number)]:
+        if value != read_msr(cpu, number):
             raise Refused
     elif number not in _WRITE_IGNORED and number not in _MCA:
         raise Refused
