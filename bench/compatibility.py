@@ -140,7 +140,7 @@ def run(subject: Subject, progress: Progress, timeout_s: float) -> Result:
     try:
         package = subject.fetch(progress)
     except EnvironmentProblem as problem:
-        return Result(subject, "", "not fetched", said=_ADDRESS.sub("", str(problem)))
+        return Result(subject, "", "not fetched", said=_ADDRESS.sub("", str(problem)).partition("; ")[0])
     command = [*command_prefix(), "boot", *subject.arguments]
     began = time.perf_counter()
     child = pexpect.spawn(
