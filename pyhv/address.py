@@ -48,6 +48,20 @@ def guest_may_use(va: int, width: int = 64) -> bool:
     return va < 0x0000_8000_0000_0000 or HYPERVISOR_VIRT_END <= va <= MASK64
 
 
+def cr3_to_mfn(cr3: int, width: int = 64) -> int:
+    """The frame that a guest's CR3 names: its high bits are folded into the low ones."""
+    if width == 64:
+        return cr3 >> 12 & (1 << 40) - 1 | (cr3 & 0xFFF) << 40
+    return cr3 >> 12 & 0xF_FFFF | (cr3 & 0xFFF) << 20
+
+
+def mfn_to_cr3(mfn: int, width: int = 64) -> int:
+    """What a guest reads in CR3 for a table in frame `mfn`."""
+    if width == 64:
+        return mfn << 12 & MASK64 | mfn >> 52
+    return mfn << 12 & MASK32 | mfn >> 20
+
+
 def pages_of(size: int) -> int:
     """Pages needed to hold `size` bytes."""
     return (size + PAGE_MASK) >> PAGE_SHIFT

@@ -15,12 +15,13 @@ here. No state lives outside the `Machine`.
 import enum
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyhv.abi.numbers import Shutdown, Virq
-from pyhv.abi.x86 import RESERVED_DESCRIPTORS
+from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
+from pyhv.address import Mfn
 from pyhv.assemble import ConsoleSink, Wiring, build_domain, prepare_vcpu, take_apart
 from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import ExitSink
@@ -122,9 +123,11 @@ class Machine:
         self.m2p = MachineToPhysical(self.ram, self.frames)
         self.m2p_frames = self.m2p.frames
         (self.zero_frame,) = self.frames.allocate_xen()
-        (self.xen_gdt,) = self.frames.allocate_xen()
-        for selector, descriptor in RESERVED_DESCRIPTORS.items():
-            self.ram.q[self.xen_gdt << 9 | (selector & 0xFFF) >> 3] = descriptor
+        self.xen_gdt = {
+            64: self._gdt_page(RESERVED_DESCRIPTORS),
+            32: self._gdt_page(RESERVED_DESCRIPTORS_COMPAT),
+        }
+        """The page with the hypervisor's part of the GDT, by the guest's width."""
         self.clock: Clock = VirtualClock() if config.virtual_time else RealClock(host_tsc())
         self.counts_blocks = config.virtual_time or find_no_exit_request() is None
         self.scheduler = SCHEDULERS[config.scheduler]()
@@ -146,6 +149,12 @@ class Machine:
             0, 1, lookup=self.channels, pending=Unshared(), wake=lambda _vcpu: None,
             port_became_pending=lambda _port: None, privileged=True, max_port=4095,
         )  # fmt: skip
+
+    def _gdt_page(self, descriptors: Mapping[int, int]) -> Mfn:
+        (page,) = self.frames.allocate_xen()
+        for selector, descriptor in descriptors.items():
+            self.ram.q[page << 9 | (selector & 0xFFF) >> 3] = descriptor
+        return page
 
     # -- domains -----------------------------------------------------------------------------------------
 

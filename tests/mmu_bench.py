@@ -70,6 +70,16 @@ class BareGrants:
         self.shared_frames: list[Mfn] = []
 
 
+class BareEvents:
+    """The frames that event channels use."""
+
+    def __init__(self) -> None:
+        self.frames: list[Mfn] = []
+
+    def shared_frames(self) -> list[Mfn]:
+        return self.frames
+
+
 class BareDomain:
     """A domain of memory alone."""
 
@@ -86,6 +96,7 @@ class BareDomain:
         self.vcpus = [BareVcpu(number, self.shared_info) for number in range(vcpus)]
         self.grants = BareGrants()
         self.maptrack = BareMaptrack()
+        self.events = BareEvents()
 
     def take(self, count: int = 1) -> list[int]:
         """Frames of its own, in the M2P."""

@@ -13,8 +13,12 @@ from typing import NamedTuple
 import capstone
 from capstone import x86 as cx86
 
-_decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-_decoder.detail = True
+_decoders = {
+    64: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64),
+    32: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32),
+}
+for _decoder in _decoders.values():
+    _decoder.detail = True
 
 MAX_LENGTH = 15
 
@@ -128,6 +132,11 @@ for _number in range(8, 16):
         _GENERAL[getattr(cx86, f"X86_REG_R{_number}{_suffix}")] = _number
 _HIGH = {cx86.X86_REG_AH: 0, cx86.X86_REG_CH: 1, cx86.X86_REG_DH: 2, cx86.X86_REG_BH: 3}
 _SEGMENTS = {cx86.X86_REG_FS: 4, cx86.X86_REG_GS: 5}
+_SEGMENTS_32 = _SEGMENTS | {
+    cx86.X86_REG_ES: 0, cx86.X86_REG_CS: 1, cx86.X86_REG_SS: 2, cx86.X86_REG_DS: 3,
+}  # fmt: skip
+_ON_STACK = frozenset({4, 5})
+"""ESP and EBP: as a base they imply SS."""
 
 STORES = frozenset(
     [
@@ -155,9 +164,9 @@ STORES = frozenset(
 
 
 @functools.lru_cache(maxsize=4096)
-def store(code: bytes) -> Store | None:
+def store(code: bytes, width: int = 64) -> Store | None:
     """Decode `code` as an instruction of `STORES` whose destination is memory; None for anything else."""
-    found = next(_decoder.disasm(code, 0, 1), None)
+    found = next(_decoders[width].disasm(code, 0, 1), None)
     if found is None or found.mnemonic.removeprefix("lock ") not in STORES or not found.operands:
         return None
     operands = list(found.operands)
@@ -179,26 +188,30 @@ def store(code: bytes) -> Store | None:
         else:
             return None
     memory = target.mem
+    segment = _SEGMENTS.get(memory.segment)
+    if width == 32:
+        implied = 2 if _GENERAL.get(memory.base) in _ON_STACK else 3
+        segment = _SEGMENTS_32.get(memory.segment, implied)
     operand = Memory(
         base=_GENERAL.get(memory.base),
         scaled=_GENERAL.get(memory.index),
         scale=memory.scale,
         displacement=memory.disp,
-        segment=_SEGMENTS.get(memory.segment),
+        segment=segment,
         rip_relative=memory.base == cx86.X86_REG_RIP,
     )
     return Store(name, found.size, target.size, operand, register, high, immediate)
 
 
-def length(code: bytes) -> int:
+def length(code: bytes, width: int = 64) -> int:
     """Length of the first instruction, 0 if it is none."""
-    found = next(_decoder.disasm(code, 0, 1), None)
+    found = next(_decoders[width].disasm(code, 0, 1), None)
     return found.size if found else 0
 
 
-def disassemble(code: bytes, address: int, count: int = 1) -> list[tuple[int, str]]:
+def disassemble(code: bytes, address: int, count: int = 1, width: int = 64) -> list[tuple[int, str]]:
     """(address, text) of up to `count` instructions, for people."""
     return [
         (insn.address, f"{insn.mnemonic} {insn.op_str}".strip())
-        for insn in _decoder.disasm(code, address, count)
+        for insn in _decoders[width].disasm(code, address, count)
     ]

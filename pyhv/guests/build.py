@@ -61,8 +61,8 @@ def build(source_path: Path | str) -> bytes:
         bss_size=end - bss_at,
         entry=addresses[ENTRY],
     )
-    notes = b"".join(_note(note, addresses) for note in program.notes)
-    return write_elf(layout, notes, _symbols(program.labels, addresses))
+    notes = b"".join(_note(note, addresses, program.width) for note in program.notes)
+    return write_elf(layout, notes, _symbols(program.labels, addresses), width=program.width)
 
 
 @functools.cache
@@ -96,6 +96,9 @@ def _describe() -> dict[str, str]:
 BUILTIN: dict[str, str] = _describe()
 """Kernels that come with pyhv: name to one line on what each does."""
 
+BUILTIN_32 = frozenset(name for name in BUILTIN if name.endswith("32"))
+"""Which of them are 32-bit PAE kernels."""
+
 
 def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
     """Assemble all sections as one; return the bytes of memory and every label's address.
@@ -117,6 +120,7 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
         "\n".join(statement.text for statement in statements),
         LOAD_ADDRESS,
         [statement.origin for statement in statements],
+        width=program.width,
     )
     size = len(blob) - 8 * len(names)
     if size < 0 or (LOAD_ADDRESS + size) % PAGE_SIZE:
@@ -127,14 +131,14 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
     return blob[:size], dict(zip(names, table, strict=True))
 
 
-def _note(note: Note, addresses: dict[str, int]) -> bytes:
-    """Encode one `.xen_note`; a name stands for its label's address."""
+def _note(note: Note, addresses: dict[str, int], width: int) -> bytes:
+    """Encode one `.xen_note`; a name stands for its label's address, and a number takes a word."""
     if note.is_text:
         return note_record(note.kind, f"{note.value}".encode() + b"\0")
     value = addresses.get(note.value) if isinstance(note.value, str) else note.value
     if value is None:
         raise ImageError(f"{note.origin}: there is no label {note.value}")
-    return note_record(note.kind, struct.pack("<Q", value & (1 << 64) - 1))
+    return note_record(note.kind, (value & (1 << width) - 1).to_bytes(width // 8, "little"))
 
 
 def _symbols(labels: list[Label], addresses: dict[str, int]) -> list[ElfSymbol]:

@@ -14,7 +14,7 @@ from pyhv.abi.structs import (
     VcpuSetSingleshotTimer,
 )
 from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY
-from pyhv.address import MASK32, MASK64, PAGE_MASK, Mfn, guest_may_use, is_canonical
+from pyhv.address import MASK32, MASK64, PAGE_MASK, Mfn, cr3_to_mfn, guest_may_use, is_canonical
 from pyhv.domain import NO_TRAP, CallbackEntry, Vcpu
 from pyhv.errors import XenError
 from pyhv.events.timers import MIN_PERIOD
@@ -152,10 +152,6 @@ def _stop_singleshot(call: Call, vcpu: Vcpu, _argument: int) -> int:
 def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     request = call.read(VcpuRegisterVcpuInfo, argument)
     bits = call.domain.bits
-    if request.offset > PAGE_MASK + 1 - shared.VCPU_INFO_SIZE:
-        raise XenError(Errno.ENXIO, f"vcpu_info at offset {request.offset:#x}")
-    if request.offset & 7:
-        raise XenError(Errno.EINVAL, f"vcpu_info at offset {request.offset:#x}")
     bits.check_relocation(vcpu.number, request.offset)
     mfn = call.own_frame(request.mfn)
     if not call.frames.get_writable(mfn):
@@ -164,12 +160,16 @@ def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     bits.relocate(vcpu.number, page, request.offset)
     vcpu.use_info(page, request.offset)
     write_area(call, lambda: vcpu.update_time())
+    call.host.wake(vcpu)
     return 0
 
 
 @_commands.command(VcpuOp.SEND_NMI)
-def _send_nmi(_call: Call, vcpu: Vcpu, _argument: int) -> int:
+def _send_nmi(call: Call, vcpu: Vcpu, argument: int) -> int:
+    if argument:
+        raise XenError(Errno.EINVAL, "send_nmi takes no argument")
     vcpu.nmi_pending = True
+    call.host.wake(vcpu)
     return 0
 
 
@@ -237,8 +237,8 @@ class GuestContext:
         count = min((self.gdt_entries + 511) // 512, 16)
         self.gdt_frames = struct.unpack_from(f"<{count}Q", raw, shared.GC_GDT_FRAMES)
         self.kernel_ss, self.kernel_sp = word(shared.GC_KERNEL_SS), word(shared.GC_KERNEL_SP)
-        self.user_l4 = _cr3_to_mfn(word(shared.GC_CTRLREG + 8))
-        self.kernel_l4 = _cr3_to_mfn(word(shared.GC_CTRLREG + 24))
+        self.user_l4 = cr3_to_mfn(word(shared.GC_CTRLREG + 8))
+        self.kernel_l4 = cr3_to_mfn(word(shared.GC_CTRLREG + 24))
         self.debug = [word(shared.GC_DEBUGREG + 8 * number) for number in range(8)]
         self.event = word(shared.GC_EVENT_CALLBACK)
         self.failsafe = word(shared.GC_FAILSAFE_CALLBACK)
@@ -288,7 +288,3 @@ class GuestContext:
                 set_debugreg(vcpu, number, self.debug[number])
             except XenError:
                 continue  # Xen clears what it does not accept
-
-
-def _cr3_to_mfn(cr3: int) -> int:
-    return cr3 >> 12 & (1 << 40) - 1 | (cr3 & 0xFFF) << 40

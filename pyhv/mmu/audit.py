@@ -14,6 +14,7 @@ step: who refers to each frame, and as what. Where both agree for every frame, t
     pins, base pointers of vCPUs            a table reference
     GDT frames, faulted-in LDT pages        a descriptor-page reference
     vcpu_info pages, back ends' rings       a writable reference
+    FIFO control blocks, event arrays       a writable reference
     shared_info, grant table frames         a writable reference, held by the hypervisor
     device halves of grant mappings         a writable or a general reference
     being allocated                         a general reference
@@ -120,6 +121,13 @@ class AuditedGrants(Protocol):
         """The frames that it is in, those of its statuses too."""
 
 
+class AuditedEvents(Protocol):
+    """A domain's event channels."""
+
+    def shared_frames(self) -> list[Mfn]:
+        """The guest's frames that they keep pending events in, each as often as it is referred to."""
+
+
 class AuditedDomain(Protocol):
     """A domain that has not been taken apart."""
 
@@ -136,6 +144,10 @@ class AuditedDomain(Protocol):
     @property
     def grants(self) -> AuditedGrants:
         """Its grant table."""
+
+    @property
+    def events(self) -> AuditedEvents:
+        """Its event channels."""
 
     @property
     def maptrack(self) -> AuditedMaptrack:
@@ -328,6 +340,8 @@ class _Audit:
                 self._hold(mfn, SEGDESC, f"an LDT page of {name}")
             if vcpu.info_moved:
                 self._hold(vcpu.info_page.mfn, WRITABLE, f"a vcpu_info page of {name}")
+        for mfn in domain.events.shared_frames():
+            self._hold(mfn, WRITABLE, f"an event channel page of {name}")
         for mfn in (domain.shared_info.mfn, *domain.grants.shared_frames):
             self._hold(mfn, WRITABLE, f"a shared page of {name}")
             if not self.frames.xen_heap[mfn] or self.frames.owner[mfn] != domain.domid:

@@ -30,7 +30,7 @@ _CALL_GATE = 0xC
 LONG = 1 << 53
 DEFAULT_BIG = 1 << 54
 CONFORMING = 1 << 42
-WRITABLE_DATA = 1 << 41
+WRITABLE_DATA = READABLE_CODE = 1 << 41
 _WHOLE_LIMIT = 0x000F_0000_0000_FFFF
 
 
@@ -111,6 +111,17 @@ def loadable_code(value: int, rpl: int) -> bool:
         return False
     dpl = value >> 45 & 3
     return dpl <= rpl if value & CONFORMING else dpl == rpl
+
+
+def loadable_data(value: int, privilege: int) -> bool:
+    """Whether DS, ES, FS or GS may have this at `privilege`, the lesser one of CPL and RPL."""
+    if not value & PRESENT or not value & S:
+        return False
+    if value & CODE and not value & READABLE_CODE:
+        return False
+    if value & CODE and value & CONFORMING:
+        return True
+    return value >> 45 & 3 >= privilege
 
 
 def loadable_stack(value: int, rpl: int) -> bool:

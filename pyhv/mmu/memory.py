@@ -123,8 +123,8 @@ class GuestMemory:
     """One vCPU's view of memory through its kernel tables.
 
     `l4` is the current kernel base pointer (of a 32-bit guest, an L3). Translations are cached, for each of
-    them apart, until `forget`, which the page-table code calls when an entry of `leaves` or any upper entry changes, or a table is no longer
-    one; that is stricter than hardware, whose TLB may stay stale until flushed.
+    them apart, until `forget`, which the page-table code calls when an entry of `leaves` or any upper entry
+    changes, or a table is no longer one; that is stricter than hardware, whose TLB may stay stale.
     """
 
     def __init__(self, physical: PhysicalMemory, width: int = 64) -> None:
