@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import DOMID_SELF, HEADER, SECOND, START, Paused, paused, run
 
+from pyhv.hypercalls.context import Again
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.machine import Outcome
 
-EPERM, ENOENT, ESRCH, EACCES, EFAULT, EBUSY, EEXIST = -1, -2, -3, -13, -14, -16, -17
+EPERM, ENOENT, ESRCH, EACCES, EFAULT, EBUSY, EEXIST, EDOM = -1, -2, -3, -13, -14, -16, -17, -33
 EINVAL, ENOSPC, ENOSYS, ENODATA, EOPNOTSUPP = -22, -28, -38, -61, -95
 UNMAPPED = 0x7FFF00000000
 DIRTY = b"\xaa" * 4096
@@ -419,7 +420,9 @@ def test_a_frame_that_is_mapped_lives_on_until_it_is_not(guest: Paused) -> None:
     frames, mfn = guest.machine.frames, guest.mfn(guest.page(3))
     assert reservation(guest, 1, [mfn]) == 1
     assert frames.owner[mfn] == guest.domain.domid
-    assert reservation(guest, 1, [mfn]) == 0, "given back already"
+    tot_pages = guest.domain.tot_pages
+    assert reservation(guest, 1, [mfn]) == 1, "once more changes nothing"
+    assert guest.domain.tot_pages == tot_pages
     assert guest.call(14, guest.page(3), 0, 2) == 0
     assert frames.owner[mfn] != guest.domain.domid
 
@@ -444,7 +447,7 @@ def test_reservations_never_return_an_error(guest: Paused, command: int, other: 
 
 def test_asking_about_memory(guest: Paused) -> None:
     domid = guest.put(struct.pack("<H", DOMID_SELF))
-    assert guest.call(12, 2, 0) == guest.machine.frames.count - 1
+    assert guest.call(12, 2, 0) == guest.machine.frames.count
     assert guest.call(12, 3, domid) == 1024
     assert guest.call(12, 4, domid) == 1024
     for command in (3, 4, 14):
@@ -468,15 +471,172 @@ def test_memory_map(guest: Paused) -> None:
     assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 0, UNMAPPED))) in (0, EFAULT)
 
 
+PHYSMAP, BATCH, REMOVE, CLAIM, VNUMA, RESOURCE = (
+    "HHIQQ",
+    "HHHHQQQ",
+    "HxxxxxxQ",
+    "QQIIHxxxxxx",
+    "HHIII8xQQQ",
+    "HHIIIQQ",
+)
+SELF = DOMID_SELF
+
+
 @pytest.mark.parametrize(
-    ("command", "errno"),
+    ("command", "layout", "values", "errno"),
     [
-        (7, EACCES), (8, ENOSYS), (10, EPERM), (13, EPERM), (15, EACCES), (18, ENOSYS), (22, ENOSYS),
-        (23, EACCES), (24, EPERM), (26, EOPNOTSUPP), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
+        (7, PHYSMAP, (SELF, 1, 1, 0, 0), EACCES),
+        (7, PHYSMAP, (0, 1, 1, 0, 0), EACCES),
+        (7, PHYSMAP, (77, 1, 1, 0, 0), ESRCH),
+        (7, PHYSMAP, (SELF, 1, 4, 0, 0), ENOSYS),
+        (7 | 9 << 6, PHYSMAP, (SELF, 1, 1, 0, 0), EACCES),
+        (7 | 1 << 22, PHYSMAP, (SELF, 1, 1, 0, 0), EDOM),
+        (23, BATCH, (SELF, 1, 1, 0, 0, 0, 0), EACCES),
+        (23, BATCH, (77, 1, 1, 0, 0, 0, 0), ESRCH),
+        (23, BATCH, (SELF, 3, 1, 0, 0, 0, 0), EOPNOTSUPP),
+        (23 | 1 << 22, BATCH, (SELF, 1, 1, 0, 0, 0, 0), EDOM),
+        (15, REMOVE, (SELF, 0), EACCES),
+        (15, REMOVE, (77, 0), ESRCH),
+        (15 | 1 << 6, REMOVE, (SELF, 0), EINVAL),
+        (24, CLAIM, (0, 1, 0, 0, 1), EPERM),
+        (24, CLAIM, (0, 1, 0, 0, SELF), EINVAL),
+        (24, CLAIM, (0, 1, 0, 0, 77), EINVAL),
+        (24, CLAIM, (8, 1, 0, 0, 1), EINVAL),
+        (24, CLAIM, (0, 1, 1, 0, 1), EINVAL),
+        (24, CLAIM, (0, 1, 0, 1, 1), EINVAL),
+        (24 | 1 << 6, CLAIM, (0, 1, 0, 0, 1), EINVAL),
+        (26, VNUMA, (SELF, 0, 0, 0, 0, 0, 0, 0), EOPNOTSUPP),
+        (26, VNUMA, (SELF, 1, 0, 0, 0, 0, 0, 0), EINVAL),
+        (26, VNUMA, (77, 0, 0, 0, 0, 0, 0, 0), ESRCH),
+        (26, VNUMA, (0, 0, 0, 0, 0, 0, 0, 0), EPERM),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 0, 0), EPERM),
+        (28, RESOURCE, (1, 1, 0, 1, 0, 0, 0), EPERM),
+        (28, RESOURCE, (SELF, 1, 0, 1, 0, 0, 0), ESRCH),
+        (28, RESOURCE, (0, 1, 0, 1, 1, 0, 0), EINVAL),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 0xFFFFFFFF, 0), EINVAL),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 1 << 63, 0), EINVAL),
+    ],
+)
+def test_memory_operations_that_are_refused(
+    guest: Paused, command: int, layout: str, values: tuple[int, ...], errno: int
+) -> None:
+    assert guest.call(12, command, guest.put(struct.pack("<" + layout, *values))) == errno
+    if errno != EDOM and command < 64:
+        assert guest.call(12, command, UNMAPPED) == EFAULT
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [
+        (8, ENOSYS), (10, EPERM), (16, EINVAL), (17, EINVAL), (18, 0), (19, 0), (20, ENOSYS), (21, ENOSYS),
+        (22, ENOSYS), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
     ],
 )  # fmt: skip
-def test_memory_operations_that_are_refused(guest: Paused, command: int, errno: int) -> None:
-    assert guest.call(12, command, guest.scratch) == errno
+def test_memory_operations_without_a_structure(guest: Paused, command: int, result: int) -> None:
+    assert guest.call(12, command, guest.scratch) == result
+
+
+def test_what_is_never_continued(guest: Paused) -> None:
+    for command in (2, 3, 4, 11, 14, 15, 24, 26):
+        assert guest.call(12, command | 1 << 6, guest.scratch) == EINVAL
+    for command in (5, 9, 10, 12, 13, 18, 25):
+        assert guest.call(12, command | 1 << 6, guest.scratch) == ENOSYS
+
+
+def test_the_guests_own_memory_map(guest: Paused) -> None:
+    entries = struct.pack("<QQIQQI", 0, 0x1000, 1, 0x1000, 0x2000, 2)
+    buffer = guest.put(entries, 0x100)
+    for domid, errno in ((0, EPERM), (77, ESRCH)):
+        assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", domid, 2, buffer))) == errno
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 1025, buffer))) == EINVAL
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, UNMAPPED))) == EFAULT
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, buffer))) == 0
+    guest.put(bytes(60), 0x200)
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200))) == 0
+    assert (guest.get(4), guest.get(40, 0x200)) == (struct.pack("<I", 2), entries)
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 1, guest.scratch + 0x300))) == 0
+    assert (guest.get(4), guest.get(24, 0x300)) == (struct.pack("<I", 1), entries[:20] + bytes(4))
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 0, 0))) == 0
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200))) == ENOSYS
+
+
+@pytest.mark.parametrize(("command", "entry_size"), [(5, 8), (25, 4)])
+def test_the_frames_of_the_m2p(guest: Paused, command: int, entry_size: int) -> None:
+    machine = guest.machine
+    request = struct.pack("<IxxxxQIxxxx", 9, guest.scratch + 0x100, 99)
+    assert guest.call(12, command, guest.put(request)) == 0
+    assert guest.get(4, 16) == struct.pack("<I", 1)
+    first = (machine.m2p.frames if entry_size == 8 else machine.m2p.compat_frames)[0]
+    assert guest.words(guest.scratch + 0x100, 1) == (first,)
+    assert guest.call(12, command, guest.put(struct.pack("<IxxxxQIxxxx", 0, UNMAPPED, 99))) == 0
+    assert guest.get(4, 16) == bytes(4)
+
+
+def test_maximum_gpfn_is_what_the_guest_says(guest: Paused) -> None:
+    page, at = guest.domain.shared_info, guest.domain.layout.max_pfn
+    domid = guest.put(struct.pack("<H", SELF))
+    for said, answer in ((0, 0), (1, 0), (512, 511)):
+        page.write_u64(at, said)
+        assert guest.call(12, 14, domid) == answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "done"),
+    [
+        (0, 1), (64, 1), (44, 1), (13, 0), (12, 0), (1, 0), (1 << 16, 0), (1 << 17, 1), (1 << 8, 1),
+        (1 << 8 | 1 << 17, 0), (1 << 8 | 1 << 17 | 1 << 18, 1), (1 << 18, 1),
+    ],
+)  # fmt: skip
+def test_where_memory_may_be(guest: Paused, flags: int, done: int) -> None:
+    mfn = guest.mfn(guest.page(4))
+    assert guest.call(14, guest.page(4), 0, 2) == 0
+    assert reservation(guest, 1, [mfn]) == 1
+    before = guest.domain.tot_pages
+    assert reservation(guest, 6, [5], flags=flags) == done
+    assert guest.domain.tot_pages == before + done
+    assert guest.machine.audit() == []
+
+
+def spare(guest: Paused, count: int) -> list[int]:
+    """Frames of the guest that nothing maps."""
+    found = []
+    for page in range(600, 1000):
+        mfn = guest.mfn(page << 12)
+        if guest.call(14, page << 12, 0, 2) == 0 and guest.machine.frames.refs[mfn] == 1:
+            found.append(mfn)
+    assert len(found) >= count
+    return found[:count]
+
+
+def interrupted(again: Again, command: int, argument: int) -> int:
+    """What a call that gave way asks for; the extent at which it goes on."""
+    number, rest = again.arguments
+    assert (number & 63, rest) == (command, argument)
+    return number >> 6
+
+
+@pytest.mark.parametrize("command", [0, 1, 6])
+def test_long_reservations_give_way(guest: Paused, command: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest.dispatcher.call, "preempted", lambda _steps: True)
+    count = 200
+    listed = spare(guest, count) if command == 1 else range(2000, 2000 + count)
+    domain = guest.domain
+    if command != 1:
+        domain.max_pages += count
+    array = guest.put(struct.pack(f"<{count}Q", *listed), 0x2000)
+    request = guest.put(struct.pack("<QQIIHxxxxxx", array, count, 0, 0, SELF))
+    before, start, rounds = domain.tot_pages, 0, 0
+    while True:
+        try:
+            assert guest.call(12, command | start << 6, request) == count
+            break
+        except Again as again:
+            start = interrupted(again, command, request)
+        rounds += 1
+        assert start == 64 * rounds
+        assert domain.tot_pages - before == (-start if command == 1 else start)
+    assert rounds == 3
+    assert guest.machine.audit() == []
 
 
 def exchange(guest: Paused, given: list[int], wanted: list[int], **other: int) -> int:
@@ -502,6 +662,26 @@ def test_exchange(guest: Paused) -> None:
     assert frames.m2p[new] == pfn
     assert frames.owner[new] == guest.domain.domid
     assert guest.get(8, 64) == struct.pack("<Q", 1)
+
+
+def test_a_long_exchange_goes_on_where_it_was(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest.dispatcher.call, "preempted", lambda _steps: True)
+    count = 150
+    given = spare(guest, count)
+    with pytest.raises(Again):
+        exchange(guest, given, list(range(count)))
+    done = 64
+    while True:
+        assert guest.words(guest.scratch + 64, 1) == (done,)
+        try:
+            assert guest.call(12, 11, guest.scratch) == 0
+            break
+        except Again as again:
+            interrupted(again, 11, guest.scratch)
+        done += 64
+    assert done == 128
+    assert guest.words(guest.scratch + 64, 1) == (count,)
+    assert guest.machine.audit() == []
 
 
 def test_exchanges_that_are_refused(guest: Paused) -> None:
