@@ -55,7 +55,7 @@ def test_fixed_size_answers_are_padded_with_zeros_and_end_in_time(
 
 def test_what_the_answers_say(guest: Paused) -> None:
     guest.call(17, 3, guest.scratch)
-    assert guest.get(14) == b"xen-3.0-x86_64"
+    assert guest.get(32) == b"xen-3.0-x86_64 xen-3.0-x86_32p \0"
     guest.call(17, 5, guest.scratch)
     assert guest.words(guest.scratch, 1) == (0xFFFF800000000000,)
     guest.call(17, 9, guest.scratch)
@@ -66,7 +66,7 @@ def test_features(guest: Paused) -> None:
     assert guest.call(17, 6, guest.put(struct.pack("<II", 0, 0xFFFFFFFF))) == 0
     (features,) = struct.unpack("<I", guest.get(4, 4))
     assert features & 0xF == 0, "neither writable tables nor translation nor supervisor mode"
-    assert features >> 5 & 1
+    assert features == 1 << 5 | 1 << 6 | 1 << 7 | 1 << 13 | 1 << 17
     assert not features >> 4 & 1
     assert guest.call(17, 6, guest.put(struct.pack("<II", 1, 0))) == EINVAL
     assert guest.call(21, 0, 3) == 0
@@ -80,8 +80,9 @@ def test_page_size_takes_no_argument(guest: Paused) -> None:
 
 
 def test_other_versions(guest: Paused) -> None:
-    assert guest.call(17, 10, guest.scratch) in (EPERM, ENODATA)
-    assert guest.call(17, 99, guest.scratch) == ENOSYS
+    assert guest.call(17, 10, guest.scratch) == EPERM
+    for command in (11, 14, 99, 0xFFFFFFFF):
+        assert guest.call(17, command, guest.scratch) == ENOSYS
 
 
 # -- calls that a plain domain is refused ------------------------------------------------------------------
@@ -90,13 +91,46 @@ def test_other_versions(guest: Paused) -> None:
 @pytest.mark.parametrize(
     ("number", "errno"),
     [
-        (7, EPERM), (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (35, EPERM), (36, EPERM), (37, ENOSYS),
-        (38, ENOSYS), (39, ENOSYS), (40, EOPNOTSUPP), (41, ENOSYS), (42, ENOSYS), (48, EPERM),
+        (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (37, EPERM), (38, ENOSYS), (39, ENOSYS), (40, EOPNOTSUPP),
+        (41, ENOSYS), (42, EPERM), (48, EPERM),
     ],
 )  # fmt: skip
 def test_refused_calls(guest: Paused, number: int, errno: int) -> None:
     assert guest.call(number, 0, guest.scratch) == errno
     assert guest.call(number, -1, UNMAPPED, -1, -1, -1) == errno
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "errno"),
+    [
+        (7, (0x03000000, 9), EACCES), (7, (9, 0x03000000), EPERM),
+        (35, (0x14, 1), EACCES), (35, (0x16, 1), EACCES), (35, (0x15, 1), EPERM),
+        (36, (0x16, 2, 1), EACCES), (36, (0x15, 2, 1), EPERM), (36, (0x15, 2, 0), EPERM),
+        (36, (0x15, 2, 77), ESRCH), (36, (0x15, 2, DOMID_SELF), ESRCH), (36, (0x15, 1, 77), EPERM),
+    ],
+)  # fmt: skip
+def test_control_calls_look_at_the_version_first(
+    guest: Paused, number: int, words: tuple[int, ...], errno: int
+) -> None:
+    assert guest.call(number, guest.put(struct.pack(f"<{len(words)}I", *words).ljust(144, b"\0"))) == errno
+    assert guest.call(number, UNMAPPED) == EFAULT
+
+
+@pytest.mark.parametrize(
+    ("command", "errno"),
+    [
+        (4, 0), (5, EINVAL), (8, EPERM), (9, EPERM), (10, EPERM), (12, EINVAL), (13, EPERM), (14, EPERM),
+        (15, EPERM), (16, EPERM), (19, EPERM), (20, EPERM), (21, EPERM), (24, EPERM), (25, EPERM),
+        (26, EPERM), (27, EPERM), (30, EPERM), (31, EPERM), (17, ENOSYS), (28, ENOSYS), (23, ENOSYS),
+        (0, ENOSYS), (32, ENOSYS),
+    ],
+)  # fmt: skip
+def test_physical_devices_are_others(guest: Paused, command: int, errno: int) -> None:
+    at = guest.put(struct.pack("<H", DOMID_SELF).ljust(64, b"\0"))
+    assert guest.call(33, command, at) == errno
+    assert guest.call(33, command, UNMAPPED) == (errno if errno in (0, ENOSYS) else EFAULT)
+    if command in (13, 14):
+        assert guest.call(33, command, guest.put(struct.pack("<H", 77))) == ESRCH
 
 
 @pytest.mark.parametrize("number", [11, 43, 47, 49, 55, 63, 64, 1000, 0xFFFFFFFF])
@@ -110,8 +144,8 @@ def test_console_io(guest: Paused) -> None:
     assert guest.call(18, 0, 5, guest.put(b"hello")) == 0
     assert b"".join(heard) == b"hello"
     assert guest.call(18, 0, 5, UNMAPPED) == EFAULT
-    assert guest.call(18, 1, 5, guest.scratch) == 0
-    assert guest.call(18, 2, 0, 0) == ENOSYS
+    assert guest.call(18, 1, 5, guest.scratch) == EPERM
+    assert guest.call(18, 2, 0, 0) == EPERM
 
 
 # -- sched_op ----------------------------------------------------------------------------------------------
@@ -748,3 +782,71 @@ def test_no_number_in_any_register_raises_anything(guest: Paused, number: int) -
                 if number in count_of and arguments[count_of[number]] & 0xFFFFFFFF > 100:
                     continue  # long lists are merely slow
                 assert -200 < guest.call(number, *arguments) < 1 << 64
+
+
+# -- the layouts of 32-bit guests --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> Paused:
+    """A guest that passes structures as a 32-bit guest does."""
+    monkeypatch.setattr(guest.dispatcher.call, "width", 32)
+    monkeypatch.setattr(guest.dispatcher.call, "word", 4)
+    return guest
+
+
+def test_version_of_32_bit_guests(narrow: Paused) -> None:
+    narrow.put(DIRTY)
+    assert narrow.call(17, 5, narrow.scratch) == 0
+    assert narrow.get(8) == struct.pack("<I", 0xF5800000) + DIRTY[:4]
+    assert narrow.call(33, 6, narrow.put(struct.pack("<I", 2))) == 0
+    assert narrow.call(19, narrow.put(struct.pack("<II", 6, 3))) == 0
+    assert narrow.vcpu.iopl == 3
+
+
+def test_the_m2p_of_32_bit_guests(narrow: Paused) -> None:
+    assert narrow.call(12, 12, narrow.put(DIRTY)) == 0
+    assert narrow.get(16) == struct.pack(
+        "<III", 0xF5800000, 0xFFE00000, narrow.machine.frames.count - 1
+    ) + DIRTY[:4]  # fmt: skip
+    for command in (5, 25):
+        assert narrow.call(12, command, narrow.put(struct.pack("<III", 9, narrow.scratch + 64, 0))) == 0
+        assert narrow.get(4, 8) == struct.pack("<I", 1)
+        assert narrow.get(4, 64) == struct.pack("<I", narrow.machine.m2p.compat_frames[0])
+
+
+def test_memory_of_32_bit_guests(narrow: Paused) -> None:
+    frames, (mfn, other) = narrow.machine.frames, spare(narrow, 2)
+    assert frames.m2p is not None
+
+    def call(command: int, value: int, *, flags: int = 0) -> int:
+        array = narrow.put(struct.pack("<I", value), 0x100)
+        request = narrow.put(struct.pack("<IIIIHxx", array, 1, 0, flags, SELF))
+        return narrow.call(12, command, request)
+
+    assert call(1, mfn) == 1
+    assert call(6, 0x123) == 1
+    (new,) = struct.unpack("<I", narrow.get(4, 0x100))
+    assert frames.m2p[new] == 0x123
+    first = narrow.put(struct.pack("<I", other), 0x100)
+    second = narrow.put(struct.pack("<I", 0x124), 0x200)
+    request = struct.pack("<IIIIHxxIIIIHxxI", first, 1, 0, 0, SELF, second, 1, 0, 0, SELF, 0)
+    assert narrow.call(12, 11, narrow.put(request)) == 0
+    (new,) = struct.unpack("<I", narrow.get(4, 0x200))
+    assert frames.m2p[new] == 0x124
+    assert narrow.get(4, 40) == struct.pack("<I", 1)
+    for orders, count, errno in (((10, 10), 1, EPERM), ((32, 32), 1, EINVAL), ((9, 9), 1 << 24, EINVAL)):
+        request = struct.pack(
+            "<IIIIHxxIIIIHxxI", first, count, orders[0], 0, SELF, second, count, orders[1], 0, SELF, 0
+        )
+        assert narrow.call(12, 11, narrow.put(request)) == errno
+    request = struct.pack("<IIIIHxxIIIIHxxI", 0xF5800000, 1, 0, 0, SELF, second, 1, 0, 0, SELF, 0)
+    assert narrow.call(12, 11, narrow.put(request)) == EFAULT
+
+
+def test_the_memory_map_of_32_bit_guests(narrow: Paused) -> None:
+    entries = narrow.put(struct.pack("<QQI", 0, 0x5000, 1), 0x100)
+    assert narrow.call(12, 13, narrow.put(struct.pack("<HxxII", SELF, 1, entries))) == 0
+    assert narrow.call(12, 9, narrow.put(struct.pack("<II", 4, narrow.scratch + 0x200))) == 0
+    assert narrow.get(4) == struct.pack("<I", 1)
+    assert narrow.get(20, 0x200) == struct.pack("<QQI", 0, 0x5000, 1)
