@@ -259,6 +259,8 @@ class Domain:
         self.assists = Assists()
         self.watchdogs = [Watchdog(), Watchdog()]
         self.max_pages = config.memory_pages
+        self.e820: bytes | None = None
+        """The memory map that the guest has set for itself; None: all its memory from 0 on."""
         self.tot_pages = 0
         self.shutdown_reason: int | None = None
         self.shutdown_code: int | None = None
