@@ -2,7 +2,8 @@
 """memory_op: give and take page frames, and ask about them (public header `memory.h`).
 
 The reservation calls return how many extents were done, never an error; the others return errors as usual.
-Long calls are done in one go: nothing here is ever continued.
+Calls on lists give way between extents, as Xen's do: a reservation call is continued with the first extent
+that is left in the upper bits of its command, an exchange with what it has written into its request.
 """
 
 import struct
@@ -19,7 +20,7 @@ from pyhv.abi.structs import (
 )
 from pyhv.address import HYPERVISOR_VIRT_START, MASK64, Mfn, guest_may_use
 from pyhv.errors import ConfigError, XenError
-from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Commands, hypercall
 
 _commands = Commands("memory_op", Memory)
@@ -98,7 +99,18 @@ def _populate(call: Call, argument: int, start: int, *, physmap: bool) -> int:
         if request.extent_start:
             call.write_word(slot, extent[0])
         done += 1
+        command = Memory.POPULATE_PHYSMAP if physmap else Memory.INCREASE_RESERVATION
+        _give_way(call, command, argument, done, request)
     return done
+
+
+def _give_way(call: Call, command: int, argument: int, done: int, request: MemoryReservation) -> None:
+    """Between two extents: raise `Again` if the turn is over and extents are left."""
+    order = request.extent_order
+    if done == request.nr_extents or (done << order) % STEPS_A_LOOK:
+        return
+    if call.preempted(max(STEPS_A_LOOK, 1 << order)):
+        raise Again(command | done << MEMOP_EXTENT_SHIFT, argument)
 
 
 @_commands.command(Memory.INCREASE_RESERVATION)
@@ -125,6 +137,7 @@ def _decrease(call: Call, argument: int, start: int) -> int:
         if not all(_give_back(call, first + index) for index in range(1 << request.extent_order)):
             break
         done += 1
+        _give_way(call, Memory.DECREASE_RESERVATION, argument, done, request)
     return done
 
 
@@ -229,7 +242,7 @@ def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
     in_order, out_order = request.in_extent_order, request.out_extent_order
     chunk = 1 << max(in_order, out_order)
     in_step, out_step = chunk >> in_order, chunk >> out_order
-    at = request.nr_exchanged
+    at, steps = request.nr_exchanged, 0
     if at % in_step:
         raise XenError(Errno.EINVAL, "memory_exchange resumed inside a chunk")
     assert frames.m2p is not None
@@ -266,6 +279,11 @@ def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
         at += in_step
         request.nr_exchanged = at
         call.write(argument, request)
+        steps += chunk
+        if at < request.in_nr_extents and steps >= STEPS_A_LOOK:
+            if call.preempted(steps):
+                raise Again(Memory.EXCHANGE, argument)
+            steps = 0
     return 0
 
 
