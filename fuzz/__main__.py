@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument("--findings", type=Path, default=FINDINGS, help="where findings are saved")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     parser.add_argument("--seed", type=int, default=0, help="libFuzzer's seed (0: by the clock)")
-    parser.add_argument("--merge", type=Path, metavar="DIR", help="copy what --corpus adds to coverage to DIR")
+    parser.add_argument(
+        "--merge", type=Path, metavar="DIR", help="copy what --corpus adds to coverage to DIR"
+    )
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.findings = options.findings.resolve()

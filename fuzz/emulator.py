@@ -14,7 +14,9 @@ from fuzz.hypercalls import Attack, Hypercalls
 from pyhv.cpu import vmcb as v
 
 _RUN_NS = 1500
-_FATAL = re.compile(rb"\xf0[\x40-\x4f\x66\x67\xf0-\xf3\x26\x2e\x36\x3e\x64\x65]*\x0f[\xa3\xab\xb3\xba\xbb]", re.DOTALL)
+_FATAL = re.compile(
+    rb"\xf0[\x40-\x4f\x66\x67\xf0-\xf3\x26\x2e\x36\x3e\x64\x65]*\x0f[\xa3\xab\xb3\xba\xbb]", re.DOTALL
+)
 """LOCK BT and its kin: with a register operand Unicorn 2.1.4 aborts the process. See docs/fuzzing.md."""
 _REGISTERS = (*range(4), *range(5, 16))
 """All general registers but RSP."""
@@ -40,7 +42,20 @@ INSTRUCTIONS = tuple(bytes.fromhex(code) for code in (
     # loads and jumps
     "488b03", "8a03", "ff23", "ff13", "ebfe", "eb00", "90", "f390", "c5f877", "62f1", "0f0d03", "0fff", "67e300",
 ))  # fmt: skip
-PREFIXES = (b"\x66", b"\x67", b"\xf0", b"\xf2", b"\xf3", b"\x64", b"\x65", b"\x2e", b"\x48", b"\x41", b"\x4f", b"")
+PREFIXES = (
+    b"\x66",
+    b"\x67",
+    b"\xf0",
+    b"\xf2",
+    b"\xf3",
+    b"\x64",
+    b"\x65",
+    b"\x2e",
+    b"\x48",
+    b"\x41",
+    b"\x4f",
+    b"",
+)
 FLAGS = (0x202, 0x202, 0x202, 0x302, 0x3202, 0x4202, 0x10202, 0x40202, 0x602, 0x2)
 
 
@@ -85,7 +100,9 @@ class CodeAttack(Attack):
             elif how < 160:
                 q[number] = self.grammar.entry()
             elif how < 176:  # the machine address of nothing in particular, or an MSR's number
-                q[number] = (0xC000_0100, 0xC000_0080, 0x1B, 0x10, 0x4000_0000, 0x277, 0xC000_0102, 0x400)[how & 7]
+                q[number] = (0xC000_0100, 0xC000_0080, 0x1B, 0x10, 0x4000_0000, 0x277, 0xC000_0102, 0x400)[
+                    how & 7
+                ]
             elif how < 192:
                 q[number] = self.guest.vcpu.kernel_l4 << 12
 
@@ -143,7 +160,9 @@ class CodeAttack(Attack):
         self._set_registers()
         q[v.RIP] = at
         q[v.CR + 2] = self.grammar.va()
-        d[v.ERROR_CODE] = self.source.u8() & 0x1F if vector == 14 else self.source.pick((0, 0, 8, 0xC, 0x402, 0xE02B))
+        d[v.ERROR_CODE] = (
+            self.source.u8() & 0x1F if vector == 14 else self.source.pick((0, 0, 8, 0xC, 0x402, 0xE02B))
+        )
         d[v.EXCEPTION_IS_INT] = software
         self.world.exit(guest, lambda: guest.dispatcher.exception(vector))
 
@@ -162,7 +181,10 @@ class CodeAttack(Attack):
         guest.poke(at, code)
         self._set_registers()
         q = guest.q
-        q[v.RIP], q[v.RBX] = at, table + 8 * self.grammar.slot() + (self.source.u8() & 7 if self.source.chance(64) else 0)
+        q[v.RIP], q[v.RBX] = (
+            at,
+            table + 8 * self.grammar.slot() + (self.source.u8() & 7 if self.source.chance(64) else 0),
+        )
         q[v.RDI] = q[v.RBX]
         q[v.RAX] = self.grammar.leaf()
         if guest.vcpu.in_kernel:

@@ -29,8 +29,34 @@ from pyhv.machine import Machine, MachineConfig
 
 PAGES = 1536
 _RUN_NS = 50_000
-BASES = (0, 0, 0xFFFF_FFFF_8000_0000, 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0000, 1, 0x7FFF_FFFF_F000, MASK64 - 0xFFF)
-ODD = (0, 1, 7, 8, 0xFFF, 0x1000, 0x1001, 0x2000, 0x10_0000, 0x40_0000, 1 << 31, MASK32, 1 << 32, 1 << 40, 1 << 63, MASK64)
+BASES = (
+    0,
+    0,
+    0xFFFF_FFFF_8000_0000,
+    0xFFFF_8000_0000_0000,
+    0xFFFF_8800_0000_0000,
+    1,
+    0x7FFF_FFFF_F000,
+    MASK64 - 0xFFF,
+)
+ODD = (
+    0,
+    1,
+    7,
+    8,
+    0xFFF,
+    0x1000,
+    0x1001,
+    0x2000,
+    0x10_0000,
+    0x40_0000,
+    1 << 31,
+    MASK32,
+    1 << 32,
+    1 << 40,
+    1 << 63,
+    MASK64,
+)
 NOTE_TEXT = (
     b"xen-3.0\0", b"generic\0", b"linux\0", b"yes\0", b"no\0", b"bimodal\0", b"", b"xen-3.0", b"\xff\xfe\0",
     b"!writable_page_tables|pae_pgdir_above_4gb\0", b"!unknown\0", b"supervisor_mode_kernel|!", b"a" * 300 + b"\0",
@@ -91,7 +117,13 @@ class Image:
             segments.append((1, source.u8() & 7, body_at, base + 0x20_0000, 0x20_0000, 64, source.pick(ODD)))
         headers = b""
         for kind, flags, offset, vaddr, paddr, filesz, memsz in segments:
-            fields = [self.odd(offset), self.odd(vaddr & MASK64), self.odd(paddr), self.odd(filesz), self.odd(memsz)]
+            fields = [
+                self.odd(offset),
+                self.odd(vaddr & MASK64),
+                self.odd(paddr),
+                self.odd(filesz),
+                self.odd(memsz),
+            ]
             if wide:
                 headers += struct.pack("<IIQQQQQQ", self.odd(kind, 32), flags, *fields, 4096)
             else:
@@ -101,9 +133,39 @@ class Image:
         count, size = self.odd(len(segments), 16), self.odd(56 if wide else 32, 16)
         identity = b"\x7fELF" + bytes([2 if wide else 1, 1, 1]) + bytes(9)
         if wide:
-            header = struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, entry, self.odd(64), self.odd(0), 0, 64, size, count, 64, self.odd(0, 16), 0)
+            header = struct.pack(
+                "<HHIQQQIHHHHHH",
+                2,
+                machine,
+                1,
+                entry,
+                self.odd(64),
+                self.odd(0),
+                0,
+                64,
+                size,
+                count,
+                64,
+                self.odd(0, 16),
+                0,
+            )
         else:
-            header = struct.pack("<HHIIIIIHHHHHH", 2, machine, 1, entry & MASK32, self.odd(52, 32), self.odd(0, 32), 0, 52, size, count, 40, self.odd(0, 16), 0)
+            header = struct.pack(
+                "<HHIIIIIHHHHHH",
+                2,
+                machine,
+                1,
+                entry & MASK32,
+                self.odd(52, 32),
+                self.odd(0, 32),
+                0,
+                52,
+                size,
+                count,
+                40,
+                self.odd(0, 16),
+                0,
+            )
         return (identity + header + headers).ljust(body_at, b"\0") + notes + text
 
     def bzimage(self, payload: bytes) -> bytes:

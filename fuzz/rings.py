@@ -177,7 +177,9 @@ class Rings(Target):
         elif how < 96:
             side.request(source.raw(source.u8()))
         elif how < 104:
-            offset = source.pick((2048, REQ_PROD, RSP_CONS, RSP_PROD, CONNECTION, 2064, 2072, source.u8() * 8))
+            offset = source.pick(
+                (2048, REQ_PROD, RSP_CONS, RSP_PROD, CONNECTION, 2064, 2072, source.u8() * 8)
+            )
             value = source.u8() if source.chance(128) else source.number(4)
             side.store_page.write_u32(offset, value)
             side.kick()

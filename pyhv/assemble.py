@@ -238,7 +238,7 @@ def _connect_events(machine: "Machine", domain: Domain) -> None:
         port_became_pending=lambda port: machine.port_pending(domain, port),
         max_port=domain.config.max_event_channels,
         width=domain.width,
-        release=lambda page: frames.put_writable(page.mfn),
+        release=lambda page: machine.frames.put_writable(page.mfn),
     )
     domain.grants = GrantTable(domid, GrantPages(machine.physical, domain))
     domain.maptrack = Maptrack()

@@ -19,7 +19,7 @@ from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
 from pyhv.loader.notes import records
 
-GUESTS = ("hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
+GUESTS = ("debug", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
 GUESTS_32 = ("hello32", "traps32")
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
@@ -377,7 +377,7 @@ def test_every_builtin_has_a_description() -> None:
 
 
 def test_unknown_builtin() -> None:
-    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: hello, "):
+    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: debug, "):
         build_builtin("nobody")
     with pytest.raises(ImageError, match="no built-in guest named nobody"):
         source_of("nobody")

@@ -61,6 +61,9 @@ class Processor(Protocol):
     def set_task_switched(self, on: bool) -> None:
         """Set or clear the flag that makes FPU instructions fault."""
 
+    def breakpoints_changed(self) -> None:
+        """The vCPU's debug registers were written."""
+
 
 class Host(Protocol):
     """The machine, as far as a hypercall may use it."""

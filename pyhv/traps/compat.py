@@ -78,10 +78,10 @@ class CompatCpu(GuestCpu):
         """A handler has a code segment, whatever its address."""
         return self.vcpu.trap_selectors[vector] & ~3 != 0
 
-    def enter_trap(self, vector: int, error: int | None = None) -> None:
-        """Enter the guest's handler of `vector`."""
+    def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
+        """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
         address, flags = self.vcpu.traps[vector]
-        self._enter(self.vcpu.trap_selectors[vector], address, bool(flags & 4), error)
+        self._enter(self.vcpu.trap_selectors[vector], address, bool(flags & 4), error, rflags=rflags)
 
     def enter_callback(self, callback: CallbackEntry) -> None:
         """Enter one of the guest's callbacks with an ordinary frame."""
@@ -109,6 +109,7 @@ class CompatCpu(GuestCpu):
         error: int | None = None,
         *,
         origin: tuple[int, int, int, int] | None = None,
+        rflags: int | None = None,
     ) -> None:
         """Push a bounce frame and go to `selector:address`; `masks` masks events.
 
@@ -118,7 +119,8 @@ class CompatCpu(GuestCpu):
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if selector & ~3 == 0:
             raise GuestCrash("an event or exception has no handler")
-        rflags = self.engine.rflags()
+        if rflags is None:
+            rflags = self.engine.rflags()
         info = vcpu.info
         masked = raw[info + 1]
         ring = d[v.HFLAGS] & v.HF_CPL

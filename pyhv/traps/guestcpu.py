@@ -52,6 +52,8 @@ _PUSH_ERROR = struct.Struct("<8Q").pack_into
 _IRET = struct.Struct("<9Q")
 IRET_FLAGS = 0x3D4DD5
 """RFLAGS bits that an iret frame may set: CF PF AF ZF SF TF DF OF NT RF AC VIF VIP ID."""
+_TRAPS = frozenset({Vector.DB, Vector.NMI, Vector.BP, Vector.OF})
+"""Exceptions that are reported after the instruction, and #DB, whose faults leave RF alone too."""
 _DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
 _CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
@@ -87,7 +89,11 @@ class GuestCpu:
         self.memory = domain.memory
         self.vcpu = domain.vcpus[0]
         self.rearrange = False
-        """A base pointer has changed: `arrange` before the guest runs on."""
+        """A base pointer or a breakpoint has changed: see to it before the guest runs on."""
+        self.stepping = False
+        """The vCPU is run one instruction at a time (`debug.py`): every exit ends with `rearrange` set."""
+        self.unstepped = -1
+        """The value of `bounces` when the iret hypercall last set TF: a trap comes before it is due."""
         self.bounces = 0
 
     # -- loading -----------------------------------------------------------------------------------------
@@ -154,7 +160,6 @@ class GuestCpu:
         """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
         vcpu, vmcb = self.vcpu, self.vmcb
         cache = self.domain.cache
-        self.rearrange = False
         if vcpu.merge_known != cache.generation:
             vcpu.merge_known = cache.generation
             vcpu.merged = cache.merge_allowed(vcpu.kernel_l4, vcpu.user_l4)
@@ -302,23 +307,30 @@ class GuestCpu:
         d[v.HFLAGS] = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
         self.bounces += 1
 
-    def raise_exception(self, vector: int, error: int = 0) -> None:
-        """Deliver an exception to the guest's handler; RIP is at the faulting instruction."""
+    def raise_exception(self, vector: int, error: int = 0, *, restart: bool = True) -> None:
+        """Deliver an exception to the guest's handler; RIP is at the faulting instruction.
+
+        A fault's frame has RF set, so that breakpoints do not stop the instruction again that is to be
+        restarted; `restart` is false where none has begun.
+        """
         if not self.has_handler(vector):
             raise GuestCrash(
                 f"exception {Vector(vector).name if vector in Vector._value2member_map_ else vector}"
                 f" (error code {error:#x}) without a handler"
             )
-        self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None)
+        rflags = self.engine.rflags()
+        if restart and vector not in _TRAPS:
+            rflags |= FLAG_RF
+        self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None, rflags)
 
     def has_handler(self, vector: int) -> bool:
         """Whether the guest's trap table has an entry for `vector`."""
         return self.vcpu.traps[vector][0] != 0
 
-    def enter_trap(self, vector: int, error: int | None = None) -> None:
-        """Enter the guest's handler of `vector`."""
+    def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
+        """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
         address, flags = self.vcpu.traps[vector]
-        self.bounce(address, bool(flags & 4), error)
+        self.bounce(address, bool(flags & 4), error, rflags=rflags)
 
     def raise_page_fault(self, address: int, error: int) -> None:
         """Deliver #PF: the address goes to vcpu_info.cr2, where the guest looks for it."""
@@ -345,7 +357,7 @@ class GuestCpu:
         vcpu, vmcb = self.vcpu, self.vmcb
         callback = vcpu.syscall_callback
         if callback.address == 0 or not vmcb.d[v.HFLAGS] & v.HF_CS64:
-            self.raise_exception(Vector.UD)
+            self.raise_exception(Vector.UD, restart=False)
             return
         q = self._q
         q[RIP] = q[RCX] = (q[RIP] + length) & (1 << 64) - 1
@@ -383,6 +395,8 @@ class GuestCpu:
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
+        if live & (FLAG_TF | FLAG_RF):
+            live = self._debug_flags(live, bool(flags & VGCF_IN_SYSCALL))
         q[RIP], q[RSP], q[RAX] = rip, rsp, rax
         if flags & VGCF_IN_SYSCALL:
             q[RCX], q[R11] = rip, live
@@ -391,12 +405,28 @@ class GuestCpu:
         raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
         self.vmcb.set_rflags(live)
         fault = self._load_return_segments((cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF)
-        if live & (FLAG_TF | FLAG_RF):
-            self._d[v.HFLAGS] |= live & (v.HF_TF | v.HF_RF)
         if fault is None and not is_canonical(rip):
             fault = 0
         if fault is not None:
-            self.raise_exception(Vector.GP, fault)
+            self.raise_exception(self._return_fault(fault, (cs | 3) & 0xFFFF), fault, restart=False)
+
+    def _return_fault(self, selector: int, cs: int) -> Vector:
+        """The exception for a selector that iret could not load: a good segment may just be absent."""
+        value = self.descriptor(selector) if selector else None
+        if value is None or value & descriptors.PRESENT:
+            return Vector.GP
+        value |= descriptors.PRESENT
+        if selector == cs & ~3:
+            return Vector.NP if descriptors.loadable_code(value, 3) else Vector.GP
+        return Vector.SS if descriptors.loadable_stack(value, 3) else Vector.GP
+
+    def _debug_flags(self, rflags: int, as_sysret: bool) -> int:
+        """TF and RF as they are returned with, in RFLAGS."""
+        if not self.stepping:
+            rflags &= ~FLAG_RF  # it would only make the emulator translate the code once more
+        if rflags & FLAG_TF and not as_sysret:
+            self.unstepped = self.bounces
+        return rflags
 
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""

@@ -26,13 +26,22 @@ from pyhv.abi.x86 import (
 from pyhv.address import MASK32, MASK64, cr3_to_mfn, is_canonical, mfn_to_cr3
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.cpuid import cpuid
-from pyhv.cpu.decode import MAX_LENGTH, Op, Privileged, privileged
+from pyhv.cpu.decode import (
+    MAX_LENGTH,
+    Op,
+    Privileged,
+    linear_address,
+    prefixed,
+    privileged,
+    stack_references,
+)
 from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
 from pyhv.traps.guestcpu import GuestCpu
 
 FORCED_EMULATION: Final = b"\x0f\x0bxen"
+_ICEBP: Final = 0xF1
 _CR4_SETTABLE: Final = 0x4 | 0x8
 """TSD and DE; FSGSBASE and OSXSAVE are not offered by the CPUID policy."""
 _CR4_VISIBLE: Final = 0x660
@@ -130,6 +139,29 @@ def forced(cpu: GuestCpu) -> bool:
     answer_cpuid(cpu)
     cpu.vmcb.rip = (cpu.vmcb.rip + 7) & MASK64
     return True
+
+
+def off_the_stack(cpu: GuestCpu) -> bool:
+    """Whether the instruction at RIP, which gave #GP(0), used the stack segment with a non-canonical address.
+
+    On hardware that is #SS(0); the emulator does not tell the two apart.
+    """
+    q = cpu.vmcb.q
+    if not cpu.vmcb.d[v.HFLAGS] & v.HF_CS64:
+        return False
+    found = stack_references(fetch(cpu, q[v.RIP]))
+    if found is None:
+        return False
+    length, references = found
+    return not all(is_canonical(linear_address(one, length, q, MASK64)) for one in references)
+
+
+def icebp(cpu: GuestCpu) -> bool:
+    """Step over ICEBP, which the emulator takes for an undefined instruction; whether it was one."""
+    length = prefixed(fetch(cpu, cpu.vmcb.rip), _ICEBP)
+    if length:
+        cpu.vmcb.rip = (cpu.vmcb.rip + length) & MASK64
+    return length > 0
 
 
 def answer_cpuid(cpu: GuestCpu) -> None:
@@ -241,6 +273,7 @@ def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
 def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
         set_debugreg(cpu.vcpu, found.number, cpu.vmcb.q[found.register])
+        cpu.rearrange = True
     except XenError as error:
         raise (Undefined if error.errno == Errno.ENODEV else Refused) from error
 
