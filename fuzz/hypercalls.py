@@ -18,9 +18,10 @@ from fuzz.source import Source
 from fuzz.target import Target
 from fuzz.world import DOMID_SELF, FIRST_GRANT, World
 from pyhv.abi.numbers import Mmuext
-from pyhv.abi.structs import GnttabMapGrantRef, MmuextOp, MmuUpdate
+from pyhv.abi.structs import GnttabMapGrantRef, MemoryReservation, MmuextOp, MmuUpdate
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
+from pyhv.errors import XenError
 
 READ_ONLY = PTE_P | PTE_A | PTE_NX
 READ_WRITE = READ_ONLY | PTE_RW | PTE_D
@@ -173,6 +174,7 @@ class Attack:
         """Map a grant of another domain over a play page."""
         flags = self.source.pick((2, 6, 3, 7, 1, 5))
         page = self.source.below(26)
+        self.guest.windows = [*self.guest.windows[-7:], self.guest.page(page)]
         request = GnttabMapGrantRef(
             host_addr=self.guest.page(page), flags=flags, ref=self.grammar.ref(), dom=self.grammar.domid()
         )
@@ -200,9 +202,10 @@ class Attack:
         if command == 1 and self.source.chance(200):
             for page in pages:
                 self.call(14, guest.page(page), 0, 2)
-        listed = guest.put(struct.pack(f"<{count}Q", *(guest.frames[page] for page in pages)), 1024)
-        request = struct.pack("<QQIIHxxxxxx", listed, count, 0, 0, DOMID_SELF)
-        self.call(12, command, guest.put(request))
+        code = "Q" if guest.width == 64 else "I"
+        listed = guest.put(struct.pack(f"<{count}{code}", *(guest.frames[page] for page in pages)), 1024)
+        request = MemoryReservation(extent_start=listed, nr_extents=count, domid=DOMID_SELF)
+        self.call(12, command, guest.put(pack(request, guest.width)))
         if command != 1:
             self._remember(listed, count)
 
@@ -212,12 +215,12 @@ class Attack:
         if not guest.domain.alive:
             return
         owner = self.world.machine.frames.owner
-        base = guest.domain.ram
-        at = guest.domain.memory.leaf_entry(listed)
-        if at is None or not base.q[at >> 3] & PTE_P:
+        try:
+            raw = guest.domain.memory.read(listed, count * guest.width // 8)
+        except XenError:
             return
-        words = base.q[(base.q[at >> 3] & 0xF_FFFF_FFFF_F000 | listed & 0xFFF) >> 3 :][:count]
-        for mfn in words.tolist():
+        words = struct.unpack(f"<{count}{'Q' if guest.width == 64 else 'I'}", raw)
+        for mfn in words:
             if 0 < mfn < self.world.machine.frames.count and owner[mfn] == guest.domain.domid:
                 guest.taken = [*guest.taken[-15:], mfn]
                 guest.frames[mfn % 26] = mfn

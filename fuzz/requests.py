@@ -193,11 +193,13 @@ def _grant_request(g: Grammar, command: int) -> AbiStruct:
     if command == Gnttab.MAP_GRANT_REF:
         how = g.source.u8()
         flags = (2, 2, 2, 6, 1, 3, 7, 18, 22, 10, 0, 2 | 7 << 16)[how % 12] if how < 240 else MASK32
-        where = g.frame() << 12 | g.slot() << 3 if flags & 16 else g.va()
+        where = (g.frame() << 12 | g.slot() << 3) & (1 << 64) - 1 if flags & 16 else g.va()
+        g.guest.windows = [*g.guest.windows[-7:], where]
         return structs.GnttabMapGrantRef(host_addr=where, flags=flags, ref=g.ref(), dom=g.domid())
     if command in (Gnttab.UNMAP_GRANT_REF, Gnttab.UNMAP_AND_REPLACE):
         mapping = dict(g.guest.domain.maptrack.all()).get(handle := g.handle())
-        host = mapping.host_addr if mapping is not None and g.source.chance(200) else g.va()
+        windows = g.guest.windows
+        host = g.source.pick(windows) if windows and g.source.chance(200) else g.va()
         device = (mapping.frame << 12 if mapping is not None else 0) if g.source.chance(128) else 0
         return structs.GnttabUnmapGrantRef(
             host_addr=0 if g.source.chance(24) else host, dev_bus_addr=device, handle=handle

@@ -98,6 +98,8 @@ class Guest:
         self.tables = self._initial_tables()
         self.taken: list[int] = []
         """Frames that it was given later."""
+        self.windows: list[int] = []
+        """Where it has asked for grants to be mapped."""
         self.rings = list(machine.wirings[self.domain.domid].rings)
         self._handlers()
 
