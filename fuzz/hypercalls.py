@@ -120,13 +120,12 @@ class Attack:
             self.remap(guest.page(first + level), READ_ONLY)
         how = self.source.below(4)
         if how == 0:
-            self.mmuext(Mmuext.PIN_L4_TABLE, guest.frames[first])
-        elif how == 1:
-            self.link(guest.tables[0], self.grammar.slot(), guest.frames[first + 1] << 12 | TABLE)
-        elif how == 2:
-            self.link(guest.tables[1], self.grammar.slot(), guest.frames[first + 2] << 12 | TABLE)
-        else:
-            self.link(guest.tables[2], self.grammar.slot(), guest.frames[first + 3] << 12 | TABLE)
+            top = 0 if guest.width == 64 else 1
+            self.mmuext(Mmuext.PIN_L4_TABLE - top, guest.frames[first + top])
+        else:  # the last tables of a chain fit under the guest's own
+            at = min(how, len(guest.tables) - 1)
+            below = 4 - len(guest.tables) + at
+            self.link(guest.tables[at - 1], self.grammar.slot(), guest.frames[first + below] << 12 | TABLE)
 
     def edge(self) -> None:
         """Map a page at the top of the address space, or all over half a terabyte."""
@@ -139,7 +138,10 @@ class Attack:
             packed = struct.pack("<Q", value)
             guest.poke(guest.page(page), packed * 512 if everywhere else bytes(4088) + packed)
             self.remap(guest.page(page), READ_ONLY)
-        self.link(guest.tables[0], 3 if everywhere else 511, guest.frames[first + 1] << 12 | TABLE)
+        if guest.width == 64:
+            self.link(guest.tables[0], 3 if everywhere else 511, guest.frames[first + 1] << 12 | TABLE)
+        else:  # the gigabyte from 0x40000000 on; an L2 is what a slot of the first table holds
+            self.link(guest.tables[0], 1, guest.frames[first + 2] << 12 | PTE_P)
 
     def duplicate(self) -> None:
         """A copy of the kernel's L4 becomes the user's table, or the kernel's."""
@@ -329,3 +331,12 @@ class Hypercalls(Target):
             world.close()
             del world
             gc.collect()
+
+
+class Hypercalls32(Hypercalls):
+    """The same from 32-bit attackers."""
+
+    name = "hypercalls32"
+
+    def __init__(self) -> None:
+        super().__init__(32)

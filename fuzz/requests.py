@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 
 from fuzz.grammar import Grammar
-from fuzz.world import DOMID_SELF
+from fuzz.world import DOMID_SELF, FLAT_RING1_CS, FLAT_RING1_DS
 from pyhv.abi import shared, structs
 from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Memory, Mmuext, Sched, VcpuOp
@@ -125,13 +125,19 @@ def update_descriptor(g: Grammar) -> Arguments:
 def iret(g: Grammar) -> Arguments:
     """A frame that leads back to the kernel or to user mode, or nowhere."""
     guest, how = g.guest, g.source.u8()
-    user = 0xE033 if guest.vcpu.user_l4 or how < 136 else 0xE030
-    cs = 0xE030 if how < 128 else user if how < 224 else g.selector()
-    ss = 0xE02B if how < 224 else g.selector()
+    wide = guest.width == 64
+    kernel, user = (0xE030, 0xE033) if wide else (FLAT_RING1_CS, 0xE01B + 0x10)
+    if not guest.vcpu.user_l4 and how >= 136 and wide:
+        user = kernel
+    cs = kernel if how < 128 else user if how < 224 else g.selector()
+    ss = (0xE02B if wide else FLAT_RING1_DS) if how < 224 else g.selector()
     rip = guest.code + 64 if how < 240 else g.va()
     flags = 0x202 if how < 200 else g.source.number(4)
-    frame = (0, 0, 0, 0x100 if how & 1 else 0, rip, cs, flags, guest.stack, ss)
-    guest.poke(guest.stack, struct.pack("<9Q", *frame))
+    if wide:
+        frame = struct.pack("<9Q", 0, 0, 0, 0x100 if how & 1 else 0, rip, cs, flags, guest.stack, ss)
+    else:
+        frame = struct.pack("<6I", 0, rip & MASK32, cs, flags, guest.stack, ss)
+    guest.poke(guest.stack, frame)
     return ()
 
 

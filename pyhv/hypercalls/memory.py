@@ -18,7 +18,7 @@ from pyhv.abi.structs import (
     MemoryMap,
     MemoryReservation,
 )
-from pyhv.address import HYPERVISOR_VIRT_START, MASK64, Mfn, guest_may_use
+from pyhv.address import COMPAT_VIRT_START, HYPERVISOR_VIRT_START, MASK64, Mfn, guest_may_use
 from pyhv.errors import ConfigError, XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Commands, hypercall
@@ -29,6 +29,7 @@ _ORDER_LIMIT = 20
 """Extents beyond this order exist for nobody; a larger one makes a call senseless rather than refused."""
 _EXACT_NODE = 1 << 17
 _M2P_END = 0xFFFF_8040_0000_0000
+_COMPAT_M2P_END = 0xFFE0_0000
 _E820 = struct.Struct("<QQI")
 _E820_RAM = 1
 
@@ -181,8 +182,8 @@ def _maximum_gpfn(call: Call, argument: int, _start: int) -> int:
 
 @_commands.command(Memory.MACHPHYS_MAPPING)
 def _machphys_mapping(call: Call, argument: int, _start: int) -> int:
-    answer = MachphysMapping(v_start=HYPERVISOR_VIRT_START, v_end=_M2P_END, max_mfn=call.frames.count - 1)
-    call.write(argument, answer)
+    start, end = (HYPERVISOR_VIRT_START, _M2P_END) if call.width == 64 else (COMPAT_VIRT_START, _COMPAT_M2P_END)
+    call.write(argument, MachphysMapping(v_start=start, v_end=end, max_mfn=call.frames.count - 1))
     return 0
 
 

@@ -6,7 +6,7 @@ import struct
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Assist, Feature
 from pyhv.abi.structs import FeatureInfo
-from pyhv.address import HYPERVISOR_VIRT_START, PAGE_SIZE
+from pyhv.address import COMPAT_VIRT_START, HYPERVISOR_VIRT_START, PAGE_SIZE
 from pyhv.cpu.cpuid import XEN_VERSION
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
@@ -52,6 +52,8 @@ def _answer(call: Call, command: int) -> bytes | None:
     if command == 4:
         return _fixed(_DENIED, 64)
     if command == 5:
+        if call.width == 32:
+            return struct.pack("<I", COMPAT_VIRT_START)
         return struct.pack("<Q", HYPERVISOR_VIRT_START)
     if command == 8:
         return bytes.fromhex(call.domain.config.uuid.replace("-", ""))
