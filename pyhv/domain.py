@@ -96,6 +96,8 @@ class Vcpu:
         self.return_segments: dict[tuple[int, int], tuple[Segment | None, Segment | None]] = {}
         """(CS, SS) pairs that iret frames have named, decoded; emptied with `segments`."""
         self.tsc_aux = 0
+        self.cpuid_faulting = False
+        """CPUID of user mode is #GP."""
         self.info_page = domain.shared_info
         self.info_offset = SI_VCPU_INFO + VCPU_INFO_SIZE * (number if number < 32 else 0)
         self.info = self.info_page.base + self.info_offset

@@ -236,15 +236,21 @@ class Accesses(NamedTuple):
 
 
 _SPRAWLING = frozenset(
-    """fxsave fxsave64 fxrstor fxrstor64 fnsave frstor fnstenv fldenv xlatb bt bts btr btc maskmovdqu maskmovq
-    enter leave iret iretd iretq retf retfq lcall ljmp lgdt lidt sgdt sidt bound""".split()
+    [
+        *["fxsave", "fxsave64", "fxrstor", "fxrstor64", "fnsave", "frstor", "fnstenv", "fldenv", "xlatb"],
+        *["bt", "bts", "btr", "btc", "maskmovdqu", "maskmovq", "bound", "lgdt", "lidt", "sgdt", "sidt"],
+        *["enter", "leave", "iret", "iretd", "iretq", "retf", "retfq", "lcall", "ljmp"],
+    ]
 )
 """Instructions that reach memory which their operands do not tell, or not exactly."""
 _BY_RSP = frozenset(
-    """push pop pushfq popfq pushfd popfd pushf popf call ret enter iret iretd iretq retf retfq lcall""".split()
+    [
+        *["push", "pop", "pushfq", "popfq", "pushfd", "popfd", "pushf", "popf", "call", "ret"],
+        *["enter", "iret", "iretd", "iretq", "retf", "retfq", "lcall"],
+    ]
 )
 """Instructions that push or pop."""
-_STRING = frozenset("movs cmps stos lods scas ins outs".split())
+_STRING = frozenset(["movs", "cmps", "stos", "lods", "scas", "ins", "outs"])
 _STACK_BASES = frozenset({4, 5})  # RSP, RBP
 
 

@@ -405,10 +405,13 @@ class Dispatcher:
 
     # -- instructions intercepted inside a block -------------------------------------------------------------
 
-    def cpuid(self) -> None:
+    def cpuid(self) -> bool:
         """CPUID without prefix: the same policy."""
         self._count(ExitKind.CPUID, self._q[v.RAX])
+        if privileged.cpuid_faults(self.cpu):
+            return False
         privileged.answer_cpuid(self.cpu)
+        return True
 
     def port_read(self, port: int, size: int) -> int | None:
         """IN."""
@@ -430,7 +433,7 @@ class Dispatcher:
         return True
 
     def port_fault(self) -> None:
-        """A refused IN or OUT: #GP(0) at the instruction."""
+        """A refused IN, OUT or CPUID: #GP(0) at the instruction."""
         self._guarded(ExitKind.GENERAL_PROTECTION, Vector.GP, lambda: self.cpu.raise_exception(Vector.GP, 0))
 
 
