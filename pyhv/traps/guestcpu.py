@@ -63,6 +63,7 @@ _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
 DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
 FLAT_LIMIT = 0xFFFF_FFFF
+_GDT_LIMIT, _TSS_SELECTOR, _LDT_SELECTOR = 0xEFFF, 0xE040, 0xE050
 
 
 class GuestCpu:
@@ -101,7 +102,8 @@ class GuestCpu:
         self.domain.loaded = self.vcpu = vcpu
         self.memory.use(vcpu.kernel_l4)
         base = DomainArea.address(vcpu.number)
-        self.vmcb.set_system_table(v.GDT_OFFSET, base, 0xFFFF)
+        self.vmcb.set_system_table(v.GDT_OFFSET, base, _GDT_LIMIT)
+        self.vmcb.d[v.TR_OFFSET // 4] = _TSS_SELECTOR
         self.load_ldtr()
         self.tables.flush = True
         self.arrange()
@@ -115,7 +117,7 @@ class GuestCpu:
         vcpu = self.vcpu
         base = DomainArea.address(vcpu.number) + LDT_AREA
         limit = vcpu.ldt_entries * 8 - 1 if vcpu.ldt_entries else 0
-        selector = 0xE058 if vcpu.ldt_entries else 0
+        selector = _LDT_SELECTOR if vcpu.ldt_entries else 0
         self.vmcb.set_system_table(v.LDT_OFFSET, base, limit, selector, 0x8200)
 
     # -- page tables -------------------------------------------------------------------------------------
