@@ -95,6 +95,8 @@ class Vcpu:
         """Decoded descriptors by selector; emptied when GDT or LDT may have changed."""
         self.return_segments: dict[tuple[int, int], tuple[Segment | None, Segment | None]] = {}
         """(CS, SS) pairs that iret frames have named, decoded; emptied with `segments`."""
+        self.descriptors_changed = False
+        """Segment registers may hold what can no longer be loaded (`traps/segments.py`)."""
         self.tsc_aux = 0
         self.cpuid_faulting = False
         """CPUID of user mode is #GP."""
@@ -120,6 +122,7 @@ class Vcpu:
         """Descriptors may have changed."""
         self.segments.clear()
         self.return_segments.clear()
+        self.descriptors_changed = True
 
     @property
     def weight(self) -> int:

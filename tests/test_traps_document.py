@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The page on the guests' processor, and the tables that it is generated from."""
 
+import itertools
 from pathlib import Path
 
 from pyhv.abi.x86 import Msr
@@ -17,7 +18,7 @@ def test_the_page_is_up_to_date() -> None:
 def test_msrs_are_in_order_and_listed_once() -> None:
     bounds = [(row.first, row.last) for row in TABLE]
     assert all(first <= last for first, last in bounds)
-    assert all(before[1] < after[0] for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(bounds))
     listed = {number for first, last in bounds for number in range(first, last + 1)}
     assert {int(number) for number in Msr} <= listed
 

@@ -266,6 +266,7 @@ class GuestContext:
     def apply(self, vcpu: Vcpu) -> None:
         """Set everything of the vCPU that is not a register or a page table."""
         vcpu.in_kernel = bool(self.flags & shared.VGCF_IN_KERNEL)
+        vcpu.forget_segments()
         vcpu.iopl = self.registers["rflags"] >> 12 & 3
         vcpu.traps = [NO_TRAP] * 256
         for vector, (_vector, flags, _cs, _pad, address) in enumerate(self.traps):

@@ -27,7 +27,7 @@ _CALL_GATE = 0xC
 LONG = 1 << 53
 DEFAULT_BIG = 1 << 54
 CONFORMING = 1 << 42
-WRITABLE_DATA = 1 << 41
+WRITABLE_DATA = READABLE_CODE = 1 << 41
 
 
 def fix_descriptor(value: int) -> int | None:
@@ -96,6 +96,18 @@ def loadable_code(value: int, rpl: int) -> bool:
         return False
     dpl = value >> 45 & 3
     return dpl <= rpl if value & CONFORMING else dpl == rpl
+
+
+def loadable_data(value: int, rpl: int) -> bool:
+    """Whether ring `rpl` may load this into DS, ES, FS or GS (present; data, or code that may be read)."""
+    if not value & PRESENT or not value & S:
+        return False
+    if value & CODE:
+        if not value & READABLE_CODE:
+            return False
+        if value & CONFORMING:
+            return True
+    return value >> 45 & 3 >= rpl
 
 
 def loadable_stack(value: int, rpl: int) -> bool:

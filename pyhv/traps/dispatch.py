@@ -31,7 +31,7 @@ from pyhv.hypercalls.table import invoke
 from pyhv.mmu.frames import L1
 from pyhv.mmu.memory import walk
 from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
-from pyhv.traps import privileged
+from pyhv.traps import privileged, segments
 from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.ports import Ports
@@ -103,6 +103,12 @@ class Dispatcher:
         self.breakpoints.loaded()
         self.call = self.calls[vcpu.number]
 
+    def _reload_segments(self) -> None:
+        try:
+            segments.reload(self.cpu)
+        except GuestCrash as crash:
+            self._crash(crash.why)
+
     def last_exits(self) -> list[tuple[ExitKind, int, int]]:
         """The latest exits as (kind, detail, RIP), newest last."""
         at = self._exits % _RECENT
@@ -167,8 +173,10 @@ class Dispatcher:
             self._crash(crash.why)
 
     def enter(self) -> None:
-        """Before a vCPU runs (on) after having been off the processor: events and TLB."""
+        """Before a vCPU runs (on) after having been off the processor: segments, events and TLB."""
         vcpu = self.cpu.vcpu
+        if vcpu.descriptors_changed:
+            self._reload_segments()
         if vcpu.event_deliverable() or vcpu.nmi_pending:
             self._deliver_event()
         if self.cpu.rearrange:
@@ -460,16 +468,7 @@ class ProcessorServices:
 
     def load_user_gs(self, selector: int) -> None:
         """Load a selector into user mode's GS: its base, and the selector itself."""
-        cpu = self._cpu
-        if selector > 3:
-            selector |= 3
-        segment = cpu.segment(selector, code=False) if selector > 3 else None
-        cpu.vcpu.other_gs_base = segment.base if segment else 0
-        vmcb = cpu.vmcb
-        if segment is None:
-            vmcb.d[v.SEG_SEL[v.GS]] = 0
-        else:
-            vmcb.set_segment(v.GS, selector, vmcb.q[v.SEG_BASE[v.GS]], segment.limit, segment.flags)
+        segments.load_user_gs(self._cpu, selector | 3 if selector > 3 else selector)
 
     def breakpoints_changed(self) -> None:
         """Debug registers were written: look at them at the end of this exit."""

@@ -195,13 +195,14 @@ class GuestCpu:
         *,
         flat: bool = False,
         frame: tuple[int, int, int, int] | None = None,
+        extra: tuple[int, ...] = (),
         rflags: int | None = None,
     ) -> None:
         """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
 
         `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `rflags` are the guest's if known. Crashes
-        the domain when there is no handler or no stack.
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP. `rflags`
+        are the guest's if known. Crashes the domain when there is no handler or no stack.
         """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if address == 0:
@@ -222,20 +223,20 @@ class GuestCpu:
             rip, cs, rsp, ss = frame
         saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL)
         if masked:
-            cs |= 1 << 32
+            cs |= masked << 32  # the byte as the guest wrote it
         else:
             saved_flags |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             saved_flags |= vcpu.iopl << 12
         if not vcpu.in_kernel:
             self._change_mode(to_kernel=True)
-        size = 56 if error is None else 64
+        size = (56 if error is None else 64) + 8 * len(extra)
         stack = (stack & ~15) - size
         if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
             where = stack & (1 << 64) - 1
             raise GuestCrash(f"a bounce frame at {where:#x} would be in the hypervisor's area")
         try:
-            if stack & 0xFFF <= PAGE_SIZE - size:
+            if stack & 0xFFF <= PAGE_SIZE - size and not extra:
                 at = self.memory.for_write(stack)
                 if error is None:
                     _PUSH(raw, at, q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
@@ -244,7 +245,7 @@ class GuestCpu:
                 if self._code[at >> 12]:
                     self.domain.physical.code_written(at >> 12)
             else:
-                words = [q[RCX], q[R11], rip, cs, saved_flags, rsp, ss]
+                words = [q[RCX], q[R11], *extra, rip, cs, saved_flags, rsp, ss]
                 if error is not None:
                     words.insert(2, error)
                 self.memory.write(stack, struct.pack(f"<{len(words)}Q", *words))

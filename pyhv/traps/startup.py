@@ -28,5 +28,5 @@ def first_state(pristine: bytes, registers: dict[str, int]) -> bytes:
     vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
     vmcb.set_segment(v.SS, FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
     for segment, name in ((v.DS, "ds"), (v.ES, "es"), (v.FS, "fs"), (v.GS, "gs")):
-        vmcb.set_segment(segment, 0, registers.get(f"{name}_base", 0), 0, 0)
+        vmcb.set_segment(segment, registers.get(name, 0), registers.get(f"{name}_base", 0), 0, 0)
     return bytes(block)
