@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from fuzz.grammar import LEAF_FLAGS, UPPER_FLAGS, Grammar
+from fuzz.grammar import Grammar
 from fuzz.requests import NUMBERS, REQUESTS, pack, raw
 from fuzz.source import Source
 from fuzz.target import Target

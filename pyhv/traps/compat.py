@@ -83,9 +83,13 @@ class CompatCpu(GuestCpu):
         address, flags = self.vcpu.traps[vector]
         self._enter(self.vcpu.trap_selectors[vector], address, bool(flags & 4), error, rflags=rflags)
 
-    def enter_callback(self, callback: CallbackEntry) -> None:
-        """Enter one of the guest's callbacks with an ordinary frame."""
-        self._enter(callback.selector, callback.address, callback.mask_events)
+    def enter_callback(self, callback: CallbackEntry, extra: tuple[int, ...] = ()) -> None:
+        """Enter one of the guest's callbacks; `extra` words go below EIP in its frame."""
+        self._enter(callback.selector, callback.address, callback.mask_events, extra=extra)
+
+    def ring(self) -> int:
+        """The processor's privilege level, 1 to 3."""
+        return self._d[v.HFLAGS] & v.HF_CPL
 
     def system_call(self, _length: int) -> None:
         """SYSCALL exists in compatibility mode on AMD's processors only; this one is Intel's."""
@@ -110,6 +114,7 @@ class CompatCpu(GuestCpu):
         *,
         origin: tuple[int, int, int, int] | None = None,
         rflags: int | None = None,
+        extra: tuple[int, ...] = (),
     ) -> None:
         """Push a bounce frame and go to `selector:address`; `masks` masks events.
 
@@ -134,7 +139,7 @@ class CompatCpu(GuestCpu):
             saved |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             saved |= vcpu.iopl << 12
-        words = [eip, cs | masked << 16, saved]
+        words = [*extra, eip, cs | masked << 16, saved]
         if error is not None:
             words.insert(0, error)
         if ring > 1:

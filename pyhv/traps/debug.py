@@ -153,11 +153,12 @@ class Breakpoints:
     # -- during an instruction ---------------------------------------------------------------------------
 
     def _touched(self, address: int, size: int, write: bool) -> None:
-        """A load or store: remember it if its place in the page, or in the next, is that of a breakpoint's."""
+        """A load or store: remember it if its place in the page, or in the next, is a breakpoint's."""
         offset = address & PAGE_MASK
         for watch in self._data:
             at = watch.start & PAGE_MASK
-            if (offset < at + watch.length and at < offset + size) or at + PAGE_SIZE < offset + size:
+            overlaps = offset < at + watch.length and at < offset + size
+            if overlaps or at + PAGE_SIZE < offset + size:
                 self._touches.append(Touch(address, size, write))
                 return
 
@@ -170,7 +171,7 @@ class Breakpoints:
     # -- after an instruction ----------------------------------------------------------------------------
 
     def trap(self) -> int:
-        """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: none of the guest's business."""
+        """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: it is not the guest's."""
         cpu = self._cpu
         if cpu.unstepped == cpu.bounces:  # the emulator traps before the first instruction after an iret
             cpu.unstepped = -1
@@ -195,7 +196,6 @@ class Breakpoints:
 
     def _data_hits(self) -> int:
         """DR6 bits of the data breakpoints that the instruction has met."""
-        cpu = self._cpu
         hits = 0
         for watch in self._data:
             touches = [touch for touch in self._touches if touch.write or not watch.writes_only]
@@ -210,11 +210,8 @@ class Breakpoints:
         """
         page, offset = touch.address & ~PAGE_MASK, touch.address & PAGE_MASK
         at = watch.start & PAGE_MASK
-        if (
-            self._machine_page(watch.start) == page
-            and offset < at + watch.length
-            and at < offset + touch.size
-        ):
+        overlaps = offset < at + watch.length and at < offset + touch.size
+        if overlaps and self._machine_page(watch.start) == page:
             return True
         crosses = at + PAGE_SIZE < offset + touch.size
         return crosses and self._machine_page(watch.start - PAGE_SIZE & MASK64) == page
