@@ -20,7 +20,7 @@ from pyhv.loader.elf import load_image
 from pyhv.loader.notes import records
 
 GUESTS = ("debug", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
-GUESTS_32 = ("events32", "hello32", "pages32", "smp32", "traps32")
+GUESTS_32 = ("events32", "grants32", "hello32", "pages32", "smp32", "traps32")
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
 
