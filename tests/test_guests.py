@@ -30,6 +30,16 @@ def test_each_succeeds(bench, guest: str, virtual: bool) -> None:
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_fifo_on_two_vcpus(bench, scheduler: str) -> None:
+    machine = bench(scheduler=scheduler)
+    machine.add("fifo", vcpus=2)
+    assert machine.run() is Outcome.ENDED
+    lines = lines_of(machine.consoles[0].text)
+    assert lines[-2:] == ["from vcpu to vcpu, 10 rounds", "SUCCESS"]
+    assert machine.machine.audit() == []
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_all_side_by_side(bench, scheduler: str) -> None:
     machine = bench(scheduler=scheduler)
     for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder", "hello32", "traps32"):
