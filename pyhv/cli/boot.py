@@ -162,13 +162,13 @@ def boot(
 ) -> None:
     """Boot guests and stay until all have ended.
 
-    IMAGE is one of pyhv's own guests (hello, ticker, pages, usermode, ping, pong, intruder), or "debian"
-    (Debian's Linux), or a kernel that Debian packages (pv-grub, pv-grub-32, gnumach, gnumach-32), or a
-    kernel file: ELF or bzImage, Xen PV. Without IMAGE all of pyhv's own guests run side by side.
+    IMAGE is one of pyhv's own guests (hello, ticker, fifo, pages, usermode, debug, ping, pong, intruder), or
+    "debian" (Debian's Linux), or a kernel that Debian packages (pv-grub, pv-grub-32, gnumach, gnumach-32), or
+    a kernel file: ELF or bzImage, Xen PV. Without IMAGE pyhv's own guests run side by side.
 
-        Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
-        lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a
-        single guest; Ctrl-] leaves. pyhv's own messages go to standard error.
+    Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
+    lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a
+    single guest; Ctrl-] leaves. pyhv's own messages go to standard error.
     """
     if digest is not None and not virtual_time:
         raise click.UsageError("--digest needs --virtual-time: in real time no two runs are alike.")
