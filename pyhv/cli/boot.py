@@ -155,8 +155,8 @@ def boot(
 ) -> None:
     """Boot guests and stay until all have ended.
 
-    IMAGE is one of pyhv's own guests (hello, ticker, fifo, pages, usermode, debug, ping, pong,
-    intruder), or "debian", or a kernel file: ELF or bzImage, 64-bit Xen PV. Without IMAGE pyhv's own guests run side by
+    IMAGE is one of pyhv's own guests (hello, ticker, fifo, pages, usermode, debug, ping, pong, intruder), or
+    "debian", or a kernel file: ELF or bzImage, 64-bit Xen PV. Without IMAGE pyhv's own guests run side by
     side.
 
     Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
