@@ -155,8 +155,9 @@ def boot(
 ) -> None:
     """Boot guests and stay until all have ended.
 
-    IMAGE is one of pyhv's own guests (hello, ticker, pages, usermode, ping, pong, intruder), or "debian", or
-    a kernel file: ELF or bzImage, 64-bit Xen PV. Without IMAGE all of pyhv's own guests run side by side.
+    IMAGE is one of pyhv's own guests (hello, ticker, pages, usermode, ping, pong, intruder), one of those
+    that attack it (hostile/NAME; hostile/? lists them), or "debian", or a kernel file: ELF or bzImage, 64-bit
+    Xen PV. Without IMAGE all of pyhv's own guests run side by side.
 
     Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
     lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a
