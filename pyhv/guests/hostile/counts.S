@@ -3,7 +3,7 @@
 # counts - gives counts, orders and extents whose product, sum or shift does not fit
 #
 # Class: integer wraps in counts and extents
-# History: XSA-7, XSA-36, XSA-212
+# History: XSA-20, XSA-31, XSA-212
 # Refused: a count that cannot be meant is an error or leaves nothing done; a list is never followed beyond its first
 #   refusal; bit 31 of a count resumes a list, it does not lengthen it; one call gives away no more than is owned.
 

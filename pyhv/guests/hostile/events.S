@@ -3,7 +3,7 @@
 # events - wants event channels of others: binds what was not offered, rings where it may not, names ports that are none
 #
 # Class: event channels
-# History: XSA-317, XSA-342, XSA-343
+# History: XSA-221, XSA-317, XSA-342, XSA-343
 # Refused: a port is bound only by the domain it was offered to and only once; only its owner sends, closes or moves it;
 #   port 0, free ports and those beyond the limit are no ports; nobody acts for another domain.
 

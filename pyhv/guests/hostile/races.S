@@ -3,7 +3,7 @@
 # races - changes what is being checked: another vcpu keeps writing to a page that becomes a table, a GDT, nobody's
 #
 # Class: writable mappings between check and use
-# History: XSA-155, XSA-224, XSA-299, XSA-388
+# History: XSA-155, XSA-299, XSA-401
 # Refused: from the moment a frame is approved no vcpu can write it any more, whatever its TLB remembers; what a hypercall
 #   has read once it does not read again. Needs two vcpus to be worth its name (--vcpus 2).
 
@@ -247,12 +247,13 @@ second_again:
     lea rcx, [rip + target]
     mov [rcx], rbx
 second_goes_on:
+    mov r12, [rip + quiet]                      # as it was before the call
     mov edi, XENVER_capabilities
     lea rsi, [rip + target + 1024]
     hypercall xen_version
     test rax, rax
     js second_yields
-    cmp qword ptr [rip + quiet], 1
+    cmp r12, 1
     jne second_yields
     inc qword ptr [rip + hypercall_wrote]
 second_yields:

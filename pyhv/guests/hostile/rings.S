@@ -3,7 +3,7 @@
 # rings - writes nonsense into the pages that the console and xenstore back ends read, and takes the pages away from them
 #
 # Class: rings shared with back ends
-# History: XSA-155, XSA-206, XSA-324
+# History: XSA-38, XSA-155, XSA-324
 # Refused: indices that claim more than a ring holds move nothing; each index is read once; a message that is none ends
 #   the guest's own connection at most; a ring's page cannot become a table, and given back it stays where it is.
 

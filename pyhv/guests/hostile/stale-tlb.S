@@ -3,7 +3,7 @@
 # stale-tlb - writes through a translation that the processor may still remember after the page has become something else
 #
 # Class: stale translations
-# History: XSA-241, XSA-242, XSA-286, XSA-290
+# History: XSA-241, XSA-286, XSA-292
 # Refused: before a frame becomes a table or leaves the domain, what any TLB remembers of it is gone, asked for or not; a
 #   store through the old address faults or reaches the frame that is mapped there now.
 
