@@ -71,6 +71,7 @@ class Host(Protocol):
     frames: FrameTable
     physical: PhysicalMemory
     m2p_frames: list[Mfn]
+    compat_m2p_frames: list[Mfn]
 
     def now(self) -> int:
         """System time in ns."""
