@@ -50,8 +50,6 @@ def test_no_hypercall_is_left_out() -> None:
 # -- the checks themselves -----------------------------------------------------------------------------------
 
 
-
-
 def damage_victim(world: World) -> None:
     world.machine.ram.q[world.victim.frames[3] << 9] ^= 1
 
@@ -135,7 +133,6 @@ def test_a_finding_is_made_small() -> None:
 
 
 def test_signatures_name_the_place() -> None:
-    try:
-        World().machine.frames.release_shared(1 << 40)
-    except (IndexError, OverflowError, ValueError) as error:
-        assert signature(error) == f"{type(error).__name__}:frames.release_shared"
+    with pytest.raises(IndexError) as caught:
+        World().machine.frames.release_shared(1 << 30)
+    assert signature(caught.value) == "IndexError:frames.release_shared"
