@@ -27,9 +27,27 @@ ADDRESSES = (
     3 << 39, (3 << 39) + 0xC00, 0x7000_0000_0000,
 )  # fmt: skip
 ADDRESSES_32 = (
-    0, 1, 0xFFF, 0x1000, 0x4000_0000, 0x7FFF_F000, 0x8000_0000, 0xBFFF_FFF8, 0xC000_0000, 0xF57F_FFF8, 0xF57F_FC00,
-    0xF580_0000, 0xF580_0008, 0xFFDF_FFFF, 0xFFE0_0000, 0xFFFF_F000, 0xFFFF_FC00, 0xFFFF_FFFF, 1 << 32, 1 << 47,
-)  # fmt: skip
+    0,
+    1,
+    0xFFF,
+    0x1000,
+    0x4000_0000,
+    0x7FFF_F000,
+    0x8000_0000,
+    0xBFFF_FFF8,
+    0xC000_0000,
+    0xF57F_FFF8,
+    0xF57F_FC00,
+    0xF580_0000,
+    0xF580_0008,
+    0xFFDF_FFFF,
+    0xFFE0_0000,
+    0xFFFF_F000,
+    0xFFFF_FC00,
+    0xFFFF_FFFF,
+    1 << 32,
+    1 << 47,
+)
 COUNTS = (
     1, 1, 1, 2, 3, 4, 8, 0, 63, 64, 65, 128, 512, 513, 7168, 7169, 1 << 31, 1 << 31 | 1, 1 << 31 | 70,
     0x7FFF_FFFF, MASK32, 1 << 32, 1 << 53, MASK64,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Target `hypercalls`: every hypercall, with guest memory as its input.
 
-An input is a sequence of acts of the two attackers of `world.py`: hypercalls with plausible, spoiled or random
-arguments, stores into own memory (entries of tables-to-be, grant entries, rings, the own shared_info), and
-small recipes of several calls that reach states which chance would not: a frame made a table of some level
-and linked, an address mapped at the edge of the address space, a page lent and borrowed, a GDT and an LDT.
+An input is a sequence of acts of the two attackers of `world.py`: hypercalls with plausible, spoiled or
+random arguments, stores into own memory (entries of tables-to-be, grant entries, rings), and small recipes
+of several calls that reach states which chance would not: a frame made a table of some level and linked, an
+address mapped at the edge of the address space, a page lent and borrowed, a GDT and an LDT.
 """
 
 import gc
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fuzz.grammar import Grammar
-from fuzz.requests import NUMBERS, REQUESTS, pack, raw
+from fuzz.requests import NUMBERS, REQUESTS, ask, pack, raw
 from fuzz.source import Source
 from fuzz.target import Target
 from fuzz.world import DOMID_SELF, FIRST_GRANT, World
@@ -93,7 +93,7 @@ class Attack:
 
     def mmuext(self, command: int, first: int, second: int = 0) -> None:
         """One operation."""
-        at = self.guest.put(pack(MmuextOp(cmd=command, arg1=first, arg2=second), self.guest.width))
+        at = self.guest.put(pack(ask(MmuextOp, cmd=command, arg1=first, arg2=second), self.guest.width))
         self.call(26, at, 1, 0, DOMID_SELF)
 
     def pin(self) -> None:
@@ -104,7 +104,7 @@ class Attack:
 
     def link(self, table: int, slot: int, value: int) -> None:
         """One mmu_update."""
-        at = self.guest.put(pack(MmuUpdate(ptr=table << 12 | slot << 3, val=value), self.guest.width))
+        at = self.guest.put(pack(ask(MmuUpdate, ptr=table << 12 | slot << 3, val=value), self.guest.width))
         self.call(1, at, 1, 0, DOMID_SELF)
 
     def chain(self) -> None:
@@ -177,8 +177,12 @@ class Attack:
         flags = self.source.pick((2, 6, 3, 7, 1, 5))
         page = self.source.below(26)
         self.guest.windows = [*self.guest.windows[-7:], self.guest.page(page)]
-        request = GnttabMapGrantRef(
-            host_addr=self.guest.page(page), flags=flags, ref=self.grammar.ref(), dom=self.grammar.domid()
+        request = ask(
+            GnttabMapGrantRef,
+            host_addr=self.guest.page(page),
+            flags=flags,
+            ref=self.grammar.ref(),
+            dom=self.grammar.domid(),
         )
         self.call(20, 0, self.guest.put(pack(request, self.guest.width)), 1)
 
@@ -206,7 +210,7 @@ class Attack:
                 self.call(14, guest.page(page), 0, 2)
         code = "Q" if guest.width == 64 else "I"
         listed = guest.put(struct.pack(f"<{count}{code}", *(guest.frames[page] for page in pages)), 1024)
-        request = MemoryReservation(extent_start=listed, nr_extents=count, domid=DOMID_SELF)
+        request = ask(MemoryReservation, extent_start=listed, nr_extents=count, domid=DOMID_SELF)
         self.call(12, command, guest.put(pack(request, guest.width)))
         if command != 1:
             self._remember(listed, count)

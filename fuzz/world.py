@@ -212,7 +212,7 @@ class World:
             at = table + 8 * ref
             entry = struct.pack("<HHI", flags, self.guests[0].domain.domid, frame)
             ram.raw[at : at + 8] = entry
-        request = EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=self.guests[0].domain.domid)
+        request = EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=self.guests[0].domain.domid, port=0)
         at = victim.put(request.pack())
         self.call(victim, 32, (Evtchn.ALLOC_UNBOUND, at, 0, 0, 0))
         self._canary = self._victims_own()

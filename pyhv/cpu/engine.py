@@ -22,6 +22,7 @@ from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
 from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
+from pyhv.cpu.guard import guard
 from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.vmcb import Vmcb
@@ -112,6 +113,8 @@ class Engine:
         )
         self._ram = ram
         self.vmcb = Vmcb(find_live_state(self.handle))
+        self._state = ctypes.addressof(ctypes.c_char.from_buffer(self.vmcb.raw))
+        self._running = guard().running
         self._processor = ctypes.c_void_p(processor_address(self.handle))
         self.async_stop_safe = self._suppress_exit_requests()
         self.budget: BlockBudget | PythonBlockBudget | None = None
@@ -259,7 +262,10 @@ class Engine:
 
         Raises whatever the sink raised, and GuestCrash if the emulator cannot go on with this guest.
         """
+        running = self._running
+        running[0] = self._state
         code = binding.uc_emu_start(self.handle, self.vmcb.q[v.RIP], _NOWHERE, 0, 0)
+        running[0] = 0
         failure = self._failure
         if failure is not None:
             self._failure = None
