@@ -31,15 +31,35 @@ HYPERVISOR_VIRT_START = 0xFFFF_8000_0000_0000
 HYPERVISOR_VIRT_END = 0xFFFF_8800_0000_0000
 """First address above the hole (L4 slot 272)."""
 
+COMPAT_VIRT_START = 0xF580_0000
+"""First address of the hypervisor's part of a 32-bit guest's address space; it reaches to 4 GiB."""
+
 
 def is_canonical(va: int) -> bool:
     """Say whether bits 63..47 of a 64-bit virtual address are all equal."""
     return va < 0x0000_8000_0000_0000 or 0xFFFF_8000_0000_0000 <= va <= MASK64
 
 
-def guest_may_use(va: int) -> bool:
-    """Xen's "address ok" for a 64-bit guest: canonical and outside the hypervisor's hole."""
+def guest_may_use(va: int, width: int = 64) -> bool:
+    """Xen's "address ok": for a 64-bit guest canonical and outside the hypervisor's hole, for a 32-bit guest
+    below the hypervisor's part."""
+    if width == 32:
+        return va < COMPAT_VIRT_START
     return va < 0x0000_8000_0000_0000 or HYPERVISOR_VIRT_END <= va <= MASK64
+
+
+def cr3_to_mfn(cr3: int, width: int = 64) -> int:
+    """The frame that a guest's CR3 names: its high bits are folded into the low ones."""
+    if width == 64:
+        return cr3 >> 12 & (1 << 40) - 1 | (cr3 & 0xFFF) << 40
+    return cr3 >> 12 & 0xF_FFFF | (cr3 & 0xFFF) << 20
+
+
+def mfn_to_cr3(mfn: int, width: int = 64) -> int:
+    """What a guest reads in CR3 for a table in frame `mfn`."""
+    if width == 64:
+        return mfn << 12 & MASK64 | mfn >> 52
+    return mfn << 12 & MASK32 | mfn >> 20
 
 
 def pages_of(size: int) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.domid import DOMID_SELF
-from pyhv.abi.shared import SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
+from pyhv.abi.numbers import Assist
+from pyhv.abi.shared import FIFO_PORTS, SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
 from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.cpu.engine import Engine
 from pyhv.devices.console import ConsoleRing
@@ -24,11 +25,11 @@ from pyhv.errors import ConfigError, XenError
 from pyhv.events.channels import EventChannels
 from pyhv.grants.maptrack import Maptrack
 from pyhv.grants.table import GrantTable
-from pyhv.loader.builder import BootState, build, check_cmdline
+from pyhv.loader.builder import FRAMES_BELOW_4G, BootState, build, check_cmdline, lower_l3
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import plan
-from pyhv.mmu.frames import L4
 from pyhv.mmu.memory import FramePage, PhysicalMemory
+from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
 from pyhv.mmu.tables import PageTables
 from pyhv.traps.dispatch import Dispatcher
@@ -74,6 +75,30 @@ class BuilderPages:
             at = (int(self.p2m[page]) << 12) + offset
             self._ram[at : at + step] = view[:step]
             view, page, offset = view[step:], page + 1, 0
+
+
+class GrantPages:
+    """Frames for a domain's grant table: shared with it, and given back when it goes to version 1."""
+
+    def __init__(self, physical: PhysicalMemory, domain: Domain) -> None:
+        self._physical = physical
+        self._domain = domain
+
+    def allocate(self) -> FramePage | None:
+        """A zeroed frame; None when memory is short."""
+        try:
+            mfn = self._physical.frames.allocate_shared(self._domain.domid)
+        except ConfigError:
+            return None
+        return FramePage(self._physical, mfn)
+
+    def mapped(self, mfn: Mfn) -> bool:
+        """Say whether somebody besides the hypervisor refers to the frame."""
+        return self._physical.frames.refs[mfn] != 1
+
+    def release(self, mfn: Mfn) -> None:
+        """Give back a frame that is not mapped."""
+        self._physical.frames.release_shared(mfn)
 
 
 class Wiring:
@@ -130,21 +155,36 @@ def build_domain(
     domid = machine.next_domid()
     if not 1 <= config.vcpus <= 32:
         raise ConfigError(f"{config.name}: {config.vcpus} vCPUs; a domain can have 1 to 32.")
+    if not CONSOLE_PORT <= config.max_event_channels < FIFO_PORTS:
+        raise ConfigError(
+            f"{config.name}: {config.max_event_channels} event channels; a domain can have {CONSOLE_PORT} to"
+            f" {FIFO_PORTS - 1}."
+        )
     if config.memory_pages > frames.free_count:
         raise ConfigError(
             f"{config.name}: {config.memory_pages >> 8} MiB do not fit into what the machine has left"
             f" ({frames.free_count >> 8} MiB)."
         )
-    shared_info = frames.allocate_shared(domid)
+    shared_info = frames.allocate_shared(domid, below=FRAMES_BELOW_4G if image.width == 32 else None)
     config.uuid = str(uuid.UUID(int=machine.seed << 32 | domid))
-    domain = Domain(domid, config, physical, machine.clock, shared_info)
+    domain = Domain(domid, config, physical, machine.clock, shared_info, image.width)
     domain.zero_frame = machine.zero_frame
     domain.area = DomainArea(physical.ram, frames, config.vcpus)
     domain.cache = L4Cache(physical.ram, frames, machine.m2p, domain.area)
-    domain.tables = PageTables(domid, frames, physical, domain.memory, domain.cache)
+    tables = PageTables if image.width == 64 else PaePageTables
+    domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
     p2m = np.array(frames.allocate(domid, config.memory_pages), dtype=np.uint64)
+    if not lower_l3(p2m, image, layout):
+        _release_frames(machine, domain)
+        raise ConfigError(
+            f"{config.name}: a 32-bit kernel that wants its top page table below 4 GiB, where the machine has"
+            " no frame left; create this guest first."
+        )
+    if image.width == 32 and image.l3_anywhere:
+        domain.assists.enabled.add(Assist.PAE_EXTENDED_CR3)
     domain.tot_pages = config.memory_pages
-    frames.m2p_np[p2m.astype(np.int64)] = np.arange(config.memory_pages, dtype=np.uint64)
+    assert frames.m2p is not None
+    frames.m2p.set_many(p2m.astype(np.int64), np.arange(config.memory_pages, dtype=np.uint64))
     for vcpu in range(32):
         domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
     _connect_events(machine, domain)
@@ -169,7 +209,7 @@ def build_domain(
     wiring.connect(console, store)
     dispatcher = _power_on(machine, domain)
     try:
-        domain.tables.pin(boot.l4, L4)
+        domain.tables.pin(boot.top, domain.tables.top)
     except XenError as refusal:
         _abandon(machine, domain, wiring)
         raise ConfigError(f"{config.name}: the image's page tables are refused: {refusal.why}.") from refusal
@@ -188,13 +228,7 @@ def _abandon(machine: "Machine", domain: Domain, wiring: Wiring) -> None:
 
 def _connect_events(machine: "Machine", domain: Domain) -> None:
     """Event channels, the two toolstack ports, and an empty grant table."""
-    physical, frames, domid = machine.physical, machine.frames, domain.domid
-
-    def grant_frame() -> FramePage | None:
-        if not frames.free_count:
-            return None
-        return FramePage(physical, frames.allocate_shared(domid))
-
+    domid = domain.domid
     domain.events = EventChannels(
         domid,
         domain.config.vcpus,
@@ -202,8 +236,11 @@ def _connect_events(machine: "Machine", domain: Domain) -> None:
         pending=domain.bits,
         wake=lambda number: machine.wake(domain.vcpus[number]),
         port_became_pending=lambda port: machine.port_pending(domain, port),
+        max_port=domain.config.max_event_channels,
+        width=domain.width,
+        release=lambda page: machine.frames.put_writable(page.mfn),
     )
-    domain.grants = GrantTable(domid, grant_frame)
+    domain.grants = GrantTable(domid, GrantPages(machine.physical, domain))
     domain.maptrack = Maptrack()
     for port in (STORE_PORT, CONSOLE_PORT):
         assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
@@ -236,7 +273,7 @@ def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
         area = domain.area
         for page in range(_GDT_GUEST_PAGES):
             area.map(vcpu.number, page, machine.zero_frame)
-        area.map(vcpu.number, RESERVED_PAGE, machine.xen_gdt)
+        area.map(vcpu.number, RESERVED_PAGE, machine.xen_gdt[domain.width])
         area.map(vcpu.number, RESERVED_PAGE + 1, machine.zero_frame)
     domain.pristine = bytes(engine.vmcb.raw)
     return dispatcher
@@ -245,11 +282,14 @@ def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
 def _first_vcpu(machine: "Machine", domain: Domain, boot: BootState) -> None:
     """Load vCPU 0's first registers, its base pointer, and the clocks."""
     first = domain.vcpus[0]
-    domain.tables.get_table(boot.l4, L4)
-    first.kernel_l4 = boot.l4
-    first.kernel_ss, first.kernel_sp = 0xE02B, boot.stack_top
-    first.initial_registers = boot_registers(boot.entry, boot.start_info, boot.stack_top)
+    domain.tables.get_table(boot.top, domain.tables.top)
+    first.kernel_l4 = boot.top
+    registers = boot_registers(boot.entry, boot.start_info, boot.stack_top, domain.width)
+    first.kernel_ss, first.kernel_sp = registers["ss"], boot.stack_top
+    first.initial_registers = registers
     first.initialised = True
+    if isinstance(domain.tables, PaePageTables):
+        domain.tables.l3_anywhere = Assist.PAE_EXTENDED_CR3 in domain.assists
     domain.set_wallclock(machine.clock.wall_ns())
     prepare_vcpu(domain, 0)
     first.update_time()
@@ -258,7 +298,7 @@ def _first_vcpu(machine: "Machine", domain: Domain, boot: BootState) -> None:
 def prepare_vcpu(domain: Domain, number: int) -> None:
     """Make the initial registers of a vCPU its saved state."""
     vcpu = domain.vcpus[number]
-    vcpu.registers = first_state(domain.pristine, vcpu.initial_registers)
+    vcpu.registers = first_state(domain.pristine, vcpu.initial_registers, domain.width)
 
 
 def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> None:
@@ -292,9 +332,15 @@ def _release_memory(machine: "Machine", domain: Domain, wiring: Wiring) -> None:
     for mfn in wiring.rings:
         frames.put_writable(mfn)
     machine.physical.invalidators.remove(domain.engine.invalidate_code)
-    frames.free_allocated(domain.domid)
     for mfn in domain.grants.destroy():
         frames.release_shared(mfn)
+    _release_frames(machine, domain)
+
+
+def _release_frames(machine: "Machine", domain: Domain) -> None:
+    """Give back the domain's memory, its shared_info, and what the hypervisor keeps for its tables."""
+    frames = machine.frames
+    frames.free_allocated(domain.domid)
     frames.release_shared(domain.shared_info.mfn)
     domain.cache.release(frames)
     domain.area.release(frames)

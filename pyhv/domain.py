@@ -12,16 +12,12 @@ Nothing here decides anything about an exit; that is `traps/` and `hypercalls/`.
 import struct
 from dataclasses import dataclass, field
 
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import hypercall_page
 from pyhv.abi.numbers import Shutdown
 from pyhv.abi.shared import (
+    SHARED_LAYOUT,
     SI_VCPU_INFO,
-    SI_WC_NSEC,
-    SI_WC_SEC,
-    SI_WC_SEC_HI,
-    SI_WC_VERSION,
     VCPU_INFO_SIZE,
-    VI_CR2,
     VI_TIME,
     VI_UPCALL_MASK,
     VI_UPCALL_PENDING,
@@ -29,7 +25,7 @@ from pyhv.abi.shared import (
 from pyhv.address import Mfn
 from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
-from pyhv.events.channels import EventChannels
+from pyhv.events.channels import DEFAULT_MAX_PORT, EventChannels
 from pyhv.events.delivery import TwoLevel
 from pyhv.events.timers import PeriodicTimer
 from pyhv.grants.maptrack import Maptrack
@@ -50,6 +46,8 @@ class CallbackEntry:
 
     address: int = 0
     mask_events: bool = False
+    selector: int = 0
+    """The code segment of a 32-bit guest's callback."""
 
 
 class Vcpu:
@@ -72,6 +70,8 @@ class Vcpu:
         self.merge_known = -1
         self.traps: list[tuple[int, int]] = [NO_TRAP] * 256
         """Per vector: (handler address, flags: bits 1..0 DPL, bit 2 masks events)."""
+        self.trap_selectors = [0] * 256
+        """Per vector: the handler's code segment, in a 32-bit guest."""
         self.event_callback = CallbackEntry(mask_events=True)
         self.failsafe_callback = CallbackEntry()
         self.syscall_callback = CallbackEntry()
@@ -105,6 +105,10 @@ class Vcpu:
         self.info = self.info_page.base + self.info_offset
         """Machine address of the live vcpu_info."""
         self.info_moved = False
+        layout, ram = domain.layout, domain.ram
+        self._cr2_offset = layout.cr2
+        self._cr2_words, self._cr2_shift = (ram.q, 3) if layout.width == 64 else (ram.d, 2)
+        self._cr2_mask = (1 << layout.width) - 1
         self.runstate = Runstate(State.OFFLINE, domain.now())
         self.runstate_area = 0
         self.time_area = 0
@@ -167,11 +171,11 @@ class Vcpu:
     @property
     def cr2(self) -> int:
         """The virtual CR2."""
-        return self.domain.ram.q[(self.info + VI_CR2) >> 3]
+        return self._cr2_words[self.info + self._cr2_offset >> self._cr2_shift]
 
     @cr2.setter
     def cr2(self, value: int) -> None:
-        self.domain.ram.q[(self.info + VI_CR2) >> 3] = value
+        self._cr2_words[self.info + self._cr2_offset >> self._cr2_shift] = value & self._cr2_mask
 
     def use_info(self, page: FramePage, offset: int) -> None:
         """From now on vcpu_info lives at `offset` of `page`, where `TwoLevel.relocate` has copied it."""
@@ -205,6 +209,8 @@ class DomainConfig:
     weight: int = 256
     cap: int = 0
     uuid: str = "00000000-0000-0000-0000-000000000000"
+    max_event_channels: int = DEFAULT_MAX_PORT
+    """Highest port."""
 
 
 @dataclass(slots=True)
@@ -243,6 +249,8 @@ class Domain:
         self.domid = domid
         self.width = width
         """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel."""
+        self.layout = SHARED_LAYOUT[width]
+        """Where the fields of the pages shared with it are that depend on its width."""
         self.config = config
         self.name = config.name
         self.weight = config.weight
@@ -251,7 +259,7 @@ class Domain:
         self.ram = physical.ram
         self.clock = clock
         self.now = clock.now
-        self.memory = GuestMemory(physical)
+        self.memory = GuestMemory(physical, width)
         self.shared_info = FramePage(physical, shared_info)
         self.assists = Assists()
         self.watchdogs = [Watchdog(), Watchdog()]
@@ -262,7 +270,7 @@ class Domain:
         self.crash_cause: str | None = None
         self.dying = False
         self.vcpus = [Vcpu(self, n) for n in range(config.vcpus)]
-        self.bits = TwoLevel(self.shared_info, config.vcpus)
+        self.bits = TwoLevel(self.shared_info, config.vcpus, width)
         # Set by the machine while it builds the domain:
         self.tables: PageTables
         self.cache: L4Cache
@@ -295,7 +303,7 @@ class Domain:
         mfn = self.frame_of(pfn)
         if mfn is None or not frames.get_writable(mfn):
             return False
-        self.physical.write(mfn << 12, HYPERCALL_PAGE)
+        self.physical.write(mfn << 12, hypercall_page(self.width))
         frames.put_writable(mfn)
         return True
 
@@ -313,11 +321,11 @@ class Domain:
 
     def set_wallclock(self, utc_ns: int) -> None:
         """Write the UTC time of machine time 0 into shared_info."""
-        page = self.shared_info
-        version = (page.read_u32(SI_WC_VERSION) | 1) & 0xFFFFFFFF
+        page, layout = self.shared_info, self.layout
+        version = (page.read_u32(layout.wc_version) | 1) & 0xFFFFFFFF
         seconds, rest = divmod(utc_ns, 1_000_000_000)
-        page.write_u32(SI_WC_VERSION, version)
-        page.write_u32(SI_WC_SEC, seconds & 0xFFFFFFFF)
-        page.write_u32(SI_WC_SEC_HI, seconds >> 32)
-        page.write_u32(SI_WC_NSEC, rest)
-        page.write_u32(SI_WC_VERSION, (version + 1) & 0xFFFFFFFF)
+        page.write_u32(layout.wc_version, version)
+        page.write_u32(layout.wc_sec, seconds & 0xFFFFFFFF)
+        page.write_u32(layout.wc_sec_hi, seconds >> 32)
+        page.write_u32(layout.wc_nsec, rest)
+        page.write_u32(layout.wc_version, (version + 1) & 0xFFFFFFFF)

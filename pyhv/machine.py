@@ -15,12 +15,13 @@ here. No state lives outside the `Machine`.
 import enum
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyhv.abi.numbers import Shutdown, Virq
-from pyhv.abi.x86 import RESERVED_DESCRIPTORS
+from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
+from pyhv.address import Mfn
 from pyhv.assemble import ConsoleSink, Wiring, build_domain, prepare_vcpu, take_apart
 from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import ExitSink
@@ -48,7 +49,8 @@ from pyhv.xenstore.domu import request_shutdown
 from pyhv.xenstore.store import Store
 
 OVERHEAD_FRAMES: Final = 4096
-"""Frames that the machine adds for itself: M2P, hardware L4s, shared pages of many domains."""
+"""Frames that the machine adds for itself: hardware L4s, shared pages of many domains. The
+machine-to-physical tables come on top, a 256th part."""
 MAX_MEMORY_PAGES: Final = 1 << 23
 """32 GiB: below, no reference count of a frame can overflow, whatever a guest maps."""
 _TIME_REFRESH_NS: Final = 100_000_000
@@ -114,16 +116,18 @@ class Machine:
         self_test()
         self.config = config
         self.seed = config.seed
-        self.ram = Ram(config.memory_pages + OVERHEAD_FRAMES)
+        self.ram = Ram(config.memory_pages + config.memory_pages // 256 + OVERHEAD_FRAMES)
         self.frames = FrameTable(self.ram)
         self.physical = PhysicalMemory(self.ram, self.frames)
         self.frames.on_free = self._frame_freed
         self.m2p = MachineToPhysical(self.ram, self.frames)
         self.m2p_frames = self.m2p.frames
         (self.zero_frame,) = self.frames.allocate_xen()
-        (self.xen_gdt,) = self.frames.allocate_xen()
-        for selector, descriptor in RESERVED_DESCRIPTORS.items():
-            self.ram.q[self.xen_gdt << 9 | (selector & 0xFFF) >> 3] = descriptor
+        self.xen_gdt = {
+            64: self._gdt_page(RESERVED_DESCRIPTORS),
+            32: self._gdt_page(RESERVED_DESCRIPTORS_COMPAT),
+        }
+        """The page with the hypervisor's part of the GDT, by the guest's width."""
         self.clock: Clock = VirtualClock() if config.virtual_time else RealClock(host_tsc())
         self.counts_blocks = config.virtual_time or find_no_exit_request() is None
         self.scheduler = SCHEDULERS[config.scheduler]()
@@ -145,6 +149,12 @@ class Machine:
             0, 1, lookup=self.channels, pending=Unshared(), wake=lambda _vcpu: None,
             port_became_pending=lambda _port: None, privileged=True, max_port=4095,
         )  # fmt: skip
+
+    def _gdt_page(self, descriptors: Mapping[int, int]) -> Mfn:
+        (page,) = self.frames.allocate_xen()
+        for selector, descriptor in descriptors.items():
+            self.ram.q[page << 9 | (selector & 0xFFF) >> 3] = descriptor
+        return page
 
     # -- domains -----------------------------------------------------------------------------------------
 

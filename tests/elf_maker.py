@@ -26,8 +26,15 @@ def note(kind: int, desc: bytes | int | str, owner: bytes = b"Xen\0") -> bytes:
     )
 
 
+def note32(kind: int, desc: int) -> bytes:
+    """A number in four bytes, as 32-bit kernels write it."""
+    return note(kind, struct.pack("<I", desc))
+
+
 BOOTABLE = note(5, "xen-3.0") + note(6, "linux") + note(8, "generic")
 """The least that Xen's builder wants to read."""
+BOOTABLE_PAE = BOOTABLE + note(9, "yes")
+"""The same for a 32-bit kernel."""
 
 
 @dataclass
@@ -117,6 +124,13 @@ def kernel(
 ) -> bytes:
     """A 64-bit kernel of one segment at `base` with `notes`, bootable by default."""
     return ElfMaker(entry=base).load(base, code, memsz).notes(notes).make()
+
+
+def pae_kernel(
+    notes: bytes = BOOTABLE_PAE, *, base: int = 0x100000, code: bytes = b"\xf4" * 64, memsz: int = 0x3000
+) -> bytes:
+    """A 32-bit kernel of one segment at `base` with `notes`, bootable by default."""
+    return ElfMaker(bits=32, machine=EM_386, entry=base).load(base, code, memsz).notes(notes).make()
 
 
 def bzimage(payload: bytes, version: int = 0x20F, trailer: bytes = b"\0\0\0\x01") -> bytes:

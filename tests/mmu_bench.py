@@ -67,7 +67,17 @@ class BareGrants:
     """A grant table's frames."""
 
     def __init__(self) -> None:
+        self.shared_frames: list[Mfn] = []
+
+
+class BareEvents:
+    """The frames that event channels use."""
+
+    def __init__(self) -> None:
         self.frames: list[Mfn] = []
+
+    def shared_frames(self) -> list[Mfn]:
+        return self.frames
 
 
 class BareDomain:
@@ -80,11 +90,13 @@ class BareDomain:
         self.shared_info = FramePage(bench.physical, frames.allocate_shared(domid))
         self.memory = GuestMemory(bench.physical)
         self.area = DomainArea(ram, frames, vcpus)
+        self.width = 64
         self.cache = L4Cache(ram, frames, bench.m2p, self.area)
         self.tables = PageTables(domid, frames, bench.physical, self.memory, self.cache)
         self.vcpus = [BareVcpu(number, self.shared_info) for number in range(vcpus)]
         self.grants = BareGrants()
         self.maptrack = BareMaptrack()
+        self.events = BareEvents()
 
     def take(self, count: int = 1) -> list[int]:
         """Frames of its own, in the M2P."""

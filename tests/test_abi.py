@@ -7,12 +7,20 @@ import pytest
 
 from pyhv.abi import numbers, shared, structs, x86
 from pyhv.abi.errno import Errno
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE32, HYPERCALL_PAGE64, hypercall_page
 from pyhv.abi.layout import AbiStruct
 from pyhv.cpu.tsc import rate
 
 # name: (size in 64-bit, size in 32-bit, "field offset" or "field offset64/offset32" ...)
 PUBLISHED = {
+    "StartInfo": (
+        1168,
+        1112,
+        "magic 0 nr_pages 32 shared_info 40/36 flags 48/40 store_mfn 56/44 store_evtchn 64/48"
+        " console_mfn 72/52 console_evtchn 80/56 pt_base 88/60 nr_pt_frames 96/64 mfn_list 104/68"
+        " mod_start 112/72 mod_len 120/76"
+        " cmd_line 128/80 first_p2m_pfn 1152/1104 nr_p2m_frames 1160/1108",
+    ),
     "MmuUpdate": (16, 16, "ptr 0 val 8"),
     "MmuextOp": (24, 12, "cmd 0 arg1 8/4 arg2 16/8"),
     "MulticallEntry": (64, 32, "op 0 result 8/4 arg0 16/8 arg5 56/28"),
@@ -60,6 +68,7 @@ PUBLISHED = {
     "EvtchnBindVcpu": (8, 8, "port 0 vcpu 4"),
     "EvtchnReset": (2, 2, "dom 0"),
     "EvtchnInitControl": (24, 24, "control_gfn 0 offset 8 vcpu 12 link_bits 16"),
+    "EvtchnExpandArray": (8, 8, "array_gfn 0"),
     "EvtchnSetPriority": (8, 8, "port 0 priority 4"),
     "SchedShutdown": (4, 4, "reason 0"),
     "SchedPoll": (24, 16, "ports 0 nr_ports 8/4 timeout 16/8"),
@@ -69,6 +78,8 @@ PUBLISHED = {
     "VcpuRegisterVcpuInfo": (16, 16, "mfn 0 offset 8 rsvd 12"),
     "VcpuRunstateInfo": (48, 44, "state 0 state_entry_time 8/4 time0 16/12 time3 40/36"),
     "CallbackUnregister": (2, 2, "type 0"),
+    "CallbackRegisterCompat": (12, 12, "type 0 flags 2 cs 4 eip 8"),
+    "TrapInfo": (16, 8, "vector 0 flags 1 cs 2 address 8/4"),
     "PhysdevSetIopl": (4, 4, "iopl 0"),
     "PhysdevSetIobitmap": (16, 8, "bitmap 0 nr_ports 8/4"),
     "FeatureInfo": (8, 8, "submap_idx 0 submap 4"),
@@ -128,14 +139,14 @@ def test_unknown_fields_are_refused() -> None:
         structs.MemoryMap(sizes=1)
 
 
-# -- offsets of the large structures, 64-bit ---------------------------------------------------------------
+# -- offsets of the large structures -----------------------------------------------------------------------
 
 SHARED = {
-    "SI_VCPU_INFO": 0, "VCPU_INFO_SIZE": 64, "SI_EVTCHN_PENDING": 2048, "SI_EVTCHN_MASK": 2560,
-    "SI_WC_VERSION": 3072, "SI_WC_SEC": 3076, "SI_WC_NSEC": 3080, "SI_WC_SEC_HI": 3084, "SI_MAX_PFN": 3088,
-    "MAX_LEGACY_VCPUS": 32,
-    "VI_UPCALL_PENDING": 0, "VI_UPCALL_MASK": 1, "VI_PENDING_SEL": 8, "VI_CR2": 16, "VI_TIME": 32,
-    "TI_SIZE": 32,
+    "SI_VCPU_INFO": 0, "VCPU_INFO_SIZE": 64, "SI_EVTCHN_PENDING": 2048, "MAX_LEGACY_VCPUS": 32,
+    "VI_UPCALL_PENDING": 0, "VI_UPCALL_MASK": 1, "VI_TIME": 32, "TI_SIZE": 32,
+    "FIFO_CONTROL_BLOCK_SIZE": 72, "FIFO_READY": 0, "FIFO_HEAD": 8, "FIFO_WORDS_PER_PAGE": 1024,
+    "FIFO_PENDING": 1 << 31, "FIFO_MASKED": 1 << 30, "FIFO_LINKED": 1 << 29, "FIFO_BUSY": 1 << 28,
+    "FIFO_LINK_BITS": 17, "FIFO_PORTS": 131072, "FIFO_QUEUES": 16,
     "GC_SIZE": 5168, "GC_FPU": 0, "GC_FLAGS": 512, "GC_USER_REGS": 520, "GC_TRAP_CTXT": 720,
     "GC_LDT_BASE": 4816, "GC_LDT_ENTS": 4824, "GC_GDT_FRAMES": 4832, "GC_GDT_ENTS": 4960,
     "GC_KERNEL_SS": 4968, "GC_KERNEL_SP": 4976, "GC_CTRLREG": 4984, "GC_DEBUGREG": 5048,
@@ -143,13 +154,60 @@ SHARED = {
     "GC_VM_ASSIST": 5136, "GC_FS_BASE": 5144, "GC_GS_BASE_KERNEL": 5152, "GC_GS_BASE_USER": 5160,
     "VGCF_I387_VALID": 1, "VGCF_IN_KERNEL": 4, "VGCF_FAILSAFE_DISABLES_EVENTS": 8,
     "VGCF_SYSCALL_DISABLES_EVENTS": 16, "VGCF_ONLINE": 32, "VGCF_IN_SYSCALL": 0x100,
-    "TRAP_INFO_SIZE": 16,
 }  # fmt: skip
 
 
 def test_offsets_of_shared_pages() -> None:
     names = {name: value for name, value in vars(shared).items() if isinstance(value, int)}
     assert names == SHARED
+
+
+def test_offsets_that_depend_on_the_width() -> None:
+    names = ["width", "evtchn_mask", "wc_version", "wc_sec", "wc_nsec", "wc_sec_hi", "max_pfn", "nmi_reason"]
+    names += ["pending_sel", "cr2"]
+    for width, expected in (
+        (64, [64, 2560, 3072, 3076, 3080, 3084, 3088, 3104, 8, 16]),
+        (32, [32, 2176, 2304, 2308, 2312, 2340, 2316, 2324, 4, 8]),
+    ):
+        layout = shared.SHARED_LAYOUT[width]
+        assert {name: getattr(layout, name) for name in names} == dict(zip(names, expected, strict=True))
+        assert layout.evtchn_mask == shared.SI_EVTCHN_PENDING + width * width // 8
+
+
+def test_offsets_of_a_context_follow_from_its_layout() -> None:
+    """Every field lies where the fields before it end, at its own alignment."""
+    for width, registers in ((64, 200), (32, 68)):
+        layout = shared.CONTEXT_LAYOUT[width]
+        word, wide = width // 8, width == 64
+        fields: list[tuple[int | None, int]] = [
+            (0, 512), (layout.flags, word), (layout.user_regs, registers),
+            (layout.trap_ctxt, 256 * layout.trap_size), (layout.ldt_base, word), (layout.ldt_ents, word),
+            (layout.gdt_frames, 16 * word), (layout.gdt_ents, word), (layout.kernel_ss, word),
+            (layout.kernel_sp, word), (layout.ctrlreg, 8 * word), (layout.debugreg, 8 * word),
+            (layout.event_callback_cs, word), (layout.event_callback, word),
+            (layout.failsafe_callback_cs, word), (layout.failsafe_callback, word),
+            (layout.syscall_callback, word), (layout.vm_assist, word), (layout.fs_base, word),
+            (layout.gs_base_kernel, word), (layout.gs_base_user, word),
+        ]  # fmt: skip
+        end = 0
+        for at, size in fields:
+            if at is not None:
+                assert at == end
+                end = at + size
+        assert layout.size == end
+        assert layout.word == word
+        assert (layout.fs_base is not None) is wide
+        assert layout.trap_size == (16 if wide else 8)
+
+
+def test_offsets_of_32_bit_user_registers() -> None:
+    names = "ebx ecx edx esi edi ebp eax"
+    assert [shared.USER_REGS_32[name] for name in names.split()] == list(range(0, 28, 4))
+    tail = dict(list(shared.USER_REGS_32.items())[7:])
+    assert tail == {
+        "error_code": 28, "entry_vector": 30, "eip": 32, "cs": 36, "saved_upcall_mask": 38, "eflags": 40,
+        "esp": 44, "ss": 48, "es": 52, "ds": 56, "fs": 60, "gs": 64,
+    }  # fmt: skip
 
 
 def test_offsets_of_user_registers() -> None:
@@ -207,7 +265,7 @@ def test_errno() -> None:
         (
             numbers.Evtchn,
             "BIND_INTERDOMAIN 0 BIND_VIRQ 1 BIND_PIRQ 2 CLOSE 3 SEND 4 STATUS 5 ALLOC_UNBOUND 6 BIND_IPI 7"
-            " BIND_VCPU 8 UNMASK 9 RESET 10 INIT_CONTROL 11 EXPAND_ARRAY 12 SET_PRIORITY 13",
+            " BIND_VCPU 8 UNMASK 9 RESET 10 INIT_CONTROL 11 EXPAND_ARRAY 12 SET_PRIORITY 13 RESET_CONT 14",
         ),
         (
             numbers.Gnttab,
@@ -245,12 +303,23 @@ def test_error_codes_are_pushed_for_these_vectors() -> None:
 
 
 def test_hypercall_page() -> None:
-    assert len(HYPERCALL_PAGE) == 4096
+    assert len(HYPERCALL_PAGE64) == 4096
     for number in (0, 12, 42, 127):
-        stub = HYPERCALL_PAGE[32 * number : 32 * number + 14]
+        stub = HYPERCALL_PAGE64[32 * number : 32 * number + 14]
         code = b"\x51\x41\x53\xb8" + struct.pack("<I", number) + b"\x0f\x05\x41\x5b\x59\xc3"
         assert stub == code
-    assert HYPERCALL_PAGE[23 * 32 : 23 * 32 + 11] == b"\x51\x41\x53\x50\xb8\x17\x00\x00\x00\x0f\x05"
+    assert HYPERCALL_PAGE64[23 * 32 : 23 * 32 + 11] == b"\x51\x41\x53\x50\xb8\x17\x00\x00\x00\x0f\x05"
+    assert hypercall_page(64) is HYPERCALL_PAGE64
+
+
+def test_hypercall_page_of_32_bit_guests() -> None:
+    page = hypercall_page(32)
+    assert page is HYPERCALL_PAGE32
+    assert len(page) == 4096
+    for number in (0, 12, 42, 127):
+        stub = b"\xb8" + struct.pack("<I", number) + b"\xcd\x82\xc3"
+        assert page[32 * number : 32 * number + 32] == stub.ljust(32, b"\xcc")
+    assert page[23 * 32 : 24 * 32] == b"\x50\xb8\x17\x00\x00\x00\xcd\x82".ljust(32, b"\xcc")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,8 @@ def test_send_between_domains(world: World) -> None:
     d2.send(port)
     assert world.log == [(1, "wake", 1), (1, "pending", offered)], "once, while it stays pending"
     d1.close(offered)
-    assert not d1.is_pending(offered), "closing forgets the event"
+    assert not world.bits[1].is_pending(offered), "closing forgets the event"
+    assert errno_of(lambda: d1.is_pending(offered)) == Errno.EINVAL, "nobody polls a free port"
 
 
 def test_a_domain_may_connect_to_itself(world: World) -> None:
@@ -231,19 +232,6 @@ def test_other_refusals(world: World) -> None:
     assert errno_of(lambda: d1.reset(2)) == Errno.EPERM
     assert errno_of(lambda: d1.reset(77)) == Errno.ESRCH
     assert d1.status(DOMID_SELF, 1).state == PortState.FREE
-
-
-def test_fifo_is_refused_as_guests_expect(world: World) -> None:
-    d1 = world.domains[1]
-    assert errno_of(lambda: d1.init_control(2, 0, True)) == Errno.ENOENT
-    assert errno_of(lambda: d1.init_control(0, 4032, True)) == Errno.EINVAL
-    assert errno_of(lambda: d1.init_control(0, 4, True)) == Errno.EINVAL
-    assert errno_of(lambda: d1.init_control(0, 0, False)) == Errno.EINVAL
-    assert errno_of(lambda: d1.init_control(0, 4024, True)) == Errno.ENOSYS
-    assert errno_of(d1.expand_array) == Errno.EOPNOTSUPP
-    assert errno_of(lambda: d1.set_priority(0, 0)) == Errno.EINVAL
-    assert errno_of(lambda: d1.set_priority(1, 16)) == Errno.EINVAL
-    assert errno_of(lambda: d1.set_priority(1, 15)) == Errno.ENOSYS
 
 
 def test_unmask_delivers_to_the_ports_vcpu(world: World) -> None:

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from pyhv.address import Mfn
 from pyhv.grants.maptrack import Mapping, Maptrack
-from pyhv.grants.table import GrantError, GrantStatus, MapFlag
+from pyhv.grants.status import GrantError, GrantStatus
+from pyhv.grants.table import MapFlag
 
 HOST, DEVICE, READONLY = MapFlag.HOST, MapFlag.DEVICE, MapFlag.READONLY
 
 
 def mapping(flags: MapFlag = HOST, frame: int = 0x777) -> Mapping:
-    return Mapping(granter=1, ref=8, flags=flags, host_addr=0x7000, frame=Mfn(frame))
+    return Mapping(granter=1, ref=8, flags=flags, frame=Mfn(frame))
 
 
 def test_lowest_handle_first() -> None:

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyhv.abi.errno import Errno
 from pyhv.address import Mfn
-from pyhv.errors import XenError
-from pyhv.grants.table import MAX_PINS, GrantError, GrantStatus, GrantTable, MapFlag
+from pyhv.grants.status import GrantError, GrantStatus
+from pyhv.grants.table import MAX_PINS, GrantTable, MapFlag
 
 HOST, DEVICE = MapFlag.HOST, MapFlag.DEVICE
 
@@ -32,6 +31,18 @@ class Frame:
     def write_u32(self, offset: int, value: int) -> None:
         self.bytes[offset : offset + 4] = value.to_bytes(4, "little")
 
+    def read_u64(self, offset: int) -> int:
+        return int.from_bytes(self.bytes[offset : offset + 8], "little")
+
+    def write_u64(self, offset: int, value: int) -> None:
+        self.bytes[offset : offset + 8] = value.to_bytes(8, "little")
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self.bytes[offset : offset + length])
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.bytes[offset : offset + len(data)] = data
+
 
 class Lender:
     """A domain 1 with its table, and the guest's view of the entries."""
@@ -39,13 +50,22 @@ class Lender:
     def __init__(self, max_frames: int = 64, memory: int = 1000) -> None:
         self.pages: list[Frame] = []
         self.memory = memory
-        self.table = GrantTable(1, self.allocate, max_frames)
+        self.in_guest: set[int] = set()
+        self.released: list[int] = []
+        self.table = GrantTable(1, self, max_frames)
 
     def allocate(self) -> Frame | None:
         if len(self.pages) >= self.memory:
             return None
         self.pages.append(Frame(0x100 + len(self.pages)))
         return self.pages[-1]
+
+    def mapped(self, mfn: int) -> bool:
+        return mfn in self.in_guest
+
+    def release(self, mfn: int) -> None:
+        self.released.append(mfn)
+        self.pages = [page for page in self.pages if page.mfn != mfn]
 
     def grant(self, ref: int, flags: int, domid: int = 2, frame: int = 0x777) -> None:
         page, at = self.pages[ref // 512], ref % 512 * 8
@@ -92,15 +112,6 @@ def test_no_memory() -> None:
         lender.table.setup(3)
     assert refusal.value.status == -1
     assert len(lender.table.setup(2)) == 2
-
-
-def test_version(lender: Lender) -> None:
-    assert lender.table.set_version(1) == 1
-    for version, errno in [(0, Errno.EINVAL), (3, Errno.EINVAL), (1 << 31, Errno.EINVAL), (2, Errno.ENOSYS)]:
-        with pytest.raises(XenError) as refusal:
-            lender.table.set_version(version)
-        assert refusal.value.errno == errno
-    assert lender.table.version == 1
 
 
 def test_reserved_entries(lender: Lender) -> None:

@@ -6,24 +6,26 @@ import io
 from pathlib import Path
 
 import pytest
-from capstone import CS_ARCH_X86, CS_MODE_64, Cs
+from capstone import CS_ARCH_X86, CS_MODE_32, CS_MODE_64, Cs
 from elftools.elf.elffile import ELFFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyhv.cpu.assembler import assemble
 from pyhv.errors import ImageError
-from pyhv.guests.build import BUILTIN, LOAD_ADDRESS, build, build_builtin, source_of
+from pyhv.guests.build import BUILTIN, BUILTIN_32, LOAD_ADDRESS, build, build_builtin, source_of
 from pyhv.guests.preprocess import parse_string
 from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
 from pyhv.loader.notes import records
 
 GUESTS = ("debug", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
+GUESTS_32 = ("hello32", "traps32")
+MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
 
-def disassemble(code: bytes, address: int = LOAD_ADDRESS) -> list[str]:
-    return [f"{i.mnemonic} {i.op_str}".strip() for i in Cs(CS_ARCH_X86, CS_MODE_64).disasm(code, address)]
+def disassemble(code: bytes, address: int = LOAD_ADDRESS, width: int = 64) -> list[str]:
+    return [f"{i.mnemonic} {i.op_str}".strip() for i in Cs(CS_ARCH_X86, MODES[width]).disasm(code, address)]
 
 
 def build_text(tmp_path: Path, text: str) -> ELFFile:
@@ -75,6 +77,50 @@ def bytes_at(elf: ELFFile, address: int, size: int) -> bytes:
 )
 def test_encoding(source: str, expected: str) -> None:
     assert disassemble(assemble(source, LOAD_ADDRESS)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("int 0x82", "int 0x82"),
+        ("iretd", "iretd"),
+        ("pushfd", "pushfd"),
+        ("pushad", "pushal"),
+        ("push 0xe021", "push 0xe021"),
+        ("mov eax, [eax * 4 + 0xf5800000]", "mov eax, dword ptr [eax*4 - 0xa800000]"),
+        ("mov ds, eax", "mov ds, eax"),
+        ("mov eax, 10", "mov eax, 0xa"),
+        ("mov cr3, eax", "mov cr3, eax"),
+        ("lock cmpxchg8b [ecx]", "lock cmpxchg8b qword ptr [ecx]"),
+        ("mov eax, fs:[16]", "mov eax, dword ptr fs:[0x10]"),
+    ],
+)
+def test_encoding_in_32_bit_mode(source: str, expected: str) -> None:
+    assert disassemble(assemble(source, LOAD_ADDRESS, width=32), width=32) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("iret", "write iretd"),
+        ("pushf", "write pushfd"),
+        ("push ds", "would move 2 bytes"),
+        ("pop es", "would move 2 bytes"),
+        ("iretq", "no such instruction in this mode"),
+        ("mov rax, 5", "no such operands"),
+        ("push first", "cannot hold a label's address"),
+    ],
+)
+def test_a_bad_line_in_32_bit_mode_is_named(line: str, cause: str) -> None:
+    with pytest.raises(ImageError, match=cause) as caught:
+        assemble(f"first: nop\n{line}\nnop", LOAD_ADDRESS, width=32)
+    assert str(caught.value).startswith("line 2: ")
+
+
+def test_labels_are_absolute_in_32_bit_mode() -> None:
+    code = assemble("mov eax, [there + ecx * 4]\nmov edx, there + 4\nthere: .long there", 0x1000, width=32)
+    assert disassemble(code[:12], 0x1000, 32) == ["mov eax, dword ptr [ecx*4 + 0x100c]", "mov edx, 0x1010"]
+    assert code[12:] == (0x100C).to_bytes(4, "little")
 
 
 def test_labels_forwards_and_backwards() -> None:
@@ -221,6 +267,11 @@ def test_include_is_looked_for_beside_the_source_then_among_ours(tmp_path: Path)
         (".set A, 0x10000000000000000\n", "does not fit in 64 bits"),
         (".set A, " + "(" * 500 + "1" + ")" * 500 + "\n", "guest.S:1: "),
         (".set A\n", "guest.S:1: write `.set NAME, value`"),
+        (".set A, 1, 2, 3\n", "guest.S:1: write `.set NAME, value`"),
+        (".width 16\n", "guest.S:1: write `.width 32` or `.width 64`"),
+        (".set A, 1\n.width 32\n", "guest.S:2: .width comes too late"),
+        ("_start: nop\n.width 32\n", "guest.S:2: .width comes too late"),
+        (".width 32\n_start: mov rax, 1\n", "guest.S:2: no such operands"),
         ('.include "no.inc"\n', "guest.S:1: no file no.inc"),
         (".include no.inc\n", 'guest.S:1: a string in "double quotes"'),
         ('.include "guest.S"\n', "includes nest deeper than 32"),
@@ -292,8 +343,36 @@ def test_elf_structure(tmp_path: Path) -> None:
     assert elf.get_section(room["st_shndx"]).name == ".bss"
 
 
+def test_elf_structure_of_a_32_bit_kernel(tmp_path: Path) -> None:
+    elf = build_text(
+        tmp_path,
+        '.width 32\n.set WORD, 8, 4\n.xen_note PAE_MODE "yes"\n.xen_note HYPERCALL_PAGE page\n'
+        "helper: ret\n_start: call helper\n.inner: jmp .inner\n.balign 4096\npage: .zero 4096\n"
+        ".data\nnumber: .long WORD\n.bss\nroom: .zero 100\nlast: .zero 8\n",
+    )
+    assert (elf.elfclass, elf["e_machine"], elf["e_type"]) == (32, "EM_386", "ET_EXEC")
+    assert elf["e_entry"] == address_of(elf, "_start") == LOAD_ADDRESS + 1
+    text, data = list(elf.iter_segments("PT_LOAD"))
+    assert (text["p_vaddr"], text["p_paddr"], text["p_flags"]) == (LOAD_ADDRESS, LOAD_ADDRESS, 5)
+    assert (data["p_flags"], data["p_filesz"], data["p_memsz"], data["p_align"]) == (6, 4096, 8192, 4096)
+    assert data["p_vaddr"] == data["p_paddr"] == text["p_vaddr"] + text["p_memsz"]
+    (notes,) = elf.iter_segments("PT_NOTE")
+    assert list(records(notes.data(), "guest")) == [
+        (9, b"yes\0"),
+        (2, (LOAD_ADDRESS + 4096).to_bytes(4, "little")),
+    ]
+    assert bytes_at(elf, address_of(elf, "number"), 4) == (4).to_bytes(4, "little")
+    symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols()}
+    inner, room = symbols["_start.inner"], symbols["room"]
+    assert (inner["st_info"]["bind"], symbols["_start"]["st_info"]["bind"]) == ("STB_LOCAL", "STB_GLOBAL")
+    assert (symbols["helper"]["st_info"]["type"], room["st_info"]["type"]) == ("STT_FUNC", "STT_OBJECT")
+    assert (symbols["helper"]["st_size"], room["st_size"]) == (1, 100)
+    assert elf.get_section(room["st_shndx"]).name == ".bss"
+
+
 def test_every_builtin_has_a_description() -> None:
-    assert tuple(BUILTIN) == GUESTS
+    assert tuple(BUILTIN) == tuple(sorted(GUESTS + GUESTS_32))
+    assert frozenset(GUESTS_32) == BUILTIN_32
     assert all(20 < len(text) < 140 for text in BUILTIN.values())
 
 
@@ -304,7 +383,7 @@ def test_unknown_builtin() -> None:
         source_of("nobody")
 
 
-@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize("name", GUESTS + GUESTS_32)
 def test_builtin_is_deterministic_and_cached(name: str) -> None:
     assert build(source_of(name)) == build_builtin(name)
     assert build_builtin(name) is build_builtin(name)
@@ -322,21 +401,29 @@ def test_builtin_is_what_the_domain_builder_accepts(name: str) -> None:
     assert (image.notes.hypercall_page is not None) == (name == "hello")
 
 
-@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize("name", GUESTS_32)
+def test_builtin_32_bit_kernel_says_what_it_is(name: str) -> None:
+    image = load_image(build_builtin(name), name)
+    assert objections(image) == []
+    assert (image.elf_class, image.notes.pae_mode, image.notes.loader) == (32, "yes", "generic")
+    assert image.notes.hypercall_page is not None
+
+
+@pytest.mark.parametrize("name", GUESTS + GUESTS_32)
 def test_builtin_code_decodes_and_branches_to_labels(name: str) -> None:
     elf = ELFFile(io.BytesIO(build_builtin(name)))
     symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
     labels = {symbol["st_value"] for symbol in symbols}
-    data = {"hypercall_page", "user_text"}  # bytes inside .text that are no code
+    data = {"hypercall_page", "user_text", "user_zero"}  # bytes inside .text that are no code
     decoded = 0
     for symbol in symbols:
         if symbol["st_info"]["type"] != "STT_FUNC" or symbol.name in data or not symbol["st_size"]:
             continue
         address, size = symbol["st_value"], symbol["st_size"]
-        code = bytes_at(elf, address, size)
+        code = bytes_at(elf, address, size).replace(b"\x0f\x0bxen", b"\x90" * 5)  # Xen's prefix
         if size > 16 and not any(code[-16:]):
             code = code.rstrip(b"\0")  # the last routine is padded to a page
-        for instruction in Cs(CS_ARCH_X86, CS_MODE_64).disasm(code, address):
+        for instruction in Cs(CS_ARCH_X86, MODES[elf.elfclass]).disasm(code, address):
             decoded += 1
             address += instruction.size
             direct = instruction.op_str.startswith("0x")

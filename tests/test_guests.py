@@ -31,7 +31,7 @@ def test_each_succeeds(bench, guest: str, virtual: bool) -> None:
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_all_side_by_side(bench, scheduler: str) -> None:
     machine = bench(scheduler=scheduler)
-    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder"):
+    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder", "hello32", "traps32"):
         machine.add(name)
     assert machine.run() is Outcome.ENDED
     for console in machine.consoles:

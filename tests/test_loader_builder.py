@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import pytest
-from elf_maker import BOOTABLE, ElfMaker, note
+from elf_maker import BOOTABLE, BOOTABLE_PAE, EM_386, ElfMaker, note, note32
 
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import HYPERCALL_PAGE32, HYPERCALL_PAGE64
+from pyhv.abi.structs import StartInfo
 from pyhv.address import MachineAddress, Pfn
 from pyhv.errors import ConfigError
-from pyhv.loader.builder import BootState, build
+from pyhv.loader.builder import BootState, build, lower_l3
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import Layout, plan
@@ -30,6 +31,7 @@ class Memory:
         self.p2m: npt.NDArray[np.uint64] = (order + 0x100).astype(np.uint64)
         self.pfn_of = {int(mfn): pfn for pfn, mfn in enumerate(self.p2m)}
         self.pages = bytearray(nr_pages * 4096)
+        self.levels = 4
 
     def write(self, pfn: Pfn, offset: int, data: bytes) -> None:
         assert 0 <= offset < 4096
@@ -43,10 +45,10 @@ class Memory:
     def entry(self, table: int, index: int) -> int:
         return int.from_bytes(self.read(self.pfn_of[table], index * 8, 8), "little")
 
-    def walk(self, l4: int, va: int) -> tuple[int, int] | None:
+    def walk(self, top: int, va: int) -> tuple[int, int] | None:
         """(pfn, flags of the leaf) behind `va`, checking the upper levels' flags; None if not mapped."""
-        table = l4
-        for level in (4, 3, 2, 1):
+        table = top
+        for level in range(self.levels, 0, -1):
             entry = self.entry(table, va >> (3 + 9 * level) & 511)
             if not entry & P:
                 assert entry == 0
@@ -56,8 +58,8 @@ class Memory:
             table = entry >> 12
         return self.pfn_of[table], entry & 0xFFF
 
-    def mapped(self, l4: int) -> Iterator[int]:
-        """Every virtual page that the tables under `l4` map."""
+    def mapped(self, top: int) -> Iterator[int]:
+        """Every virtual page that the tables under `top` map."""
 
         def below(table: int, level: int, prefix: int) -> Iterator[int]:
             raw = np.frombuffer(self.read(self.pfn_of[table], 0, 4096), dtype="<u8")
@@ -68,7 +70,7 @@ class Memory:
                 else:
                     yield from below(int(raw[index]) >> 12, level - 1, at)
 
-        return below(l4, 4, 0)
+        return below(top, self.levels, 0)
 
 
 def linux_like(extra: bytes = b"") -> KernelImage:
@@ -82,10 +84,17 @@ def classic(extra: bytes = b"") -> KernelImage:
     return load_image(elf.notes(BOOTABLE + extra).make(), "k")
 
 
+def pae(base: int = 0, extra: bytes = b"") -> KernelImage:
+    raw = BOOTABLE_PAE + note32(3, base) + note32(4, 0) + note32(1, base + 0x100000)
+    elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"text" * 4, 0x4000)
+    return load_image(elf.notes(raw + extra).make(), "k")
+
+
 def built(
     image: KernelImage, mib: int, ramdisk: bytes = b"", cmdline: bytes = b""
 ) -> tuple[Memory, BootState]:
     memory = Memory(mib * 256)
+    memory.levels = 4 if image.width == 64 else 3
     layout = plan(image, mib * 256, len(ramdisk))
     state = build(
         memory,
@@ -101,23 +110,23 @@ def built(
 
 
 def start_info(memory: Memory, state: BootState) -> bytes:
-    found = memory.walk(state.l4, state.start_info)
+    found = memory.walk(state.top, state.start_info)
     assert found is not None
     return memory.read(found[0], 0, 1168)
 
 
-def check_main_mapping(memory: Memory, layout: Layout, l4: int) -> None:
+def check_main_mapping(memory: Memory, layout: Layout, top: int) -> None:
     tables = range(layout.page_tables.pfn, layout.page_tables.end)
     for pfn in range(layout.mapped_pages):
         flags = P | A if pfn in tables else P | RW | A
-        assert memory.walk(l4, layout.va_of(pfn)) == (pfn, flags)
+        assert memory.walk(top, layout.va_of(pfn)) == (pfn, flags)
 
 
 def test_classic_domain() -> None:
     memory, state = built(classic(), 16, b"ramdisk" * 1000, b"console=hvc0")
     layout = state.layout
-    check_main_mapping(memory, layout, state.l4)
-    assert len(list(memory.mapped(state.l4))) == layout.mapped_pages
+    check_main_mapping(memory, layout, state.top)
+    assert len(list(memory.mapped(state.top))) == layout.mapped_pages
 
     info = start_info(memory, state)
     assert info[:15] == b"xen-3.0-x86_64\0"
@@ -130,24 +139,108 @@ def test_classic_domain() -> None:
     assert u32[64] == 1
     assert u64[72] == memory.p2m[state.console_pfn]
     assert u32[80] == 2
-    assert memory.walk(state.l4, u64[88]) == (memory.pfn_of[state.l4], P | A)
+    assert memory.walk(state.top, u64[88]) == (memory.pfn_of[state.top], P | A)
     assert u64[96] == layout.page_tables.pages
     assert info[128:141] == b"console=hvc0\0"
     assert (u64[1152], u64[1160]) == (0, 0)
 
-    p2m = memory.walk(state.l4, u64[104])
+    p2m = memory.walk(state.top, u64[104])
     assert p2m is not None
     assert memory.read(p2m[0], 0, 4096 * 8) == memory.p2m.astype("<u8").tobytes()
-    ramdisk = memory.walk(state.l4, u64[112])
+    ramdisk = memory.walk(state.top, u64[112])
     assert ramdisk is not None
     assert u64[120] == 7000
     assert memory.read(ramdisk[0], 0, 7000) == b"ramdisk" * 1000
 
 
+@pytest.mark.parametrize("base", [0, 0x40000000, 0xC0000000])
+def test_pae_domain(base: int) -> None:
+    memory, state = built(pae(base), 16, b"ramdisk" * 1000, b"console=hvc0")
+    layout = state.layout
+    check_main_mapping(memory, layout, state.top)
+    assert len(list(memory.mapped(state.top))) == layout.mapped_pages
+    # The L2 that Xen completes with its own entries is there, and nobody else's.
+    l3 = [memory.entry(state.top, slot) for slot in range(512)]
+    present = [slot for slot, entry in enumerate(l3) if entry]
+    assert present == list(range(base >> 30, 4))
+    assert {l3[slot] & 0xFFF for slot in present} == {P | RW | US | A | D}
+    assert len({l3[slot] for slot in present}) == len(present)
+    assert layout.page_tables.pages == 1 + len(present) + 2
+
+    found = memory.walk(state.top, state.start_info)
+    assert found is not None
+    raw = memory.read(found[0], 0, 4096)
+    assert raw[:17] == b"xen-3.0-x86_32p\0\0"
+    u32 = {at: struct.unpack_from("<I", raw, at)[0] for at in range(0, 1112, 4)}
+    assert (u32[32], u32[36], u32[40]) == (4096, 0x77000, 16)
+    assert (u32[44], u32[48]) == (memory.p2m[state.xenstore_pfn], 1)
+    assert (u32[52], u32[56]) == (memory.p2m[state.console_pfn], 2)
+    assert memory.walk(state.top, u32[60]) == (memory.pfn_of[state.top], P | A)
+    assert u32[64] == layout.page_tables.pages
+    assert raw[80:93] == b"console=hvc0\0"
+    assert raw[1104:] == bytes(4096 - 1104)
+
+    p2m = memory.walk(state.top, u32[68])
+    assert p2m is not None
+    assert memory.read(p2m[0], 0, 4096 * 4) == memory.p2m.astype("<u4").tobytes()
+    ramdisk = memory.walk(state.top, u32[72])
+    assert ramdisk is not None
+    assert u32[76] == 7000
+    assert memory.read(ramdisk[0], 0, 7000) == b"ramdisk" * 1000
+    assert (state.entry, state.stack_top) == (base + 0x100000, base + (layout.boot_stack.end << 12))
+
+
+def test_pae_ramdisk_by_pfn() -> None:
+    memory, state = built(pae(extra=note32(16, 1)), 16, b"R" * 5000)
+    found = memory.walk(state.top, state.start_info)
+    assert found is not None
+    info = StartInfo.unpack(memory.read(found[0], 0, 1112), 32)
+    assert (info.flags, info.mod_len) == (16 | 8, 8192)
+    assert memory.read(info.mod_start, 0, 5001) == b"R" * 5000 + b"\0"
+
+
+def test_pae_hypercall_page() -> None:
+    memory, _ = built(pae(extra=note32(2, 0x102000)), 16)
+    assert memory.read(0x102, 0, 4096) == HYPERCALL_PAGE32
+
+
+def test_pae_bsd_symtab() -> None:
+    elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x", 0x1001).notes(BOOTABLE_PAE + note(11, "yes"))
+    image = load_image(elf.symbols([("main", 0x100000, 1)]).make(), "k")
+    memory, _ = built(image, 16)
+    assert memory.read(0x101, 4, len(image.bsd_symtab)) == image.bsd_symtab
+
+
+def test_shared_info_of_a_32_bit_guest_is_below_4_gib() -> None:
+    image = pae()
+    layout = plan(image, 4096)
+    with pytest.raises(ConfigError, match="above 4 GiB"):
+        build(
+            Memory(4096), image, layout, shared_info=MachineAddress(1 << 32), store_evtchn=1, console_evtchn=2
+        )
+
+
+def test_l3_is_lowered_for_kernels_that_ask_for_it() -> None:
+    text = b"LOADER=generic,XEN_VER=xen-3.0,PAE=yes\0"
+    elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x", 0x4000)
+    old = load_image(elf.section("__xen_guest", 1, text).make(), "k")
+    layout = plan(old, 1024)
+    high = np.arange(1 << 20, (1 << 20) + 1024, dtype=np.uint64)
+    p2m = high.copy()
+    assert lower_l3(p2m, pae(), layout)
+    assert (p2m == high).all()
+    assert not lower_l3(p2m.copy(), old, layout)
+    p2m[77] = 0xFFFFF
+    assert lower_l3(p2m, old, layout)
+    assert p2m[layout.page_tables.pfn] == 0xFFFFF
+    assert p2m[77] == high[layout.page_tables.pfn]
+    assert len(set(p2m.tolist())) == 1024
+
+
 def test_linux_like_domain() -> None:
     memory, state = built(linux_like(), 32, b"R" * 5000)
     layout = state.layout
-    check_main_mapping(memory, layout, state.l4)
+    check_main_mapping(memory, layout, state.top)
     assert state.entry == LINUX_BASE + 0x200000
 
     info = start_info(memory, state)
@@ -163,11 +256,11 @@ def test_linux_like_domain() -> None:
 
     raw = b""
     for page in range(layout.p2m.pages):
-        found = memory.walk(state.l4, mfn_list + page * 4096)
+        found = memory.walk(state.top, mfn_list + page * 4096)
         assert found == (layout.p2m.pfn + page, P | RW | A)
         raw += memory.read(found[0], 0, 4096)
     assert raw == memory.p2m.astype("<u8").tobytes()
-    assert len(list(memory.mapped(state.l4))) == layout.mapped_pages + layout.p2m.pages
+    assert len(list(memory.mapped(state.top))) == layout.mapped_pages + layout.p2m.pages
 
 
 def test_no_page_table_is_mapped_writable() -> None:
@@ -177,8 +270,8 @@ def test_no_page_table_is_mapped_writable() -> None:
         tables = {*range(layout.page_tables.pfn, layout.page_tables.end)}
         if layout.p2m_tables is not None:
             tables |= {*range(layout.p2m_tables.pfn, layout.p2m_tables.end)}
-        for va in memory.mapped(state.l4):
-            found = memory.walk(state.l4, va)
+        for va in memory.mapped(state.top):
+            found = memory.walk(state.top, va)
             assert found is not None
             assert found[0] not in tables or not found[1] & RW
 
@@ -188,15 +281,15 @@ def test_init_p2m_in_shared_tables() -> None:
         raw = BOOTABLE + note(3, base) + note(4, 0) + note(1, base) + note(15, 0x40000000)
         image = load_image(ElfMaker().load(0, b"x", 0x3000).notes(raw).make(), "k")
         memory, state = built(image, 16)
-        check_main_mapping(memory, state.layout, state.l4)
+        check_main_mapping(memory, state.layout, state.top)
         for page in range(8):
             expected = (state.layout.p2m.pfn + page, P | RW | A)
-            assert memory.walk(state.l4, 0x40000000 + page * 4096) == expected
+            assert memory.walk(state.top, 0x40000000 + page * 4096) == expected
 
 
 def test_segments_lie_where_the_kernel_expects_them() -> None:
     memory, state = built(linux_like(), 32)
-    found = memory.walk(state.l4, LINUX_BASE + 0x204123)
+    found = memory.walk(state.top, LINUX_BASE + 0x204123)
     assert found is not None
     assert memory.read(found[0], 0x123, 6) == b"data\0\0"
     assert memory.read(0x200, 0, 6002) == b"text" * 1500 + b"\0\0"
@@ -211,18 +304,18 @@ def test_rings() -> None:
 def test_stack() -> None:
     memory, state = built(classic(), 16)
     assert state.stack_top % 4096 == 0
-    assert memory.walk(state.l4, state.stack_top - 8) == (state.layout.boot_stack.pfn, P | RW | A)
+    assert memory.walk(state.top, state.stack_top - 8) == (state.layout.boot_stack.pfn, P | RW | A)
 
 
 def test_hypercall_page_is_written_only_where_asked() -> None:
     memory, _ = built(classic(note(2, 0x102000)), 16)
-    assert memory.read(0x102, 0, 4096) == HYPERCALL_PAGE
+    assert memory.read(0x102, 0, 4096) == HYPERCALL_PAGE64
     memory, _ = built(classic(), 16)
     assert memory.read(0x102, 0, 4096) == bytes(4096)
 
 
 def test_hypercall_stubs() -> None:
-    page = HYPERCALL_PAGE
+    page = HYPERCALL_PAGE64
     assert len(page) == 4096
     assert page[0:14] == bytes.fromhex("51 41 53 b8 00 00 00 00 0f 05 41 5b 59 c3")
     assert page[127 * 32 : 127 * 32 + 14] == bytes.fromhex("51 41 53 b8 7f 00 00 00 0f 05 41 5b 59 c3")

@@ -96,5 +96,5 @@ def test_damaged_bzimages() -> None:
         unpack(bzimage(PACKED["xz"], version=0x207), "k")
     with pytest.raises(ImageError, match="empty payload"):
         unpack(bzimage(b"", trailer=b""), "k")
-    with pytest.raises(ImageError, match="89 4c 5a 4f"):
+    with pytest.raises(ImageError, match="compressed with LZO"):
         unpack(bzimage(b"\x89LZO\0\r\n\x1a\n"), "k")

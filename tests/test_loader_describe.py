@@ -3,7 +3,7 @@
 
 import gzip
 
-from elf_maker import BOOTABLE, EM_386, ElfMaker, kernel, note
+from elf_maker import BOOTABLE, ElfMaker, kernel, note, note32, pae_kernel
 
 from pyhv.loader.describe import describe, size_text
 from pyhv.loader.elf import load_image
@@ -52,11 +52,23 @@ def test_too_small() -> None:
     assert "needs at least 4 MiB" in told["Layout in 1 MiB"]["does not fit"]
 
 
-def test_32_bit_and_noteless() -> None:
-    told = sections(
-        ElfMaker(bits=32, machine=EM_386).load(0x1000, b"x").notes(BOOTABLE + note(9, "yes")).make()
-    )
-    assert told["Can it boot?"]["no"].startswith("32-bit PV guests are not supported yet")
+def test_32_bit_kernel() -> None:
+    wishes = note(9, "yes") + note32(2, 0x101000) + note32(16, 1) + note32(12, 0xF5800000)
+    told = sections(pae_kernel(BOOTABLE + wishes), 16, 100)
+    assert told["Image"]["machine"] == "ELF32 EM_386, guest class xen-3.0-x86_32p"
+    notes = told["Xen notes (from ELF note segments)"]
+    assert notes["PAE_MODE"] == "yes: PAE, its L3 anywhere"
+    assert notes["HV_START_LOW"].startswith("0xf5800000")
+    layout = told["Layout in 16 MiB"]
+    assert layout["p2m list"] == "pfn 0x103..0x107, 4 pages, va 0x103000..0x107000"
+    assert layout["tables"] == "1 L3, 4 L2, 2 L1"
+    assert layout["ramdisk"].endswith("not mapped")
+    assert told["Can it boot?"]["yes"].startswith("as a 32-bit PV domain with PAE (xen-3.0-x86_32p); it has")
+
+
+def test_kernels_without_pae_or_notes() -> None:
+    told = sections(pae_kernel(BOOTABLE))
+    assert "without PAE" in told["Can it boot?"]["no"]
     told = sections(ElfMaker().load(0x1000, b"x").make())
     assert "none" in told["Xen notes (from nowhere)"]
     assert not [title for title in told if title.startswith("Layout")]

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from elf_maker import BOOTABLE, EM_386, EM_AARCH64, SHT_NOTE, SHT_PROGBITS, ElfMaker, bzimage, kernel, note
+from elf_maker import (
+    BOOTABLE,
+    BOOTABLE_PAE,
+    EM_386,
+    EM_AARCH64,
+    SHT_NOTE,
+    SHT_PROGBITS,
+    ElfMaker,
+    bzimage,
+    kernel,
+    note,
+    note32,
+    pae_kernel,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +131,26 @@ def test_bsd_symtab() -> None:
     assert kinds == [(0, 0), (2, 2), (3, 0)]
 
 
+def test_bsd_symtab_of_32_bit_kernels() -> None:
+    elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x" * 16).notes(BOOTABLE_PAE + note(11, "yes"))
+    image = load_image(elf.symbols([("main", 0x100008, 4)]).make(), "k")
+    blob = image.bsd_symtab
+    assert image.alignment == 4
+    assert struct.unpack_from("<I", blob) == (len(blob) - 4,)
+    header = blob[4:]
+    assert header[:5] == b"\x7fELF\1"
+    (shoff,) = struct.unpack_from("<I", header, 32)
+    assert struct.unpack_from("<HHH", header, 46) == (40, 3, 0)
+    sections = [struct.unpack_from("<10I", header, shoff + number * 40) for number in range(3)]
+    assert [(kind, link) for _, kind, _, _, _, _, link, *_ in sections] == [(0, 0), (2, 2), (3, 0)]
+    symtab, strtab = sections[1], sections[2]
+    assert (symtab[4] + 4) % 4 == 0
+    assert symtab[9] == 16
+    assert struct.unpack_from("<II", header, symtab[4] + 16) == (1, 0x100008)
+    assert header[strtab[4] : strtab[4] + strtab[5]] == b"\0main\0"
+    assert len(blob) % 4 == 0
+
+
 def test_path(tmp_path: Path) -> None:
     path = tmp_path / "vmlinux"
     path.write_bytes(kernel())
@@ -133,10 +166,47 @@ def test_unreadable_paths(tmp_path: Path) -> None:
 
 def test_32_bit() -> None:
     elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x" * 16).notes(BOOTABLE + note(9, "yes"))
-    assert "32-bit PV guests are not supported yet" in refused(elf.make())
-    image = load_image(elf.symbols([("main", 0x100004, 4)]).make(), "k", bootable=False)
-    assert (image.elf_class, image.guest_class) == (32, "xen-3.0-x86_32p")
+    image = load_image(elf.symbols([("main", 0x100004, 4)]).make(), "k")
+    assert (image.elf_class, image.width, image.guest_class) == (32, 32, "xen-3.0-x86_32p")
     assert image.symbols == (Symbol(0x100004, 4, "main"),)
+
+
+def test_addresses_of_32_bit_kernels() -> None:
+    raw = BOOTABLE_PAE + note32(3, 0xC0000000) + note32(4, 0) + note32(1, 0xC0100010) + note32(2, 0xC0101000)
+    image = load_image(pae_kernel(raw), "k")
+    assert (image.virt_base, image.kstart, image.kend) == (0xC0000000, 0xC0100000, 0xC0103000)
+    assert (image.entry, image.hypercall_page) == (0xC0100010, 0xC0101000)
+    assert image.l3_anywhere
+    data = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x").section(".note", SHT_NOTE, BOOTABLE_PAE)
+    assert load_image(data.make(), "k").notes.source is NoteSource.SHT_NOTE
+
+
+def test_32_bit_guest_section() -> None:
+    text = GUEST_STRING.replace(b"0x40000000", b"0xC0000000")
+
+    def mach(told: bytes) -> ElfMaker:
+        elf = ElfMaker(bits=32, machine=EM_386, entry=0xC0000000).load(0xC0000000, b"x" * 16, 0x8000)
+        return elf.section("__xen_guest", SHT_PROGBITS, told)
+
+    image = load_image(mach(text).make(), "k")
+    assert (image.virt_base, image.paddr_offset, image.kstart) == (0xC0000000,) * 3
+    assert (image.hypercall_page, image.l3_anywhere) == (0xC0002000, True)
+    # The physical addresses of this format are virtual ones unless it says otherwise.
+    image = load_image(mach(text.replace(b"ELF_PADDR_OFFSET=0xC0000000,", b"")).make(), "k")
+    assert image.paddr_offset == 0xC0000000
+    assert not load_image(mach(text.replace(b"[extended-cr3]", b"")).make(), "k").l3_anywhere
+    assert "without PAE" in refused(mach(text.replace(b"PAE=yes[extended-cr3]", b"PAE=no")).make())
+
+
+def test_unacceptable_32_bit_kernels() -> None:
+    assert "without PAE (its PAE_MODE does not say 'yes')" in refused(pae_kernel(BOOTABLE))
+    assert "without PAE (its PAE_MODE says 'no')" in refused(pae_kernel(BOOTABLE + note(9, "no")))
+    assert "no Xen notes" in refused(ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x").make())
+    high = BOOTABLE_PAE + note32(3, 0xF5800000) + note32(4, 0)
+    assert "guest's to use" in refused(pae_kernel(high + note32(1, 0xF5900000)))
+    wide = BOOTABLE_PAE + note(3, LINUX_BASE) + note(4, 0) + note(1, LINUX_BASE + 0x100000)
+    assert "guest's to use" in refused(pae_kernel(wide))
+    assert "HYPERCALL_PAGE" in refused(pae_kernel(BOOTABLE_PAE + note32(2, 0x103000)))
 
 
 def test_other_files() -> None:
@@ -203,7 +273,11 @@ ORIGINALS = {
     "gzip": gzip.compress(kernel(), mtime=0),
     "bzimage": bzimage(lzma.compress(kernel())),
     "zstd": bzimage(zstandard.compress(kernel())),
-    "i386": ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x").notes(BOOTABLE).make(),
+    "i386": ElfMaker(bits=32, machine=EM_386)
+    .load(0x100000, b"x")
+    .notes(BOOTABLE_PAE + note32(3, 0) + note(11, "yes"))
+    .symbols([("main", 0x100000, 8)])
+    .make(),
 }
 
 

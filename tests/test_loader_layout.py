@@ -17,13 +17,19 @@ LINUX_BASE = 0xFFFFFFFF80000000
 MIB = 256
 
 
-def image(kstart: int, kend: int, virt_base: int | None = None, **notes: int) -> KernelImage:
+def image(kstart: int, kend: int, virt_base: int | None = None, width: int = 64, **notes: int) -> KernelImage:
     base = virt_base or 0
     segment = Segment(kstart - base, kstart, 0, kend - kstart, b"", 7)
     told = XenNotes(
-        source=NoteSource.PT_NOTE, xen_version="xen-3.0", loader="generic", virt_base=virt_base, **notes
+        source=NoteSource.PT_NOTE,
+        xen_version="xen-3.0",
+        loader="generic",
+        virt_base=virt_base,
+        pae_mode="yes" if width == 32 else None,
+        **notes,
     )
-    return KernelImage("k", "ELF", 64, "EM_X86_64", (segment,), kstart, told)
+    machine = "EM_X86_64" if width == 64 else "EM_386"
+    return KernelImage("k", "ELF", width, machine, (segment,), kstart, told)
 
 
 def linux(**notes: int) -> KernelImage:
@@ -46,6 +52,71 @@ def test_xtf_128() -> None:
     assert layout.stack_top == 0x15A000
     assert layout.region_end == 0x400000
     assert layout.p2m_tables is None
+
+
+def test_xtf_pae_128() -> None:
+    layout = plan(image(0x100000, 0x110000, width=32), 128 * MIB)
+    assert (layout.width, layout.kernel.va, layout.kernel.pages) == (32, 0x100000, 0x10)
+    assert (layout.p2m.va, layout.p2m.pages) == (0x110000, 0x20)
+    assert (layout.start_info.va, layout.xenstore.va, layout.console.va) == (0x130000, 0x131000, 0x132000)
+    assert layout.page_tables.va == 0x133000
+    assert [(run.level, run.first, run.count) for run in layout.tables] == [(3, 0, 1), (2, 0, 4), (1, 0, 2)]
+    assert layout.boot_stack.va == 0x13A000
+    assert layout.region_end == 0x400000
+
+
+def test_mini_os_32() -> None:
+    layout = plan(image(0, 0x4F000, width=32), 64 * MIB)
+    assert (layout.start_info.va, layout.xenstore.va, layout.console.va) == (0x5F000, 0x60000, 0x61000)
+    assert (layout.page_tables.va, layout.region_end) == (0x62000, 0x400000)
+
+
+def test_pv_grub_32_256() -> None:
+    layout = plan(image(0, 0x5810C4, 0, width=32), 256 * MIB)
+    assert (layout.start_info.va, layout.xenstore.va, layout.console.va) == (0x5C2000, 0x5C3000, 0x5C4000)
+    assert layout.page_tables.va == 0x5C5000
+    assert tables(layout) == {3: 1, 2: 4, 1: 4}
+    assert layout.region_end == 0x800000
+
+
+def test_gnu_mach_32_128() -> None:
+    mach = image(0xC0000000, 0xC00A3870, 0xC0000000, width=32)
+    layout = plan(mach, 128 * MIB)
+    assert layout.start_info.va == 0xC00C4000
+    assert [(run.level, run.first, run.count) for run in layout.tables] == [
+        (3, 0, 1),
+        (2, 3, 1),
+        (1, 0x600, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("base", "first", "count"),
+    [(0x40000000, 1, 3), (0x80000000, 2, 2), (0xBFC00000, 2, 2), (0xC0000000, 3, 1)],
+)
+def test_pae_mapping_reaches_the_l2_of_the_last_gigabyte(base: int, first: int, count: int) -> None:
+    layout = plan(image(base, base + 0x10000, base, width=32), 8 * MIB)
+    assert [(run.first, run.count) for run in layout.tables if run.level == 2] == [(first, count)]
+
+
+def test_pae_region_ends_below_the_hypervisor() -> None:
+    last = image(0xF5000000, 0xF5010000, 0xF5000000, width=32)
+    assert plan(last, 1024 * MIB).region_end == 0xF5400000
+    with pytest.raises(ConfigError, match="does not fit between"):
+        plan(last, 8000 * MIB)
+    with pytest.raises(ImageError, match="not a guest's to use"):
+        plan(image(0xF5800000, 0xF5801000, 0xF5800000, width=32), MIB)
+
+
+def test_init_p2m_is_for_64_bit_only() -> None:
+    layout = plan(image(0xC0000000, 0xC0010000, 0xC0000000, width=32, init_p2m=0x40000000), 16 * MIB)
+    assert (layout.p2m.va, layout.p2m_tables) == (0xC0010000, None)
+
+
+def test_ramdisk_by_pfn_in_32_bits() -> None:
+    layout = plan(image(0, 0x10000, width=32, mod_start_pfn=1), 16 * MIB, 5000)
+    assert layout.ramdisk is not None
+    assert (layout.ramdisk.pfn, layout.ramdisk.va) == (0x400, None)
 
 
 def test_mini_os_64() -> None:
@@ -130,10 +201,10 @@ def test_smallest_memory_is_told_and_is_the_smallest() -> None:
             plan(kernel, (least - 1) * MIB, ramdisk)
 
 
-@pytest.mark.parametrize("pages", [0, -1, 1 << 40])
-def test_impossible_sizes(pages: int) -> None:
+@pytest.mark.parametrize(("pages", "width"), [(0, 64), (-1, 64), (1 << 40, 64), (0x2980001, 32)])
+def test_impossible_sizes(pages: int, width: int) -> None:
     with pytest.raises(ConfigError, match="impossible"):
-        plan(image(0, 0x1000), pages)
+        plan(image(0, 0x1000, width=width), pages)
 
 
 def test_end_of_the_address_space() -> None:
@@ -154,18 +225,19 @@ def test_unbootable_image() -> None:
 @given(
     kstart=st.integers(0, 1 << 24),
     size=st.integers(1, 1 << 26),
-    base=st.sampled_from([0, 0x40000000, 0x7FFFE00000, LINUX_BASE]),
+    base=st.sampled_from([0, 0x40000000, 0xC0000000, 0x7FFFE00000, LINUX_BASE]),
     mib=st.integers(1, 4096),
     ramdisk=st.one_of(st.none(), st.integers(0, 1 << 26)),
     p2m=st.sampled_from([None, 0x8000000000, 0x3FE00000, 0]),
     by_pfn=st.integers(0, 1),
+    width=st.sampled_from([64, 32]),
 )
 def test_invariants(
-    kstart: int, size: int, base: int, mib: int, ramdisk: int | None, p2m: int | None, by_pfn: int
+    kstart: int, size: int, base: int, mib: int, ramdisk: int | None, p2m: int | None, by_pfn: int, width: int
 ) -> None:
     wishes = {"mod_start_pfn": by_pfn} | ({} if p2m is None else {"init_p2m": p2m})
     try:
-        layout = plan(image(base + kstart, base + kstart + size, base, **wishes), mib * MIB, ramdisk)
+        layout = plan(image(base + kstart, base + kstart + size, base, width, **wishes), mib * MIB, ramdisk)
     except (ConfigError, ImageError):
         return
     extents = list(layout.extents())
@@ -174,7 +246,7 @@ def test_invariants(
     assert extents[-1].end <= layout.used_pages <= layout.nr_pages
     assert layout.region_end % (4 << 20) == 0
     assert layout.region_end - layout.va_of(layout.boot_stack.end) >= 512 << 10
-    assert layout.p2m.pages == pages_of(mib * MIB * 8)
+    assert layout.p2m.pages == pages_of(mib * MIB * width // 8)
     assert sum(run.count for run in layout.tables) == layout.page_tables.pages
     for run in layout.tables:
         shift = 12 + 9 * run.level

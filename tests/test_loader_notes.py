@@ -12,6 +12,7 @@ from pyhv.loader.notes import (
     XENFEATURES,
     FeatureWish,
     NoteSource,
+    Pae,
     XenNotes,
     feature_names,
     find_guest_string,
@@ -151,3 +152,38 @@ def test_guest_string_search() -> None:
     assert find_guest_string(b"abcBOOT" + text + b"\0") is None
     assert find_guest_string(b"\0LOADER=grub\0") is None
     assert find_guest_string(b"\0" + text) is None
+
+
+def test_a_last_string_may_claim_too_much() -> None:
+    cut = note(9, "yes" + "\0" * 8)[:-8]
+    assert read(note(8, "generic") + cut).pae_mode == "yes"
+    for bad in (cut[:-1], struct.pack("<III", 4, 8, 3) + b"Xen\0" + bytes(4)):
+        with pytest.raises(ImageError, match="past the end"):
+            read(bad)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("yes", Pae.EXTENDED_CR3),
+        ("bimodal", Pae.EXTENDED_CR3),
+        ("yes[extended-cr3]", Pae.NONE),
+        ("no", Pae.NONE),
+        (None, Pae.NONE),
+    ],
+)
+def test_pae_mode_of_notes(told: str | None, expected: Pae) -> None:
+    assert read(b"" if told is None else note(9, told)).pae is expected
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("yes[extended-cr3]", Pae.EXTENDED_CR3),
+        ("yes", Pae.LOW_L3),
+        ("yesterday", Pae.LOW_L3),
+        ("no", Pae.NONE),
+    ],
+)
+def test_pae_of_the_guest_string(told: str, expected: Pae) -> None:
+    assert from_guest_string(f"LOADER=generic,PAE={told}\0".encode(), "k").pae is expected

@@ -60,7 +60,11 @@ class Sound:
         info = guest.one()
         bench.frames.get_writable(info)
         vcpu.info_moved, vcpu.info_page = True, FramePage(bench.physical, info)
-        guest.grants.frames.append(bench.frames.allocate_shared(guest.domid))
+        guest.grants.shared_frames.append(bench.frames.allocate_shared(guest.domid))
+        self.events = guest.one()
+        for _ in range(2):
+            bench.frames.get_writable(self.events)
+            guest.events.frames.append(Mfn(self.events))
 
     def entry(self, mfn: int, slot: int, change: int) -> None:
         """Flip bits of an entry behind everybody's back."""

@@ -22,6 +22,9 @@ u64_aligned = Annotated[int, "Q", "Q", 8, 8]
 ulong = Annotated[int, "Q", "I", 8, 4]
 pointer = Annotated[int, "Q", "I", 8, 4]
 """C types: (format in 64-bit, format in 32-bit, alignment in 64-bit, alignment in 32-bit)."""
+char32 = Annotated[bytes, "32s", "32s", 1, 1]
+char1024 = Annotated[bytes, "1024s", "1024s", 1, 1]
+"""C arrays of characters; shorter text is followed by NULs."""
 u16_after_struct = Annotated[int, "H", "H", 8, 4]
 """A `uint16_t` behind a nested structure that holds an `unsigned long`, and so ends in padding."""
 
@@ -93,5 +96,6 @@ class AbiStruct:
         return self.layout(width).packer.pack(*(getattr(self, name) for name in self.names))
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{name}={getattr(self, name):#x}" for name in self.names)
+        values = ((name, getattr(self, name)) for name in self.names)
+        inner = ", ".join(f"{name}={v:#x}" if isinstance(v, int) else f"{name}={v!r}" for name, v in values)
         return f"{type(self).__name__}({inner})"

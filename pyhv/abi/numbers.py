@@ -126,6 +126,7 @@ class Evtchn(enum.IntEnum):
     INIT_CONTROL = 11
     EXPAND_ARRAY = 12
     SET_PRIORITY = 13
+    RESET_CONT = 14
 
 
 class Virq(enum.IntEnum):

@@ -2,12 +2,14 @@
 """Argument structures of the hypercalls, as the public headers (`xen.h`, `memory.h`, `event_channel.h`,
 `grant_table.h`, `sched.h`, `vcpu.h`, `callback.h`, `physdev.h`, `version.h`) lay them out.
 
-`start_info`, `shared_info` and `vcpu_guest_context` are large and touched field by field: their offsets are
-named constants in `shared.py`.
+`shared_info` and `vcpu_guest_context` are large and touched field by field: their offsets are named
+constants in `shared.py`.
 """
 
 from pyhv.abi.layout import (
     AbiStruct,
+    char32,
+    char1024,
     pointer,
     s16,
     s32,
@@ -19,6 +21,31 @@ from pyhv.abi.layout import (
     u64_aligned,
     ulong,
 )
+
+
+class StartInfo(AbiStruct):
+    """`start_info`, of an unprivileged domain: what a kernel finds when it begins.
+
+    `shared_info` is a machine address; `pt_base`, `mfn_list` and (unless `flags` has SIF_MOD_START_PFN, 8)
+    `mod_start` are virtual ones.
+    """
+
+    magic: char32
+    nr_pages: ulong
+    shared_info: ulong
+    flags: u32
+    store_mfn: ulong
+    store_evtchn: u32
+    console_mfn: ulong
+    console_evtchn: u32
+    pt_base: ulong
+    nr_pt_frames: ulong
+    mfn_list: ulong
+    mod_start: ulong
+    mod_len: ulong
+    cmd_line: char1024
+    first_p2m_pfn: ulong
+    nr_p2m_frames: ulong
 
 
 class MmuUpdate(AbiStruct):
@@ -127,6 +154,24 @@ class GnttabUnmapGrantRef(AbiStruct):
     host_addr: u64_aligned
     dev_bus_addr: u64_aligned
     handle: u32
+    status: s16
+
+
+class GnttabUnmapAndReplace(AbiStruct):
+    """`gnttab_unmap_and_replace`: `new_addr` is where the entry comes from that takes the grant's place."""
+
+    host_addr: u64_aligned
+    new_addr: u64_aligned
+    handle: u32
+    status: s16
+
+
+class GnttabTransfer(AbiStruct):
+    """`gnttab_transfer`: the frame, and the receiver's entry."""
+
+    mfn: ulong
+    domid: u16
+    ref: u32
     status: s16
 
 
@@ -271,6 +316,12 @@ class EvtchnInitControl(AbiStruct):
     link_bits: u8
 
 
+class EvtchnExpandArray(AbiStruct):
+    """`evtchn_expand_array`."""
+
+    array_gfn: u64_aligned
+
+
 class EvtchnSetPriority(AbiStruct):
     """`evtchn_set_priority`."""
 
@@ -332,7 +383,7 @@ class VcpuRunstateInfo(AbiStruct):
 
 
 class CallbackRegister(AbiStruct):
-    """`callback_register` for 64-bit guests (32-bit: `address` is cs, eip)."""
+    """`callback_register` for 64-bit guests."""
 
     type: u16
     flags: u16
@@ -363,3 +414,21 @@ class FeatureInfo(AbiStruct):
 
     submap_idx: u32
     submap: u32
+
+
+class CallbackRegisterCompat(AbiStruct):
+    """`callback_register` for 32-bit guests, whose callbacks have a code segment."""
+
+    type: u16
+    flags: u16
+    cs: u32
+    eip: u32
+
+
+class TrapInfo(AbiStruct):
+    """`trap_info`: a handler; bits 1..0 of `flags` are the DPL, bit 2 masks events on entry."""
+
+    vector: u8
+    flags: u8
+    cs: u16
+    address: ulong

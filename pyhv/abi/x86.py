@@ -89,10 +89,17 @@ class Msr(enum.IntEnum):
 PAT_VALUE = 0x0000_0501_0007_0406
 EFER_VALUE = 0xD01
 """SCE, LME, LMA, NX: what a 64-bit PV guest reads."""
+EFER_LONG_MODE = 0x501
+"""SCE, LME, LMA: what a 32-bit PV guest does not see on a processor of Intel's."""
 
 FLAT_RING3_CS32 = 0xE023
 FLAT_RING3_CS64 = 0xE033
 FLAT_RING3_DS = 0xE02B
+FLAT_RING1_CS = 0xE019
+FLAT_RING1_DS = 0xE021
+COMPAT_RING3_CS = 0xE02B
+COMPAT_RING3_DS = 0xE033
+"""A 32-bit guest's flat selectors."""
 FIRST_RESERVED_GDT_ENTRY = 7168
 GDT_GUEST_BYTES = FIRST_RESERVED_GDT_ENTRY * 8
 """Bytes of the virtual GDT that belong to the guest: 0xe000, 14 pages."""
@@ -106,3 +113,13 @@ RESERVED_DESCRIPTORS = {
     0xE060: 0x0000_9100_0000_0000,
 }
 """Xen's part of a 64-bit guest's GDT, by selector without RPL."""
+RESERVED_DESCRIPTORS_COMPAT = {
+    0xE008: 0x00AF_9B00_0000_FFFF,
+    0xE010: 0x00CF_9300_0000_FFFF,
+    0xE018: 0x00CF_BB00_0000_FFFF,
+    0xE020: 0x00CF_B300_0000_FFFF,
+    0xE028: 0x00CF_FB00_0000_FFFF,
+    0xE030: 0x00CF_F300_0000_FFFF,
+    0xE060: 0x0000_9100_0000_0000,
+}
+"""The same for a 32-bit guest: flat segments for ring 1 and ring 3."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from pyhv.cli import debian
 from pyhv.cli.unpacked import unpack_once
 from pyhv.errors import ImageError
-from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 
@@ -42,7 +42,7 @@ def resolve(
     With `bootable=False` an image that cannot boot is read too; with `with_ramdisk=False` the caller brings
     a ramdisk of its own. Raises ImageError or EnvironmentProblem.
     """
-    if word in BUILTIN:
+    if word in BUILTIN or word in HOSTILE:
         return Source(word, load_image(build_builtin(word), word), memory=BUILTIN_MIB, is_builtin=True)
     if word == DEBIAN:
         files = debian.ensure(progress())
@@ -50,9 +50,10 @@ def resolve(
         ramdisk = read(files.initramfs, "ramdisk") if with_ramdisk else b""
         return Source(DEBIAN, image, ramdisk, debian.COMMAND_LINE, debian.MEMORY_MIB)
     path = Path(word)
-    if "/" not in word and not path.exists():
+    if ("/" not in word or word.startswith("hostile/")) and not path.exists():
+        there = HOSTILE if word.startswith("hostile/") else [*BUILTIN, "hostile/NAME"]
         raise ImageError(
-            f"{word}: there is no such file, and no guest of that name; there are {', '.join(BUILTIN)}"
+            f"{word}: there is no such file, and no guest of that name; there are {', '.join(there)}"
             f" and {DEBIAN}"
         )
     return Source(path.stem, load_image(path, word, bootable=bootable, unpacker=unpack_once))

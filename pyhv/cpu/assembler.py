@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""x86-64 assembly text to machine code: the one door to Keystone.
+"""x86 assembly text to machine code, 64- and 32-bit: the one door to Keystone.
 
 Syntax: Intel's, as LLVM's assembler reads it (Intel SDM vol. 2 for the instructions). Keystone gives an
 error number without a place, accepts a few lines that it then encodes wrongly, and has directives that
@@ -24,11 +24,12 @@ MAX_BYTES = 64 << 20
 _SIZED = frozenset({".zero", ".balign"})
 
 _MISREAD = {
-    # Keystone picks the 16-bit operand size for these, which no 64-bit kernel means.
-    "iret": "iretq",
-    "pushf": "pushfq",
-    "popf": "popfq",
+    # Keystone picks the 16-bit operand size for these, which no kernel means.
+    64: {"iret": "iretq", "pushf": "pushfq", "popf": "popfq"},
+    32: {"iret": "iretd", "pushf": "pushfd", "popf": "popfd"},
 }
+_MODES = {64: keystone.KS_MODE_64, 32: keystone.KS_MODE_32}
+_SHORT_PUSH = frozenset({"cs", "ds", "es", "ss"})
 
 _LABEL = re.compile(r"\s*([A-Za-z_.][\w.]*)\s*:\s*(.*)", re.DOTALL)
 _CHARACTER = re.compile(r"'(\\[nt0\\']|[^'\\])'")
@@ -53,8 +54,8 @@ def label_of(line: str) -> tuple[str | None, str]:
     return (match[1], match[2]) if match else (None, line)
 
 
-def assemble(source: str, address: int, origins: Sequence[str] | None = None) -> bytes:
-    """Assemble `source` as if its first byte were at virtual `address`.
+def assemble(source: str, address: int, origins: Sequence[str] | None = None, *, width: int = 64) -> bytes:
+    """Assemble `source` for a processor in `width`-bit mode as if its first byte were at virtual `address`.
 
     One statement a line, labels as `name:`; no comments. `origins[i]` says where line i came from
     ("hello.S:12"); without it lines are counted from 1. Raises `ImageError` naming the origin, the cause
@@ -67,14 +68,14 @@ def assemble(source: str, address: int, origins: Sequence[str] | None = None) ->
     safe = []
     for line, place in zip(lines, places, strict=True):
         without_characters = _CHARACTER.sub(_code_of, line)
-        cause = _refusal(without_characters)
+        cause = _refusal(without_characters, width)
         if cause is not None:
             raise ImageError(f"{place}: {cause}: `{line.strip()}`")
         safe.append(_NUMBER.sub(_in_hexadecimal, without_characters))
-    code, failure = _keystone("\n".join(safe), address)
+    code, failure = _keystone("\n".join(safe), address, width)
     if failure is None:
         return code
-    culprit, failure = _first_bad_line(safe, address)
+    culprit, failure = _first_bad_line(safe, address, width)
     raise ImageError(f"{places[culprit]}: {_explain(failure)}: `{lines[culprit].strip()}`")
 
 
@@ -88,7 +89,7 @@ def _in_hexadecimal(number: re.Match[str]) -> str:
     return f"{int(number[0]):#x}" if _DECIMAL.fullmatch(number[0]) else number[0]
 
 
-def _refusal(line: str) -> str | None:
+def _refusal(line: str, width: int) -> str | None:
     """Why a line must not reach Keystone, or None."""
     statement = label_of(line)[1].strip()
     first, _, operands = statement.partition(" ")
@@ -101,8 +102,10 @@ def _refusal(line: str) -> str | None:
         return "not an instruction"
     if mnemonic.startswith(".") and mnemonic not in DIRECTIVES:
         return f"unknown directive {mnemonic}"
-    if mnemonic in _MISREAD:
-        return f"{mnemonic} would assemble to its 16-bit form, write {_MISREAD[mnemonic]}"
+    if mnemonic in _MISREAD[width]:
+        return f"{mnemonic} would assemble to its 16-bit form, write {_MISREAD[width][mnemonic]}"
+    if width == 32 and mnemonic in ("push", "pop") and operands.strip().lower() in _SHORT_PUSH:
+        return f"{mnemonic} of a segment register would move 2 bytes; go by a general register"
     for number in _NUMBER.findall(operands):
         if not (_DECIMAL.fullmatch(number) or _HEXADECIMAL.fullmatch(number)):
             return f"{number} is no number; write it in decimal or as 0x..."
@@ -191,11 +194,11 @@ def _refusal_of_size(directive: str, operands: str) -> str | None:
     return f"more than {MAX_BYTES >> 20} MiB" if int(numbers[0], 0) > MAX_BYTES else None
 
 
-def _keystone(source: str, address: int) -> tuple[bytes, keystone.KsError | None]:
+def _keystone(source: str, address: int, width: int) -> tuple[bytes, keystone.KsError | None]:
     """Run Keystone once: (code, None) or (b"", its error)."""
     if not source.strip():
         return b"", None
-    engine = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+    engine = keystone.Ks(keystone.KS_ARCH_X86, _MODES[width])
     try:
         encoding, _count = engine.asm(source, address, as_bytes=True)
     except keystone.KsError as error:
@@ -203,7 +206,7 @@ def _keystone(source: str, address: int) -> tuple[bytes, keystone.KsError | None
     return bytes(encoding or b""), None
 
 
-def _first_bad_line(lines: Sequence[str], address: int) -> tuple[int, keystone.KsError | None]:
+def _first_bad_line(lines: Sequence[str], address: int, width: int) -> tuple[int, keystone.KsError | None]:
     """Find the first line at fault in a source that fails as a whole.
 
     A prefix of the source is wrong exactly when it contains a wrong line, provided that labels defined
@@ -215,7 +218,7 @@ def _first_bad_line(lines: Sequence[str], address: int) -> tuple[int, keystone.K
         defined = set(labels[:count])
         later = dict.fromkeys(label for label in labels[count:] if label and label not in defined)
         prefix = [*lines[:count], *(f"{label}:" for label in later)]
-        return _keystone("\n".join(prefix), address)[1]
+        return _keystone("\n".join(prefix), address, width)[1]
 
     good, bad = 0, len(lines)
     while bad - good > 1:
@@ -235,6 +238,8 @@ def _explain(error: keystone.KsError | None) -> str:
         keystone.KS_ERR_ASM_SYMBOL_MISSING: "a name that is defined nowhere",
         keystone.KS_ERR_ASM_SYMBOL_REDEFINED: "a label that already exists",
         keystone.KS_ERR_ASM_DIRECTIVE_VALUE_RANGE: "a value too large for its size",
+        keystone.KS_ERR_ASM_MISSINGFEATURE: "no such instruction in this mode",
+        keystone.KS_ERR_ASM_FIXUP_INVALID: "this instruction cannot hold a label's address",
     }
     if error is None:
         return "cannot be assembled"

@@ -75,8 +75,14 @@ _BASIC: Final = {
 }
 
 
-def cpuid(leaf: int, subleaf: int, vcpu: int, tsc: TscRate) -> Cpuid:
-    """Answer CPUID for a vCPU of a 64-bit PV guest with such a TSC; unknown leaves are all zero."""
+def cpuid(leaf: int, subleaf: int, vcpu: int, tsc: TscRate, width: int = 64) -> Cpuid:
+    """Answer CPUID for a vCPU of a PV guest with such a TSC; unknown leaves are all zero.
+
+    A 32-bit guest has neither long mode nor, on Intel's processors, SYSCALL.
+    """
+    if leaf == 0x8000_0001 and width == 32:
+        found = _BASIC[leaf]
+        return found._replace(edx=found.edx & ~_bits(11, 29))
     if leaf == 1:
         found = _BASIC[1]
         return found._replace(ebx=found.ebx | vcpu << 24)

@@ -17,10 +17,12 @@ from capstone import x86 as cx86
 from pyhv.address import MASK64
 from pyhv.cpu.vmcb import RIP, SEG_BASE
 
-_decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-_decoder.detail = True
-_decoder32 = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
-_decoder32.detail = True
+_decoders = {
+    64: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64),
+    32: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32),
+}
+for _decoder in _decoders.values():
+    _decoder.detail = True
 
 MAX_LENGTH = 15
 
@@ -142,6 +144,11 @@ for _number in range(8, 16):
         _GENERAL[getattr(cx86, f"X86_REG_R{_number}{_suffix}")] = _number
 _HIGH = {cx86.X86_REG_AH: 0, cx86.X86_REG_CH: 1, cx86.X86_REG_DH: 2, cx86.X86_REG_BH: 3}
 _SEGMENTS = {cx86.X86_REG_FS: 4, cx86.X86_REG_GS: 5}
+_SEGMENTS_32 = _SEGMENTS | {
+    cx86.X86_REG_ES: 0, cx86.X86_REG_CS: 1, cx86.X86_REG_SS: 2, cx86.X86_REG_DS: 3,
+}  # fmt: skip
+_ON_STACK = frozenset({4, 5})
+"""ESP and EBP: as a base they imply SS."""
 
 STORES = frozenset(
     [
@@ -169,9 +176,9 @@ STORES = frozenset(
 
 
 @functools.lru_cache(maxsize=4096)
-def store(code: bytes) -> Store | None:
+def store(code: bytes, width: int = 64) -> Store | None:
     """Decode `code` as an instruction of `STORES` whose destination is memory; None for anything else."""
-    found = next(_decoder.disasm(code, 0, 1), None)
+    found = next(_decoders[width].disasm(code, 0, 1), None)
     if found is None or found.mnemonic.removeprefix("lock ") not in STORES or not found.operands:
         return None
     operands = list(found.operands)
@@ -192,17 +199,21 @@ def store(code: bytes) -> Store | None:
             register = _GENERAL[source.reg]
         else:
             return None
-    return Store(name, found.size, target.size, _operand(target.mem), register, high, immediate)
+    return Store(name, found.size, target.size, _operand(target.mem, width), register, high, immediate)
 
 
-def _operand(memory: Any) -> Memory:
-    """One of Capstone's memory operands in our words."""
+def _operand(memory: Any, width: int = 64) -> Memory:
+    """One of Capstone's memory operands in our words; only 32-bit code has bases in DS, ES and SS."""
+    segment = _SEGMENTS.get(memory.segment)
+    if width == 32:
+        implied = 2 if _GENERAL.get(memory.base) in _ON_STACK else 3
+        segment = _SEGMENTS_32.get(memory.segment, implied)
     return Memory(
         base=_GENERAL.get(memory.base),
         scaled=_GENERAL.get(memory.index),
         scale=memory.scale,
         displacement=memory.disp,
-        segment=_SEGMENTS.get(memory.segment),
+        segment=segment,
         rip_relative=memory.base == cx86.X86_REG_RIP,
     )
 
@@ -257,7 +268,7 @@ _STACK_BASES = frozenset({4, 5})  # RSP, RBP
 @functools.lru_cache(maxsize=4096)
 def accesses(code: bytes, bits: int = 64) -> Accesses | None:
     """What memory the first instruction of `code` names; None if that cannot be told from its operands."""
-    found = next((_decoder if bits == 64 else _decoder32).disasm(code, 0, 1), None)
+    found = next(_decoders[bits].disasm(code, 0, 1), None)
     if found is None:
         return None
     words = found.mnemonic.split()
@@ -267,7 +278,7 @@ def accesses(code: bytes, bits: int = 64) -> Accesses | None:
         return None
     if name in ("lea", "nop", "prefetchnta", "prefetcht0", "prefetcht1", "prefetcht2", "invlpg"):
         memory = []
-    operands = tuple((_operand(operand.mem), operand.size) for operand in memory)
+    operands = tuple((_operand(operand.mem, bits), operand.size) for operand in memory)
     return Accesses(
         length=found.size,
         operands=operands,
@@ -281,7 +292,7 @@ def accesses(code: bytes, bits: int = 64) -> Accesses | None:
 def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
     """Length of a 64-bit instruction, and its references through the stack segment: #SS, not #GP, is what
     hardware raises where one of them is not canonical. None if it is no instruction."""
-    found = next(_decoder.disasm(code, 0, 1), None)
+    found = next(_decoders[64].disasm(code, 0, 1), None)
     if found is None:
         return None
     name = found.mnemonic.split()[-1]
@@ -294,15 +305,15 @@ def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
     return found.size, tuple(references)
 
 
-def length(code: bytes) -> int:
+def length(code: bytes, width: int = 64) -> int:
     """Length of the first instruction, 0 if it is none."""
-    found = next(_decoder.disasm(code, 0, 1), None)
+    found = next(_decoders[width].disasm(code, 0, 1), None)
     return found.size if found else 0
 
 
-def disassemble(code: bytes, address: int, count: int = 1) -> list[tuple[int, str]]:
+def disassemble(code: bytes, address: int, count: int = 1, width: int = 64) -> list[tuple[int, str]]:
     """(address, text) of up to `count` instructions, for people."""
     return [
         (insn.address, f"{insn.mnemonic} {insn.op_str}".strip())
-        for insn in _decoder.disasm(code, address, count)
+        for insn in _decoders[width].disasm(code, address, count)
     ]

@@ -11,6 +11,7 @@ The operations, their structures and states are those of the public header `even
 
 This module knows no guest memory (`PendingBits` keeps what is pending), no vCPU states (`wake` and
 `port_became_pending` are told) and no hypercall buffers: arguments are numbers, refusals are `XenError`.
+A domain begins with 2-level delivery; init_control switches it to FIFO, and only reset leads back.
 Back ends that live in the hypervisor own ports like everybody else, with a Python function in the place of
 an upcall. Every number is a guest's and is checked here.
 """
@@ -24,9 +25,11 @@ from typing import NoReturn
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import NR_VIRQS, Virq
-from pyhv.address import PAGE_SIZE
+from pyhv.abi.shared import FIFO_PORTS
+from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.events.delivery import Effect, PendingBits
+from pyhv.events.fifo import Fifo, SharedWords, check_control_block
 
 PER_VCPU_VIRQS = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
 """VIRQs that each vCPU binds for itself, and that stay on it."""
@@ -36,8 +39,12 @@ DEFAULT_MAX_PORT = 1023
 """Highest port of a domain unless its configuration says more."""
 NR_PIRQS = 256
 """Physical interrupt numbers below this exist, but none is a plain domain's."""
-MAX_PRIORITY = 15
-FIFO_CONTROL_BLOCK_SIZE = 72
+
+
+STEPS_A_LOOK = 64
+"""Ports that a reset closes between two questions whether to give way."""
+
+_NOTHING, _NEWLY_PENDING, _UPCALL = Effect.NOTHING, Effect.NEWLY_PENDING, Effect.UPCALL
 
 
 class PortState(enum.IntEnum):
@@ -82,8 +89,9 @@ class EventChannels:
     `lookup` finds another domain's channels by domid (this one's included); None if there is no such
     domain. `wake(vcpu)` is called when a vCPU has got an upcall to take; `port_became_pending(port)`
     whenever a pending bit went from 0 to 1, for those who poll. `max_port` is the highest port, further
-    limited by `width`: the 2-level layout has `width`² ports. `privileged` may act for other domains and
-    own the global VIRQs.
+    limited by the layout: 2-level has `width`² ports, FIFO 2^17. `release(page)` drops the reference that
+    the caller of `init_control` or `expand_array` has taken to that page. `privileged` may act for other
+    domains and own the global VIRQs.
     """
 
     def __init__(
@@ -98,10 +106,14 @@ class EventChannels:
         max_port: int = DEFAULT_MAX_PORT,
         width: int = 64,
         privileged: bool = False,
+        release: Callable[[SharedWords], None] = lambda _page: None,
     ) -> None:
         self.domid = domid
         self.vcpu_count = vcpu_count
         self.pending = pending
+        self.fifo: Fifo | None = None
+        """`pending`, when the domain has chosen FIFO delivery."""
+        self.max_port = max_port
         self.limit = min(max_port + 1, width * width)
         """Ports 1..limit-1 exist."""
         self.privileged = privileged
@@ -109,6 +121,8 @@ class EventChannels:
         self._lookup = lookup
         self._wake = wake
         self._port_became_pending = port_became_pending
+        self._release = release
+        self._two_level, self._two_level_limit = pending, self.limit
         self._ports: dict[int, _Port] = {}
         self._virqs: dict[tuple[int, int], int] = {}
         """(vcpu, virq) → port; VIRQs that are not per vCPU are found under vCPU 0."""
@@ -192,17 +206,26 @@ class EventChannels:
             remote.peer = None
             remote.peer_port = 0
 
-    def reset(self, dom: int) -> None:
-        """EVTCHNOP_reset: close every port of `dom`. ESRCH, EPERM: unknown, or not the caller."""
+    def reset(self, dom: int, preempted: Callable[[int], bool] = lambda _steps: False) -> bool:
+        """EVTCHNOP_reset: close every port of `dom`, and have it use 2-level delivery again.
+
+        ESRCH, EPERM: unknown, or not the caller. `preempted(steps)` is asked now and then whether to give
+        way: then the result is False, and the caller shall call again.
+        """
         owner = self._target(dom)
-        for port in sorted(owner._ports):
+        for step, port in enumerate(sorted(owner._ports), 1):
             owner.close(port)
+            if step % STEPS_A_LOOK == 0 and preempted(STEPS_A_LOOK):
+                return False
+        owner._leave_fifo()
+        return True
 
     def destroy(self) -> None:
         """The domain dies: close every port, and open none again."""
         self.dying = True
         for port in sorted(self._ports):
             self.close(port)
+        self._leave_fifo()
 
     # ---- notification
 
@@ -230,12 +253,14 @@ class EventChannels:
         return True
 
     def unmask(self, port: int) -> None:
-        """EVTCHNOP_unmask: clear the port's mask, and deliver what it held back. EINVAL: no such port."""
+        """EVTCHNOP_unmask: clear the port's mask, and deliver what it held back. EINVAL: no such port.
+
+        On a free port it has no effect.
+        """
         self._check_port(port)
         entry = self._ports.get(port)
-        vcpu = entry.vcpu if entry is not None else 0
-        if Effect.UPCALL in self.pending.unmask(port, vcpu):
-            self._wake(vcpu)
+        if entry is not None and self.pending.unmask(port, entry.vcpu) is not _NOTHING:
+            self._wake(entry.vcpu)
 
     # ---- settings and questions
 
@@ -260,39 +285,75 @@ class EventChannels:
         return PortStatus(entry.state, entry.vcpu, entry.remote_dom, entry.peer_port, entry.virq)
 
     def is_pending(self, port: int) -> bool:
-        """For SCHEDOP_poll: say whether a port has an event, masked or not. EINVAL: no such port."""
-        self._check_port(port)
+        """For SCHEDOP_poll: say whether a port has an event, masked or not. EINVAL: no such port, or free."""
+        self._bound(port)
         return self.pending.is_pending(port)
 
     def ports(self) -> dict[int, PortStatus]:
         """Every port that is not free, in ascending order."""
         return {port: self.status(DOMID_SELF, port) for port in sorted(self._ports)}
 
-    # ---- FIFO delivery: not offered
+    # ---- FIFO delivery
 
-    def init_control(self, vcpu: int, offset: int, frame_is_usable: bool) -> NoReturn:
-        """EVTCHNOP_init_control: refused with ENOSYS, after which guests stay with 2-level delivery.
+    def check_control(self, vcpu: int, offset: int) -> None:
+        """EVTCHNOP_init_control's own checks, before a reference to the control block's page is taken.
 
-        The arguments are checked first, as guests test it: ENOENT for a bad vCPU; EINVAL for a misplaced
-        block, or a frame that the caller found not to be the domain's or not writable.
+        ENOENT: no such vCPU. EINVAL: a block cannot lie there, or the vCPU has one.
         """
         self._check_vcpu(vcpu)
-        if not 0 <= offset <= PAGE_SIZE - FIFO_CONTROL_BLOCK_SIZE or offset % 8:
-            raise XenError(Errno.EINVAL, f"a FIFO control block cannot lie at offset {offset}")
-        if not frame_is_usable:
-            raise XenError(Errno.EINVAL, "the FIFO control block's frame is not a writable one of the domain")
-        raise XenError(Errno.ENOSYS, "FIFO event channels are not offered")
+        check_control_block(offset)
+        if self.fifo is not None:
+            self.fifo.check_vcpu(vcpu)
 
-    def expand_array(self) -> NoReturn:
-        """EVTCHNOP_expand_array: EOPNOTSUPP, because the domain is never in FIFO mode."""
-        raise XenError(Errno.EOPNOTSUPP, "the domain does not use FIFO event channels")
+    def init_control(self, vcpu: int, page: SharedWords, offset: int) -> None:
+        """EVTCHNOP_init_control, checked: give `vcpu` its control block, for good.
 
-    def set_priority(self, port: int, priority: int) -> NoReturn:
-        """EVTCHNOP_set_priority: EINVAL: bad port or priority. Else ENOSYS: 2-level has none."""
+        The first one switches the domain to FIFO delivery, with more ports, all at the default priority; what
+        is pending stays so until the event array can show it.
+        """
+        if self.fifo is None:
+            two_level = self._two_level
+            early = [port for port in self._ports if two_level.is_pending(port)]
+            self.pending = self.fifo = Fifo(self.vcpu_count, two_level.mark_upcall, early)
+            self.limit = min(self.max_port + 1, FIFO_PORTS)
+        self.fifo.add_control_block(vcpu, page, offset)
+
+    def check_expansion(self) -> None:
+        """EVTCHNOP_expand_array's own checks: EOPNOTSUPP with 2-level delivery, ENOSPC if it is complete."""
+        if self.fifo is None:
+            raise XenError(Errno.EOPNOTSUPP, "the domain does not use FIFO event channels")
+        self.fifo.check_array()
+
+    def expand_array(self, page: SharedWords) -> None:
+        """EVTCHNOP_expand_array, checked: add a page to the event array, and deliver what waits for it."""
+        assert self.fifo is not None
+        for port in self.fifo.add_array_page(page):
+            self._set_pending(port)
+
+    def set_priority(self, port: int, priority: int) -> None:
+        """EVTCHNOP_set_priority: the queue for the port's next events, 0 (first) to 15.
+
+        EINVAL: no such port or priority. ENOSYS: 2-level delivery has none. EACCES: the port is free.
+        """
         self._check_port(port)
-        if not 0 <= priority <= MAX_PRIORITY:
-            raise XenError(Errno.EINVAL, f"priority {priority} is above {MAX_PRIORITY}")
-        raise XenError(Errno.ENOSYS, "2-level event channels have no priorities")
+        if self.fifo is None:
+            raise XenError(Errno.ENOSYS, "2-level event channels have no priorities")
+        if port not in self._ports:
+            raise XenError(Errno.EACCES, f"port {port} is free")
+        self.fifo.set_priority(port, priority)
+
+    def shared_frames(self) -> list[Mfn]:
+        """The frames of the FIFO pages, each as often as it is referred to."""
+        return [page.mfn for page in self.fifo.pages()] if self.fifo is not None else []
+
+    def _leave_fifo(self) -> None:
+        """All ports are closed: back to 2-level delivery, and to the first port."""
+        fifo = self.fifo
+        self.pending, self.fifo, self.limit = self._two_level, None, self._two_level_limit
+        self._closed, self._unused = [], 1
+        if fifo is not None:
+            for page in fifo.pages():
+                self._release(page)
 
     # ---- inside
 
@@ -323,22 +384,39 @@ class EventChannels:
         if not 0 <= vcpu < self.vcpu_count:
             raise XenError(Errno.ENOENT, f"domain {self.domid} has no vCPU {vcpu}")
 
-    def _check_space(self) -> None:
+    def _free_port(self) -> int:
+        """The lowest free port, which stays free. EINVAL: the domain is dying. ENOSPC: there is none.
+
+        With FIFO delivery a port is not free before the guest has taken its last event off the queue.
+        """
         if self.dying:
             raise XenError(Errno.EINVAL, f"domain {self.domid} is dying")
-        if not self._closed and self._unused >= self.limit:
+        if self.fifo is None:
+            port = self._closed[0] if self._closed else self._unused
+        else:
+            port = next((port for port in sorted(self._closed) if not self.fifo.is_busy(port)), self._unused)
+            while port < self.limit and port >= self._unused and self.fifo.is_busy(port):
+                port += 1
+        if port >= self.limit:
             raise XenError(Errno.ENOSPC, f"all {self.limit - 1} ports of domain {self.domid} are in use")
+        return port
+
+    def _open(self, port: int, entry: _Port) -> int:
+        """Take the port that `_free_port` has found."""
+        if self._closed and self._closed[0] == port:
+            heapq.heappop(self._closed)
+        elif port < self._unused:
+            self._closed.remove(port)
+            heapq.heapify(self._closed)
+        else:
+            self._closed.extend(range(self._unused, port))  # busy ones; they are the heap's highest
+            self._unused = port + 1
+        self._ports[port] = entry
+        return port
 
     def _allocate(self, entry: _Port) -> int:
         """Give `entry` the lowest free port."""
-        self._check_space()
-        if self._closed:
-            port = heapq.heappop(self._closed)
-        else:
-            port = self._unused
-            self._unused += 1
-        self._ports[port] = entry
-        return port
+        return self._open(self._free_port(), entry)
 
     def _connect(self, remote_dom: int, remote_port: int, callback: Callable[[], None] | None) -> int:
         """Make a new port and an offered one each other's peers."""
@@ -346,7 +424,7 @@ class EventChannels:
         remote = self if domid == self.domid else self._lookup(domid)
         if remote is None:
             raise XenError(Errno.ESRCH, f"there is no domain {domid}")
-        self._check_space()
+        port = self._free_port()
         offered = remote._ports.get(remote_port)
         if offered is None or offered.state != PortState.UNBOUND or offered.remote_dom != self.domid:
             raise XenError(
@@ -354,7 +432,7 @@ class EventChannels:
             )
         entry = _Port(PortState.INTERDOMAIN, remote_dom=domid, peer=remote, peer_port=remote_port)
         entry.callback = callback
-        port = self._allocate(entry)
+        self._open(port, entry)
         offered.state = PortState.INTERDOMAIN
         offered.peer = self
         offered.peer_port = port
@@ -367,7 +445,9 @@ class EventChannels:
             entry.callback()
             return
         effect = self.pending.set_pending(port, entry.vcpu)
-        if Effect.UPCALL in effect:
+        if effect is _NOTHING:
+            return
+        if effect is not _NEWLY_PENDING:
             self._wake(entry.vcpu)
-        if Effect.NEWLY_PENDING in effect:
+        if effect is not _UPCALL:
             self._port_became_pending(port)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Two-level delivery of events: the bits in guest memory that say "something happened, look here".
 
+The other way to deliver, which a guest may switch to, is in `fifo.py`; both end in the same flag.
+
 The layout is `struct shared_info` and `struct vcpu_info` of the public header `xen.h`:
 
     shared_info                              vcpu_info of the port's target vCPU
@@ -22,19 +24,15 @@ from typing import Protocol
 from pyhv.abi.errno import Errno
 from pyhv.abi.shared import (
     MAX_LEGACY_VCPUS,
-    SI_EVTCHN_MASK,
+    SHARED_LAYOUT,
     SI_EVTCHN_PENDING,
     SI_VCPU_INFO,
     VCPU_INFO_SIZE,
-    VI_PENDING_SEL,
     VI_UPCALL_MASK,
     VI_UPCALL_PENDING,
 )
 from pyhv.address import PAGE_SIZE
 from pyhv.errors import XenError
-
-_MASK_OFFSET = {64: SI_EVTCHN_MASK, 32: 2176}
-_PENDING_SEL = {64: VI_PENDING_SEL, 32: 4}
 
 
 class Effect(enum.Flag):
@@ -44,7 +42,12 @@ class Effect(enum.Flag):
     NEWLY_PENDING = 1
     """The port's pending bit went from 0 to 1: vCPUs that poll this port wake up."""
     UPCALL = 2
-    """The target vCPU now has an upcall to take: it wakes up."""
+    """The target vCPU now has an upcall to take, which it had not before: it wakes up."""
+    BOTH = 3
+
+
+# Members of a Flag cost a call each time they are looked up or combined, and events are frequent.
+_NOTHING, _NEWLY_PENDING, _UPCALL, _BOTH = Effect.NOTHING, Effect.NEWLY_PENDING, Effect.UPCALL, Effect.BOTH
 
 
 class PendingBits(Protocol):
@@ -64,6 +67,9 @@ class PendingBits(Protocol):
 
     def is_masked(self, port: int) -> bool:
         """Say whether the port's mask bit is set."""
+
+    def mark_upcall(self, vcpu: int) -> Effect:
+        """Set the vCPU's upcall flag: UPCALL if it was clear."""
 
 
 class SharedBytes(Protocol):
@@ -112,8 +118,8 @@ class TwoLevel:
     def __init__(self, page: SharedBytes, vcpu_count: int, width: int = 64) -> None:
         self.page = page
         self.width = width
-        self._mask = _MASK_OFFSET[width]
-        self._sel = _PENDING_SEL[width]
+        self._mask = SHARED_LAYOUT[width].evtchn_mask
+        self._sel = SHARED_LAYOUT[width].pending_sel
         self._moved: set[int] = set()
         self._locations: list[VcpuInfoLocation | None] = [
             VcpuInfoLocation(page, SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu) if vcpu < MAX_LEGACY_VCPUS else None
@@ -125,10 +131,10 @@ class TwoLevel:
     def set_pending(self, port: int, vcpu: int) -> Effect:
         """Set the port's bit; if it was clear and the port is not masked, select its word for `vcpu`."""
         if _test_and_set(self.page, SI_EVTCHN_PENDING, port):
-            return Effect.NOTHING
-        if self.is_masked(port):
-            return Effect.NEWLY_PENDING
-        return Effect.NEWLY_PENDING | self._select(port, vcpu)
+            return _NOTHING
+        if self.is_masked(port) or self._select(port, vcpu) is _NOTHING:
+            return _NEWLY_PENDING
+        return _BOTH
 
     def clear_pending(self, port: int) -> None:
         """Clear the port's bit; a selector bit may stay, guests cope with an empty word."""
@@ -138,7 +144,7 @@ class TwoLevel:
         """Clear the mask bit; if it was set and the port is pending, select its word for `vcpu`."""
         if _test_and_clear(self.page, self._mask, port) and self.is_pending(port):
             return self._select(port, vcpu)
-        return Effect.NOTHING
+        return _NOTHING
 
     def is_pending(self, port: int) -> bool:
         """Say whether the port's pending bit is set."""
@@ -152,9 +158,16 @@ class TwoLevel:
         """Set the selector bit; if it was clear, the vCPU gets an upcall."""
         where = self._locations[vcpu]
         if where is None or _test_and_set(where.page, where.offset + self._sel, port // self.width):
-            return Effect.NOTHING
+            return _NOTHING
+        return self.mark_upcall(vcpu)
+
+    def mark_upcall(self, vcpu: int) -> Effect:
+        """Set the vCPU's upcall flag: UPCALL if it was clear. A vCPU without a `vcpu_info` has none."""
+        where = self._locations[vcpu]
+        if where is None or where.page.read_u8(where.offset + VI_UPCALL_PENDING):
+            return _NOTHING
         where.page.write_u8(where.offset + VI_UPCALL_PENDING, 1)
-        return Effect.UPCALL
+        return _UPCALL
 
     # ---- vcpu_info
 
@@ -183,12 +196,14 @@ class TwoLevel:
         return self.upcall_pending(vcpu) and not self.upcall_masked(vcpu)
 
     def check_relocation(self, vcpu: int, offset: int) -> None:
-        """VCPUOP_register_vcpu_info's own checks: ENXIO if the area leaves its page, EBUSY the second time.
+        """VCPUOP_register_vcpu_info's own checks: ENXIO for a bad offset, EBUSY the second time.
 
         The caller runs it before it takes a reference to the page, and answers for the page itself.
         """
         if not 0 <= offset <= PAGE_SIZE - VCPU_INFO_SIZE:
             raise XenError(Errno.ENXIO, f"vcpu_info at offset {offset} crosses the end of its page")
+        if offset % (self.width // 8):
+            raise XenError(Errno.ENXIO, f"vcpu_info at offset {offset} is not aligned")
         if vcpu in self._moved:
             raise XenError(Errno.EBUSY, f"vCPU {vcpu} has registered its vcpu_info already")
 
@@ -242,3 +257,7 @@ class Unshared:
     def is_masked(self, port: int) -> bool:
         """False."""
         return False
+
+    def mark_upcall(self, vcpu: int) -> Effect:
+        """Nobody takes upcalls here."""
+        return Effect.NOTHING

@@ -8,11 +8,13 @@ grant table.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyhv.address import PAGE_SHIFT, Mfn
-from pyhv.grants.table import HALVES, GrantError, GrantStatus, MapFlag
+from pyhv.grants.status import GrantError, GrantStatus
+from pyhv.grants.table import HALVES, MapFlag
 
 HANDLES_PER_FRAME = 256
 """Handles that a frame of Xen's own bookkeeping holds; the limit is configured in such frames."""
@@ -23,14 +25,13 @@ MAX_FRAMES = 1024
 class Mapping:
     """One mapped grant. `flags` loses the HOST or DEVICE bit when that half is unmapped.
 
-    `granter` and `ref` name the entry, `host_addr` is the va (or, with CONTAINS_PTE, the machine address of
-    the page-table entry) where the guest asked for the frame, `frame` what was mapped.
+    `granter` and `ref` name the entry, `frame` is what was mapped. Where it was mapped is not kept: an unmap
+    names the place, and the page table there must still say so.
     """
 
     granter: int
     ref: int
     flags: MapFlag
-    host_addr: int
     frame: Mfn
 
     @property
@@ -59,6 +60,8 @@ class Maptrack:
         self._freed: list[int] = []
         """Heap of handles below `_unused` that are free again."""
         self._unused = 0
+        self._frames: Counter[Mfn] = Counter()
+        """How many handles each frame has."""
 
     def __len__(self) -> int:
         return len(self._mappings)
@@ -77,6 +80,7 @@ class Maptrack:
             handle = self._unused
             self._unused += 1
         self._mappings[handle] = mapping
+        self._frames[mapping.frame] += 1
         return handle
 
     def get(self, handle: int) -> Mapping:
@@ -85,6 +89,10 @@ class Maptrack:
         if mapping is None:
             raise GrantError(GrantStatus.BAD_HANDLE, f"grant handle {handle:#x} is not in use")
         return mapping
+
+    def borrows(self, frame: int) -> bool:
+        """Say whether some handle stands for this frame."""
+        return frame in self._frames
 
     def select(self, handle: int, host_addr: int, dev_bus_addr: int) -> tuple[Mapping, MapFlag]:
         """What an unmap operation means: the mapping, and which of its halves to undo.
@@ -117,6 +125,9 @@ class Maptrack:
         if mapping.halves:
             return False
         del self._mappings[handle]
+        self._frames[mapping.frame] -= 1
+        if not self._frames[mapping.frame]:
+            del self._frames[mapping.frame]
         heapq.heappush(self._freed, handle)
         return True
 

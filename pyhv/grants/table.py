@@ -1,81 +1,44 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A domain's grant table: which of its frames it lends to whom, and which loans are being used.
 
-The layout (version 1) and the status codes are those of the public header `grant_table.h`:
+The guest writes entries (`entries`) whenever it likes, so an entry is believed once: from the first use to
+the last, the frame and the borrower are those of the hypervisor's own record. The two bits "in use" that the
+guest sees only tell it whether it may take the page back.
 
-    entry, 8 bytes, in frames shared with the guest    flags bits
-    +0  flags  u16                                     1..0  type: 0 invalid, 1 permit access, 2 transfer
-    +2  domid  u16  who may use it                     2     read-only
-    +4  frame  u32  what is lent (PV: an MFN)          3, 4  hypervisor's: in use to read, to write
+Entries of version 2 may lend a part of a page, or pass on what another domain has lent (a transitive
+grant); both can only be copied, never mapped. A transitive grant leads to one further table and no further,
+so neither a chain nor a loop of them costs anything.
 
-The guest writes entries whenever it likes, so an entry is believed once: from the first use to the last,
-the frame and the borrower are those of the hypervisor's own record. The two bits in the shared entry only
-tell the guest whether it may take the page back. This module knows no page tables and no frame's owner:
-whether the frame named is the granter's, the caller checks after `acquire`, and calls `release` if it is
-not.
+This module knows no page tables and no frame's owner: whether the frame named is the granter's, the caller
+checks after `acquire`, and releases it if it is not.
 """
 
 import enum
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pyhv.abi.errno import Errno
-from pyhv.address import PAGE_SIZE, Mfn
+from pyhv.address import MASK32, PAGE_SIZE, Mfn
 from pyhv.errors import XenError
+from pyhv.grants.entries import (
+    IN_USE,
+    STATUS_SIZE,
+    Entries,
+    EntriesV1,
+    EntriesV2,
+    Entry,
+    EntryFlag,
+    SharedFrame,
+)
+from pyhv.grants.status import GrantError, GrantStatus
 
-ENTRY_SIZE = 8
-ENTRIES_PER_FRAME = PAGE_SIZE // ENTRY_SIZE
 MAX_FRAMES = 64
 """Default limit of a table's size, in frames."""
-RESERVED_CONSOLE = 0
-RESERVED_XENSTORE = 1
-"""References that the toolstack fills before the guest starts."""
+RESERVED_ENTRIES = 8
+"""References that the toolstack may fill before the guest starts: 0 console, 1 xenstore."""
 MAX_PINS = 128
 """Most uses of one kind of one entry at a time."""
-
-
-class GrantStatus(enum.IntEnum):
-    """GNTST codes: the `status` field of each grant operation."""
-
-    OKAY = 0
-    GENERAL_ERROR = -1
-    BAD_DOMAIN = -2
-    BAD_GNTREF = -3
-    BAD_HANDLE = -4
-    BAD_VIRT_ADDR = -5
-    BAD_DEV_ADDR = -6
-    NO_DEVICE_SPACE = -7
-    PERMISSION_DENIED = -8
-    BAD_PAGE = -9
-    BAD_COPY_ARG = -10
-    ADDRESS_TOO_BIG = -11
-    EAGAIN = -12
-    NO_SPACE = -13
-
-
-class GrantError(Exception):
-    """One grant operation's refusal: `status` goes to the guest, `why` to the trace."""
-
-    def __init__(self, status: GrantStatus, why: str = "") -> None:
-        super().__init__(status, why)
-        self.status = status
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"{self.status.name}: {self.why}"
-
-
-class EntryFlag(enum.IntFlag):
-    """Bits of an entry's flags (GTF)."""
-
-    PERMIT_ACCESS = 1
-    ACCEPT_TRANSFER = 2
-    TYPE_MASK = 3
-    READONLY = 4
-    READING = 8
-    WRITING = 16
-    SUB_PAGE = 256
 
 
 class MapFlag(enum.IntFlag):
@@ -91,37 +54,37 @@ class MapFlag(enum.IntFlag):
 HALVES = MapFlag.DEVICE | MapFlag.HOST
 
 
-class GuestFrame(Protocol):
-    """One frame of the table: its number, and its bytes at offsets 0..4095, little-endian."""
+class SharedPages(Protocol):
+    """Where a table's frames come from: the hypervisor's own, which the guest may map."""
 
-    @property
-    def mfn(self) -> Mfn:
-        """The machine frame."""
+    def allocate(self) -> SharedFrame | None:
+        """A zeroed frame; None when memory is short."""
 
-    def read_u16(self, offset: int) -> int:
-        """Read two bytes."""
+    def mapped(self, mfn: Mfn) -> bool:
+        """Say whether the guest has the frame mapped."""
 
-    def write_u16(self, offset: int, value: int) -> None:
-        """Write two bytes."""
-
-    def read_u32(self, offset: int) -> int:
-        """Read four bytes."""
-
-    def write_u32(self, offset: int, value: int) -> None:
-        """Write four bytes."""
+    def release(self, mfn: Mfn) -> None:
+        """Give back a frame that is not mapped."""
 
 
 @dataclass(slots=True)
 class Loan:
     """One entry in use: what was lent to whom when the first use began, and how often it is used.
 
-    `readers` and `writers` count the uses by half, (host, device).
+    `entry` is what the guest had written. `readers` and `writers` count the uses by half, (host, device).
     """
 
     domid: int
-    frame: Mfn
+    entry: Entry
+    partial: bool = False
+    """It lends less than a page, or another domain's: it may be copied but not mapped."""
     readers: dict[MapFlag, int] = field(default_factory=lambda: {MapFlag.HOST: 0, MapFlag.DEVICE: 0})
     writers: dict[MapFlag, int] = field(default_factory=lambda: {MapFlag.HOST: 0, MapFlag.DEVICE: 0})
+
+    @property
+    def frame(self) -> Mfn:
+        """The frame that is lent, or said to be."""
+        return Mfn(self.entry.frame)
 
     @property
     def read_pins(self) -> int:
@@ -139,21 +102,37 @@ class Loan:
         return self.read_pins + self.write_pins
 
 
+@dataclass(frozen=True, slots=True)
+class CopyGrant:
+    """What a copy may touch: bytes `start` .. `start + length` of `frame`, which `owner` must own."""
+
+    owner: int
+    frame: Mfn
+    start: int
+    length: int
+    readonly: bool
+    held: tuple[tuple["GrantTable", int], ...]
+    """The entries in use for it."""
+
+    def release(self) -> None:
+        """The copy is done."""
+        for table, ref in self.held:
+            table.release(ref, self.readonly)
+
+
 class GrantTable:
     """The grant table of domain `domid`.
 
-    `allocate` gives a zeroed frame, owned by the hypervisor and mappable by the guest, or None when memory is
-    short. One frame is allocated at once, so that the toolstack can fill the reserved entries.
+    One frame is allocated at once, so that the toolstack can fill the reserved entries.
     """
 
-    def __init__(
-        self, domid: int, allocate: Callable[[], GuestFrame | None], max_frames: int = MAX_FRAMES
-    ) -> None:
+    def __init__(self, domid: int, pages: SharedPages, max_frames: int = MAX_FRAMES) -> None:
         self.domid = domid
         self.max_frames = max_frames
-        self.version = 1
-        self._allocate = allocate
-        self._frames: list[GuestFrame] = []
+        self._pages = pages
+        self._frames: list[SharedFrame] = []
+        self._status: list[SharedFrame] = []
+        self._entries: Entries = EntriesV1(self._frames)
         self._loans: dict[int, Loan] = {}
         if max_frames > 0:
             self._grow(1)
@@ -161,14 +140,29 @@ class GrantTable:
     # ---- size and version
 
     @property
+    def version(self) -> int:
+        """The version in force: 1, or 2."""
+        return self._entries.version
+
+    @property
     def frames(self) -> list[Mfn]:
-        """The machine frames of the table, in order."""
+        """The machine frames of the entries, in order."""
         return [frame.mfn for frame in self._frames]
+
+    @property
+    def status_frames(self) -> list[Mfn]:
+        """The machine frames of the statuses, in order; none in version 1."""
+        return [frame.mfn for frame in self._status]
+
+    @property
+    def shared_frames(self) -> list[Mfn]:
+        """Every frame that the table shares with its guest."""
+        return self.frames + self.status_frames
 
     @property
     def entries(self) -> int:
         """Number of references that exist."""
-        return len(self._frames) * ENTRIES_PER_FRAME
+        return len(self._frames) * PAGE_SIZE // self._entries.size
 
     def setup(self, nr_frames: int) -> list[Mfn]:
         """GNTTABOP_setup_table: grow to at least `nr_frames`, and name the first `nr_frames` of them.
@@ -183,72 +177,144 @@ class GrantTable:
         self._grow(nr_frames)
         return self.frames[:nr_frames]
 
+    def status_setup(self, nr_frames: int) -> list[Mfn]:
+        """GNTTABOP_get_status_frames: the first `nr_frames` of them. GENERAL_ERROR: there are not so many."""
+        if not 0 <= nr_frames <= len(self._status):
+            raise GrantError(
+                GrantStatus.GENERAL_ERROR,
+                f"{nr_frames} status frames asked for, there are {len(self._status)}",
+            )
+        return self.status_frames[:nr_frames]
+
     def query(self) -> tuple[int, int]:
         """GNTTABOP_query_size: (frames now, frames at most)."""
         return len(self._frames), self.max_frames
 
-    def set_version(self, version: int) -> int:
-        """GNTTABOP_set_version: the version now in force. Raises XenError.
+    def set_version(self, version: int) -> None:
+        """GNTTABOP_set_version: the reserved entries are kept, all others are cleared. Raises XenError.
 
-        EINVAL: neither 1 nor 2. ENOSYS: version 2, which is not offered.
+        EINVAL: neither 1 nor 2. EBUSY: an entry that is not reserved is in use, or the status frames, which
+        version 1 does without, are mapped. ERANGE: a reserved entry says what version 1 cannot. ENOMEM.
         """
         if version not in (1, 2):
             raise XenError(Errno.EINVAL, f"there is no grant table version {version}")
+        if version == self.version:
+            return
+        for ref in self._loans:
+            if ref >= RESERVED_ENTRIES:
+                raise XenError(Errno.EBUSY, f"grant {ref} is in use")
+        kept = []
+        for ref in range(min(RESERVED_ENTRIES, self.entries)):
+            kept.append((self._entries.read(ref), self._entries.in_use(ref)))
         if version == 2:
-            raise XenError(Errno.ENOSYS, "grant table version 2 is not offered")
-        return self.version
+            try:
+                self._extend(self._status, _status_frames(len(self._frames)))
+            except GrantError as error:
+                raise XenError(Errno.ENOMEM, "no memory for the status frames") from error
+            kept = [(replace(entry, flags=entry.flags & ~int(IN_USE)), bits) for entry, bits in kept]
+        else:
+            kept = [_narrowed(ref, entry, bits) for ref, (entry, bits) in enumerate(kept)]
+            self._drop_status()
+        for frame in self._frames:
+            frame.write(0, bytes(PAGE_SIZE))
+        self._entries = EntriesV2(self._frames, self._status) if version == 2 else EntriesV1(self._frames)
+        for ref, (entry, bits) in enumerate(kept):
+            self._entries.put(ref, entry, bits)
+
+    def _drop_status(self) -> None:
+        """Give back the status frames. EBUSY: the guest has one mapped (it would keep a page of ours)."""
+        for mfn in self.status_frames:
+            if self._pages.mapped(mfn):
+                raise XenError(Errno.EBUSY, f"status frame {mfn:#x} is mapped")
+        for mfn in self.status_frames:
+            self._pages.release(mfn)
+        self._status.clear()
 
     def reserve(self, ref: int, domid: int, frame: Mfn) -> None:
         """Grant `frame` to `domid` before the guest runs: the console and xenstore entries. BAD_GNTREF."""
-        shared, at = self._entry(ref)
-        shared.write_u16(at + 2, domid)
-        shared.write_u32(at + 4, frame)
-        shared.write_u16(at, EntryFlag.PERMIT_ACCESS)
+        self._check_ref(ref)
+        self._entries.put(ref, Entry(EntryFlag.PERMIT_ACCESS, domid, frame))
 
     def swap(self, ref_a: int, ref_b: int) -> None:
         """GNTTABOP_swap_grant_ref: exchange two entries. BAD_GNTREF; EAGAIN: one of them is in use."""
-        (frame_a, at_a), (frame_b, at_b) = self._entry(ref_a), self._entry(ref_b)
+        for ref in (ref_a, ref_b):
+            self._check_ref(ref)
+        if ref_a == ref_b:
+            return
         for ref in (ref_a, ref_b):
             if ref in self._loans:
                 raise GrantError(GrantStatus.EAGAIN, f"grant {ref} is in use")
-        for offset in (0, 4):
-            a, b = frame_a.read_u32(at_a + offset), frame_b.read_u32(at_b + offset)
-            frame_a.write_u32(at_a + offset, b)
-            frame_b.write_u32(at_b + offset, a)
+        self._entries.swap(ref_a, ref_b)
 
     # ---- use
 
     def acquire(self, ref: int, by_domid: int, readonly: bool, halves: MapFlag = MapFlag.HOST) -> Mfn:
-        """Begin a use of entry `ref` by domain `by_domid`, and return the frame.
+        """Begin to map entry `ref` by domain `by_domid`, and return the frame.
 
-        `halves` says which halves of a mapping are meant; a copy takes the HOST half for as long as it lasts.
-        BAD_GNTREF: the reference is beyond the table, or no half is named. GENERAL_ERROR: the entry does not
-        permit access, is another domain's, is read-only, or is used too often.
+        `halves` says which halves of a mapping are meant. BAD_GNTREF: the reference is beyond the table, or
+        no half is named. GENERAL_ERROR: the entry does not lend a whole page of its domain, is for another
+        domain, is read-only, or is used too often.
         """
         if not halves & HALVES:
             raise GrantError(GrantStatus.BAD_GNTREF, "neither a host nor a device mapping was asked for")
-        shared, at = self._entry(ref)
+        return self._begin(ref, by_domid, readonly, halves, copying=False).frame
+
+    def acquire_copy(
+        self,
+        ref: int,
+        by_domid: int,
+        readonly: bool,
+        lookup: Callable[[int], "GrantTable | None"] | None,
+    ) -> CopyGrant:
+        """Begin to copy from or to entry `ref`; the caller ends it with `CopyGrant.release`.
+
+        `lookup` finds the table that a transitive entry passes on; None forbids transitive entries, which is
+        how their depth is bounded. Refusals as those of `acquire`, of either table.
+        """
+        loan = self._begin(ref, by_domid, readonly, MapFlag.HOST, copying=True)
+        entry = loan.entry
+        if entry.via is None:
+            return CopyGrant(self.domid, loan.frame, entry.start, entry.length, readonly, held=((self, ref),))
+        try:
+            domid, passed_on = entry.via
+            further = lookup(domid) if lookup is not None and domid != self.domid else None
+            if further is None:
+                raise GrantError(GrantStatus.GENERAL_ERROR, f"transitive grant {ref} of domain {domid}'s")
+            inner = further.acquire_copy(passed_on, self.domid, readonly, None)
+        except GrantError:
+            self.release(ref, readonly)
+            raise
+        return CopyGrant(
+            inner.owner, inner.frame, inner.start, inner.length, readonly, held=(*inner.held, (self, ref))
+        )
+
+    def _begin(self, ref: int, by_domid: int, readonly: bool, halves: MapFlag, *, copying: bool) -> Loan:
+        """Count one more use of an entry; the first use, and the first for writing, read it."""
+        self._check_ref(ref)
         loan = self._loans.get(ref)
         if loan is not None:
-            if loan.domid != by_domid:
+            if loan.domid != by_domid or (loan.partial and not copying):
                 raise GrantError(GrantStatus.GENERAL_ERROR, f"grant {ref} is in use by domain {loan.domid}")
             counts = loan.readers if readonly else loan.writers
             if any(counts[half] >= MAX_PINS for half in _each(halves)):
                 raise GrantError(GrantStatus.GENERAL_ERROR, f"grant {ref} is in use {MAX_PINS} times already")
         if loan is None or (not readonly and not loan.write_pins):
-            flags = shared.read_u16(at)
+            entry = self._entries.read(ref)
             if loan is None:
-                self._check_offer(ref, flags, shared.read_u16(at + 2), by_domid)
-            if not readonly and flags & EntryFlag.READONLY:
+                self._check_offer(ref, entry, by_domid, copying)
+            if not readonly and entry.flags & EntryFlag.READONLY:
                 raise GrantError(GrantStatus.GENERAL_ERROR, f"grant {ref} is read-only")
-            flags |= EntryFlag.READING if readonly else EntryFlag.READING | EntryFlag.WRITING
-            shared.write_u16(at, flags)
-        if loan is None:
-            loan = self._loans[ref] = Loan(by_domid, Mfn(shared.read_u32(at + 4)))
+            bits = EntryFlag.READING if readonly else EntryFlag.READING | EntryFlag.WRITING
+            self._entries.mark(ref, bits)
+            if loan is None:
+                partial = self.version > 1 and (
+                    entry.via is not None or bool(entry.flags & EntryFlag.SUB_PAGE)
+                )
+                loan = self._loans[ref] = Loan(by_domid, entry, partial)
         counts = loan.readers if readonly else loan.writers
         for half in _each(halves):
             counts[half] += 1
-        return loan.frame
+        return loan
 
     def release(self, ref: int, readonly: bool, halves: MapFlag = MapFlag.HOST) -> None:
         """End a use begun by `acquire` with the same `readonly`; `halves` may be ended one by one.
@@ -269,8 +335,7 @@ class GrantTable:
             clear |= EntryFlag.READING
             del self._loans[ref]
         if clear and ref < self.entries:
-            shared, at = self._entry(ref)
-            shared.write_u16(at, shared.read_u16(at) & ~int(clear))
+            self._entries.clear(ref, clear)
 
     def loan(self, ref: int) -> Loan | None:
         """The account of an entry in use; None if it is not."""
@@ -280,37 +345,88 @@ class GrantTable:
         """Every entry in use, (ref, loan), by ascending reference; releasing meanwhile is allowed."""
         yield from sorted(self._loans.items())
 
+    # ---- transfer
+
+    def accept_transfer(self, ref: int, by_domid: int) -> None:
+        """GNTTABOP_transfer: commit entry `ref` to take a frame from `by_domid`.
+
+        GENERAL_ERROR: there is no such entry, or it does not wait for a frame of that domain.
+        """
+        if ref < self.entries:
+            entry = self._entries.read(ref)
+            if entry.flags == EntryFlag.ACCEPT_TRANSFER and entry.domid == by_domid:
+                self._entries.set_flags(ref, EntryFlag.TRANSFER_COMMITTED)
+                return
+        raise GrantError(
+            GrantStatus.GENERAL_ERROR, f"grant {ref} of domain {self.domid} does not accept a transfer"
+        )
+
+    def complete_transfer(self, ref: int, frame: Mfn) -> int:
+        """Name the frame in an entry that has accepted it; returns the PFN that the guest had named there."""
+        pfn = self._entries.exchange_frame(ref, frame)
+        self._entries.set_flags(ref, EntryFlag.TRANSFER_COMPLETED)
+        return pfn
+
     def destroy(self) -> list[Mfn]:
         """The domain dies: give back the table's frames. Loans live on until their users `release` them."""
-        frames = self.frames
+        frames = self.shared_frames
         self._frames.clear()
+        self._status.clear()
         self.max_frames = 0
         return frames
 
     # ---- inside
 
-    def _entry(self, ref: int) -> tuple[GuestFrame, int]:
-        """The frame that holds an entry, and the entry's offset in it. BAD_GNTREF."""
+    def _check_ref(self, ref: int) -> None:
         if not 0 <= ref < self.entries:
             raise GrantError(
                 GrantStatus.BAD_GNTREF, f"domain {self.domid} has grants 0..{self.entries - 1}, not {ref}"
             )
-        return self._frames[ref // ENTRIES_PER_FRAME], ref % ENTRIES_PER_FRAME * ENTRY_SIZE
 
-    def _check_offer(self, ref: int, flags: int, domid: int, by_domid: int) -> None:
-        """An entry's first use: it must permit access to whole pages, to this domain."""
-        if flags & (EntryFlag.TYPE_MASK | EntryFlag.SUB_PAGE) != EntryFlag.PERMIT_ACCESS or domid != by_domid:
+    def _check_offer(self, ref: int, entry: Entry, by_domid: int, copying: bool) -> None:
+        """An entry's first use: it must permit access to this domain, and for a mapping to a whole page."""
+        fine = entry.kind == EntryFlag.PERMIT_ACCESS
+        if copying:
+            fine |= entry.via is not None
+        else:
+            fine &= not entry.flags & EntryFlag.SUB_PAGE
+        if not fine or entry.domid != by_domid:
             raise GrantError(
                 GrantStatus.GENERAL_ERROR,
-                f"grant {ref} has flags {flags:#x} for domain {domid}: it is not lent to domain {by_domid}",
+                f"grant {ref} has flags {entry.flags:#x} for domain {entry.domid}: it is not lent to domain"
+                f" {by_domid}",
             )
 
     def _grow(self, nr_frames: int) -> None:
-        while len(self._frames) < nr_frames:
-            frame = self._allocate()
+        if self.version == 2:
+            self._extend(self._status, _status_frames(nr_frames))
+        self._extend(self._frames, nr_frames)
+
+    def _extend(self, frames: list[SharedFrame], count: int) -> None:
+        """Lengthen a list of frames to `count`, or leave it as it is. GENERAL_ERROR: no memory."""
+        more: list[SharedFrame] = []
+        while len(frames) + len(more) < count:
+            frame = self._pages.allocate()
             if frame is None:
+                for taken in more:
+                    self._pages.release(taken.mfn)
                 raise GrantError(GrantStatus.GENERAL_ERROR, "no memory for a grant frame")
-            self._frames.append(frame)
+            more.append(frame)
+        frames += more
+
+
+def _status_frames(nr_frames: int) -> int:
+    """Status frames for so many frames of entries, in version 2."""
+    return -(-nr_frames * PAGE_SIZE // EntriesV2.size * STATUS_SIZE // PAGE_SIZE)
+
+
+def _narrowed(ref: int, entry: Entry, bits: int) -> tuple[Entry, int]:
+    """A reserved entry of version 2 as version 1 can say it, and its "in use" bits; only what permits access
+    is kept. ERANGE."""
+    permits = entry.kind == EntryFlag.PERMIT_ACCESS
+    if entry.kind == EntryFlag.TRANSITIVE or (permits and entry.frame > MASK32):
+        raise XenError(Errno.ERANGE, f"version 1 cannot express grant {ref}")
+    return (entry, bits) if permits else (Entry(0, 0, 0), 0)
 
 
 def _each(halves: MapFlag) -> list[MapFlag]:

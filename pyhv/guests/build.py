@@ -3,8 +3,8 @@
 
 The steps are `preprocess` (text to statements), the assembler (statements to bytes) and `write_elf` (bytes to
 file). This module puts the sections side by side, finds out where the labels ended up, and turns `.xen_note`
-lines into notes. The kernels that come with pyhv are the `*.S` files beside it; what they do is told in their
-own first lines. It knows nothing about running a kernel.
+lines into notes. The kernels that come with pyhv are the `*.S` files beside it, and those that attack it are in
+`hostile/`; what they do is told in their own first lines. It knows nothing about running a kernel.
 """
 
 import functools
@@ -61,40 +61,43 @@ def build(source_path: Path | str) -> bytes:
         bss_size=end - bss_at,
         entry=addresses[ENTRY],
     )
-    notes = b"".join(_note(note, addresses) for note in program.notes)
-    return write_elf(layout, notes, _symbols(program.labels, addresses))
+    notes = b"".join(_note(note, addresses, program.width) for note in program.notes)
+    return write_elf(layout, notes, _symbols(program.labels, addresses), width=program.width)
 
 
 @functools.cache
 def build_builtin(name: str) -> bytes:
-    """Image of one of the kernels in `BUILTIN`, built once per process. Raises `ImageError` if unknown."""
-    if name not in BUILTIN:
-        raise ImageError(f"no built-in guest named {name}; there are: {', '.join(BUILTIN)}")
-    return build(_HERE / f"{name}.S")
+    """Image of a kernel in `BUILTIN` or `HOSTILE`, built once per process. Raises `ImageError` if unknown."""
+    return build(source_of(name))
 
 
 def source_of(name: str) -> Path:
     """Path of a built-in kernel's source, to read or to copy. Raises `ImageError` if unknown."""
-    if name not in BUILTIN:
-        raise ImageError(f"no built-in guest named {name}; there are: {', '.join(BUILTIN)}")
+    if name not in BUILTIN and name not in HOSTILE:
+        raise ImageError(f"no built-in guest named {name}; there are: {', '.join([*BUILTIN, *HOSTILE])}")
     return _HERE / f"{name}.S"
 
 
-def _describe() -> dict[str, str]:
+def _describe(directory: str = "") -> dict[str, str]:
     """Read each source's first comment line of the form `# name - what it does`."""
     found = {}
-    for path in sorted(_HERE.glob("*.S")):
+    for path in sorted((_HERE / directory).glob("*.S")):
         with path.open(encoding="utf-8") as source:
             for line in source:
                 name, dash, text = line.lstrip("# ").rstrip().partition(" - ")
                 if dash and name == path.stem:
-                    found[name] = text
+                    found[f"{directory}{name}"] = text
                     break
     return found
 
 
 BUILTIN: dict[str, str] = _describe()
 """Kernels that come with pyhv: name to one line on what each does."""
+HOSTILE: dict[str, str] = _describe("hostile/")
+"""Kernels that attack the hypervisor, one class of flaw each: `hostile/name` to one line on what each tries."""
+
+BUILTIN_32 = frozenset(name for name in BUILTIN if name.endswith("32"))
+"""Which of them are 32-bit PAE kernels."""
 
 
 def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
@@ -117,6 +120,7 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
         "\n".join(statement.text for statement in statements),
         LOAD_ADDRESS,
         [statement.origin for statement in statements],
+        width=program.width,
     )
     size = len(blob) - 8 * len(names)
     if size < 0 or (LOAD_ADDRESS + size) % PAGE_SIZE:
@@ -127,14 +131,14 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
     return blob[:size], dict(zip(names, table, strict=True))
 
 
-def _note(note: Note, addresses: dict[str, int]) -> bytes:
-    """Encode one `.xen_note`; a name stands for its label's address."""
+def _note(note: Note, addresses: dict[str, int], width: int) -> bytes:
+    """Encode one `.xen_note`; a name stands for its label's address, and a number takes a word."""
     if note.is_text:
         return note_record(note.kind, f"{note.value}".encode() + b"\0")
     value = addresses.get(note.value) if isinstance(note.value, str) else note.value
     if value is None:
         raise ImageError(f"{note.origin}: there is no label {note.value}")
-    return note_record(note.kind, struct.pack("<Q", value & (1 << 64) - 1))
+    return note_record(note.kind, (value & (1 << width) - 1).to_bytes(width // 8, "little"))
 
 
 def _symbols(labels: list[Label], addresses: dict[str, int]) -> list[ElfSymbol]:

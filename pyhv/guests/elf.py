@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Writing a 64-bit ELF executable with Xen notes and a symbol table (ELF gABI, AMD64 psABI, `elfnote.h`).
+"""Writing a 64- or 32-bit ELF executable with Xen notes and a symbol table (ELF gABI, psABIs, `elfnote.h`).
 
 The image has this shape; the headers come first and the parts a boot loader ignores last:
 
@@ -15,12 +15,47 @@ from dataclasses import dataclass
 
 from pyhv.address import PAGE_MASK
 
-_EHDR = struct.Struct("<4s5B7xHHIQQQIHHHHHH")
-_PHDR = struct.Struct("<IIQQQQQQ")
-_SHDR = struct.Struct("<IIQQQQIIQQ")
-_SYM = struct.Struct("<IBBHQQ")
 
-_ET_EXEC, _EM_X86_64 = 2, 62
+@dataclass(frozen=True)
+class _Class:
+    """What the two ELF classes do not share: structures and the numbers that name them."""
+
+    number: int
+    machine: int
+    ehdr: struct.Struct
+    phdr: struct.Struct
+    phdr_order: tuple[int, ...]
+    """Where type, flags, offset, vaddr, paddr, filesz, memsz and align go."""
+    shdr: struct.Struct
+    sym: struct.Struct
+    sym_order: tuple[int, ...]
+    """Where name, info, other, shndx, value and size go."""
+
+
+_CLASSES = {
+    64: _Class(
+        number=2,
+        machine=62,  # EM_X86_64
+        ehdr=struct.Struct("<4s5B7xHHIQQQIHHHHHH"),
+        phdr=struct.Struct("<IIQQQQQQ"),
+        phdr_order=(0, 1, 2, 3, 4, 5, 6, 7),
+        shdr=struct.Struct("<IIQQQQIIQQ"),
+        sym=struct.Struct("<IBBHQQ"),
+        sym_order=(0, 1, 2, 3, 4, 5),
+    ),
+    32: _Class(
+        number=1,
+        machine=3,  # EM_386
+        ehdr=struct.Struct("<4s5B7xHHIIIIIHHHHHH"),
+        phdr=struct.Struct("<8I"),
+        phdr_order=(0, 6, 1, 2, 3, 4, 5, 7),
+        shdr=struct.Struct("<10I"),
+        sym=struct.Struct("<IIIBBH"),
+        sym_order=(0, 3, 4, 5, 1, 2),
+    ),
+}
+
+_ET_EXEC = 2
 _PT_LOAD, _PT_NOTE = 1, 4
 _PF_X, _PF_W, _PF_R = 1, 2, 4
 _SHT_PROGBITS, _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOTE, _SHT_NOBITS = 1, 2, 3, 7, 8
@@ -78,9 +113,12 @@ def note_record(kind: int, desc: bytes) -> bytes:
     return struct.pack("<III", len(name), len(desc), kind) + name + desc + bytes(-len(desc) % 4)
 
 
-def write_elf(layout: Layout, notes: bytes, symbols: Sequence[ElfSymbol]) -> bytes:
-    """Build the file. `notes` are concatenated note records; `symbols` come in any order."""
-    image = bytearray(_EHDR.size + 3 * _PHDR.size)
+def write_elf(layout: Layout, notes: bytes, symbols: Sequence[ElfSymbol], *, width: int = 64) -> bytes:
+    """Build the file for a `width`-bit kernel. `notes` are concatenated note records; `symbols` come in any
+    order.
+    """
+    kind = _CLASSES[width]
+    image = bytearray(kind.ehdr.size + 3 * kind.phdr.size)
 
     def append(data: bytes, congruent_to: int, align: int) -> int:
         """Add bytes at an offset equal to `congruent_to` modulo `align`; return the offset."""
@@ -102,7 +140,7 @@ def write_elf(layout: Layout, notes: bytes, symbols: Sequence[ElfSymbol]) -> byt
         _Header(".note.Xen", _SHT_NOTE, offset=notes_at, size=len(notes), align=4),
     ]
     headers[1].size, headers[2].size, headers[3].size = len(layout.text), len(layout.data), layout.bss_size
-    table, strings, locals_count = _symbol_table(symbols, [header.name for header in headers])
+    table, strings, locals_count = _symbol_table(kind, symbols, [header.name for header in headers])
     strtab_index = len(headers) + 1
     headers.append(
         _Header(
@@ -113,7 +151,7 @@ def write_elf(layout: Layout, notes: bytes, symbols: Sequence[ElfSymbol]) -> byt
             link=strtab_index,
             info=locals_count,
             align=8,
-            entry_size=_SYM.size,
+            entry_size=kind.sym.size,
         )
     )
     headers.append(_Header(".strtab", _SHT_STRTAB, offset=append(strings, 0, 1), size=len(strings)))
@@ -121,7 +159,7 @@ def write_elf(layout: Layout, notes: bytes, symbols: Sequence[ElfSymbol]) -> byt
     headers.append(_Header(".shstrtab", _SHT_STRTAB, offset=append(names, 0, 1), size=len(names)))
 
     packed = b"".join(
-        _SHDR.pack(
+        kind.shdr.pack(
             name_offsets[header.name],
             header.type,
             header.flags,
@@ -144,41 +182,52 @@ def write_elf(layout: Layout, notes: bytes, symbols: Sequence[ElfSymbol]) -> byt
         (_PT_LOAD, _PF_R | _PF_W, data_offset, layout.data_at, data_size, data_memory, page),
         (_PT_NOTE, _PF_R, notes_at, 0, len(notes), len(notes), 4),
     ]
-    identification = (b"\x7fELF", 2, 1, 1, 0, 0)  # ELFCLASS64, little endian, version 1, System V ABI
-    _EHDR.pack_into(
+    identification = (b"\x7fELF", kind.number, 1, 1, 0, 0)  # class, little endian, version 1, System V ABI
+    kind.ehdr.pack_into(
         image,
         0,
         *identification,
         _ET_EXEC,
-        _EM_X86_64,
+        kind.machine,
         1,
         layout.entry,
-        _EHDR.size,
+        kind.ehdr.size,
         headers_at,
         0,
-        _EHDR.size,
-        _PHDR.size,
+        kind.ehdr.size,
+        kind.phdr.size,
         len(programs),
-        _SHDR.size,
+        kind.shdr.size,
         len(headers),
         len(headers) - 1,
     )
-    for index, (kind, flags, offset, address, filesz, memsz, align) in enumerate(programs):
-        place = _EHDR.size + index * _PHDR.size
+    for index, (segment, flags, offset, address, filesz, memsz, align) in enumerate(programs):
+        place = kind.ehdr.size + index * kind.phdr.size
         # p_paddr = p_vaddr: with VIRT_BASE 0 a kernel's addresses are its pseudo-physical ones.
-        _PHDR.pack_into(image, place, kind, flags, offset, address, address, filesz, memsz, align)
+        values = (segment, flags, offset, address, address, filesz, memsz, align)
+        kind.phdr.pack_into(image, place, *_in_order(values, kind.phdr_order))
     return bytes(image)
 
 
-def _symbol_table(symbols: Sequence[ElfSymbol], sections: Sequence[str]) -> tuple[bytes, bytes, int]:
+def _in_order(values: Sequence[int], places: Sequence[int]) -> list[int]:
+    """Put `values[i]` at `places[i]`."""
+    ordered = [0] * len(values)
+    for value, place in zip(values, places, strict=True):
+        ordered[place] = value
+    return ordered
+
+
+def _symbol_table(
+    kind: _Class, symbols: Sequence[ElfSymbol], sections: Sequence[str]
+) -> tuple[bytes, bytes, int]:
     """Return (.symtab, .strtab, index of the first global symbol)."""
     # The gABI wants local symbols before global ones; by address within each, for people.
     ordered = sorted(symbols, key=lambda symbol: (not symbol.local, symbol.address, symbol.name))
     strings, offsets = _string_table([symbol.name for symbol in ordered])
-    table = bytearray(_SYM.size)
+    table = bytearray(kind.sym.size)
     for symbol in ordered:
         binding = _STB_LOCAL if symbol.local else _STB_GLOBAL
-        table += _SYM.pack(
+        values = (
             offsets[symbol.name],
             binding << 4 | symbol.type,
             0,
@@ -186,6 +235,7 @@ def _symbol_table(symbols: Sequence[ElfSymbol], sections: Sequence[str]) -> tupl
             symbol.address,
             symbol.size,
         )
+        table += kind.sym.pack(*_in_order(values, kind.sym_order))
     return bytes(table), strings, 1 + sum(symbol.local for symbol in ordered)
 
 

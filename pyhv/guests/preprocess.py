@@ -9,6 +9,7 @@ This module does not know what an instruction is (`pyhv.cpu.assembler` does) nor
     name:      a label               .macro print text ... .endm    .text  .data  .bss
     .name:     a local label         print "hello"                  .xen_note LOADER "generic"
     .ascii "bytes"  .asciz "with a NUL"        .byte .short .long .quad .zero .balign: data
+    .width 32: a 32-bit kernel                 .set NAME, 8, 4: a value for 64 bits and one for 32
 
 A local label belongs to the ordinary label above it: `.again` after `puts:` is `puts.again` to everybody
 else. In a macro `\\name` is an argument, also inside strings, and `\\@` a number that differs at each use; an
@@ -74,6 +75,8 @@ class Program:
     statements: list[Statement] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
+    width: int = 64
+    """Of the processor's mode, in bits."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ class _Reader:
             self._section = Section(first)
         elif first == ".set":
             self._set(rest, origin)
+        elif first == ".width":
+            self._width(rest, origin)
         elif first == ".xen_note":
             self._note(rest, origin)
         elif first in (".ascii", ".asciz"):
@@ -218,12 +223,19 @@ class _Reader:
                 return
         raise ImageError(f"{origin}: no file {name} beside the source or among pyhv's own includes")
 
+    def _width(self, argument: str, origin: str) -> None:
+        if argument not in ("32", "64"):
+            raise ImageError(f"{origin}: write `.width 32` or `.width 64`")
+        if self.program.statements or self._constants:
+            raise ImageError(f"{origin}: .width comes too late; it goes before all code, data and constants")
+        self.program.width = int(argument)
+
     def _set(self, argument: str, origin: str) -> None:
-        name, comma, expression = argument.partition(",")
-        name = name.strip()
-        if not comma or not _IDENTIFIER.fullmatch(name):
-            raise ImageError(f"{origin}: write `.set NAME, value`")
-        value = _evaluate(self._substitute(expression.strip()), origin)
+        name, *expressions = _split_arguments(argument) or [""]
+        if not 1 <= len(expressions) <= 2 or not _IDENTIFIER.fullmatch(name):
+            raise ImageError(f"{origin}: write `.set NAME, value` or `.set NAME, 64-bit value, 32-bit value`")
+        expression = expressions[-1 if self.program.width == 32 else 0]
+        value = _evaluate(self._substitute(expression), origin)
         if self._constants.get(name, value) != value:
             raise ImageError(f"{origin}: constant {name} is {self._constants[name]:#x} already")
         self._constants[name] = value

@@ -87,6 +87,9 @@ class Host(Protocol):
     def yield_(self, vcpu: Vcpu) -> None:
         """Let others run."""
 
+    def wake(self, vcpu: Vcpu) -> None:
+        """The vCPU has an event to take: it no longer blocks."""
+
     def poll(self, vcpu: Vcpu, ports: frozenset[int], timeout: int) -> None:
         """Block until one of the ports is pending, any event is, or `timeout` (ns, 0: never)."""
 

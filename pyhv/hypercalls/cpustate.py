@@ -3,13 +3,10 @@
 segment bases (public headers `xen.h`, `callback.h`, `nmi.h`).
 """
 
-import struct
-
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import CALLBACKF_MASK_EVENTS, Assist, Callback
-from pyhv.abi.shared import TRAP_INFO_SIZE
-from pyhv.abi.structs import CallbackRegister, CallbackUnregister
-from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, Vector
+from pyhv.abi.structs import CallbackRegister, CallbackRegisterCompat, CallbackUnregister, TrapInfo
+from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, FLAT_RING1_CS, Vector
 from pyhv.address import Mfn, is_canonical
 from pyhv.domain import NO_TRAP, CallbackEntry, Domain, Vcpu
 from pyhv.errors import XenError
@@ -17,9 +14,10 @@ from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call, Processor
 from pyhv.hypercalls.table import Status, hypercall
 from pyhv.mmu.descriptors import fix_descriptor
 from pyhv.mmu.frames import SEGDESC
+from pyhv.mmu.pae import PaePageTables
 
-_TRAP = struct.Struct("<BBHIQ")
-_GDT_PAGES = 14
+_MASKS = 4
+"""Flag of a trap: entering it masks events."""
 
 
 @hypercall(0, "set_trap_table", "traps:ptr")
@@ -28,19 +26,34 @@ def set_trap_table(call: Call, traps: int) -> int:
     vcpu = call.vcpu
     if traps == 0:
         vcpu.traps = [NO_TRAP] * 256
+        vcpu.trap_selectors = [0] * 256
         return 0
-    entries = 0
+    entries, size = 0, TrapInfo.size(call.width)
     while True:
-        vector, flags, _cs, _pad, address = _TRAP.unpack(call.memory.read(traps, TRAP_INFO_SIZE))
-        if address == 0:
+        trap = call.read(TrapInfo, traps)
+        if trap.address == 0:
             return 0
-        if not is_canonical(address):
-            raise XenError(Errno.EINVAL, f"handler of vector {vector} at {address:#x}")
-        vcpu.traps[vector] = (address, flags)
-        traps += TRAP_INFO_SIZE
+        if not is_canonical(trap.address):
+            raise XenError(Errno.EINVAL, f"handler of vector {trap.vector} at {trap.address:#x}")
+        set_trap(vcpu, trap)
+        traps += size
         entries += 1
         if entries % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
             raise Again(traps)
+
+
+def set_trap(vcpu: Vcpu, trap: TrapInfo) -> None:
+    """Enter one handler into the virtual IDT."""
+    vcpu.traps[trap.vector] = (trap.address, trap.flags)
+    vcpu.trap_selectors[trap.vector] = fix_rpl(trap.cs, vcpu.domain.width)
+
+
+def fix_rpl(selector: int, width: int) -> int:
+    """A code or stack selector as a guest kernel may have it: RPL at least 3, in a 32-bit guest 1."""
+    selector &= 0xFFFF
+    if width == 64:
+        return selector | 3
+    return selector if selector & 3 else selector | 1
 
 
 def install_gdt(
@@ -85,14 +98,23 @@ def set_gdt(call: Call, frames: int, entries: int) -> int:
 @hypercall(3, "stack_switch", "ss:ulong sp:ulong")
 def stack_switch(call: Call, ss: int, sp: int) -> int:
     """Where the kernel stack is when user mode is left."""
-    call.vcpu.kernel_ss, call.vcpu.kernel_sp = ss & 0xFFFF | 3, sp
+    call.vcpu.kernel_ss, call.vcpu.kernel_sp = fix_rpl(ss, call.width), sp
     return 0
 
 
-@hypercall(4, "set_callbacks", "event:ulong failsafe:ulong syscall:ulong")
-def set_callbacks(call: Call, event: int, failsafe: int, syscall: int) -> int:
-    """Set three callbacks at once, their flags cleared; a non-canonical address leaves its callback alone."""
+@hypercall(
+    4, "set_callbacks", "event:ulong failsafe:ulong syscall:ulong",
+    compat="event_cs:ulong event:ulong failsafe_cs:ulong failsafe:ulong",
+)  # fmt: skip
+def set_callbacks(call: Call, *arguments: int) -> int:
+    """Set all callbacks at once, their flags cleared; a non-canonical address leaves its callback alone."""
     vcpu = call.vcpu
+    if call.width == 32:
+        event_cs, event, failsafe_cs, failsafe = arguments
+        vcpu.event_callback = CallbackEntry(event, True, fix_rpl(event_cs, 32))
+        vcpu.failsafe_callback = CallbackEntry(failsafe, False, fix_rpl(failsafe_cs, 32))
+        return 0
+    event, failsafe, syscall = arguments
     if is_canonical(event):
         vcpu.event_callback = CallbackEntry(event, True)
     if is_canonical(failsafe):
@@ -114,7 +136,7 @@ def update_descriptor(call: Call, address: int, descriptor: int) -> int:
     """Write one descriptor into a GDT or LDT page."""
     frames = call.frames
     mfn = address >> 12
-    fixed = fix_descriptor(descriptor)
+    fixed = fix_descriptor(descriptor, call.width)
     if address & 7 or fixed is None:
         raise XenError(Errno.EINVAL, f"descriptor {descriptor:#x} at {address:#x}")
     call.own_frame(mfn)
@@ -132,12 +154,14 @@ def vm_assist(call: Call, command: int, kind: int) -> int:
     """Enable (0) or disable (1) an assist."""
     if command > 1:
         raise XenError(Errno.ENOSYS, f"vm_assist command {command}")
-    if kind not in Assist._value2member_map_:
+    if kind not in Assist._value2member_map_ or (kind == Assist.M2P_STRICT and call.width == 32):
         raise XenError(Errno.EINVAL, f"vm_assist type {kind}")
     if command == 0:
         call.domain.assists.enabled.add(kind)
     else:
         call.domain.assists.enabled.discard(kind)
+    if kind == Assist.PAE_EXTENDED_CR3 and isinstance(call.tables, PaePageTables):
+        call.tables.l3_anywhere = command == 0
     return 0
 
 
@@ -147,6 +171,8 @@ _FS, _GS_USER, _GS_KERNEL, _GS_USER_SEL = range(4)
 @hypercall(25, "set_segment_base", "which:u32 base:ulong")
 def set_segment_base(call: Call, which: int, base: int) -> int:
     """Set the FS base, either GS base, or user mode's GS selector."""
+    if call.width == 32:
+        raise XenError(Errno.ENOSYS, "set_segment_base in a 32-bit guest")
     if which == _GS_USER_SEL:
         call.processor.load_user_gs(base & 0xFFFF)
         return 0
@@ -168,38 +194,55 @@ _REGISTER, _UNREGISTER = 0, 1
 def callback_op(call: Call, command: int, argument: int) -> int:
     """Register callbacks one by one."""
     if command == _REGISTER:
-        request = call.read(CallbackRegister, argument)
-        return _register_callback(call.vcpu, request)
+        if call.width == 64:
+            wide = call.read(CallbackRegister, argument)
+            return _register_callback(call.vcpu, wide.type, wide.flags, 0, wide.address)
+        narrow = call.read(CallbackRegisterCompat, argument)
+        selector = fix_rpl(narrow.cs, 32)
+        return _register_callback(call.vcpu, narrow.type, narrow.flags, selector, narrow.eip)
     if command == _UNREGISTER:
         kind = call.read(CallbackUnregister, argument).type
-        if kind not in Callback._value2member_map_:
+        if not _known_callback(kind, call.width):
             raise XenError(Errno.ENOSYS, f"callback type {kind}")
         if kind != Callback.NMI:
             raise XenError(Errno.EINVAL, f"callback type {kind} cannot be unregistered")
-        call.vcpu.traps[Vector.NMI] = NO_TRAP
+        _unset_nmi(call.vcpu)
         return 0
-    raise XenError(Errno.ENOSYS, f"callback_op {command}")
+    raise XenError(Errno.ENOSYS if call.width == 64 else Errno.EINVAL, f"callback_op {command}")
 
 
-def _register_callback(vcpu: Vcpu, request: CallbackRegister) -> int:
-    masks = bool(request.flags & CALLBACKF_MASK_EVENTS)
-    if request.type not in Callback._value2member_map_:
-        raise XenError(Errno.ENOSYS, f"callback type {request.type}")
-    if not is_canonical(request.address):
-        raise XenError(Errno.EINVAL, f"callback at {request.address:#x}")
-    entry = CallbackEntry(request.address, masks)
-    if request.type == Callback.EVENT:
-        vcpu.event_callback = CallbackEntry(request.address, True)
-    elif request.type == Callback.FAILSAFE:
+def _known_callback(kind: int, width: int) -> bool:
+    return kind in Callback._value2member_map_ and (width == 64 or kind != Callback.SYSCALL)
+
+
+def _set_nmi(vcpu: Vcpu, address: int, selector: int) -> None:
+    vcpu.traps[Vector.NMI] = (address, _MASKS)
+    vcpu.trap_selectors[Vector.NMI] = selector
+
+
+def _unset_nmi(vcpu: Vcpu) -> None:
+    vcpu.traps[Vector.NMI] = NO_TRAP
+    vcpu.trap_selectors[Vector.NMI] = 0
+
+
+def _register_callback(vcpu: Vcpu, kind: int, flags: int, selector: int, address: int) -> int:
+    if not _known_callback(kind, vcpu.domain.width):
+        raise XenError(Errno.ENOSYS, f"callback type {kind}")
+    if not is_canonical(address):
+        raise XenError(Errno.EINVAL, f"callback at {address:#x}")
+    entry = CallbackEntry(address, bool(flags & CALLBACKF_MASK_EVENTS), selector)
+    if kind == Callback.EVENT:
+        vcpu.event_callback = CallbackEntry(address, True, selector)
+    elif kind == Callback.FAILSAFE:
         vcpu.failsafe_callback = entry
-    elif request.type == Callback.SYSCALL:
+    elif kind == Callback.SYSCALL:
         vcpu.syscall_callback = entry
-    elif request.type == Callback.SYSCALL32:
+    elif kind == Callback.SYSCALL32:
         vcpu.syscall32_callback = entry
-    elif request.type == Callback.SYSENTER:
+    elif kind == Callback.SYSENTER:
         vcpu.sysenter_callback = entry
     else:
-        vcpu.traps[Vector.NMI] = (request.address, 4)
+        _set_nmi(vcpu, address, selector)
     return 0
 
 
@@ -207,12 +250,12 @@ def _register_callback(vcpu: Vcpu, request: CallbackRegister) -> int:
 def nmi_op(call: Call, command: int, argument: int) -> int:
     """Register (0) or unregister (1) the NMI callback."""
     if command == 0:
-        address = call.memory.read_u64(argument)
+        address = call.read_word(argument)
         if not is_canonical(address):
             raise XenError(Errno.EINVAL, f"NMI callback at {address:#x}")
-        call.vcpu.traps[Vector.NMI] = (address, 4)
+        _set_nmi(call.vcpu, address, FLAT_RING1_CS)
     elif command == 1:
-        call.vcpu.traps[Vector.NMI] = NO_TRAP
+        _unset_nmi(call.vcpu)
     else:
         raise XenError(Errno.ENOSYS, f"nmi_op {command}")
     return 0

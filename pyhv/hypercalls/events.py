@@ -3,6 +3,7 @@
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Evtchn
+from pyhv.abi.shared import FIFO_LINK_BITS
 from pyhv.abi.structs import (
     EvtchnAllocUnbound,
     EvtchnBindInterdomain,
@@ -10,6 +11,7 @@ from pyhv.abi.structs import (
     EvtchnBindPirq,
     EvtchnBindVcpu,
     EvtchnBindVirq,
+    EvtchnExpandArray,
     EvtchnInitControl,
     EvtchnPort,
     EvtchnReset,
@@ -18,15 +20,14 @@ from pyhv.abi.structs import (
 )
 from pyhv.errors import XenError
 from pyhv.events.channels import PortState
-from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.table import Commands, Status, hypercall
+from pyhv.mmu.memory import FramePage
 
 _commands = Commands("event_channel_op", Evtchn)
 
 
-@hypercall(
-    32, "event_channel_op", "command:u32 argument:ptr", Status.PARTIAL, "2-level only; FIFO is refused"
-)
+@hypercall(32, "event_channel_op", "command:u32 argument:ptr")
 def event_channel_op(call: Call, command: int, argument: int) -> int:
     """Bind, close and signal event channels."""
     handler = _commands.handlers.get(command)
@@ -112,25 +113,42 @@ def _unmask(call: Call, argument: int) -> None:
 
 @_commands.command(Evtchn.RESET)
 def _reset(call: Call, argument: int) -> None:
-    call.domain.events.reset(call.read(EvtchnReset, argument).dom)
+    if not call.domain.events.reset(call.read(EvtchnReset, argument).dom, call.preempted):
+        raise Again  # what is closed is closed: the same call goes on with the rest
 
 
-@_commands.command(
-    Evtchn.INIT_CONTROL, Status.REFUSED, "EINVAL for a bad frame, else ENOSYS: guests use 2-level"
-)
+@_commands.command(Evtchn.RESET_CONT, Status.REFUSED, "Xen's own continuation of reset: EBUSY")
+def _reset_cont(call: Call, argument: int) -> None:
+    call.own(call.read(EvtchnReset, argument).dom)
+    raise XenError(Errno.EBUSY, "no reset is in progress")
+
+
+def _take_page(call: Call, mfn: int) -> FramePage:
+    """A page of the guest's for pending events, with a writable reference; EINVAL."""
+    if not call.frames.get_writable(call.own_frame(mfn)):
+        raise XenError(Errno.EINVAL, f"{call.frames.describe(mfn)} cannot be written")
+    return FramePage(call.host.physical, mfn)
+
+
+@_commands.command(Evtchn.INIT_CONTROL)
 def _init_control(call: Call, argument: int) -> None:
     request = call.read(EvtchnInitControl, argument)
-    frames, mfn = call.frames, request.control_gfn
-    usable = 0 < mfn < frames.count and frames.owner[mfn] == call.domain.domid
-    call.domain.events.init_control(request.vcpu, request.offset, usable)
+    events = call.domain.events
+    events.check_control(request.vcpu, request.offset)
+    events.init_control(request.vcpu, _take_page(call, request.control_gfn), request.offset)
+    request.link_bits = FIFO_LINK_BITS
+    call.write(argument, request)
 
 
-@_commands.command(Evtchn.EXPAND_ARRAY, Status.REFUSED, "not in FIFO mode: EOPNOTSUPP")
-def _expand_array(call: Call, _argument: int) -> None:
-    call.domain.events.expand_array()
+@_commands.command(Evtchn.EXPAND_ARRAY)
+def _expand_array(call: Call, argument: int) -> None:
+    request = call.read(EvtchnExpandArray, argument)
+    events = call.domain.events
+    events.check_expansion()
+    events.expand_array(_take_page(call, request.array_gfn))
 
 
-@_commands.command(Evtchn.SET_PRIORITY, Status.REFUSED, "not in FIFO mode: ENOSYS")
+@_commands.command(Evtchn.SET_PRIORITY, note="2-level has none: ENOSYS")
 def _set_priority(call: Call, argument: int) -> None:
     request = call.read(EvtchnSetPriority, argument)
     call.domain.events.set_priority(request.port, request.priority)

@@ -10,7 +10,6 @@ import struct
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
-from pyhv.abi.shared import SI_MAX_PFN
 from pyhv.abi.structs import (
     MachphysMapping,
     MachphysMfnList,
@@ -163,7 +162,8 @@ def _maximum_reservation(call: Call, argument: int, _start: int) -> int:
 @_commands.command(Memory.MAXIMUM_GPFN)
 def _maximum_gpfn(call: Call, argument: int, _start: int) -> int:
     _named_self(call, argument)
-    return call.domain.shared_info.read_u64(SI_MAX_PFN) - 1
+    page, at = call.domain.shared_info, call.domain.layout.max_pfn
+    return (page.read_u64(at) if call.width == 64 else page.read_u32(at)) - 1
 
 
 @_commands.command(Memory.MACHPHYS_MAPPING)

@@ -113,7 +113,7 @@ def _update(call: Call, pointer: int, value: int) -> None:
 @hypercall(14, "update_va_mapping", "va:ulong pte:u64 flags:ulong")
 def update_va_mapping(call: Call, va: int, pte: int, flags: int) -> int:
     """Change the leaf entry that maps a virtual address."""
-    if not guest_may_use(va):
+    if not guest_may_use(va, call.width):
         raise XenError(Errno.EINVAL, f"update_va_mapping of {va:#x}")
     address = call.memory.leaf_entry(Va(va))
     frames = call.frames
@@ -126,7 +126,7 @@ def update_va_mapping(call: Call, va: int, pte: int, flags: int) -> int:
     if kind:
         mask = flags & ~UVMF_FLUSH_MASK & ~4
         if mask:
-            call.memory.read_u64(mask)
+            call.read_word(mask)
         if kind == UVMF_INVLPG:
             call.tables.flush_page(va)
         else:
@@ -155,19 +155,20 @@ def mmuext_op(call: Call, operations: int, count: int, done: int, foreigndom: in
     _foreign(call, foreigndom)
 
     def perform(raw: bytes) -> None:
-        operation = MmuextOp.unpack(raw)
+        operation = MmuextOp.unpack(raw, call.width)
         handler = _commands.handlers.get(operation.cmd)
         if handler is None:
             raise XenError(Errno.ENOSYS, f"mmuext_op {operation.cmd}")
         handler(call, operation)
 
-    return _each(call, (operations, count, done, foreigndom), MmuextOp.size(64), perform)
+    return _each(call, (operations, count, done, foreigndom), MmuextOp.size(call.width), perform)
 
 
 def _pin(level: int, number: Mmuext) -> None:
     @_commands.command(number)
     def pin(call: Call, operation: MmuextOp) -> None:
-        call.tables.pin(operation.arg1, level)
+        if level <= call.tables.top:  # there is no L4 in a 32-bit guest, and no complaint about it
+            call.tables.pin(operation.arg1, level)
 
 
 for _level, _number in enumerate(
@@ -189,6 +190,8 @@ def _new_baseptr(call: Call, operation: MmuextOp) -> None:
 @_commands.command(Mmuext.NEW_USER_BASEPTR)
 def _new_user_baseptr(call: Call, operation: MmuextOp) -> None:
     vcpu, mfn = call.vcpu, operation.arg1
+    if call.width == 32:
+        raise XenError(Errno.EINVAL, "NEW_USER_BASEPTR in a 32-bit guest, which has one table for both modes")
     if mfn == vcpu.user_l4:
         return
     if mfn:
@@ -204,7 +207,7 @@ def _flush(number: Mmuext, takes_mask: bool, single: bool) -> None:
     def flush(call: Call, operation: MmuextOp) -> None:
         if takes_mask:
             try:
-                call.memory.read_u64(operation.arg2)
+                call.read_word(operation.arg2)
             except XenError as error:
                 raise XenError(Errno.EINVAL, "unreadable vCPU mask") from error
         if single:
@@ -227,7 +230,7 @@ for _number, _takes_mask, _single in (
 @_commands.command(Mmuext.SET_LDT)
 def _set_ldt(call: Call, operation: MmuextOp) -> None:
     vcpu, base, entries = call.vcpu, operation.arg1, operation.arg2 & 0xFFFF_FFFF
-    if entries > 8192 or (entries and (base & PAGE_MASK or not guest_may_use(base))):
+    if entries > 8192 or (entries and (base & PAGE_MASK or not guest_may_use(base, call.width))):
         raise XenError(Errno.EINVAL, f"LDT of {entries} entries at {base:#x}")
     if (base, entries) == (vcpu.ldt_base, vcpu.ldt_entries):
         return

@@ -5,14 +5,10 @@ import struct
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.structs import MulticallEntry
-from pyhv.address import MASK64
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
-from pyhv.hypercalls.table import HYPERCALLS, hypercall, invoke
+from pyhv.hypercalls.table import HYPERCALLS, Entry, compat_words, hypercall, invoke, invoke_compat
 
-_ENTRY = MulticallEntry.layout64.packer
-_RESULT = MulticallEntry.layout64.offsets["result"]
-_ARGS = MulticallEntry.layout64.offsets["arg0"]
 MULTICALL = 13
 
 
@@ -23,9 +19,10 @@ def multicall(call: Call, calls: int, count: int) -> int:
     A sub-call that blocks or yields does not: the vCPU leaves the processor after the last entry.
     """
     memory = call.memory
+    layout = MulticallEntry.layout(call.width)
     for number in range(count):
-        at = calls + _ENTRY.size * number
-        op, _result, *arguments = _ENTRY.unpack(memory.read(at, _ENTRY.size))
+        at = calls + layout.size * number
+        op, _result, *arguments = layout.packer.unpack(memory.read(at, layout.size))
         op &= 0xFFFF_FFFF
         if op == MULTICALL:
             result = -Errno.EINVAL
@@ -36,14 +33,17 @@ def multicall(call: Call, calls: int, count: int) -> int:
             else:
                 call.count_hypercall(op)
                 try:
-                    result = invoke(entry, call, tuple(arguments))
+                    if call.width == 64:
+                        result = invoke(entry, call, tuple(arguments))
+                    else:
+                        result = invoke_compat(entry, call, arguments)
                 except XenError as error:
                     result = -error.errno
                 except Again as again:
-                    memory.write(at + _ARGS, struct.pack(f"<{len(again.arguments)}Q", *again.arguments))
+                    memory.write(at + layout.offsets["arg0"], _packed(call, entry, again))
                     raise Again(at, count - number) from again
         try:
-            memory.write_u64(at + _RESULT, result & MASK64)
+            call.write_word(at + layout.offsets["result"], result)
         except XenError:
             if not call.left_context:
                 raise
@@ -51,5 +51,13 @@ def multicall(call: Call, calls: int, count: int) -> int:
             return 0
         left = count - number - 1
         if left and left % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
-            raise Again(at + _ENTRY.size, left)
+            raise Again(at + layout.size, left)
     return 0
+
+
+def _packed(call: Call, entry: Entry, again: Again) -> bytes:
+    """The arguments with which a sub-call is to be continued, as the caller's words."""
+    if call.width == 64:
+        return struct.pack(f"<{len(again.arguments)}Q", *again.arguments)
+    words = compat_words(entry, again.arguments)
+    return struct.pack(f"<{len(words)}I", *words)

@@ -5,6 +5,8 @@ from pyhv.hypercalls import (
     cpustate,
     debugreg,
     events,
+    grantcopy,
+    grantmap,
     grants,
     memory,
     mmu,
@@ -16,7 +18,21 @@ from pyhv.hypercalls import (
 )
 from pyhv.hypercalls.table import HYPERCALLS
 
-MODULES = (cpustate, debugreg, events, grants, memory, mmu, multicall, physdev, sched, vcpu, version)
+MODULES = (
+    cpustate,
+    debugreg,
+    events,
+    grantcopy,
+    grantmap,
+    grants,
+    memory,
+    mmu,
+    multicall,
+    physdev,
+    sched,
+    vcpu,
+    version,
+)
 """Every module that holds handlers, in alphabetical order."""
 
 __all__ = ["HYPERCALLS", "MODULES"]

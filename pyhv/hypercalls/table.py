@@ -10,7 +10,7 @@ A number that is not in the table returns ENOSYS, as on Xen.
 """
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -35,7 +35,8 @@ _MASKS = {"u32": MASK32, "ulong": MASK64, "ptr": MASK64, "u64": MASK64}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One hypercall. `masks` cut each argument to its type's width."""
+    """One hypercall. `masks` cut each argument to its type's width; `compat` are a 32-bit guest's arguments
+    where they are others."""
 
     number: int
     name: str
@@ -44,6 +45,7 @@ class Entry:
     handler: Handler
     status: Status
     note: str
+    compat: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,28 @@ SUBOPERATIONS: dict[str, list[SubOperation]] = {}
 
 
 def hypercall(
-    number: int, name: str, arguments: str, status: Status = Status.COMPLETE, note: str = ""
+    number: int,
+    name: str,
+    arguments: str,
+    status: Status = Status.COMPLETE,
+    note: str = "",
+    compat: str | None = None,
 ) -> Callable[[Handler], Handler]:
-    """Enter a handler into the table."""
+    """Enter a handler into the table; `compat` are the arguments of 32-bit guests if they are others."""
 
     def enter(handler: Handler) -> Handler:
-        pairs = [argument.split(":") for argument in arguments.split()]
-        declared = tuple((pair[0], pair[1]) for pair in pairs)
+        declared = _declared(arguments)
         masks = tuple(_MASKS[kind] for _, kind in declared)
-        HYPERCALLS[number] = Entry(number, name, declared, masks, handler, status, note)
+        narrow = None if compat is None else _declared(compat)
+        HYPERCALLS[number] = Entry(number, name, declared, masks, handler, status, note, narrow)
         return handler
 
     return enter
+
+
+def _declared(arguments: str) -> tuple[tuple[str, str], ...]:
+    pairs = [argument.split(":") for argument in arguments.split()]
+    return tuple((pair[0], pair[1]) for pair in pairs)
 
 
 @dataclass(slots=True)
@@ -109,6 +121,34 @@ class Commands:
             SUBOPERATIONS.setdefault(self.hypercall, []).append(
                 SubOperation(self.hypercall, number, number.name.lower(), Status.REFUSED, errno.name)
             )
+
+
+def _compat_types(entry: Entry) -> tuple[tuple[str, str], ...]:
+    return entry.arguments if entry.compat is None else entry.compat
+
+
+def invoke_compat(entry: Entry, call: Any, words: Sequence[int]) -> int:
+    """Call a handler for a 32-bit guest, whose arguments are words: a `u64` takes two, the low half first."""
+    values: list[int] = []
+    at = 0
+    for _, kind in _compat_types(entry):
+        value = words[at] & MASK32
+        if kind == "u64":
+            value |= (words[at + 1] & MASK32) << 32
+            at += 1
+        values.append(value)
+        at += 1
+    return entry.handler(call, *values)
+
+
+def compat_words(entry: Entry, values: Sequence[int]) -> list[int]:
+    """The words in which a 32-bit guest passes these arguments: what `invoke_compat` takes apart."""
+    words: list[int] = []
+    for (_, kind), value in zip(_compat_types(entry), values, strict=False):
+        words.append(value & MASK32)
+        if kind == "u64":
+            words.append(value >> 32 & MASK32)
+    return words
 
 
 def invoke(entry: Entry, call: Any, arguments: tuple[int, ...]) -> int:

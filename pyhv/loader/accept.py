@@ -8,7 +8,7 @@ function of the image; how much memory the domain has is `layout.py`'s concern.
 
 from pyhv.address import PAGE_MASK, PAGE_SIZE, guest_may_use
 from pyhv.loader.image import KernelImage
-from pyhv.loader.notes import XENFEATURES, NoteSource
+from pyhv.loader.notes import XENFEATURES, NoteSource, Pae
 
 MAX_SPAN = 16 << 30
 """Largest distance in bytes from VIRT_BASE to the image's end; far above any kernel's."""
@@ -16,25 +16,23 @@ MAX_SPAN = 16 << 30
 
 def objections(image: KernelImage) -> list[str]:
     """Say why `image` cannot boot, one sentence each without the file's name; empty if it can."""
-    if image.elf_class == 32:
-        return [_no_32_bit(image)]
     if image.notes.source is NoteSource.NONE:
         return [
             "it carries no Xen notes, so it is not a Xen PV kernel "
             "(a Linux kernel has them when built with CONFIG_XEN_PV)"
         ]
-    return _identity(image) + _features(image) + _addresses(image)
+    return _identity(image) + _paging(image) + _features(image) + _addresses(image)
 
 
-def _no_32_bit(image: KernelImage) -> str:
-    pae = image.notes.pae_mode or ""
-    if image.notes.source is NoteSource.NONE:
-        what = "32-bit kernel without Xen notes"
-    elif pae.startswith("yes") or "bimodal" in pae:
-        what = "32-bit PAE kernel"
-    else:
-        what = "32-bit kernel without PAE, which Xen itself no longer runs"
-    return f"32-bit PV guests are not supported yet: this is an i386 image, a {what}"
+def _paging(image: KernelImage) -> list[str]:
+    if image.width == 64 or image.notes.pae is not Pae.NONE:
+        return []
+    told = "says" if image.notes.pae_mode else "does not say"
+    value = f" {image.notes.pae_mode!r}" if image.notes.pae_mode else " 'yes'"
+    return [
+        f"it is a 32-bit kernel without PAE (its PAE_MODE {told}{value}), and Xen's interface has no such "
+        "guests any more; build it with PAE"
+    ]
 
 
 def _identity(image: KernelImage) -> list[str]:
@@ -79,7 +77,7 @@ def _addresses(image: KernelImage) -> list[str]:
             f"it reaches {distance >> 30} GiB above its VIRT_BASE {base:#x}, which no domain's memory does; "
             "Xen's domain builder cannot load it either"
         ]
-    if not (guest_may_use(base) and guest_may_use(kend - 1)):
+    if not (guest_may_use(base, image.width) and guest_may_use(kend - 1, image.width)):
         return [f"its addresses {base:#x}..{kend:#x} are not a guest's to use"]
     reasons = []
     if not kstart <= image.entry <= kend:
@@ -93,6 +91,6 @@ def _addresses(image: KernelImage) -> list[str]:
     if p2m is not None:
         if kstart <= p2m < kend:
             reasons.append(f"its INIT_P2M address {p2m:#x} lies inside the image {kstart:#x}..{kend:#x}")
-        elif not guest_may_use(p2m):
+        elif image.width == 64 and not guest_may_use(p2m):
             reasons.append(f"its INIT_P2M address {p2m:#x} is not a guest's to use")
     return reasons

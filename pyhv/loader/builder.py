@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Writing a domain's first memory: kernel, ramdisk, p2m list, start_info, page tables, as `layout` says.
 
-`start_info` is specified by Xen's public header `xen.h`, the console ring by `io/console.h`, the hypercall
-page by `arch-x86/xen-x86_64.h`; page-table entries by the Intel SDM. Memory is reached through `GuestPages`
-alone. This module does not know who owns a frame, what type it has, or that there is a CPU: pinning the
-tables and loading the registers is the machine's part.
-
-    start_info  0 magic[32]    32 nr_pages    40 shared_info  48 flags      56 store_mfn   64 store_evtchn
-               72 console.mfn  80 .evtchn     88 pt_base      96 nr_pt_frames             104 mfn_list
-              112 mod_start   120 mod_len    128 cmd_line[1024]   1152 first_p2m_pfn  1160 nr_p2m_frames
+`start_info` is specified by Xen's public header `xen.h` (its layouts are `pyhv.abi.structs.StartInfo`), the
+console ring by `io/console.h`, the hypercall page by `arch-x86/xen-x86_64.h` and `xen-x86_32.h`; page-table
+entries by the Intel SDM. Memory is reached through `GuestPages` alone. This module does not know who owns a
+frame, what type it has, or that there is a CPU: pinning the tables and loading the registers is the machine's
+part.
 """
 
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pyhv.abi.hypercall_page import HYPERCALL_PAGE
+from pyhv.abi.hypercall_page import hypercall_page
+from pyhv.abi.structs import StartInfo
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
-from pyhv.address import ENTRIES, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
+from pyhv.address import ENTRIES, MASK32, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
 from pyhv.errors import ConfigError
 from pyhv.loader.image import KernelImage
-from pyhv.loader.layout import Layout, TableRun, symtab_start, table_number
+from pyhv.loader.layout import Layout, TableRun, p2m_entry, symtab_start, table_number, top_level
 
 SIF_MOD_START_PFN = 1 << 3
 """start_info flag: mod_start is a pfn and the ramdisk is not mapped."""
@@ -32,16 +29,16 @@ SIF_VIRT_P2M_4TOOLS = 1 << 4
 """start_info flag: the toolstack can follow a p2m list that the kernel keeps in virtual addresses."""
 MAX_CMDLINE = 1023
 """Bytes of a command line, without its NUL."""
-START_INFO_SIZE = 1168
 CONSOLE_CONNECTION = 3088
 """Offset of the byte in the console page that says whether somebody listens (0) or not yet (1)."""
+
+FRAMES_BELOW_4G = 1 << 20
+"""Frames with a smaller number lie where 32 bits reach."""
 
 PTE_DATA = PTE_P | PTE_RW | PTE_A
 PTE_TABLE_PAGE = PTE_P | PTE_A
 PTE_UPPER = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 
-_START_INFO = struct.Struct("<32sQQI4xQI4xQI4xQQQQQ1024sQQ")
-_TOP = 4
 _INDEX_BITS = ENTRIES.bit_length() - 1
 
 U64Array = npt.NDArray[np.uint64]
@@ -58,44 +55,18 @@ class GuestPages(Protocol):
         """Store `data` from byte `offset` (below 4096) of page `pfn` on; it may run into later pages."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartInfo:
-    """The 64-bit `start_info`; `pack` gives its 1168 bytes."""
-
-    magic: bytes
-    nr_pages: int
-    shared_info: MachineAddress
-    flags: int
-    store_mfn: Mfn
-    store_evtchn: int
-    console_mfn: Mfn
-    console_evtchn: int
-    pt_base: Va
-    nr_pt_frames: int
-    mfn_list: Va
-    mod_start: int
-    mod_len: int
-    cmd_line: bytes
-    first_p2m_pfn: Pfn
-    nr_p2m_frames: int
-
-    def pack(self) -> bytes:
-        """The structure's bytes."""
-        return _START_INFO.pack(*(getattr(self, field.name) for field in fields(self)))
-
-
 @dataclass(frozen=True)
 class BootState:
     """What the machine needs to start vCPU 0 and to connect the rings."""
 
     entry: Va
-    """Initial rip."""
+    """Initial rip or eip."""
     start_info: Va
-    """Initial rsi."""
+    """Initial rsi or esi."""
     stack_top: Va
-    """Initial rsp."""
-    l4: Mfn
-    """The top-level table, to be pinned and loaded."""
+    """Initial rsp or esp."""
+    top: Mfn
+    """The top-level table (an L4, in 32 bits an L3), to be pinned and loaded."""
     start_info_pfn: Pfn
     console_pfn: Pfn
     xenstore_pfn: Pfn
@@ -120,6 +91,8 @@ def build(
     the builder adds SIF_MOD_START_PFN as needed. Raises ConfigError for a command line that does not fit.
     """
     check_cmdline(cmdline)
+    if layout.width == 32 and shared_info > MASK32:
+        raise ConfigError("a 32-bit guest cannot name a shared_info page above 4 GiB")
     if len(ramdisk) != layout.ramdisk_len or len(guest.p2m) < layout.nr_pages:
         raise ConfigError("the ramdisk or the memory is not the one that the layout was planned for")
     p2m = guest.p2m[: layout.nr_pages]
@@ -127,22 +100,35 @@ def build(
     _write_image(guest, image)
     if layout.ramdisk is not None:
         guest.write(layout.ramdisk.pfn, 0, ramdisk)
-    guest.write(layout.p2m.pfn, 0, p2m.astype("<u8").tobytes())
+    guest.write(layout.p2m.pfn, 0, p2m.astype(f"<u{p2m_entry(layout.width)}").tobytes())
     guest.write(layout.console.pfn, CONSOLE_CONNECTION, b"\x01")
     _write_tables(guest, layout, p2m)
 
     info = _start_info(image, layout, p2m, shared_info, store_evtchn, console_evtchn, cmdline, flags)
-    guest.write(layout.start_info.pfn, 0, info.pack())
+    guest.write(layout.start_info.pfn, 0, info.pack(layout.width))
     return BootState(
         entry=image.entry,
         start_info=layout.va_of(layout.start_info.pfn),
         stack_top=layout.stack_top,
-        l4=Mfn(int(p2m[layout.page_tables.pfn])),
+        top=Mfn(int(p2m[layout.page_tables.pfn])),
         start_info_pfn=layout.start_info.pfn,
         console_pfn=layout.console.pfn,
         xenstore_pfn=layout.xenstore.pfn,
         layout=layout,
     )
+
+
+def lower_l3(p2m: U64Array, image: KernelImage, layout: Layout) -> bool:
+    """Exchange two frames of a domain so that its boot L3 lies below 4 GiB, if the kernel insists on that.
+
+    To be called before `build`, and before anybody else knows of `p2m`. False if no frame lies there.
+    """
+    l3 = layout.page_tables.pfn
+    lowest = int(p2m.argmin())
+    if image.l3_anywhere or p2m[l3] < FRAMES_BELOW_4G:
+        return True
+    p2m[[l3, lowest]] = p2m[[lowest, l3]]
+    return bool(p2m[l3] < FRAMES_BELOW_4G)
 
 
 def check_cmdline(cmdline: bytes) -> None:
@@ -160,7 +146,9 @@ def _write_image(guest: GuestPages, image: KernelImage) -> None:
         at = symtab_start(image) - image.virt_base
         guest.write(Pfn(at >> PAGE_SHIFT), at & PAGE_MASK, image.bsd_symtab)
     if image.hypercall_page is not None:
-        guest.write(Pfn((image.hypercall_page - image.virt_base) >> PAGE_SHIFT), 0, HYPERCALL_PAGE)
+        guest.write(
+            Pfn((image.hypercall_page - image.virt_base) >> PAGE_SHIFT), 0, hypercall_page(image.width)
+        )
 
 
 def _start_info(
@@ -212,7 +200,7 @@ def _write_tables(guest: GuestPages, layout: Layout, p2m: U64Array) -> None:
         mfns = p2m[layout.p2m.pfn : layout.p2m.end]
         tables.fill(1, table_number(layout.p2m.va, 0), (mfns << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_DATA))
     for run in tables.runs:
-        if run.level < _TOP:
+        if run.level < top_level(layout.width):
             mfns = p2m[run.pfn : run.pfn + run.count]
             entries = (mfns << np.uint64(PAGE_SHIFT)) | np.uint64(PTE_UPPER)
             tables.fill(run.level + 1, run.first, entries)

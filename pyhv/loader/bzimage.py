@@ -28,6 +28,7 @@ MAX_UNPACKED = 1 << 30
 ELF_MAGIC = b"\x7fELF"
 
 _STEP = 1 << 20
+_LZOP_MAGIC = b"\x89LZO"
 _ZSTD_FEED = 4096  # one byte of zstd can announce 32 KiB; this bounds what one call returns
 _LZ4_MAGIC = 0x184C2102
 _LZ4_BLOCK = 8 << 20  # the legacy frame format's block size
@@ -68,6 +69,11 @@ def unpack(data: bytes, name: str) -> Unpacked:
     if payload.startswith(ELF_MAGIC):
         return Unpacked(payload, f"{container} (uncompressed)")
     compression = _sniff(payload)
+    if payload.startswith(_LZOP_MAGIC):
+        raise ImageError(
+            f"{name}: it is compressed with LZO, the one format of Linux kernels that pyhv does not unpack; "
+            "give the vmlinux inside it (scripts/extract-vmlinux of the kernel's source unpacks it)"
+        )
     if compression is None:
         if container == "bzImage":
             raise ImageError(

@@ -81,7 +81,7 @@ def _note_rows(notes: XenNotes) -> Rows:
         ("INIT_P2M", _address(notes.init_p2m, "where the p2m list is to be mapped")),
         ("MOD_START_PFN", "the ramdisk need not be mapped" if notes.mod_start_pfn else None),
         ("HV_START_LOW", _address(notes.hv_start_low, "the lowest start of the hypervisor's hole")),
-        ("PAE_MODE", notes.pae_mode),
+        ("PAE_MODE", None if notes.pae_mode is None else f"{notes.pae_mode}: {notes.pae.value}"),
         ("FEATURES", ", ".join(map(_wish, notes.features)) or None),
         ("SUPPORTED_FEATURES", _bitmap(notes.supported_features)),
         ("SUSPEND_CANCEL", "suspend may be cancelled" if notes.suspend_cancel else None),
@@ -145,4 +145,5 @@ def _how(image: KernelImage) -> str:
         if image.hypercall_page is not None
         else "brings its own hypercall stubs"
     )
-    return f"as a 64-bit PV domain ({image.guest_class}); it {stubs}"
+    kind = "a 64-bit PV domain" if image.width == 64 else "a 32-bit PV domain with PAE"
+    return f"as {kind} ({image.guest_class}); it {stubs}"

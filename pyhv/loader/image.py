@@ -17,15 +17,30 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from pyhv.address import PAGE_MASK, Va
-from pyhv.loader.notes import XenNotes
+from pyhv.loader.notes import Pae, XenNotes
 
 MAX_SYMBOL_NAME = 512
 """Longest symbol name, in bytes, that is kept."""
 
 SHT_SYMTAB, SHT_STRTAB = 2, 3
 _STT_NAMED = frozenset({0, 1, 2})  # NOTYPE, OBJECT, FUNC: sections and files have no address of their own
-_EHDR64_SHOFF, _EHDR64_SHENTSIZE = 40, 58
-_EHDR64_SIZE, _SHDR64_SIZE, _SYM64_SIZE = 64, 64, 24
+
+
+class _Form(NamedTuple):
+    """What differs between the ELF classes, for `bsd_symtab`: sizes, field offsets, `struct` formats."""
+
+    ehdr_size: int
+    e_shoff: int
+    e_shentsize: int
+    address: str
+    shdr: str
+    sym_size: int
+
+
+_FORMS = {
+    32: _Form(52, 32, 46, "<I", "<IIIIIIIIII", 16),
+    64: _Form(64, 40, 58, "<Q", "<IIQQQQIIQQ", 24),
+}
 
 
 class Segment(NamedTuple):
@@ -95,6 +110,19 @@ class KernelImage:
     unpacked_size: int = 0
 
     @property
+    def width(self) -> int:
+        """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel."""
+        return self.elf_class
+
+    @property
+    def l3_anywhere(self) -> bool:
+        """Whether the boot page tables may be topped by a frame above 4 GiB.
+
+        A 32-bit kernel must have said that it knows the extended format of CR3.
+        """
+        return self.width == 64 or self.notes.pae is Pae.EXTENDED_CR3
+
+    @property
     def entry(self) -> Va:
         """Where the boot vCPU starts: the ENTRY note, else the ELF header's entry point."""
         return Va(self.e_entry if self.notes.entry is None else self.notes.entry)
@@ -131,7 +159,7 @@ class KernelImage:
         Honoured only for 64-bit kernels, page aligned and below VIRT_BASE.
         """
         va = self.notes.init_p2m
-        if va is None or self.elf_class != 64 or va & PAGE_MASK or va >= self.virt_base:
+        if va is None or self.width != 64 or va & PAGE_MASK or va >= self.virt_base:
             return None
         return Va(va)
 
@@ -143,41 +171,50 @@ class KernelImage:
     @property
     def guest_class(self) -> str:
         """Xen's name for the ABI, which start_info's magic repeats."""
-        return "xen-3.0-x86_64" if self.elf_class == 64 else "xen-3.0-x86_32p"
+        return "xen-3.0-x86_64" if self.width == 64 else "xen-3.0-x86_32p"
 
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:
         """The image's symbols sorted by address; empty if it was stripped."""
         return self.symbol_table.symbols() if self.symbol_table else ()
 
+    @property
+    def alignment(self) -> int:
+        """What the image's class rounds addresses up to: 8 bytes, or 4 in 32 bits."""
+        return self.elf_class // 8
+
     @cached_property
     def bsd_symtab(self) -> bytes:
-        """What goes behind a 64-bit image that asked for BSD_SYMTAB, at `kend` rounded up to 8; else empty.
+        """What goes behind an image that asked for BSD_SYMTAB, at `kend` rounded up to `alignment`.
 
         A u32 with the size of what follows, an ELF header with three sections (null, symtab, strtab) whose
-        offsets count from that header, and the two tables.
+        offsets count from that header, and the two tables. Empty if it did not ask or has no symbols.
         """
         table = self.symbol_table
-        if not self.notes.bsd_symtab or table is None or self.elf_class != 64:
+        if not self.notes.bsd_symtab or table is None:
             return b""
+        form = _FORMS[self.elf_class]
+        shdr = struct.Struct(form.shdr)
         # The header is not aligned (it follows a u32), the tables are.
-        headers = _EHDR64_SIZE + 3 * _SHDR64_SIZE + 4
-        strings_at = headers + len(table.entries)
-        symtab = (0, SHT_SYMTAB, 0, 0, headers, len(table.entries), 2, 0, 8, _SYM64_SIZE)
+        headers = form.ehdr_size + 3 * shdr.size
+        gap = -(headers + 4) % self.alignment
+        entries_at = headers + gap
+        strings_at = entries_at + len(table.entries)
+        symtab = (0, SHT_SYMTAB, 0, 0, entries_at, len(table.entries), 2, 0, self.alignment, form.sym_size)
         strtab = (0, SHT_STRTAB, 0, 0, strings_at, len(table.strings), 0, 0, 1, 0)
         header = bytearray(self.elf_header)
-        struct.pack_into("<Q", header, _EHDR64_SHOFF, _EHDR64_SIZE)
-        struct.pack_into("<HHH", header, _EHDR64_SHENTSIZE, _SHDR64_SIZE, 3, 0)
+        struct.pack_into(form.address, header, form.e_shoff, form.ehdr_size)
+        struct.pack_into("<HHH", header, form.e_shentsize, shdr.size, 3, 0)
         body = b"".join(
             (
                 bytes(header),
-                bytes(_SHDR64_SIZE),
-                struct.pack("<IIQQQQIIQQ", *symtab),
-                struct.pack("<IIQQQQIIQQ", *strtab),
-                bytes(4),
+                bytes(shdr.size),
+                shdr.pack(*symtab),
+                shdr.pack(*strtab),
+                bytes(gap),
                 table.entries,
                 table.strings,
-                bytes(-len(table.strings) % 8),
+                bytes(-len(table.strings) % self.alignment),
             )
         )
         return struct.pack("<I", len(body)) + body

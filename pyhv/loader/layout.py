@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where everything lies when a 64-bit PV domain starts: the domain builder's plan, as a pure function.
+"""Where everything lies when a PV domain starts: the domain builder's plan, as a pure function.
 
 The order and the padding are part of the ABI: Xen's public header `xen.h` ("start-of-day memory layout")
 promises them to the guest. This module knows page numbers and sizes; it touches no memory, no frame, no MFN.
@@ -8,27 +8,27 @@ promises them to the guest. This module knows page numbers and sizes; it touches
     | pad | kernel | [ramdisk] | [p2m] | start_info | xenstore | console | page tables | stack | pad |
     '------------------------------ all mapped, pfn = (va - VIRT_BASE) / 4096 -----------------------'
     then, by pfn alone: [ramdisk, if MOD_START_PFN] [p2m and its own page tables, if INIT_P2M]
+
+Page tables are numbered and counted alike in both guest classes; a 32-bit (PAE) guest just has no L4.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pyhv.address import ENTRIES, MASK64, PAGE_SHIFT, PAGE_SIZE, Pfn, Va, guest_may_use, pages_of
+from pyhv.address import ENTRIES, MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE, Pfn, Va, guest_may_use, pages_of
 from pyhv.errors import ConfigError, ImageError
 from pyhv.loader.accept import objections
 from pyhv.loader.image import KernelImage
 
-P2M_ENTRY = 8
-"""Bytes of one p2m entry."""
-MAX_PAGES = 1 << 30
-"""Largest domain, in pages, that is planned for (4 TiB)."""
+MAX_PAGES = {64: 1 << 30, 32: 0x298_0000}
+"""Largest domain, in pages, that is planned for: 4 TiB, or what a 32-bit guest's M2P can name."""
 PAGES_PER_MIB = 256
 
 _STACK_PAGES = 1
 _SLACK_PAGES = 128  # 512 KiB that the ABI promises behind the boot stack
 _REGION_MASK = (4 << 20) - 1  # the mapped region ends at a multiple of 4 MiB
-_TOP_LEVEL = 4
+_COMPAT_L2S_FROM = 0xC000_0000  # the L3's last entry, which Xen needs, is about the addresses from here on
 _INDEX_BITS = ENTRIES.bit_length() - 1
 _TRANSLATED = (1 << 48) - 1
 
@@ -64,6 +64,8 @@ class TableRun:
 class Layout:
     """A plan for one image in a domain of `nr_pages` pages; `used_pages` of them are spoken for."""
 
+    width: int
+    """Bits of the guest: 64 or 32."""
     nr_pages: int
     virt_base: Va
     region_end: Va
@@ -115,8 +117,11 @@ def plan(image: KernelImage, nr_pages: int, ramdisk_len: int | None = None) -> L
     """
     if reasons := objections(image):
         raise ImageError(f"{image.name}: {reasons[0]}")
-    if not 0 < nr_pages <= MAX_PAGES:
-        raise ConfigError(f"a domain of {nr_pages} pages is impossible; give 1 to {MAX_PAGES}")
+    most = MAX_PAGES[image.width]
+    if not 0 < nr_pages <= most:
+        raise ConfigError(
+            f"a {image.width}-bit domain of {nr_pages} pages is impossible; give 1 to {most} (4 KiB each)"
+        )
     length = ramdisk_len or 0
     if length < 0:
         raise ConfigError(f"a ramdisk of {length} bytes is impossible")
@@ -158,8 +163,8 @@ class _Cursor:
 
 def _place(image: KernelImage, nr_pages: int, ramdisk_len: int) -> Layout:
     """The plan, whether or not it fits in `nr_pages`."""
-    base, init_p2m = image.virt_base, image.init_p2m
-    p2m_pages = pages_of(nr_pages * P2M_ENTRY)
+    base, init_p2m, width = image.virt_base, image.init_p2m, image.width
+    p2m_pages = pages_of(nr_pages * p2m_entry(width))
     at = _Cursor(base)
     at.pfn = Pfn((image.kstart - base) >> PAGE_SHIFT)
     kernel = at.take("kernel", pages_of(image_end(image) - base) - at.pfn)
@@ -172,15 +177,15 @@ def _place(image: KernelImage, nr_pages: int, ramdisk_len: int) -> Layout:
     start_info = at.take("start_info", 1)
     xenstore = at.take("xenstore ring", 1)
     console = at.take("console ring", 1)
-    last, count = _region(base, base + (at.pfn << PAGE_SHIFT))
-    if last > MASK64 or not guest_may_use(last) or (base ^ last) >> 63:
+    last, count = _region(base, base + (at.pfn << PAGE_SHIFT), width)
+    if last > MASK64 or not guest_may_use(last, width) or (base ^ last) >> 63:
         raise ConfigError(
             f"{image.name} in a domain of {nr_pages} pages does not fit between its VIRT_BASE {base:#x} and "
             "the end of the addresses that a guest may use"
         )
     page_tables = at.take("page tables", count)
     boot_stack = at.take("boot stack", _STACK_PAGES)
-    tables = _runs(_spans(base, last), page_tables.pfn)
+    tables = _runs(_spans(base, last, width), page_tables.pfn)
 
     at.pfn = Pfn((last + 1 - base) >> PAGE_SHIFT)
     if ramdisk_len and image.mod_start_pfn:
@@ -194,9 +199,10 @@ def _place(image: KernelImage, nr_pages: int, ramdisk_len: int) -> Layout:
                 f"{p2m_pages} pages of it that a domain of {nr_pages} pages has"
             )
         p2m = Extent("p2m list", at.take("p2m list", p2m_pages).pfn, p2m_pages, init_p2m)
-        p2m_runs = _runs(_new_spans(_spans(init_p2m, end - 1), _spans(base, last)), at.pfn)
+        p2m_runs = _runs(_new_spans(_spans(init_p2m, end - 1, width), _spans(base, last, width)), at.pfn)
         p2m_tables = at.take("p2m page tables", sum(run.count for run in p2m_runs), mapped=False)
     return Layout(
+        width=width,
         nr_pages=nr_pages,
         virt_base=base,
         region_end=Va(last + 1),
@@ -216,18 +222,28 @@ def _place(image: KernelImage, nr_pages: int, ramdisk_len: int) -> Layout:
     )
 
 
+def p2m_entry(width: int) -> int:
+    """Bytes of one p2m entry in a guest of `width` bits."""
+    return width // 8
+
+
+def top_level(width: int) -> int:
+    """The level of the one page table from which a guest of `width` bits is translated."""
+    return 4 if width == 64 else 3
+
+
 def table_number(va: int, level: int) -> int:
     """The number, among all tables of `level`, of the one that `va` is translated by; level 0 is a page.
 
-    Counted in the 48 bits of an address that are translated: the one L4 is number 0, and entry n of the
-    tables of a level is about table n of the level below.
+    Counted in the 48 bits of an address that are translated: the one L4 (in 32 bits, L3) is number 0, and
+    entry n of the tables of a level is about table n of the level below.
     """
     return (va & _TRANSLATED) >> (PAGE_SHIFT + _INDEX_BITS * level)
 
 
 def symtab_start(image: KernelImage) -> Va:
-    """Where the BSD symbol table goes, if the image asked for one: behind it, aligned to 8."""
-    return Va((image.kend + 7) & ~7)
+    """Where the BSD symbol table goes, if the image asked for one: behind it, aligned for its class."""
+    return Va(image.kend + -image.kend % image.alignment)
 
 
 def image_end(image: KernelImage) -> Va:
@@ -235,7 +251,7 @@ def image_end(image: KernelImage) -> Va:
     return Va(symtab_start(image) + len(image.bsd_symtab)) if image.bsd_symtab else image.kend
 
 
-def _region(base: int, start: int) -> tuple[int, int]:
+def _region(base: int, start: int, width: int) -> tuple[int, int]:
     """The last address of the boot mapping and the number of tables that map it.
 
     `start` is where the tables begin. They map themselves, so their number and the region's end depend on
@@ -245,29 +261,34 @@ def _region(base: int, start: int) -> tuple[int, int]:
     pages = extra
     while True:
         last = (start + pages * PAGE_SIZE) | _REGION_MASK
-        count = sum(span[2] for span in _spans(base, last))
+        count = sum(span[2] for span in _spans(base, last, width))
         pages = count + extra
         if start + pages * PAGE_SIZE <= last + 1:
             return last, count
 
 
-def _spans(first: int, last: int) -> list[tuple[int, int, int]]:
+def _spans(first: int, last: int, width: int) -> list[tuple[int, int, int]]:
     """(level, number of the first table, count) of the tables that map `first`..`last`, top level first."""
     spans = []
-    for level in range(_TOP_LEVEL, 0, -1):
+    for level in range(top_level(width), 0, -1):
         shift = PAGE_SHIFT + _INDEX_BITS * level
-        spans.append((level, table_number(first, level), (last >> shift) - (first >> shift) + 1))
+        end = last
+        if width == 32 and level == 2 and last < _COMPAT_L2S_FROM:
+            # The hypervisor's own part of the address space hangs from the L2 of the last gigabyte, so there
+            # must be one; the builder fills the gap up to it.
+            end = MASK32
+        spans.append((level, table_number(first, level), (end >> shift) - (first >> shift) + 1))
     return spans
 
 
 def _new_spans(
     wanted: list[tuple[int, int, int]], present: list[tuple[int, int, int]]
 ) -> list[tuple[int, int, int]]:
-    """The tables of `wanted` that `present`, a mapping above it, does not already have; never an L4."""
+    """The tables of `wanted` that `present`, a mapping above it, does not already have; never a top one."""
     spans = []
-    for (level, first, count), (_, taken, _) in zip(wanted, present, strict=True):
+    for (level, first, count), (_, taken, _) in zip(wanted[1:], present[1:], strict=True):
         fresh = min(count, taken - first)
-        if level != _TOP_LEVEL and fresh > 0:
+        if fresh > 0:
             spans.append((level, first, fresh))
     return spans
 

@@ -88,6 +88,14 @@ class NoteSource(enum.Enum):
     XEN_GUEST = "the __xen_guest string"
 
 
+class Pae(enum.Enum):
+    """What a 32-bit kernel says about physical address extension; the value is how a person would say it."""
+
+    NONE = "no PAE"
+    LOW_L3 = "PAE, its L3 below 4 GiB"
+    EXTENDED_CR3 = "PAE, its L3 anywhere"
+
+
 class FeatureWish(NamedTuple):
     """One name of a FEATURES string; `required` if the kernel put `!` before it."""
 
@@ -124,6 +132,16 @@ class XenNotes:
     unknown: tuple[int, ...] = ()
     """Types of "Xen" notes that `elfnote.h` does not name."""
 
+    @property
+    def pae(self) -> Pae:
+        """What `pae_mode` means; the two formats of notes spell it differently."""
+        told = self.pae_mode or ""
+        if self.source is NoteSource.XEN_GUEST:
+            if told == "yes[extended-cr3]":
+                return Pae.EXTENDED_CR3
+            return Pae.LOW_L3 if told.startswith("yes") else Pae.NONE
+        return Pae.EXTENDED_CR3 if told == "yes" or "bimodal" in told else Pae.NONE
+
 
 _STRINGS = {
     Elfnote.INFO: "info",
@@ -133,6 +151,7 @@ _STRINGS = {
     Elfnote.LOADER: "loader",
     Elfnote.PAE_MODE: "pae_mode",
 }
+_TEXTS = frozenset({*_STRINGS, Elfnote.FEATURES, Elfnote.BSD_SYMTAB})
 _NUMBERS = {
     Elfnote.ENTRY: "entry",
     Elfnote.HYPERCALL_PAGE: "hypercall_page",
@@ -150,7 +169,8 @@ _NUMBERS = {
 def records(raw: bytes, name: str) -> Iterator[tuple[int, bytes]]:
     """Walk the note records in `raw` and yield (type, desc) of those whose name is "Xen".
 
-    `name` is the file's, for the ImageError raised when a record runs past the end.
+    `name` is the file's, for the ImageError raised when a record runs past the end. A last string may claim
+    more bytes than there are if it ends before: PV-GRUB for i386 is built so, and Xen reads up to the NUL.
     """
     if len(raw) > MAX_NOTE_BYTES:
         raise ImageError(f"{name}: its ELF notes take {len(raw)} bytes; the file is damaged or hostile")
@@ -159,9 +179,13 @@ def records(raw: bytes, name: str) -> Iterator[tuple[int, bytes]]:
     while at + _RECORD.size <= len(raw):
         namesz, descsz, kind = _RECORD.unpack_from(raw, at)
         desc_at = at + _RECORD.size + _padded(namesz)
+        mine = namesz == 4 and raw[at + _RECORD.size : desc_at] == b"Xen\0"
         if desc_at + descsz > len(raw):
+            if mine and kind in _TEXTS and b"\0" in raw[desc_at:]:
+                yield kind, raw[desc_at:]
+                return
             raise ImageError(f"{name}: an ELF note runs past the end of its segment; the file is damaged")
-        if raw[at + _RECORD.size : desc_at].startswith(b"Xen\0") and namesz == 4:
+        if mine:
             yield kind, raw[desc_at : desc_at + descsz]
         at = desc_at + _padded(descsz)
 

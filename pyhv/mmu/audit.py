@@ -14,6 +14,7 @@ step: who refers to each frame, and as what. Where both agree for every frame, t
     pins, base pointers of vCPUs            a table reference
     GDT frames, faulted-in LDT pages        a descriptor-page reference
     vcpu_info pages, back ends' rings       a writable reference
+    FIFO control blocks, event arrays       a writable reference
     shared_info, grant table frames         a writable reference, held by the hypervisor
     device halves of grant mappings         a writable or a general reference
     being allocated                         a general reference
@@ -30,12 +31,24 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
-from pyhv.abi.x86 import PTE_A, PTE_D, PTE_GUEST_KERNEL, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
+from pyhv.abi.x86 import (
+    PTE_A,
+    PTE_D,
+    PTE_GUEST_KERNEL,
+    PTE_MFN_MASK,
+    PTE_NX,
+    PTE_P,
+    PTE_RW,
+    PTE_SOFT_HIGH,
+    PTE_US,
+)
 from pyhv.address import Mfn
 from pyhv.cpu.ram import Ram
 from pyhv.mmu.frames import (
     INVALID_M2P,
     L1,
+    L2,
+    L3,
     L4,
     NONE,
     SEGDESC,
@@ -45,6 +58,8 @@ from pyhv.mmu.frames import (
 )
 from pyhv.mmu.memory import FramePage
 from pyhv.mmu.paging import (
+    COMPAT,
+    COMPAT_FIRST_SLOT,
     DOMAIN_SLOT,
     M2P_SLOT,
     MERGED,
@@ -102,14 +117,22 @@ class AuditedGrants(Protocol):
     """A domain's grant table."""
 
     @property
-    def frames(self) -> list[Mfn]:
-        """The frames that it is in."""
+    def shared_frames(self) -> list[Mfn]:
+        """The frames that it is in, those of its statuses too."""
+
+
+class AuditedEvents(Protocol):
+    """A domain's event channels."""
+
+    def shared_frames(self) -> list[Mfn]:
+        """The guest's frames that they keep pending events in, each as often as it is referred to."""
 
 
 class AuditedDomain(Protocol):
     """A domain that has not been taken apart."""
 
     domid: int
+    width: int
     shared_info: FramePage
     cache: L4Cache
     area: DomainArea
@@ -121,6 +144,10 @@ class AuditedDomain(Protocol):
     @property
     def grants(self) -> AuditedGrants:
         """Its grant table."""
+
+    @property
+    def events(self) -> AuditedEvents:
+        """Its event channels."""
 
     @property
     def maptrack(self) -> AuditedMaptrack:
@@ -165,6 +192,9 @@ class _Audit:
         self.linear_in = np.zeros(shape, dtype=np.int64)
         self.linear_out = np.zeros(shape, dtype=np.int64)
         self.typed = np.where(frames.type_count_np > 0, frames.type_np, NONE)
+        narrow = [domain.domid for domain in domains if domain.width == 32]
+        self.narrow = np.isin(frames.owner_np, np.array(narrow, dtype=np.uint16))
+        """Frames of 32-bit guests."""
         for level in (4, 3, 2):
             self._walk_upper(level)
         self._walk_leaves()
@@ -179,6 +209,7 @@ class _Audit:
             self._machine_to_physical(m2p)
             for domain in self.domains.values():
                 self._hardware_l4s(domain, m2p)
+            self._last_l2s(m2p)
         for domain in self.domains.values():
             self._windows(domain)
 
@@ -203,6 +234,8 @@ class _Audit:
                 used = rows[:, XEN_SLOTS.start : XEN_SLOTS.stop].any(axis=1)
                 self._tell(some[used], "{} has entries in the hypervisor's slots")
                 rows[:, XEN_SLOTS.start : XEN_SLOTS.stop] = 0
+            if level == L2:
+                rows[np.flatnonzero(self.frames.last_l2_np[some]), COMPAT_FIRST_SLOT:] = 0
             row, slot = np.nonzero(rows & _u64(PTE_P))
             yield some[row], slot, rows[row, slot]
 
@@ -222,12 +255,15 @@ class _Audit:
         for tables, _, entries in self._entries(level):
             targets, kept = self._targets(tables, entries, level)
             tables, entries = tables[kept], entries[kept]
+            narrow = self.narrow[tables]
             forbidden = (entries & _u64(UPPER_FORBIDDEN)) != 0
+            if level == L3:
+                forbidden |= narrow & ((entries & _u64(PTE_NX | PTE_SOFT_HIGH)) != 0)
             self._tell(tables[forbidden], f"an L{level} entry of {{}} has bits that no guest may set")
-            required = PTE_US | PTE_A if level == L4 else PTE_US
-            self._tell(
-                tables[(entries & _u64(required)) != required], f"an L{level} entry of {{}} was not adjusted"
-            )
+            wide_bits = PTE_US | PTE_A if level == L4 else PTE_US
+            narrow_bits = PTE_US | PTE_RW if level == L3 else 0
+            required = np.where(narrow, _u64(narrow_bits), _u64(wide_bits))
+            self._tell(tables[entries & required != required], f"an L{level} entry of {{}} was not adjusted")
             foreign = owner[targets] != owner[tables]
             self._tell(tables[foreign], f"an L{level} entry of {{}} points to another owner's frame")
             itself = targets == tables
@@ -249,7 +285,8 @@ class _Audit:
             self._tell(
                 tables[(entries & _u64(L1_FORBIDDEN)) != 0], "a leaf entry of {} sets cache attributes"
             )
-            self._tell(tables[(entries & _u64(PTE_US)) == 0], "a leaf entry of {} was not adjusted")
+            raw = ((entries & _u64(PTE_US)) == 0) & ~self.narrow[tables]
+            self._tell(tables[raw], "a leaf entry of {} was not adjusted")
             writable = (entries & _u64(PTE_RW)) != 0
             mistyped = writable & (self.typed[targets] != WRITABLE)
             self._tell(targets[mistyped], "{} is mapped writable by a guest")
@@ -294,16 +331,18 @@ class _Audit:
     def _holdings(self, domain: AuditedDomain) -> None:
         name = f"d{domain.domid}"
         for vcpu in domain.vcpus:
-            for l4 in (vcpu.kernel_l4, vcpu.user_l4):
-                if l4:
-                    self._hold(l4, L4, f"a base pointer of {name}")
+            for table in (vcpu.kernel_l4, vcpu.user_l4):
+                if table:
+                    self._hold(table, L4 if domain.width == 64 else L3, f"a base pointer of {name}")
             for mfn in vcpu.gdt_frames:
                 self._hold(mfn, SEGDESC, f"a GDT frame of {name}")
             for mfn in vcpu.ldt_mapped.values():
                 self._hold(mfn, SEGDESC, f"an LDT page of {name}")
             if vcpu.info_moved:
                 self._hold(vcpu.info_page.mfn, WRITABLE, f"a vcpu_info page of {name}")
-        for mfn in (domain.shared_info.mfn, *domain.grants.frames):
+        for mfn in domain.events.shared_frames():
+            self._hold(mfn, WRITABLE, f"an event channel page of {name}")
+        for mfn in (domain.shared_info.mfn, *domain.grants.shared_frames):
             self._hold(mfn, WRITABLE, f"a shared page of {name}")
             if not self.frames.xen_heap[mfn] or self.frames.owner[mfn] != domain.domid:
                 self.findings.append(f"{self.frames.describe(mfn)} should be a shared page of {name}")
@@ -381,6 +420,12 @@ class _Audit:
         """The M2P is mapped read-only, all of it and nothing else."""
         q = self.ram.q
         mapped: list[int] = []
+        compat = [int(e) for e in m2p.compat_entries if int(e) & PTE_P]
+        narrow = [e for l1 in compat for e in self.ram.tables[self._follow(l1)].tolist() if e & PTE_P]
+        if any(e & PTE_RW for e in (*compat, *narrow)):
+            self.findings.append("the 32-bit M2P is mapped writable")
+        if [self._follow(e) for e in narrow] != list(m2p.compat_frames):
+            self.findings.append("the 32-bit M2P's tables map other frames than the M2P's")
         for entry in (m2p.user_entry, m2p.supervisor_entry):
             l3 = self._follow(entry)
             l2s = [q[l3 << 9 | slot] for slot in range(512) if q[l3 << 9 | slot] & PTE_P]
@@ -402,13 +447,18 @@ class _Audit:
         touched = _u64(~(PTE_A | PTE_D) & (1 << 64) - 1)
         for l4, variant, copy in domain.cache.copies():
             name = f"the copy of {frames.describe(l4)}"
-            if self.typed[l4] != L4 or frames.owner[l4] != domain.domid:
-                self.findings.append(f"{name} is kept, but the table is no L4 of d{domain.domid}")
+            top = L3 if variant == COMPAT else L4
+            if self.typed[l4] != top or frames.owner[l4] != domain.domid:
+                self.findings.append(f"{name} is kept, but the table is no L{top} of d{domain.domid}")
                 continue
             if frames.owner[copy] != DOMID_XEN:
                 self.findings.append(f"{name} is in {frames.describe(copy)}")
-            expected = tables[l4].copy()
-            expected[XEN_SLOTS.start : XEN_SLOTS.stop] = 0
+            if variant == COMPAT:
+                expected = np.zeros(512, dtype=np.uint64)
+                expected[0] = l4 << 12 | PTE_P | PTE_RW | PTE_US
+            else:
+                expected = tables[l4].copy()
+                expected[XEN_SLOTS.start : XEN_SLOTS.stop] = 0
             expected[DOMAIN_SLOT] = domain.area.entry
             if variant == MERGED:
                 expected[FIRST_GUEST_SLOT_ABOVE:] &= ~_u64(PTE_US)
@@ -417,6 +467,20 @@ class _Audit:
                 expected[M2P_SLOT] = m2p.user_entry
             for slot in np.flatnonzero((tables[copy] ^ expected) & touched).tolist():
                 self.findings.append(f"slot {slot} of {name} is {int(tables[copy][slot]):#x}")
+
+    def _last_l2s(self, m2p: MachineToPhysical) -> None:
+        """The L2 in slot 3 of a 32-bit guest's L3, and no other, holds the hypervisor's entries."""
+        frames, tables = self.frames, self.ram.tables
+        touched = _u64(~(PTE_A | PTE_D) & (1 << 64) - 1)
+        l3s = np.flatnonzero((self.typed == L3) & self.narrow)
+        wanted = np.zeros(frames.count, dtype=bool)
+        wanted[((tables[l3s, 3] & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)] = True
+        marked = frames.last_l2_np == 1
+        self._tell(np.flatnonzero(wanted & ~marked), "{} is in slot 3 of an L3 without being prepared for it")
+        self._tell(np.flatnonzero(marked & (self.typed != L2)), "{} is marked as a last L2 but is none")
+        for mfn in np.flatnonzero(marked & (self.typed == L2)).tolist():
+            if ((tables[mfn][COMPAT_FIRST_SLOT:] ^ m2p.compat_entries) & touched).any():
+                self.findings.append(f"the hypervisor's slots of {frames.describe(mfn)} have been changed")
 
     def _windows(self, domain: AuditedDomain) -> None:
         """GDT and LDT windows show what the vCPU has installed, never writable and never to user mode."""

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Segment descriptors of a 64-bit guest: what Xen lets into a GDT or LDT, and how one is loaded.
+"""Segment descriptors of a guest: what Xen lets into a GDT or LDT, and how one is loaded.
 
     63..56   55 54 53 52  51..48   47 46..45 44 43..40  39..16      15..0
     base3    G  DB L  AVL limit2   P  DPL    S  type    base 23..0  limit 15..0
 
 A descriptor page is approved as a whole when a frame becomes type SEGDESC. Rules: not present, anything
-goes; DPL is raised to 3; code and data are welcome, and marked accessed, because the processor reads them
-through a read-only mapping and could not do it itself; of the system types only call gates, disarmed to
-DPL 0. (Intel SDM volume 3, section 3.4.5; Xen's checks.) The module reads no guest memory.
+goes; DPL is raised to that of the guest's kernel (3, in a 32-bit guest 1); code and data are welcome, and
+marked accessed, because the processor reads them through a read-only mapping and could not do it itself; of
+the system types only call gates, disarmed to DPL 0. A 32-bit guest may not have 64-bit code; a flat segment
+that ends where older hypervisors began is extended to 4 GiB, so that it covers the M2P. (Intel SDM volume
+3, section 3.4.5; Xen's checks.) The module reads no guest memory.
 """
 
 from typing import NamedTuple
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY
+from pyhv.address import COMPAT_VIRT_START
 
 PRESENT = 1 << 47
 DPL = 3 << 45
@@ -28,41 +31,53 @@ LONG = 1 << 53
 DEFAULT_BIG = 1 << 54
 CONFORMING = 1 << 42
 WRITABLE_DATA = READABLE_CODE = 1 << 41
+_WHOLE_LIMIT = 0x000F_0000_0000_FFFF
 
 
-def fix_descriptor(value: int) -> int | None:
-    """The descriptor as it may be stored, or None if no guest may have it."""
+def fix_descriptor(value: int, width: int = 64) -> int | None:
+    """The descriptor as a guest of `width` bits may store it, or None if it may not have it."""
     if not value & PRESENT:
         return value
+    ring = 3 if width == 64 else 1
+    dpl = max(value >> 45 & 3, ring) << 45
     if value & S:
-        return value | DPL | ACCESSED
+        if width == 32:
+            if value & LONG:
+                return None
+            value = _extend(value)
+        return value & ~DPL | dpl | ACCESSED
     kind = value >> _TYPE_SHIFT & 0xF
     if kind == 0:
-        return value | DPL
+        return value & ~DPL | dpl
     if kind != _CALL_GATE:
         return None
     target = value >> 16 & 0xFFFC
-    if target and not _guest_selector(target):
+    if target and not _guest_selector(target, width):
         return None
-    if value >> 32 & 0xFF:
+    if value >> 32 & (0xFF if width == 64 else 0xE0):
         return None
-    gate_dpl = (value | DPL) >> 45 & 3
-    return value & ~DPL & ~(3 << 16) | gate_dpl << 16
+    return value & ~DPL & ~(3 << 16) | dpl >> 29
 
 
-def _guest_selector(selector: int) -> bool:
-    """Whether a gate may lead there: the guest's part of the GDT, the LDT, or a flat ring-3 code segment."""
+def _extend(value: int) -> int:
+    """A segment from 0 to beyond the start of the hypervisor's part covers all of it."""
+    base, limit, _ = decode(value)
+    return value | _WHOLE_LIMIT if base == 0 and limit + 1 > COMPAT_VIRT_START else value
+
+
+def _guest_selector(selector: int, width: int) -> bool:
+    """Whether a gate may lead there: the guest's part of the GDT, the LDT, or a flat segment of the guest."""
     if selector & 4 or selector >> 3 < FIRST_RESERVED_GDT_ENTRY:
         return True
-    return selector & ~7 in (0xE020, 0xE028, 0xE030)
+    return selector & ~7 in ((0xE020, 0xE028, 0xE030) if width == 64 else (0xE018, 0xE028))
 
 
-def approve_page(row: npt.NDArray[np.uint64]) -> bool:
+def approve_page(row: npt.NDArray[np.uint64], width: int = 64) -> bool:
     """Check and fix all descriptors of a frame in place; False (and nothing changed) if one is bad."""
     present = np.flatnonzero((row & np.uint64(PRESENT)) != 0)
     fixed: list[tuple[int, int]] = []
     for index in present.tolist():
-        value = fix_descriptor(int(row[index]))
+        value = fix_descriptor(int(row[index]), width)
         if value is None:
             return False
         fixed.append((index, value))
@@ -98,16 +113,15 @@ def loadable_code(value: int, rpl: int) -> bool:
     return dpl <= rpl if value & CONFORMING else dpl == rpl
 
 
-def loadable_data(value: int, rpl: int) -> bool:
-    """Whether ring `rpl` may load this into DS, ES, FS or GS (present; data, or code that may be read)."""
+def loadable_data(value: int, privilege: int) -> bool:
+    """Whether DS, ES, FS or GS may have this at `privilege`, the lesser one of CPL and RPL."""
     if not value & PRESENT or not value & S:
         return False
-    if value & CODE:
-        if not value & READABLE_CODE:
-            return False
-        if value & CONFORMING:
-            return True
-    return value >> 45 & 3 >= rpl
+    if value & CODE and not value & READABLE_CODE:
+        return False
+    if value & CODE and value & CONFORMING:
+        return True
+    return value >> 45 & 3 >= privilege
 
 
 def loadable_stack(value: int, rpl: int) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
-from pyhv.address import Mfn
+from pyhv.address import MASK32, Mfn
 from pyhv.cpu.ram import Ram
 from pyhv.errors import ConfigError
 
@@ -42,6 +42,28 @@ INVALID_M2P = (1 << 64) - 1
 def _words(array: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], code: Literal["H", "I"]) -> memoryview:
     """The array's bytes as a memoryview of 16- or 32-bit words."""
     return array.data.cast("B").cast(code)
+
+
+class PfnTable:
+    """The machine-to-physical table: the PFN of each frame, as 64-bit guests and as 32-bit guests see it."""
+
+    def __init__(self, wide: npt.NDArray[np.uint64], narrow: npt.NDArray[np.uint32]) -> None:
+        self.wide_np, self.narrow_np = wide, narrow
+        self._wide = wide.data.cast("B").cast("Q")
+        self._narrow = _words(narrow, "I")
+
+    def __getitem__(self, mfn: int) -> int:
+        return self._wide[mfn]
+
+    def __setitem__(self, mfn: int, pfn: int) -> None:
+        self._wide[mfn] = pfn
+        self._narrow[mfn] = pfn & MASK32
+
+    def set_many(self, mfns: npt.NDArray[np.int64], pfns: npt.NDArray[np.uint64] | int) -> None:
+        """Store the PFNs of many frames, or one for all of them."""
+        self.wide_np[mfns] = pfns
+        narrow = pfns & MASK32 if isinstance(pfns, int) else pfns.astype(np.uint32)
+        self.narrow_np[mfns] = narrow
 
 
 class FrameTable:
@@ -78,13 +100,20 @@ class FrameTable:
         self.linear_in = _words(np.zeros(count, dtype=np.uint32), "I")
         self.linear_out = _words(np.zeros(count, dtype=np.uint32), "I")
         """Linear (same-level) entries that point to this table, and that this table holds."""
+        self.last_l2_np = np.zeros(count, dtype=np.uint8)
+        self.last_l2 = self.last_l2_np.data
+        """1 for an L2 that is in slot 3 of a 32-bit guest's L3, and so holds the hypervisor's entries."""
         self._free: list[int] = list(range(count - 1, 0, -1))
-        self.m2p: memoryview | None = None
-        self.m2p_np: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+        self.m2p: PfnTable | None = None
         self.on_free: Callable[[int, int], None] = lambda _mfn, _owner: None
         """Called with (frame, owner) when a frame is about to be free: stale translations must go."""
 
     # -- allocation --------------------------------------------------------------------------------------
+
+    @property
+    def m2p_np(self) -> npt.NDArray[np.uint64]:
+        """The 64-bit machine-to-physical table for reading; empty if the machine has none."""
+        return self.m2p.wide_np if self.m2p is not None else np.empty(0, dtype=np.uint64)
 
     @property
     def free_count(self) -> int:
@@ -137,8 +166,20 @@ class FrameTable:
             self.xen_heap[mfn] = 1
         return frames
 
-    def allocate_shared(self, owner: int) -> Mfn:
-        """A hypervisor page that `owner` may map writable but never give back (shared_info, grants)."""
+    def allocate_shared(self, owner: int, below: int | None = None) -> Mfn:
+        """A hypervisor page that `owner` may map writable but never give back (shared_info, grants).
+
+        `below` is a bound for its frame number: what a 32-bit guest must name in 32 bits. ConfigError.
+        """
+        if below is not None and self._free and self._free[-1] >= below:
+            low = min(self._free)
+            self._free.remove(low)
+            self._free.append(low)
+            if low >= below:
+                raise ConfigError(
+                    "The machine has no free page frame below 4 GiB, where a 32-bit guest needs one;"
+                    " create 32-bit guests first."
+                )
         (mfn,) = self.allocate(owner)
         self.xen_heap[mfn] = 1
         self.allocated[mfn] = 0
@@ -180,6 +221,15 @@ class FrameTable:
         self.allocated[mfn] = 0
         self.put(mfn)
 
+    def change_owner(self, mfn: int, owner: int) -> None:
+        """Hand a frame, to which nothing refers but its allocation, to another domain, contents and all."""
+        assert self.refs[mfn] == self.allocated[mfn] == 1
+        self.on_free(mfn, self.owner[mfn])
+        self.owner[mfn] = owner
+        self.type[mfn] = NONE
+        if self.m2p is not None:
+            self.m2p[mfn] = INVALID_M2P
+
     def free_allocated(self, domid: int) -> None:
         """A dying domain gives back its whole reservation; frames that others still map live on."""
         mine = np.flatnonzero((self.owner_np == domid) & (self.allocated_np == 1))
@@ -190,7 +240,8 @@ class FrameTable:
         self.owner_np[last] = DOMID_INVALID
         self.type_np[last] = NONE
         self.ram.tables[last] = 0
-        self.m2p_np[last] = INVALID_M2P
+        if self.m2p is not None:
+            self.m2p.set_many(last, INVALID_M2P)
         self._free.extend(last[::-1].tolist())
         for mfn in others.tolist():
             self.put(mfn)

@@ -8,6 +8,8 @@ guest's part of the address space, sets accessed and dirty bits, and fails with 
 
     va  47..39  38..30  29..21  20..12  11..0        guests have no superpages, so every
          L4  ->  L3  ->  L2  ->  L1  -> byte         walk has exactly four steps
+
+The tables of a 32-bit guest begin with an L3 of four entries; the rest is the same.
 """
 
 import struct
@@ -15,13 +17,24 @@ from collections.abc import Callable
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
-from pyhv.address import HYPERVISOR_VIRT_END, MASK64, PAGE_MASK, PAGE_SIZE, MachineAddress, Mfn, Va
+from pyhv.address import (
+    COMPAT_VIRT_START,
+    HYPERVISOR_VIRT_END,
+    MASK64,
+    PAGE_MASK,
+    PAGE_SIZE,
+    MachineAddress,
+    Mfn,
+    Va,
+)
 from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
 
 LOWER_HALF_END = 0x0000_8000_0000_0000
 _MOST_LEAVES = 1 << 14
+_L3_OF_COMPAT = PTE_P | PTE_RW | PTE_US
+"""What an L4 entry over the L3 of a 32-bit guest would be: all rights."""
 
 
 class PhysicalMemory:
@@ -81,14 +94,14 @@ class Translation:
         """Machine address of the leaf entry."""
 
 
-def walk(ram: Ram, l4: int, va: int) -> Translation | None:
-    """Walk the tables under the L4 frame `l4`; None where some level is not present.
+def walk(ram: Ram, top: int, va: int, width: int = 64) -> Translation | None:
+    """Walk the tables under the frame `top`, the L4 (L3 if `width` is 32); None where some level is absent.
 
     `flags` has RW and US if every level grants them, and NX if any level forbids execution. Nothing is
     changed. The tables must be validated ones: their frame numbers are trusted.
     """
     q = ram.q
-    entry = q[l4 << 9 | va >> 39 & 511]
+    entry = q[top << 9 | va >> 39 & 511] if width == 64 else top << 12 | _L3_OF_COMPAT
     if not entry & PTE_P:
         return None
     granted, denied = entry, entry
@@ -109,14 +122,17 @@ def walk(ram: Ram, l4: int, va: int) -> Translation | None:
 class GuestMemory:
     """One vCPU's view of memory through its kernel tables.
 
-    `l4` is the current kernel base pointer. Translations are cached, for each L4 apart, until `forget`, which
-    the page-table code calls when an entry of `leaves` or any upper entry changes, or a table is no longer
-    one; that is stricter than hardware, whose TLB may stay stale until flushed.
+    `l4` is the current kernel base pointer (of a 32-bit guest, an L3). Translations are cached, for each of
+    them apart, until `forget`, which the page-table code calls when an entry of `leaves` or any upper entry
+    changes, or a table is no longer one; that is stricter than hardware, whose TLB may stay stale.
     """
 
-    def __init__(self, physical: PhysicalMemory) -> None:
+    def __init__(self, physical: PhysicalMemory, width: int = 64) -> None:
         self.physical = physical
         self.ram = physical.ram
+        self.width = width
+        self._hole_start = LOWER_HALF_END if width == 64 else COMPAT_VIRT_START
+        self._hole_end = HYPERVISOR_VIRT_END if width == 64 else MASK64 + 1
         self.l4 = Mfn(0)
         self._readable: dict[int, int] = {}
         self._writable: dict[int, int] = {}
@@ -139,12 +155,19 @@ class GuestMemory:
             view = self._views[l4] = ({}, {})
         self._readable, self._writable = view
 
+    def _top(self, va: int) -> tuple[int, int]:
+        """Word index and value of the entry at which the walk for `va` begins."""
+        if self.width == 64:
+            at = self.l4 << 9 | va >> 39 & 511
+            return at, self.ram.q[at]
+        return 0, self.l4 << 12 | _L3_OF_COMPAT
+
     def _miss(self, va: int, write: bool) -> int:
-        if LOWER_HALF_END <= va < HYPERVISOR_VIRT_END or va > MASK64:
+        if self._hole_start <= va < self._hole_end or va > MASK64:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is outside the guest's address space")
         q = self.ram.q
-        at = self.l4 << 9 | va >> 39 & 511
-        entry = granted = q[at]
+        at, entry = self._top(va)
+        granted = entry
         for shift in (30, 21, 12):
             if not entry & PTE_P:
                 break
@@ -222,13 +245,14 @@ class GuestMemory:
         self.write(va, struct.pack("<I", value & 0xFFFF_FFFF))
 
     def read_words(self, va: int, count: int) -> tuple[int, ...]:
-        """Read `count` 64-bit words."""
-        return struct.unpack(f"<{count}Q", self.read(va, 8 * count))
+        """Read `count` words of the guest's width."""
+        code = "Q" if self.width == 64 else "I"
+        return struct.unpack(f"<{count}{code}", self.read(va, self.width // 8 * count))
 
     def leaf_entry(self, va: Va) -> MachineAddress | None:
         """Machine address of the L1 entry that maps `va`, present or not; None without an L1 table."""
         q = self.ram.q
-        entry = q[self.l4 << 9 | va >> 39 & 511]
+        entry = self._top(va)[1]
         for shift in (30, 21):
             if not entry & PTE_P:
                 return None

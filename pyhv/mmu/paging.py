@@ -9,6 +9,9 @@ entries, which adds what belongs to the hypervisor:
     slot 260        the domain's own area: GDT and LDT of each vCPU, supervisor only
     slot 272..511   the guest's entries
 
+Of a 32-bit guest only slot 0 (its L3) and slot 260 exist: compatibility mode reaches no further. Its M2P is
+in its own tables, in the L2 of the last gigabyte, where the hypervisor owns the slots from 428 on.
+
 There are two arrangements. In the *split* one, as on real hardware, kernel and user both run in ring 3 on
 two L4s, and every switch between them costs a TLB flush. In the *merged* one the kernel runs with CPL 1 on
 its own L4, whose upper half (and M2P) is supervisor-only at the top level; if the guest's user L4 has the
@@ -25,13 +28,15 @@ from typing import Final
 import numpy as np
 
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
-from pyhv.address import Mfn
+from pyhv.address import ENTRIES, PAGE_MASK, PAGE_SHIFT, Mfn
 from pyhv.cpu.ram import Ram
-from pyhv.mmu.frames import INVALID_M2P, FrameTable
+from pyhv.mmu.frames import INVALID_M2P, FrameTable, PfnTable
 
 SPLIT_USER: Final = 0
 SPLIT_KERNEL: Final = 1
 MERGED: Final = 2
+COMPAT: Final = 3
+"""The copy over the L3 of a 32-bit guest."""
 
 M2P_SLOT: Final = 256
 DOMAIN_SLOT: Final = 260
@@ -41,6 +46,10 @@ VCPU_AREA_SIZE: Final = 0x20000
 LDT_AREA: Final = 0x10000
 CACHE_FRAMES: Final = 32
 
+COMPAT_FIRST_SLOT: Final = 428
+"""First slot of the hypervisor in the L2 that a 32-bit guest's L3 has in slot 3 (address 0xf5800000)."""
+
+_ALL_RIGHTS: Final = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 _SUPERVISOR_RW: Final = PTE_P | PTE_RW | PTE_A | PTE_D
 _HIGH = slice(272, 512)
 _LOW = slice(0, 256)
@@ -48,22 +57,23 @@ _US = np.uint64(PTE_US)
 
 
 class MachineToPhysical:
-    """The M2P: one 64-bit PFN for every frame of the machine, and the tables that map it in slot 256."""
+    """The M2P: the PFN of every frame of the machine, and the tables that map it read-only to guests.
+
+    It exists twice: with 64-bit entries in L4 slot 256, and with 32-bit entries for the L2 of a 32-bit
+    guest's last gigabyte, whose slots from `COMPAT_FIRST_SLOT` on are `compat_entries`.
+    """
 
     def __init__(self, ram: Ram, frames: FrameTable) -> None:
-        pages = (frames.count * 8 + 4095) >> 12
-        first, *rest = frames.allocate_xen(pages)
-        assert not rest or rest[-1] == first + pages - 1
-        self.frames = [first, *rest]
-        self.table = ram.q[first << 9 : (first << 9) + frames.count]
-        ram.tables[first : first + pages] = INVALID_M2P
-        frames.m2p = self.table
-        frames.m2p_np = ram.tables.reshape(-1)[first << 9 : (first << 9) + frames.count]
-        leaf = PTE_P | PTE_US | PTE_A | PTE_NX
+        self.frames, l1s = self._place(ram, frames, 8)
+        self.compat_frames, compat_l1s = self._place(ram, frames, 4)
+        words = ram.tables.reshape(-1)
+        wide = words[self.frames[0] << 9 :][: frames.count]
+        narrow = words.view(np.uint32)[self.compat_frames[0] << 10 :][: frames.count]
+        frames.m2p = self.table = PfnTable(wide, narrow)
         upper = PTE_P | PTE_US | PTE_A
-        l1s = frames.allocate_xen((pages + 511) >> 9)
-        for index, mfn in enumerate(self.frames):
-            ram.q[l1s[index >> 9] << 9 | index & 511] = mfn << 12 | leaf
+        self.compat_entries = np.zeros(ENTRIES - COMPAT_FIRST_SLOT, dtype=np.uint64)
+        for index, mfn in enumerate(compat_l1s):
+            self.compat_entries[index] = mfn << 12 | upper
         (l2,) = frames.allocate_xen()
         for index, l1 in enumerate(l1s):
             ram.q[l2 << 9 | index] = l1 << 12 | upper
@@ -71,6 +81,18 @@ class MachineToPhysical:
         ram.q[l3 << 9] = l2 << 12 | upper
         self.user_entry = l3 << 12 | upper
         self.supervisor_entry = self.user_entry & ~PTE_US
+
+    @staticmethod
+    def _place(ram: Ram, frames: FrameTable, size: int) -> tuple[list[Mfn], list[Mfn]]:
+        """Contiguous frames for entries of `size` bytes, all invalid, and the L1 tables that map them."""
+        pages = (frames.count * size + PAGE_MASK) >> PAGE_SHIFT
+        table = frames.allocate_xen(pages)
+        assert table[-1] == table[0] + pages - 1
+        ram.tables[table[0] : table[0] + pages] = INVALID_M2P
+        l1s = frames.allocate_xen((pages + ENTRIES - 1) // ENTRIES)
+        for index, mfn in enumerate(table):
+            ram.q[l1s[index >> 9] << 9 | index & 511] = mfn << 12 | PTE_P | PTE_US | PTE_A | PTE_NX
+        return table, l1s
 
 
 class DomainArea:
@@ -148,8 +170,12 @@ class L4Cache:
     def _fill(self, l4: int, variant: int, copy: int) -> None:
         tables = self.ram.tables
         row = tables[copy]
-        row[:] = tables[l4]
-        row[256:272] = 0
+        if variant == COMPAT:
+            row[:] = 0
+            row[0] = l4 << 12 | _ALL_RIGHTS
+        else:
+            row[:] = tables[l4]
+            row[256:272] = 0
         row[DOMAIN_SLOT] = self.area.entry
         if variant == MERGED:
             row[_HIGH] &= ~_US
@@ -169,7 +195,7 @@ class L4Cache:
     def drop(self, l4: int) -> None:
         """The guest table is no longer an L4."""
         self._forget_merges()
-        for variant in (SPLIT_USER, SPLIT_KERNEL, MERGED):
+        for variant in (SPLIT_USER, SPLIT_KERNEL, MERGED, COMPAT):
             copy = self._copies.pop((l4, variant), None)
             if copy is not None:
                 self._free.append(copy)

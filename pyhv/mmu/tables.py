@@ -62,12 +62,15 @@ _u64 = np.uint64
 
 
 class PageTables:
-    """The page tables of one domain.
+    """The page tables of one 64-bit domain; `pae.py` has those of 32-bit ones.
 
     `flush` asks for a TLB flush before the guest runs on, `flush_pages` for that of single pages; `stale`
     says that some mapping was narrowed without a full flush, so that a frame must not change its use before
     the next.
     """
+
+    top: int = L4
+    """Level of the table that a base pointer names."""
 
     def __init__(
         self, domid: int, frames: FrameTable, physical: PhysicalMemory, memory: GuestMemory, cache: L4Cache
@@ -96,10 +99,34 @@ class PageTables:
         self.flush = self.stale = False
         self.flush_pages.clear()
 
+    # -- what a 32-bit guest's tables do otherwise -------------------------------------------------------
+
+    def forbidden(self, _level: int) -> int:
+        """Bits that no present entry of an upper table may have."""
+        return UPPER_FORBIDDEN
+
+    def adjust_upper(self, level: int) -> int:
+        """Bits that approval adds to a present entry of an upper table."""
+        return PTE_US | PTE_A if level == L4 else PTE_US
+
+    def check_slot(self, _table: int, level: int, slot: int) -> None:
+        """Refuse changes to slots that are the hypervisor's."""
+        if level == L4 and slot in XEN_SLOTS:
+            raise XenError(Errno.EINVAL, f"L4 slot {slot} belongs to the hypervisor")
+
+    def prepare(self, mfn: int, level: int) -> None:
+        """A frame is about to become a table: clear what no guest owns of it."""
+        if level == L4:
+            self.ram.tables[mfn][XEN_SLOTS.start : XEN_SLOTS.stop] = 0
+
+    def guest_slots(self, mfn: int, _level: int) -> list[int]:
+        """The slots of an upper table that hold present entries of the guest."""
+        slots: list[int] = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P)).tolist()
+        return slots
+
     # -- leaf entries ------------------------------------------------------------------------------------
 
-    @staticmethod
-    def adjust_leaf(entry: int) -> int:
+    def adjust_leaf(self, entry: int) -> int:
         """What a present leaf looks like after approval."""
         if not entry & PTE_US:
             entry |= PTE_US | PTE_GUEST_KERNEL
@@ -194,11 +221,25 @@ class PageTables:
         if old & PTE_P:
             self._put_leaf(old)
 
+    def take_leaf(self, address: int) -> int:
+        """Empty an L1 entry and return what it was; the references it stands for are the caller's now."""
+        at = address >> 3
+        entry = self.ram.q[at]
+        self.ram.q[at] = 0
+        self._leaf_changed(at)
+        self.stale = self.flush = True
+        return entry
+
+    def drop_leaf(self, entry: int) -> None:
+        """Drop the references of an entry from `take_leaf` that is put nowhere."""
+        if entry & PTE_P:
+            self._put_leaf(entry)
+
     # -- upper entries -----------------------------------------------------------------------------------
 
-    def _get_upper(self, table: int, level: int, entry: int) -> None:
+    def _get_upper(self, table: int, level: int, slot: int, entry: int) -> None:
         """Take what a present entry of an L2, L3 or L4 table needs."""
-        if entry & UPPER_FORBIDDEN:
+        if entry & self.forbidden(level):
             raise XenError(Errno.EINVAL, f"L{level} entry {entry:#x} has bits that no guest may set")
         mfn = (entry & PTE_MFN_MASK) >> 12
         frames = self.frames
@@ -236,19 +277,18 @@ class PageTables:
     def update_upper(self, address: int, level: int, new: int, preserve_ad: bool = False) -> None:
         """Replace an entry of an L2, L3 or L4 table."""
         table, slot = address >> 12, address >> 3 & 511
-        if level == L4 and slot in XEN_SLOTS:
-            raise XenError(Errno.EINVAL, f"L4 slot {slot} belongs to the hypervisor")
+        self.check_slot(table, level, slot)
         q = self.ram.q
         at = address >> 3
         old = q[at]
         if new & PTE_P:
-            if new & UPPER_FORBIDDEN:
+            if new & self.forbidden(level):
                 raise XenError(Errno.EINVAL, f"L{level} entry {new:#x} has bits that no guest may set")
-            new |= PTE_US | PTE_A if level == L4 else PTE_US
+            new |= self.adjust_upper(level)
             if old & PTE_P and not (old ^ new) & ~HARMLESS:
                 old = 0
             else:
-                self._get_upper(table, level, new)
+                self._get_upper(table, level, slot, new)
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
         q[at] = new
@@ -311,23 +351,22 @@ class PageTables:
         if level == L1:
             self._invalidate_l1(mfn)
         elif level in TYPE_NAMES and L2 <= level <= L4:
-            if level == L4:
+            if level == self.top:
                 self.cache.drop(mfn)
             row = self.ram.tables[mfn]
-            for slot in np.flatnonzero(row & _u64(PTE_P)).tolist():
+            for slot in self.guest_slots(mfn, level):
                 self._put_upper(mfn, level, int(row[slot]))
         self.frames.type[mfn] = NONE
 
     def _validate_upper(self, mfn: int, level: int) -> None:
+        self.prepare(mfn, level)
         row = self.ram.tables[mfn]
-        if level == L4:
-            row[XEN_SLOTS.start : XEN_SLOTS.stop] = 0
-        extra = PTE_US | PTE_A if level == L4 else PTE_US
+        extra = self.adjust_upper(level)
         taken: list[int] = []
         try:
-            for slot in np.flatnonzero(row & _u64(PTE_P)).tolist():
+            for slot in self.guest_slots(mfn, level):
                 entry = int(row[slot]) | extra
-                self._get_upper(mfn, level, entry)
+                self._get_upper(mfn, level, slot, entry)
                 taken.append(entry)
                 row[slot] = entry
         except XenError:
@@ -361,8 +400,7 @@ class PageTables:
             frames.code_np[executable] = 1
         row[slots] = self._adjust_leaves(entries)
 
-    @staticmethod
-    def _adjust_leaves(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def _adjust_leaves(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """`adjust_leaf` for many."""
         supervisor = (entries & _u64(PTE_US)) == 0
         entries = np.where(supervisor, entries | _u64(PTE_US | PTE_GUEST_KERNEL), entries)

@@ -27,11 +27,12 @@ from pyhv.domain import Domain, Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.hypercalls.context import Again, Call, Host
 from pyhv.hypercalls.registry import HYPERCALLS
-from pyhv.hypercalls.table import invoke
+from pyhv.hypercalls.table import compat_words, invoke, invoke_compat
 from pyhv.mmu.frames import L1
 from pyhv.mmu.memory import walk
 from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
 from pyhv.traps import privileged, segments
+from pyhv.traps.compat import CompatCpu
 from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.ports import Ports
@@ -42,6 +43,9 @@ IRET: Final = 23
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
 _ARGUMENTS: Final = (v.RDI, v.RSI, v.RDX, v.R10, v.R8)
+_COMPAT_ARGUMENTS: Final = (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI, v.RBP)
+_COMPAT_VECTOR: Final = 0x82
+_INT_LENGTH: Final = 2
 
 
 class Observer(Protocol):
@@ -80,6 +84,7 @@ class Dispatcher:
         self.observers: list[Observer] = []
         self.ports = Ports()
         self._raw = domain.ram.raw
+        self._wide = domain.width == 64
         self._charge: Callable[[], bool] | None = (
             self.clock.charge_exit if isinstance(self.clock, VirtualClock) else None
         )
@@ -87,7 +92,7 @@ class Dispatcher:
     def attach(self, engine: Engine) -> None:
         """Connect to the engine once it exists (it needs its sink first)."""
         self.engine = engine
-        self.cpu = GuestCpu(self.domain, engine)
+        self.cpu = GuestCpu(self.domain, engine) if self._wide else CompatCpu(self.domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
         self._d, self._q = engine.vmcb.d, engine.vmcb.q
         services = ProcessorServices(self.cpu)
@@ -99,9 +104,12 @@ class Dispatcher:
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine."""
-        self.cpu.load(vcpu)
-        self.breakpoints.loaded()
         self.call = self.calls[vcpu.number]
+        try:
+            self.cpu.load(vcpu)
+        except GuestCrash as crash:
+            self._crash(crash.why)
+        self.breakpoints.loaded()
 
     def _reload_segments(self) -> None:
         try:
@@ -119,6 +127,8 @@ class Dispatcher:
 
     def _count(self, kind: ExitKind, detail: int) -> None:
         """Note an exit for statistics, crash reports and observers."""
+        if not self._wide:
+            self.cpu.note_mode()
         q = self._q
         self.counts[kind] += 1
         exits = self._exits
@@ -174,6 +184,9 @@ class Dispatcher:
 
     def enter(self) -> None:
         """Before a vCPU runs (on) after having been off the processor: segments, events and TLB."""
+        if not self.domain.alive:  # `load` found out
+            self.call.reschedule = True
+            return
         vcpu = self.cpu.vcpu
         if vcpu.descriptors_changed:
             self._reload_segments()
@@ -195,12 +208,13 @@ class Dispatcher:
 
     def _instruction_length(self, rip: int) -> int:
         """Length of the SYSCALL at `rip`; if its code cannot be read any more, the usual one."""
-        return decode.length(privileged.fetch(self.cpu, rip)) or 2
+        width = 64 if self._d[v.HFLAGS] & v.HF_CS64 else 32
+        return decode.length(privileged.fetch(self.cpu, rip), width) or 2
 
     def syscall(self, length: int) -> None:
         """SYSCALL: a hypercall from the kernel, a system call from user mode."""
         q = self._q
-        if self.cpu.vcpu.in_kernel:
+        if self.cpu.vcpu.in_kernel and self._wide:
             number = q[v.RAX] & MASK32
             self._count(ExitKind.HYPERCALL, number)
             try:
@@ -242,6 +256,34 @@ class Dispatcher:
         if not call.left_context:
             q[v.RAX] = result & MASK64
 
+    def _compat_hypercall(self, number: int) -> None:
+        """INT 0x82 from ring 1: hypercall `number` of a 32-bit guest; RIP is past the instruction."""
+        if number == IRET:
+            self.hypercalls[IRET] += 1
+            self.cpu.iret()
+            return
+        q = self._q
+        entry = HYPERCALLS[number] if number < 64 else None
+        if entry is None:
+            self.unknown_hypercalls += 1
+            q[v.RAX] = -Errno.ENOSYS & MASK32
+            return
+        self.hypercalls[number] += 1
+        call = self.call
+        call.left_context = False
+        try:
+            result = invoke_compat(entry, call, [q[register] for register in _COMPAT_ARGUMENTS])
+        except XenError as error:
+            result = -error.errno
+        except Again as again:
+            q[v.RIP] = (q[v.RIP] - _INT_LENGTH) & MASK32
+            for register, value in zip(_COMPAT_ARGUMENTS, compat_words(entry, again.arguments), strict=False):
+                q[register] = value
+            self.engine.stop()
+            return
+        if not call.left_context:
+            q[v.RAX] = result & MASK32
+
     def _continue_later(self, again: Again, length: int) -> None:
         """A long hypercall's turn is over: let the guest make it again with what is left of it."""
         q = self._q
@@ -267,7 +309,10 @@ class Dispatcher:
     def exception(self, vector: int) -> None:
         """An exception or software interrupt."""
         kind = classify(vector, self._d[v.EXCEPTION_IS_INT] != 0)
-        self._count(kind, vector)
+        if vector == _COMPAT_VECTOR and not self._wide and self._d[v.HFLAGS] & v.HF_CPL == 1:
+            self._count(ExitKind.HYPERCALL, self._q[v.RAX] & MASK32)
+        else:
+            self._count(kind, vector)
         try:
             if kind is ExitKind.GENERAL_PROTECTION:
                 self._general_protection()
@@ -286,7 +331,7 @@ class Dispatcher:
         error = self._d[v.ERROR_CODE]
         if error:
             self._other_exception(Vector.GP)
-        elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, self._q[v.RIP])):
+        elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, cpu.linear_rip())):
             self._emulated()
         elif cpu.vcpu.in_kernel and cpu.is_merged:
             cpu.split_until_mode_change()  # ring 1 may be to blame (a far return): see what ring 3 says
@@ -321,6 +366,9 @@ class Dispatcher:
         cpu, q = self.cpu, self._q
         vcpu = cpu.vcpu
         address, error = q[v.CR + 2], self._d[v.ERROR_CODE] & (PF_P | PF_W | PF_RSVD | PF_I)
+        if not self._wide:
+            self._compat_page_fault(address, error)
+            return
         if vcpu.in_kernel:
             if cpu.is_merged and cpu.vmcb.cpl == 3:
                 cpu.vmcb.cpl = 1  # the kernel returned to itself with a ring-3 selector: put it back
@@ -338,6 +386,21 @@ class Dispatcher:
         if HYPERVISOR_VIRT_START <= address < HYPERVISOR_VIRT_END and self._ldt_fault(address, error):
             return
         cpu.raise_page_fault(address, error if vcpu.in_kernel else error | PF_U)
+
+    def _compat_page_fault(self, address: int, error: int) -> None:
+        """#PF of a 32-bit guest: the rings tell kernel from user, as on hardware."""
+        cpu = self.cpu
+        in_kernel = cpu.vcpu.in_kernel
+        if (
+            in_kernel
+            and error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W
+            and self._writable_page_table(address)
+        ):
+            self.emulated += 1
+            return
+        if address > MASK32 and self._ldt_fault(address, error):
+            return
+        cpu.raise_page_fault(address & MASK32, error | self._d[v.ERROR_CODE] & PF_U)
 
     @staticmethod
     def _allowed(flags: int, error: int) -> bool:
@@ -358,7 +421,7 @@ class Dispatcher:
             return False  # the page is there: no descriptor access, but the guest where it may not go
         if self.cpu.ldt_page(offset >> 12) is not None:
             return True
-        target = (vcpu.ldt_base + offset) & MASK64
+        target = (vcpu.ldt_base + offset) & (MASK64 if self._wide else MASK32)
         if not is_canonical(target):
             self.cpu.raise_exception(Vector.GP, offset & 0xFFF8 | 4)
         else:
@@ -369,14 +432,15 @@ class Dispatcher:
         domain = self.domain
         if Assist.WRITABLE_PAGETABLES not in domain.assists.enabled:
             return False
-        found = walk(domain.ram, self.cpu.vcpu.kernel_l4, address)
+        found = walk(domain.ram, self.cpu.vcpu.kernel_l4, address, domain.width)
         if found is None or found.flags & PTE_RW:
             return False
         frames = self.host.frames
         mfn = found.address >> 12
         if frames.type[mfn] != L1 or not frames.type_count[mfn] or frames.owner[mfn] != domain.domid:
             return False
-        store = decode.store(privileged.fetch(self.cpu, self._q[v.RIP]))
+        width = 64 if self._d[v.HFLAGS] & v.HF_CS64 else 32
+        store = decode.store(privileged.fetch(self.cpu, self.cpu.linear_rip()), width)
         if store is None:
             return False
         return emulate_store(self.cpu, domain.tables, store, address, found.address & ~7)
@@ -384,19 +448,24 @@ class Dispatcher:
     def _software_interrupt(self, vector: int) -> None:
         """INT n: by the DPL in the guest's trap table; INT3 and INTO need none."""
         cpu, q = self.cpu, self._q
-        address, flags = cpu.vcpu.traps[vector]
+        flags = cpu.vcpu.traps[vector][1]
         if vector in (Vector.BP, Vector.OF):
             cpu.raise_exception(vector)
             return
+        if vector == _COMPAT_VECTOR and not self._wide and cpu.vmcb.cpl == 1:
+            self._compat_hypercall(q[v.RAX] & MASK32)
+            return
         dpl = flags & 3
         if vector == _VECTOR_80:
-            allowed = address != 0
+            allowed = cpu.has_handler(vector)
+        elif vector == _COMPAT_VECTOR and not self._wide:
+            allowed = False
         else:
             allowed = dpl == 3 or (dpl >= 1 and cpu.vcpu.in_kernel)
         if allowed:
-            cpu.bounce(address, bool(flags & 4))
+            cpu.enter_trap(vector)
         else:
-            q[v.RIP] = (q[v.RIP] - 2) & MASK64
+            q[v.RIP] = (q[v.RIP] - _INT_LENGTH) & MASK64
             cpu.raise_exception(Vector.GP, vector << 3 | 2)
 
     def invalid_opcode(self) -> None:

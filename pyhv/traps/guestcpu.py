@@ -33,23 +33,24 @@ from pyhv.abi.x86 import (
     FLAT_RING3_DS,
     GDT_GUEST_BYTES,
     RESERVED_DESCRIPTORS,
+    RESERVED_DESCRIPTORS_COMPAT,
     Vector,
 )
-from pyhv.address import PAGE_SIZE, Mfn, is_canonical
+from pyhv.address import MASK32, PAGE_SIZE, Mfn, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.vmcb import R11, RAX, RCX, RIP, RSP
-from pyhv.domain import Domain, Vcpu
+from pyhv.domain import CallbackEntry, Domain, Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.descriptors import Segment
-from pyhv.mmu.frames import L4, SEGDESC
+from pyhv.mmu.frames import SEGDESC
 from pyhv.mmu.paging import LDT_AREA, MERGED, SPLIT_KERNEL, SPLIT_USER, DomainArea
 
 _PUSH = struct.Struct("<7Q").pack_into
 _PUSH_ERROR = struct.Struct("<8Q").pack_into
 _IRET = struct.Struct("<9Q")
-_IRET_FLAGS = 0x3D4DD5
+IRET_FLAGS = 0x3D4DD5
 """RFLAGS bits that an iret frame may set: CF PF AF ZF SF TF DF OF NT RF AC VIF VIP ID."""
 _TRAPS = frozenset({Vector.DB, Vector.NMI, Vector.BP, Vector.OF})
 """Exceptions that are reported after the instruction, and #DB, whose faults leave RF alone too."""
@@ -59,11 +60,13 @@ _CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
 _CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
 _CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
 _GS_BASE = v.SEG_BASE[v.GS]
+_GDT_LIMIT = 0xEFFF
+"""What SGDT shows: the guest's 14 pages and Xen's own one."""
 _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
 DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
 FLAT_LIMIT = 0xFFFF_FFFF
-_GDT_LIMIT, _TSS_SELECTOR, _LDT_SELECTOR = 0xEFFF, 0xE040, 0xE050
+_TSS_SELECTOR, _LDT_SELECTOR = 0xE040, 0xE050
 
 
 class GuestCpu:
@@ -75,6 +78,11 @@ class GuestCpu:
         self.vmcb = engine.vmcb
         self._q, self._d, self._raw = engine.vmcb.q, engine.vmcb.d, domain.ram.raw
         self._code = domain.physical.frames.code
+        self.kernel_ring = 3 if domain.width == 64 else 1
+        self.reserved_descriptors = (
+            RESERVED_DESCRIPTORS if domain.width == 64 else RESERVED_DESCRIPTORS_COMPAT
+        )
+        """Xen's part of the GDT by selector without RPL."""
         self.tables = domain.tables
         self.memory = domain.memory
         self.vcpu = domain.vcpus[0]
@@ -87,6 +95,9 @@ class GuestCpu:
         self.bounces = 0
 
     # -- loading -----------------------------------------------------------------------------------------
+
+    def note_mode(self) -> None:
+        """An exit. The hypervisor switches the mode of a 64-bit guest itself, so it knows."""
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine, taking the other one off."""
@@ -107,6 +118,28 @@ class GuestCpu:
         self.load_ldtr()
         self.tables.flush = True
         self.arrange()
+        if vcpu.initial_registers:
+            self._load_first_segments(vcpu.initial_registers)
+            vcpu.initial_registers = {}
+
+    def _load_first_segments(self, registers: dict[str, int]) -> None:
+        """Load the selectors with which a vCPU starts; data segments that cannot be loaded stay null."""
+        vmcb, kernel = self.vmcb, self.kernel_ring
+        cs = registers.get("cs", 0)
+        ring = 3 if not self.vcpu.in_kernel else kernel
+        for segment, name in ((v.ES, "es"), (v.DS, "ds"), (v.FS, "fs"), (v.GS, "gs")):
+            selector = registers.get(name, 0) & 0xFFFF
+            value = self.descriptor(selector) if selector & ~3 else None
+            if value is not None and descriptors.loadable_data(value, max(selector & 3, ring)):
+                vmcb.set_segment(segment, selector, *descriptors.decode(value | 1 << 40))
+        if cs & ~3:
+            self.load_return_segments(cs & 0xFFFF, registers.get("ss", 0) & 0xFFFF)
+
+    def load_return_segments(self, cs: int, ss: int) -> None:
+        """Load CS and SS as a return to the guest does; #GP at the target if one cannot be."""
+        fault = self._load_return_segments(cs | 3, ss | 3)
+        if fault is not None:
+            self.raise_exception(Vector.GP, fault)
 
     def normalise_flags(self) -> None:
         """Compute the lazy flags into the state block, so that it can be saved or shown."""
@@ -160,7 +193,7 @@ class GuestCpu:
         tables.flush = True
         if mfn == vcpu.kernel_l4:
             return
-        tables.get_table(mfn, L4)
+        tables.get_table(mfn, tables.top)
         self.drop_ldt()
         old, vcpu.kernel_l4 = vcpu.kernel_l4, Mfn(mfn)
         self.new_base_pointers()
@@ -185,6 +218,13 @@ class GuestCpu:
         vcpu = self.vcpu
         return 1 if vcpu.in_kernel and vcpu.merged and not vcpu.force_split else 3
 
+    def linear_rip(self) -> int:
+        """Linear address of the instruction; 64-bit code has no segment base, 32-bit processes may."""
+        rip = self._q[RIP]
+        if self._d[v.HFLAGS] & v.HF_CS64:
+            return rip
+        return (rip + self._q[_CS_BASE]) & MASK32
+
     # -- into the kernel ---------------------------------------------------------------------------------
 
     def bounce(
@@ -201,8 +241,8 @@ class GuestCpu:
         """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
 
         `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP. `rflags`
-        are the guest's if known. Crashes the domain when there is no handler or no stack.
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP.
+        `rflags` are the guest's if known. Crashes the domain when there is no handler or no stack.
         """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if address == 0:
@@ -273,8 +313,7 @@ class GuestCpu:
         A fault's frame has RF set, so that breakpoints do not stop the instruction again that is to be
         restarted; `restart` is false where none has begun.
         """
-        address, flags = self.vcpu.traps[vector]
-        if address == 0:
+        if not self.has_handler(vector):
             raise GuestCrash(
                 f"exception {Vector(vector).name if vector in Vector._value2member_map_ else vector}"
                 f" (error code {error:#x}) without a handler"
@@ -282,7 +321,16 @@ class GuestCpu:
         rflags = self.engine.rflags()
         if restart and vector not in _TRAPS:
             rflags |= FLAG_RF
-        self.bounce(address, bool(flags & 4), error if vector in ERROR_CODE_VECTORS else None, rflags=rflags)
+        self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None, rflags)
+
+    def has_handler(self, vector: int) -> bool:
+        """Whether the guest's trap table has an entry for `vector`."""
+        return self.vcpu.traps[vector][0] != 0
+
+    def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
+        """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
+        address, flags = self.vcpu.traps[vector]
+        self.bounce(address, bool(flags & 4), error, rflags=rflags)
 
     def raise_page_fault(self, address: int, error: int) -> None:
         """Deliver #PF: the address goes to vcpu_info.cr2, where the guest looks for it."""
@@ -294,12 +342,20 @@ class GuestCpu:
         """Call the event callback if an unmasked event is pending."""
         vcpu = self.vcpu
         if vcpu.nmi_pending:
-            address, flags = vcpu.traps[Vector.NMI]
             vcpu.nmi_pending = False
-            if address:
-                self.bounce(address, bool(flags & 4))
+            if self.has_handler(Vector.NMI):
+                self.enter_trap(Vector.NMI)
         if vcpu.event_deliverable():
-            self.bounce(vcpu.event_callback.address, True)
+            self.enter_callback(vcpu.event_callback)
+
+    def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
+        """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
+        callback = self.vcpu.failsafe_callback
+        self.bounce(callback.address, callback.mask_events, extra=selectors)
+
+    def enter_callback(self, callback: CallbackEntry) -> None:
+        """Enter one of the guest's callbacks with an ordinary frame."""
+        self.bounce(callback.address, callback.mask_events)
 
     def system_call(self, length: int) -> None:
         """SYSCALL executed in user mode: enter the syscall callback."""
@@ -343,7 +399,7 @@ class GuestCpu:
             self._change_mode(to_kernel=False)
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = rflags >> 12 & 3
-        live = rflags & _IRET_FLAGS | 0x202
+        live = rflags & IRET_FLAGS | 0x202
         if live & (FLAG_TF | FLAG_RF):
             live = self._debug_flags(live, bool(flags & VGCF_IN_SYSCALL))
         q[RIP], q[RSP], q[RAX] = rip, rsp, rax
@@ -429,14 +485,14 @@ class GuestCpu:
             mfn = self.ldt_page(offset >> 12)
             return None if mfn is None else self.domain.ram.q[mfn << 9 | offset >> 3 & 511]
         if offset >= GDT_GUEST_BYTES:
-            return RESERVED_DESCRIPTORS.get(offset)
+            return self.reserved_descriptors.get(offset)
         if offset >> 12 >= len(vcpu.gdt_frames):
             return 0
         return self.domain.ram.q[vcpu.gdt_frames[offset >> 12] << 9 | offset >> 3 & 511]
 
-    def segment(self, selector: int, *, code: bool) -> Segment | None:
-        """The hidden part for loading a ring-3 selector into CS (`code`) or SS, None if it may not be."""
-        key = selector | code << 16
+    def segment(self, selector: int, *, code: bool, ring: int = 3) -> Segment | None:
+        """The hidden part for loading a selector into CS (`code`) or SS of `ring`, None if it may not be."""
+        key = selector | code << 16 | ring << 17
         known = self.vcpu.segments
         if key in known:
             return known[key]
@@ -444,7 +500,7 @@ class GuestCpu:
         found = None
         if value is not None:
             allowed = descriptors.loadable_code if code else descriptors.loadable_stack
-            if allowed(value, 3):
+            if allowed(value, ring):
                 found = descriptors.decode(value | 1 << 40)
         if value is not None:  # an LDT page that is missing now may come later
             known[key] = found
@@ -487,7 +543,7 @@ class GuestCpu:
         if not 0 < mfn < frames.count or frames.owner[mfn] != self.domain.domid or frames.xen_heap[mfn]:
             return False
         if frames.type_count[mfn] == 0:
-            if not descriptors.approve_page(self.domain.ram.tables[mfn]):
+            if not descriptors.approve_page(self.domain.ram.tables[mfn], self.domain.width):
                 return False
             if frames.code[mfn]:
                 self.domain.physical.code_written(mfn)

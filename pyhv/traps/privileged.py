@@ -19,7 +19,7 @@ from pyhv.abi.x86 import (
     PF_U,
     Vector,
 )
-from pyhv.address import MASK32, MASK64, is_canonical
+from pyhv.address import MASK32, MASK64, cr3_to_mfn, is_canonical, mfn_to_cr3
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.cpuid import cpuid
 from pyhv.cpu.decode import (
@@ -49,26 +49,27 @@ class Undefined(Exception):
     """The instruction is #UD in the guest's present state."""
 
 
-def fetch(cpu: GuestCpu, rip: int, length: int = MAX_LENGTH) -> bytes:
-    """Up to `length` code bytes at `rip`, fewer where the next page is not mapped."""
+def fetch(cpu: GuestCpu, address: int, length: int = MAX_LENGTH) -> bytes:
+    """Up to `length` code bytes at a linear address, fewer where the next page is not mapped."""
     memory = cpu.memory
     own = memory.l4
-    if not cpu.vcpu.in_kernel:
+    of_user = not cpu.vcpu.in_kernel and memory.width == 64
+    if of_user:
         memory.use(cpu.vcpu.user_l4)
     try:
-        first = min(length, 0x1000 - (rip & 0xFFF))
+        first = min(length, 0x1000 - (address & 0xFFF))
         try:
-            code = memory.read(rip, first)
+            code = memory.read(address, first)
         except XenError:
             return b""
         if first < length:
             try:
-                code += memory.read(rip + first, length - first)
+                code += memory.read(address + first, length - first)
             except XenError:
                 return code
         return code
     finally:
-        if not cpu.vcpu.in_kernel:
+        if of_user:
             memory.use(own)
 
 
@@ -95,10 +96,11 @@ def read_time(cpu: GuestCpu) -> bool:
     """Emulate RDTSC in kernel mode without decoding: kernels read the time at every system call."""
     q = cpu.vmcb.q
     rip = q[v.RIP]
-    if not cpu.vcpu.in_kernel or rip & 0xFFF == 0xFFF:
+    linear = cpu.linear_rip()
+    if not cpu.vcpu.in_kernel or linear & 0xFFF == 0xFFF:
         return False
     try:
-        at = cpu.memory.for_read(rip)
+        at = cpu.memory.for_read(linear)
     except XenError:
         return False
     raw = cpu.domain.ram.raw
@@ -116,23 +118,23 @@ def forced(cpu: GuestCpu) -> bool:
     Five bytes must be readable to tell, and two more if they are the prefix: where they are not, the guest
     gets the page fault instead, as Xen does it. True if the exit is settled.
     """
-    rip = cpu.vmcb.rip
+    linear = cpu.linear_rip()
     wanted = len(FORCED_EMULATION)
-    code = fetch(cpu, rip, wanted)
+    code = fetch(cpu, linear, wanted)
     if code == FORCED_EMULATION:
         wanted += 2
-        code = fetch(cpu, rip, wanted)
+        code = fetch(cpu, linear, wanted)
     if len(code) < wanted:
-        cpu.raise_page_fault((rip + len(code)) & MASK64, 0 if cpu.vcpu.in_kernel else PF_U)
+        cpu.raise_page_fault((linear + len(code)) & MASK64, 0 if cpu.vcpu.in_kernel else PF_U)
         return True
     if code != FORCED_EMULATION + b"\x0f\xa2":
         return False
     if cpuid_faults(cpu):
-        cpu.vmcb.rip = (rip + 5) & MASK64
+        cpu.vmcb.rip = (cpu.vmcb.rip + 5) & MASK64
         cpu.raise_exception(Vector.GP, 0)
         return True
     answer_cpuid(cpu)
-    cpu.vmcb.rip = (rip + 7) & MASK64
+    cpu.vmcb.rip = (cpu.vmcb.rip + 7) & MASK64
     return True
 
 
@@ -158,7 +160,7 @@ def off_the_stack(cpu: GuestCpu) -> bool:
 
 def icebp(cpu: GuestCpu) -> bool:
     """Step over ICEBP, which the emulator takes for an undefined instruction; whether it was one."""
-    length = prefixed(fetch(cpu, cpu.vmcb.rip), _ICEBP)
+    length = prefixed(fetch(cpu, cpu.linear_rip()), _ICEBP)
     if length:
         cpu.vmcb.rip = (cpu.vmcb.rip + length) & MASK64
     return length > 0
@@ -167,7 +169,8 @@ def icebp(cpu: GuestCpu) -> bool:
 def answer_cpuid(cpu: GuestCpu) -> None:
     """Put the policy's answer into RAX, RBX, RCX, RDX."""
     q = cpu.vmcb.q
-    answer = cpuid(q[v.RAX] & MASK32, q[v.RCX] & MASK32, cpu.vcpu.number, cpu.domain.clock.tsc_rate)
+    domain = cpu.domain
+    answer = cpuid(q[v.RAX] & MASK32, q[v.RCX] & MASK32, cpu.vcpu.number, domain.clock.tsc_rate, domain.width)
     q[v.RAX], q[v.RBX], q[v.RCX], q[v.RDX] = answer
 
 
@@ -236,7 +239,7 @@ def _read_cr(cpu: GuestCpu, found: Privileged) -> None:
     elif found.number == 2:
         value = vcpu.cr2
     elif found.number == 3:
-        value = vcpu.kernel_l4 << 12 & MASK64 | vcpu.kernel_l4 >> 52
+        value = mfn_to_cr3(vcpu.kernel_l4, vcpu.domain.width)
     elif found.number == 4:
         value = vcpu.cr4
     else:
@@ -254,7 +257,7 @@ def _write_cr(cpu: GuestCpu, found: Privileged) -> None:
         vcpu.cr2 = value
     elif found.number == 3:
         try:
-            cpu.new_baseptr(value >> 12)
+            cpu.new_baseptr(cr3_to_mfn(value, vcpu.domain.width))
         except XenError as error:
             raise Refused from error
     elif found.number == 4:

@@ -6,8 +6,8 @@ its new value computed, and applied as an L1 update with all the checks of `mmu/
 knows. A store of up to 8 naturally aligned bytes; anything else stays the page fault that it was.
 """
 
-from pyhv.abi.x86 import FLAG_AF, FLAG_CF, FLAG_OF, FLAG_PF, FLAG_SF, FLAG_ZF
-from pyhv.address import MASK64
+from pyhv.abi.x86 import FLAG_AF, FLAG_CF, FLAG_OF, FLAG_PF, FLAG_SF, FLAG_ZF, PTE_P
+from pyhv.address import MASK32, MASK64
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.decode import Store
 from pyhv.errors import XenError
@@ -16,6 +16,7 @@ from pyhv.traps.guestcpu import GuestCpu
 
 _ARITHMETIC = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF
 _BIT_OPS = frozenset({"bts", "btr", "btc"})
+_PLAIN = frozenset({"mov", "movnti"})
 _LOGIC = frozenset({"and", "or", "xor"})
 
 
@@ -31,7 +32,12 @@ def effective_address(cpu: GuestCpu, store: Store) -> int:
         address += q[memory.scaled] * memory.scale
     if memory.segment is not None:
         address += q[v.SEG_BASE[memory.segment]]
-    return address & MASK64
+    return address & (MASK64 if memory_is_wide(cpu) else MASK32)
+
+
+def memory_is_wide(cpu: GuestCpu) -> bool:
+    """Whether the guest computes addresses of 64 bits."""
+    return cpu.domain.width == 64
 
 
 def emulate_store(cpu: GuestCpu, tables: PageTables, store: Store, fault: int, entry: int) -> bool:
@@ -65,7 +71,11 @@ def emulate_store(cpu: GuestCpu, tables: PageTables, store: Store, fault: int, e
         try:
             tables.update_l1(entry, value)
         except XenError:
-            return False
+            halves_swapped = fault & 4 and size == 4 and store.name in _PLAIN and value & PTE_P
+            if memory_is_wide(cpu) or not halves_swapped:
+                return False
+            # The upper half of a PAE entry first: not present until the lower half follows.
+            tables.update_l1(entry, value & ~PTE_P)
     q = cpu.vmcb.q
     if flags is not None:
         cpu.vmcb.set_rflags(flags)
