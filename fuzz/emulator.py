@@ -214,3 +214,12 @@ class Emulator(Hypercalls):
         """Exits so far."""
         assert self.world is not None
         return self.world.exits
+
+
+class Emulator32(Emulator):
+    """The same with 32-bit attackers."""
+
+    name = "emulator32"
+
+    def __init__(self) -> None:
+        super().__init__(32)

@@ -18,9 +18,10 @@ from fuzz.source import Source
 from fuzz.target import Target
 from fuzz.world import DOMID_SELF, FIRST_GRANT, World
 from pyhv.abi.numbers import Mmuext
-from pyhv.abi.structs import GnttabMapGrantRef, MmuextOp, MmuUpdate
+from pyhv.abi.structs import GnttabMapGrantRef, MemoryReservation, MmuextOp, MmuUpdate
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
+from pyhv.errors import XenError
 
 READ_ONLY = PTE_P | PTE_A | PTE_NX
 READ_WRITE = READ_ONLY | PTE_RW | PTE_D
@@ -119,13 +120,12 @@ class Attack:
             self.remap(guest.page(first + level), READ_ONLY)
         how = self.source.below(4)
         if how == 0:
-            self.mmuext(Mmuext.PIN_L4_TABLE, guest.frames[first])
-        elif how == 1:
-            self.link(guest.tables[0], self.grammar.slot(), guest.frames[first + 1] << 12 | TABLE)
-        elif how == 2:
-            self.link(guest.tables[1], self.grammar.slot(), guest.frames[first + 2] << 12 | TABLE)
-        else:
-            self.link(guest.tables[2], self.grammar.slot(), guest.frames[first + 3] << 12 | TABLE)
+            top = 0 if guest.width == 64 else 1
+            self.mmuext(Mmuext.PIN_L4_TABLE - top, guest.frames[first + top])
+        else:  # the last tables of a chain fit under the guest's own
+            at = min(how, len(guest.tables) - 1)
+            below = 4 - len(guest.tables) + at
+            self.link(guest.tables[at - 1], self.grammar.slot(), guest.frames[first + below] << 12 | TABLE)
 
     def edge(self) -> None:
         """Map a page at the top of the address space, or all over half a terabyte."""
@@ -138,7 +138,10 @@ class Attack:
             packed = struct.pack("<Q", value)
             guest.poke(guest.page(page), packed * 512 if everywhere else bytes(4088) + packed)
             self.remap(guest.page(page), READ_ONLY)
-        self.link(guest.tables[0], 3 if everywhere else 511, guest.frames[first + 1] << 12 | TABLE)
+        if guest.width == 64:
+            self.link(guest.tables[0], 3 if everywhere else 511, guest.frames[first + 1] << 12 | TABLE)
+        else:  # the gigabyte from 0x40000000 on; an L2 is what a slot of the first table holds
+            self.link(guest.tables[0], 1, guest.frames[first + 2] << 12 | PTE_P)
 
     def duplicate(self) -> None:
         """A copy of the kernel's L4 becomes the user's table, or the kernel's."""
@@ -173,6 +176,7 @@ class Attack:
         """Map a grant of another domain over a play page."""
         flags = self.source.pick((2, 6, 3, 7, 1, 5))
         page = self.source.below(26)
+        self.guest.windows = [*self.guest.windows[-7:], self.guest.page(page)]
         request = GnttabMapGrantRef(
             host_addr=self.guest.page(page), flags=flags, ref=self.grammar.ref(), dom=self.grammar.domid()
         )
@@ -200,9 +204,10 @@ class Attack:
         if command == 1 and self.source.chance(200):
             for page in pages:
                 self.call(14, guest.page(page), 0, 2)
-        listed = guest.put(struct.pack(f"<{count}Q", *(guest.frames[page] for page in pages)), 1024)
-        request = struct.pack("<QQIIHxxxxxx", listed, count, 0, 0, DOMID_SELF)
-        self.call(12, command, guest.put(request))
+        code = "Q" if guest.width == 64 else "I"
+        listed = guest.put(struct.pack(f"<{count}{code}", *(guest.frames[page] for page in pages)), 1024)
+        request = MemoryReservation(extent_start=listed, nr_extents=count, domid=DOMID_SELF)
+        self.call(12, command, guest.put(pack(request, guest.width)))
         if command != 1:
             self._remember(listed, count)
 
@@ -212,12 +217,12 @@ class Attack:
         if not guest.domain.alive:
             return
         owner = self.world.machine.frames.owner
-        base = guest.domain.ram
-        at = guest.domain.memory.leaf_entry(listed)
-        if at is None or not base.q[at >> 3] & PTE_P:
+        try:
+            raw = guest.domain.memory.read(listed, count * guest.width // 8)
+        except XenError:
             return
-        words = base.q[(base.q[at >> 3] & 0xF_FFFF_FFFF_F000 | listed & 0xFFF) >> 3 :][:count]
-        for mfn in words.tolist():
+        words = struct.unpack(f"<{count}{'Q' if guest.width == 64 else 'I'}", raw)
+        for mfn in words:
             if 0 < mfn < self.world.machine.frames.count and owner[mfn] == guest.domain.domid:
                 guest.taken = [*guest.taken[-15:], mfn]
                 guest.frames[mfn % 26] = mfn
@@ -326,3 +331,12 @@ class Hypercalls(Target):
             world.close()
             del world
             gc.collect()
+
+
+class Hypercalls32(Hypercalls):
+    """The same from 32-bit attackers."""
+
+    name = "hypercalls32"
+
+    def __init__(self) -> None:
+        super().__init__(32)

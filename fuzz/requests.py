@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 
 from fuzz.grammar import Grammar
-from fuzz.world import DOMID_SELF
+from fuzz.world import DOMID_SELF, FLAT_RING1_CS, FLAT_RING1_DS
 from pyhv.abi import shared, structs
 from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Memory, Mmuext, Sched, VcpuOp
@@ -125,13 +125,19 @@ def update_descriptor(g: Grammar) -> Arguments:
 def iret(g: Grammar) -> Arguments:
     """A frame that leads back to the kernel or to user mode, or nowhere."""
     guest, how = g.guest, g.source.u8()
-    user = 0xE033 if guest.vcpu.user_l4 or how < 136 else 0xE030
-    cs = 0xE030 if how < 128 else user if how < 224 else g.selector()
-    ss = 0xE02B if how < 224 else g.selector()
+    wide = guest.width == 64
+    kernel, user = (0xE030, 0xE033) if wide else (FLAT_RING1_CS, 0xE01B + 0x10)
+    if not guest.vcpu.user_l4 and how >= 136 and wide:
+        user = kernel
+    cs = kernel if how < 128 else user if how < 224 else g.selector()
+    ss = (0xE02B if wide else FLAT_RING1_DS) if how < 224 else g.selector()
     rip = guest.code + 64 if how < 240 else g.va()
     flags = 0x202 if how < 200 else g.source.number(4)
-    frame = (0, 0, 0, 0x100 if how & 1 else 0, rip, cs, flags, guest.stack, ss)
-    guest.poke(guest.stack, struct.pack("<9Q", *frame))
+    if wide:
+        frame = struct.pack("<9Q", 0, 0, 0, 0x100 if how & 1 else 0, rip, cs, flags, guest.stack, ss)
+    else:
+        frame = struct.pack("<6I", 0, rip & MASK32, cs, flags, guest.stack, ss)
+    guest.poke(guest.stack, frame)
     return ()
 
 
@@ -193,11 +199,13 @@ def _grant_request(g: Grammar, command: int) -> AbiStruct:
     if command == Gnttab.MAP_GRANT_REF:
         how = g.source.u8()
         flags = (2, 2, 2, 6, 1, 3, 7, 18, 22, 10, 0, 2 | 7 << 16)[how % 12] if how < 240 else MASK32
-        where = g.frame() << 12 | g.slot() << 3 if flags & 16 else g.va()
+        where = (g.frame() << 12 | g.slot() << 3) & (1 << 64) - 1 if flags & 16 else g.va()
+        g.guest.windows = [*g.guest.windows[-7:], where]
         return structs.GnttabMapGrantRef(host_addr=where, flags=flags, ref=g.ref(), dom=g.domid())
     if command in (Gnttab.UNMAP_GRANT_REF, Gnttab.UNMAP_AND_REPLACE):
         mapping = dict(g.guest.domain.maptrack.all()).get(handle := g.handle())
-        host = mapping.host_addr if mapping is not None and g.source.chance(200) else g.va()
+        windows = g.guest.windows
+        host = g.source.pick(windows) if windows and g.source.chance(200) else g.va()
         device = (mapping.frame << 12 if mapping is not None else 0) if g.source.chance(128) else 0
         return structs.GnttabUnmapGrantRef(
             host_addr=0 if g.source.chance(24) else host, dev_bus_addr=device, handle=handle

@@ -264,9 +264,14 @@ class Domain:
         self.assists = Assists()
         self.watchdogs = [Watchdog(), Watchdog()]
         self.max_pages = config.memory_pages
+        self.e820: bytes | None = None
+        """The memory map that the guest has set for itself; None: all its memory from 0 on."""
         self.tot_pages = 0
         self.shutdown_reason: int | None = None
         self.shutdown_code: int | None = None
+        """What the guest wants its shutdown to be recorded as, whatever it will say then."""
+        self.suspender: Vcpu | None = None
+        """The vCPU whose call suspended the domain, and waits for its result."""
         self.crash_cause: str | None = None
         self.dying = False
         self.vcpus = [Vcpu(self, n) for n in range(config.vcpus)]
@@ -290,6 +295,11 @@ class Domain:
     def alive(self) -> bool:
         """Neither shut down nor crashed."""
         return self.shutdown_reason is None
+
+    @property
+    def suspended(self) -> bool:
+        """Shut down to be resumed: nothing of it runs, and nothing of it is lost."""
+        return self.shutdown_reason == Shutdown.SUSPEND
 
     def shut_down(self, reason: int, cause: str | None = None) -> None:
         """Record why the domain ended; the first reason stays."""

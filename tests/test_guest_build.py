@@ -19,8 +19,8 @@ from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
 from pyhv.loader.notes import records
 
-GUESTS = ("debug", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
-GUESTS_32 = ("hello32", "traps32")
+GUESTS = ("debug", "fifo", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
+GUESTS_32 = ("events32", "hello32", "pages32", "smp32", "traps32")
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
 

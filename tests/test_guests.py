@@ -9,6 +9,7 @@ from pyhv.machine import Outcome
 from pyhv.sched import SCHEDULERS
 
 PAIRS = {"ping": "pong", "pong": "ping"}
+VCPUS = {"smp32": 2}
 
 
 def lines_of(text: str) -> list[str]:
@@ -20,12 +21,22 @@ def lines_of(text: str) -> list[str]:
 def test_each_succeeds(bench, guest: str, virtual: bool) -> None:
     machine = bench(virtual=virtual)
     names = [guest] + ([PAIRS[guest]] if guest in PAIRS else [])
-    domains = [machine.add(name) for name in names]
+    domains = [machine.add(name, vcpus=VCPUS.get(name, 1)) for name in names]
     assert machine.run() is Outcome.ENDED
     for domain, console in zip(domains, machine.consoles, strict=True):
         assert "SUCCESS" in lines_of(console.text), console.text
         assert "FAILURE" not in console.text
         assert domain.shutdown_reason == Shutdown.POWEROFF
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_fifo_on_two_vcpus(bench, scheduler: str) -> None:
+    machine = bench(scheduler=scheduler)
+    machine.add("fifo", vcpus=2)
+    assert machine.run() is Outcome.ENDED
+    lines = lines_of(machine.consoles[0].text)
+    assert lines[-2:] == ["from vcpu to vcpu, 10 rounds", "SUCCESS"]
+    assert machine.machine.audit() == []
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))

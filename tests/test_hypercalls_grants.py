@@ -586,3 +586,67 @@ def test_cache_flush(trio: Trio) -> None:
     undo = GnttabUnmapGrantRef(dev_bus_addr=other, handle=done.handle)
     assert op(b, Gnttab.UNMAP_GRANT_REF, undo).status == 0
     assert flush(b, other) == -Errno.EINVAL
+
+
+# -- the layouts of 32-bit guests --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> Trio:
+    """All three guests pass structures as a 32-bit guest does."""
+    for guest in (trio.a, trio.b, trio.c):
+        monkeypatch.setattr(guest.dispatcher.call, "width", 32)
+        monkeypatch.setattr(guest.dispatcher.call, "word", 4)
+    return trio
+
+
+def op32(guest: Paused, command: int, request):
+    """One operation in the 32-bit layout."""
+    address = guest.put(request.pack(32))
+    assert guest.call(GRANT_TABLE_OP, command, address, 1) == 0
+    return type(request).unpack(guest.get(request.size(32)), 32)
+
+
+def test_frame_lists_of_32_bit_guests(narrow: Trio) -> None:
+    guest = narrow.a
+    assert set_version(guest, 2) == (0, 2)
+    setup = GnttabSetupTable(dom=DOMID_SELF, nr_frames=3, frame_list=guest.scratch + 256)
+    assert op32(guest, Gnttab.SETUP_TABLE, setup).status == 0
+    assert struct.unpack("<3I", guest.get(12, 256)) == tuple(guest.domain.grants.frames)
+    ask = GnttabGetStatusFrames(dom=DOMID_SELF, nr_frames=1, frame_list=guest.scratch + 256)
+    assert op32(guest, Gnttab.GET_STATUS_FRAMES, ask).status == 0
+    assert struct.unpack("<Q", guest.get(8, 256)) == tuple(guest.domain.grants.status_frames)
+    setup.frame_list = 0xF5800000
+    assert guest.call(GRANT_TABLE_OP, Gnttab.SETUP_TABLE, guest.put(setup.pack(32)), 1) == -Errno.EFAULT
+
+
+def test_copy_and_transfer_of_32_bit_guests(narrow: Trio) -> None:
+    a, b = narrow.a, narrow.b
+    set_version(a, 2)
+    a.put(b"0123456789", 0x2000)
+    entry(a, 8, PERMIT | SUB_PAGE, 2, a.mfn(a.page(2)), (0, 10))
+    request = GnttabCopy(
+        source=8, source_domid=1, dest=b.mfn(b.page(4)), dest_domid=DOMID_SELF, length=10, flags=SOURCE_GREF
+    )
+    assert op32(b, Gnttab.COPY, request).status == 0
+    assert b.get(10, 0x4000) == b"0123456789"
+    mfn = free_page(b, 5)
+    listed = a.put(free_page(a, 7).to_bytes(4, "little"), 512)
+    assert a.call(MEMORY_OP, 1, a.put(struct.pack("<IIIIHxx", listed, 1, 0, 0, DOMID_SELF))) == 1
+    entry(a, 9, ACCEPT, 2, 0x77)
+    assert op32(b, Gnttab.TRANSFER, GnttabTransfer(mfn=mfn, domid=1, ref=9)).status == 0
+    assert narrow.machine.frames.owner[mfn] == 1
+
+
+def test_addresses_of_32_bit_guests(narrow: Trio) -> None:
+    a, b = narrow.a, narrow.b
+    entry(a, 8, PERMIT, 2, a.mfn(a.page(2)))
+    for host_addr in (0xF5800000, 1 << 32, 1 << 32 | b.page(6)):
+        request = GnttabMapGrantRef(host_addr=host_addr, flags=HOST, ref=8, dom=1)
+        assert op32(b, Gnttab.MAP_GRANT_REF, request).status == -1
+    done = op32(b, Gnttab.MAP_GRANT_REF, GnttabMapGrantRef(host_addr=b.page(6), flags=HOST, ref=8, dom=1))
+    assert done.status == 0
+    request = GnttabUnmapAndReplace(host_addr=b.page(6), new_addr=1 << 32 | b.page(5), handle=done.handle)
+    assert op32(b, Gnttab.UNMAP_AND_REPLACE, request).status == -1
+    request.new_addr = b.page(5)
+    assert op32(b, Gnttab.UNMAP_AND_REPLACE, request).status == 0

@@ -68,6 +68,9 @@ DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
 FLAT_LIMIT = 0xFFFF_FFFF
 _TSS_SELECTOR, _LDT_SELECTOR = 0xE040, 0xE050
 
+_MOST_PAIRS = 1024
+"""(CS, SS) pairs that are remembered decoded."""
+
 
 class GuestCpu:
     """The current vCPU of one domain, as its engine runs it."""
@@ -440,6 +443,8 @@ class GuestCpu:
         if pair is None:
             pair = (self.segment(cs, code=True), self.segment(ss, code=False))
             if None not in pair:
+                if len(known) >= _MOST_PAIRS:
+                    known.clear()  # a full GDT and LDT have tens of millions of pairs
                 known[cs, ss] = pair
         code, stack = pair
         q, d, vmcb = self._q, self._d, self.vmcb
