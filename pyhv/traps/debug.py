@@ -86,6 +86,8 @@ class Breakpoints:
         """Whether the guest's own TF was set when the instruction in execution began."""
         self._before: list[int] = []
         """RAX..R15, RIP as the instruction in execution began."""
+        self._began = 0
+        """Its linear address."""
 
     @property
     def stepping(self) -> bool:
@@ -139,11 +141,11 @@ class Breakpoints:
         self._guest_steps = bool(q[v.EFLAGS] & FLAG_TF)
         self._before = q[0:16].tolist()
         self._before.append(q[v.RIP])
+        self._began = cpu.linear_rip()
 
     def _stops_here(self) -> int:
         """DR6 bits of the instruction breakpoints at RIP."""
-        q = self._cpu.vmcb.q
-        at = q[v.RIP] + q[v.SEG_BASE[v.CS]] & MASK64
+        at = self._cpu.linear_rip()
         hits = 0
         for bit, address in self._instructions:
             if address == at:
@@ -185,7 +187,7 @@ class Breakpoints:
             hits |= DR6_BS
         q = cpu.vmcb.q
         if q[v.RIP] == self._before[16]:
-            found = decode.accesses(fetch(cpu, q[v.RIP]), self._bits)
+            found = decode.accesses(fetch(cpu, cpu.linear_rip()), self._bits)
             if found is not None and found.repeated:
                 q[v.EFLAGS] |= FLAG_RF  # in the middle of a repeated string instruction
         return hits
@@ -227,7 +229,7 @@ class Breakpoints:
         before = self._before
         q = self._cpu.vmcb.q
         words = before + q[17:200].tolist()
-        found = decode.accesses(fetch(self._cpu, before[16]), self._bits)
+        found = decode.accesses(fetch(self._cpu, self._began), self._bits)
         if found is None:
             return True
         spans = [

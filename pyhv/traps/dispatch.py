@@ -104,9 +104,12 @@ class Dispatcher:
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine."""
-        self.cpu.load(vcpu)
-        self.breakpoints.loaded()
         self.call = self.calls[vcpu.number]
+        try:
+            self.cpu.load(vcpu)
+        except GuestCrash as crash:
+            self._crash(crash.why)
+        self.breakpoints.loaded()
 
     def _reload_segments(self) -> None:
         try:
@@ -181,6 +184,9 @@ class Dispatcher:
 
     def enter(self) -> None:
         """Before a vCPU runs (on) after having been off the processor: segments, events and TLB."""
+        if not self.domain.alive:  # `load` found out
+            self.call.reschedule = True
+            return
         vcpu = self.cpu.vcpu
         if vcpu.descriptors_changed:
             self._reload_segments()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`docs/cpu.md`, the processor as a PV guest finds it: `python -m pyhv.traps.document > docs/cpu.md`.
 
-The tables come from those that also answer the guest (`msr.py`, `cpu/cpuid.py`); a test compares the page with
-this module's output. What is told in words here is held by tests/test_traps_*.py.
+The tables come from those that also answer the guest (`msr.py`, `cpu/cpuid.py`); a test compares the page
+with this module's output. What is told in words here is held by tests/test_traps_*.py.
 """
 
 from pyhv.cpu.cpuid import FEATURES, cpuid
@@ -12,8 +12,8 @@ from pyhv.traps.msr import TABLE, Register
 _INTRODUCTION = """\
 # The processor of a guest
 
-What a PV guest's instructions do where that differs from an ordinary processor in ring 0. Registers and leaves
-not listed do not exist. *This page is generated:* `python -m pyhv.traps.document > docs/cpu.md`.
+What a PV guest's instructions do where that differs from an ordinary processor in ring 0. Registers and
+leaves not listed do not exist. *This page is generated:* `python -m pyhv.traps.document > docs/cpu.md`.
 
 ## Privileged instructions
 
@@ -53,14 +53,14 @@ prefix (`ud2; "xen"`). A kernel that sets bit 0 of MISC_FEATURES_ENABLES makes i
 DR0 to DR3 fire as on hardware, for whichever vCPU set them, in both modes: instruction breakpoints before the
 instruction unless RF is set, data breakpoints of 1, 2, 4 or 8 bytes after it, port breakpoints with CR4.DE. A
 vCPU with enabled breakpoints runs one instruction at a time, about a hundred times slower; the others of its
-domain at full speed, or, with data breakpoints, at about a fifth of it. See `traps/debug.py`. What the hypervisor
-reads and writes for the guest is not seen by them.
+domain at full speed, or, with data breakpoints, at about a fifth of it. See `traps/debug.py`. What the
+hypervisor reads and writes for the guest is not seen by them.
 
 ## Exceptions
 
 | vector | when |
 | --- | --- |
-| #DE #NM #TS #NP #SS #GP #PF #MF | as on hardware; #SS too where RSP or RBP leads to a non-canonical address |
+| #DE #NM #TS #NP #SS #GP #PF #MF | as on hardware; #SS also for non-canonical addresses by RSP or RBP |
 | #DB | single steps, breakpoints, ICEBP |
 | #BP #OF #BR | INT3; INTO and BOUND in 32-bit code |
 | #UD | as on hardware, and SYSCALL from a 32-bit process, as on an Intel part |
@@ -69,15 +69,15 @@ reads and writes for the guest is not seen by them.
 | NMI | VCPUOP_send_nmi, if there is a handler |
 | #DF #MC | never |
 
-The frame of a fault has RF set, as the processor pushes it, so that a breakpoint does not stop its instruction
-again.
+The frame of a fault has RF set, as the processor pushes it, so that a breakpoint does not stop its
+instruction again.
 
 ## Ports
 
-A domain without devices owns no port: reads give all ones, writes vanish. Both need the virtual IOPL or a clear bit
-for every byte in the I/O bitmap (`physdev_op`), else #GP(0). The PIT's counter 2 and its output bit (0x42, 0x61)
-move with time, the RTC's index (0x70) and the PCI address (0xcf8, 4 bytes) read back. INS stores before the
-permission is checked: where it is refused, its first element has become zero.
+A domain without devices owns no port: reads give all ones, writes vanish. Both need the virtual IOPL or a
+clear bit for every byte in the I/O bitmap (`physdev_op`), else #GP(0). The PIT's counter 2 and its output bit
+(0x42, 0x61) move with time, the RTC's index (0x70) and the PCI address (0xcf8, 4 bytes) read back. INS stores
+before the permission is checked: where it is refused, its first element has become zero.
 """
 
 
@@ -89,8 +89,8 @@ def document() -> str:
     """The whole page in Markdown."""
     lines = [_INTRODUCTION, "## MSRs", ""]
     lines += [
-        "Every other MSR is #GP(0), in either direction. A kernel that has no handler for #GP yet reads 0 instead",
-        "from those that a machine has.",
+        "Every other MSR is #GP(0), in either direction. A kernel that has no handler for #GP yet reads 0",
+        "instead from those that a machine has.",
         "",
         "| number | name | reads | writes |",
         "| --- | --- | --- | --- |",
@@ -98,8 +98,8 @@ def document() -> str:
     lines += [f"| {_number(row)} | {row.name} | {row.reads} | {row.writes} |" for row in TABLE]
     lines += ["", "## CPUID", ""]
     lines += [
-        "The answers of vCPU 0 with a TSC of 1 GHz; leaf 1 has the vCPU's number in EBX' top byte. Leaves that are",
-        "not listed are all zero.",
+        "The answers of vCPU 0 with a TSC of 1 GHz; leaf 1 has the vCPU's number in EBX' top byte. Leaves that",
+        "are not listed are all zero.",
         "",
         "| leaf | EAX | EBX | ECX | EDX |",
         "| --- | --- | --- | --- | --- |",

@@ -66,7 +66,7 @@ _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
 DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
 FLAT_LIMIT = 0xFFFF_FFFF
-_GDT_LIMIT, _TSS_SELECTOR, _LDT_SELECTOR = 0xEFFF, 0xE040, 0xE050
+_TSS_SELECTOR, _LDT_SELECTOR = 0xE040, 0xE050
 
 _MOST_PAIRS = 1024
 """(CS, SS) pairs that are remembered decoded."""
@@ -244,8 +244,8 @@ class GuestCpu:
         """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
 
         `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP. `rflags`
-        are the guest's if known. Crashes the domain when there is no handler or no stack.
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP.
+        `rflags` are the guest's if known. Crashes the domain when there is no handler or no stack.
         """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if address == 0:
@@ -351,13 +351,14 @@ class GuestCpu:
         if vcpu.event_deliverable():
             self.enter_callback(vcpu.event_callback)
 
-    def enter_callback(self, callback: CallbackEntry, extra: tuple[int, ...] = ()) -> None:
-        """Enter one of the guest's callbacks; `extra` words go between R11 and RIP of its frame."""
-        self.bounce(callback.address, callback.mask_events, extra=extra)
+    def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
+        """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
+        callback = self.vcpu.failsafe_callback
+        self.bounce(callback.address, callback.mask_events, extra=selectors)
 
-    def ring(self) -> int:
-        """The guest's privilege level, by which it may load segments: a 64-bit guest is all in ring 3."""
-        return 3
+    def enter_callback(self, callback: CallbackEntry) -> None:
+        """Enter one of the guest's callbacks with an ordinary frame."""
+        self.bounce(callback.address, callback.mask_events)
 
     def system_call(self, length: int) -> None:
         """SYSCALL executed in user mode: enter the syscall callback."""

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from pyhv.abi.x86 import EFER_VALUE, PAT_VALUE, Msr, Vector
+from pyhv.abi.x86 import EFER_LONG_MODE, EFER_VALUE, PAT_VALUE, Msr, Vector
 from pyhv.address import MASK32, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.traps.guestcpu import GuestCpu
 
 CPUID_FAULTING_AVAILABLE: Final = 1 << 31
 CPUID_FAULTING: Final = 1
-EFER_NXE: Final = 0x800
+_COMPAT_EFER: Final = EFER_VALUE & ~EFER_LONG_MODE
 _MISC_ENABLE: Final = 1 | 1 << 11 | 1 << 12 | 1 << 23
 
 
@@ -92,7 +92,7 @@ def _write_other_gs(cpu: GuestCpu, value: int) -> None:
 
 
 def _read_efer(cpu: GuestCpu) -> int:
-    return EFER_VALUE if cpu.domain.width == 64 else EFER_NXE
+    return EFER_VALUE if cpu.domain.width == 64 else _COMPAT_EFER
 
 
 def _write_efer(cpu: GuestCpu, value: int) -> None:
@@ -178,7 +178,7 @@ TABLE: Final = (
         _write_hypercall_page,
     ),
     _one(
-        Msr.EFER, f"64-bit guests {EFER_VALUE:#x} (SCE, LME, LMA, NXE), 32-bit {EFER_NXE:#x} (NXE)",
+        Msr.EFER, f"64-bit guests {EFER_VALUE:#x} (SCE, LME, LMA, NXE), 32-bit {_COMPAT_EFER:#x} (NXE)",
         "what it reads, others #GP", _read_efer, _write_efer,
     ),
     _hidden(0xC000_0081, 0xC000_0084, "STAR, LSTAR, CSTAR, SFMASK"),

@@ -160,7 +160,7 @@ def off_the_stack(cpu: GuestCpu) -> bool:
 
 def icebp(cpu: GuestCpu) -> bool:
     """Step over ICEBP, which the emulator takes for an undefined instruction; whether it was one."""
-    length = prefixed(fetch(cpu, cpu.vmcb.rip), _ICEBP)
+    length = prefixed(fetch(cpu, cpu.linear_rip()), _ICEBP)
     if length:
         cpu.vmcb.rip = (cpu.vmcb.rip + length) & MASK64
     return length > 0
