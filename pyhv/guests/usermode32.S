@@ -242,7 +242,12 @@ resume_at_edi:                                  # ebx = frame
 
 # preempt(eax = frame, edx = port): the timer's event. Use the other kernel stack from now on; wind the timer up again.
 preempt:
+    lea edx, [eax + FRAME_SIZE]
+    cmp edx, [served_stack]                     # the next slice has ended before this upcall has: the same frame,
+    je .again                                   # and the stacks have been switched already
+    mov [served_stack], edx
     call came_from_user
+.again:
     inc dword ptr [preemptions]
     mov eax, [preemptions]
     mov [user_data], eax                        # the process waits for this
@@ -390,6 +395,7 @@ system_call_table:
     trap_entry 0x80, TRAP_MASK_EVENTS, VECTOR_SYSCALL
     .long 0, 0
 kernel_secret:  .long 0x5ec2e7
+served_stack:   .long 0                         # top of the stack that the latest upcall came on
 kernel_stack:   .long 0                         # top of the stack that is registered with Xen
 fault_log:      .long 0, 0, 0, 0, 0, 0          # (address, error code) of three page faults
 protection_log: .long 0, 0                      # error codes of two protection faults
