@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from guest_machine import Run, Sink, image_of, run
 
+from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Sched, Shutdown
+from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain import DomainConfig
 from pyhv.errors import ImageError, XenError
@@ -105,6 +107,12 @@ def _any_linear(self: PageTables, table: int, _level: int, mfn: int, _entry: int
         self.frames.linear_in[mfn] += 1
 
 
+def _any_chain(self: PageTables, table: int, level: int, mfn: int, entry: int) -> None:
+    if entry & PTE_RW:
+        raise XenError(Errno.EINVAL, "a writable linear entry")
+    _any_linear(self, table, level, mfn, entry)
+
+
 def _no_flush(self: PageTables, name: str, value: object) -> None:
     object.__setattr__(self, name, False if name in ("flush", "stale") else value)
 
@@ -125,7 +133,7 @@ def _adopt(self: context.Call, mfn: int) -> int:
 
 MUTATIONS = [
     ("linear-tables", PageTables, "_get_linear", _any_linear),
-    ("linear-tables", tables, "HARMLESS", tables.HARMLESS | 2),
+    ("linear-tables", PageTables, "_get_linear", _any_chain),
     ("xen-slots", tables, "XEN_SLOTS", range(256, 257)),
     ("entry-bits", tables, "L1_FORBIDDEN", 0),
     ("entry-bits", tables, "UPPER_FORBIDDEN", 0x180),
@@ -153,7 +161,9 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "what", "instead"), MUTATIONS, ids=[f"{name}-{what}" for name, _, what, _ in MUTATIONS]
+    ("name", "place", "what", "instead"),
+    MUTATIONS,
+    ids=[f"{one[0]}-{one[2]}-{number}" for number, one in enumerate(MUTATIONS)],
 )
 def test_a_check_taken_out_is_noticed(
     monkeypatch: pytest.MonkeyPatch, name: str, place: object, what: str, instead: object
