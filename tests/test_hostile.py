@@ -92,6 +92,25 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         machine.close()
 
 
+def test_all_at_once() -> None:
+    """They attack each other, too: their neighbours' frames, ports and grants are among what they name."""
+    machine = Machine(MachineConfig(len(HOSTILE) * PAGES, virtual_time=True))
+    try:
+        free = machine.frames.free_count
+        sinks = {name: Sink() for name in HOSTILE}
+        for name, sink in sinks.items():
+            image = load_image(build_builtin(name), name)
+            machine.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
+        machine.introduce_peers()
+        assert machine.run(timeout_ns=60 * SECOND) is Outcome.ENDED
+        for name, sink in sinks.items():
+            assert b"SUCCESS\n" in sink.data, (name, sink.data[-300:])
+        assert machine.audit() == []
+        assert machine.frames.free_count == free
+    finally:
+        machine.close()
+
+
 # -- a check taken out is noticed --------------------------------------------------------------------------
 
 
