@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from guest_machine import Run, Sink, image_of, run
 
+from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Sched, Shutdown
+from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain import DomainConfig
 from pyhv.errors import ImageError, XenError
@@ -90,6 +92,25 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         machine.close()
 
 
+def test_all_at_once() -> None:
+    """They attack each other, too: their neighbours' frames, ports and grants are among what they name."""
+    machine = Machine(MachineConfig(len(HOSTILE) * PAGES, virtual_time=True))
+    try:
+        free = machine.frames.free_count
+        sinks = {name: Sink() for name in HOSTILE}
+        for name, sink in sinks.items():
+            image = load_image(build_builtin(name), name)
+            machine.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
+        machine.introduce_peers()
+        assert machine.run(timeout_ns=60 * SECOND) is Outcome.ENDED
+        for name, sink in sinks.items():
+            assert b"SUCCESS\n" in sink.data, (name, sink.data[-300:])
+        assert machine.audit() == []
+        assert machine.frames.free_count == free
+    finally:
+        machine.close()
+
+
 # -- a check taken out is noticed --------------------------------------------------------------------------
 
 
@@ -103,6 +124,12 @@ def _any_linear(self: PageTables, table: int, _level: int, mfn: int, _entry: int
         self.frames.refs[mfn] += 1
         self.frames.linear_out[table] += 1
         self.frames.linear_in[mfn] += 1
+
+
+def _any_chain(self: PageTables, table: int, level: int, mfn: int, entry: int) -> None:
+    if entry & PTE_RW:
+        raise XenError(Errno.EINVAL, "a writable linear entry")
+    _any_linear(self, table, level, mfn, entry)
 
 
 def _no_flush(self: PageTables, name: str, value: object) -> None:
@@ -125,7 +152,7 @@ def _adopt(self: context.Call, mfn: int) -> int:
 
 MUTATIONS = [
     ("linear-tables", PageTables, "_get_linear", _any_linear),
-    ("linear-tables", tables, "HARMLESS", tables.HARMLESS | 2),
+    ("linear-tables", PageTables, "_get_linear", _any_chain),
     ("xen-slots", tables, "XEN_SLOTS", range(256, 257)),
     ("entry-bits", tables, "L1_FORBIDDEN", 0),
     ("entry-bits", tables, "UPPER_FORBIDDEN", 0x180),
@@ -143,7 +170,7 @@ MUTATIONS = [
     ("foreign", context.Call, "own_frame", _adopt),
     ("descriptors", cpu_calls, "fix_descriptor", lambda value: value),
     ("edges", cpu_calls, "is_canonical", _always(True)),
-    ("edges", guestcpu, "_IRET_FLAGS", guestcpu._IRET_FLAGS | 0x3000),
+    ("edges", guestcpu, "IRET_FLAGS", guestcpu.IRET_FLAGS | 0x3000),
     ("edges", privileged, "is_canonical", _always(True)),
     ("vcpu-contexts", vcpu_calls.GuestContext, "check", _always(None)),
     ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),
@@ -153,7 +180,9 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "what", "instead"), MUTATIONS, ids=[f"{name}-{what}" for name, _, what, _ in MUTATIONS]
+    ("name", "place", "what", "instead"),
+    MUTATIONS,
+    ids=[f"{one[0]}-{one[2]}-{number}" for number, one in enumerate(MUTATIONS)],
 )
 def test_a_check_taken_out_is_noticed(
     monkeypatch: pytest.MonkeyPatch, name: str, place: object, what: str, instead: object

@@ -172,7 +172,7 @@ _start:
     lea rdi, [rip + path_domid]
     call xs_read
     test rax, rax
-    check g, "xenstore does not answer any more"
+    must g, "xenstore does not answer any more"
 
     # Memory: no more than the reservation, however it is asked for
     attack "a page more than we may have", 0, memory_op, XENMEM_populate_physmap, reservation, 0, 0

@@ -14,7 +14,7 @@
 .macro must_fail what                           # quietly: any error
     sar rax, 63
     cmp rax, -1
-    check e, "\what"
+    must e, "\what"
     inc qword ptr [rip + attacks]
 .endm
 

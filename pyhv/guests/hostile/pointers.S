@@ -47,7 +47,7 @@
     mov r10d, DOMID_SELF
     hypercall \call
     cmp rax, \answer
-    check e, "\what"
+    must e, "\what"
 .endm
 
 .text
@@ -146,7 +146,7 @@ _start:
     mov rax, [rip + inner_setup + 8]
     movsx rax, ax
     cmp rax, -5                                 # GNTST_bad_virt_addr
-    check e, "the status of a grant table's frames there"
+    must e, "the status of a grant table's frames there"
     mov [rip + inner_flush + 16], rbp
     quietly -EINVAL, "a mask of vcpus there", mmuext_op, inner_flush, 1, 0
     inc qword ptr [rip + attacks]

@@ -102,7 +102,7 @@ _start:
     mov edi, MMUEXT_PIN_L2_TABLE
     call mmuext
     cmp rax, -EINVAL
-    check e, "pinning an L1 as L2 was not refused"
+    must e, "pinning an L1 as L2 was not refused"
     dec ebp
     jnz .refusals
     unpin l4
