@@ -377,7 +377,7 @@ def test_every_builtin_has_a_description() -> None:
 
 
 def test_unknown_builtin() -> None:
-    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: hello, "):
+    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: grants, hello, "):
         build_builtin("nobody")
     with pytest.raises(ImageError, match="no built-in guest named nobody"):
         source_of("nobody")
