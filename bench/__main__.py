@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m bench peer` and `python -m bench micro`; see docs/benchmarks.md."""
+"""`python -m bench peer|micro` (docs/benchmarks.md) and `compatibility` (docs/compatibility.md)."""
 
 import statistics
 import sys
@@ -210,6 +210,26 @@ def micro(runs: int, json_path: Path | None) -> None:
             "compute_instructions": computed.instructions, "hello_s": hello, "python_s": python,
         }  # fmt: skip
         report.write_json(json_path, content)
+
+
+@main.command()
+@click.option("--only", metavar="TEXT", default="", help="Just the kernels whose names contain that.")
+@click.option("--timeout", type=float, default=90.0, show_default=True, help="Seconds to wait for a step.")
+@click.option("--write", "page", type=JsonPath, help="Write the page, instead of to standard output.")
+def compatibility(only: str, timeout: float, page: Path | None) -> None:
+    """Boot every kernel that can be had and write the table of docs/compatibility.md."""
+    from bench import compatibility as kernels
+
+    results = []
+    for subject in kernels.subjects():
+        if only in subject.name:
+            results.append(kernels.run(subject, PlainProgress(), timeout))
+            _say(kernels.brief(results[-1]))
+    text = kernels.document(results, report.conditions())
+    if page is None:
+        click.echo(text)
+    else:
+        page.write_text(text, encoding="utf-8")
 
 
 def run() -> None:

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,12 @@ def host() -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "revision": _revision(),
     }
+
+
+def conditions() -> str:
+    """One sentence for a page: when, where and with what it was measured."""
+    today = datetime.now(UTC).date().isoformat()
+    return f"Measured on {today} with revision {_revision() or 'unknown'} on {_processor()}."
 
 
 def _processor() -> str:

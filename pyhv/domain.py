@@ -95,7 +95,11 @@ class Vcpu:
         """Decoded descriptors by selector; emptied when GDT or LDT may have changed."""
         self.return_segments: dict[tuple[int, int], tuple[Segment | None, Segment | None]] = {}
         """(CS, SS) pairs that iret frames have named, decoded; emptied with `segments`."""
+        self.descriptors_changed = False
+        """Segment registers may hold what can no longer be loaded (`traps/segments.py`)."""
         self.tsc_aux = 0
+        self.cpuid_faulting = False
+        """CPUID of user mode is #GP."""
         self.info_page = domain.shared_info
         self.info_offset = SI_VCPU_INFO + VCPU_INFO_SIZE * (number if number < 32 else 0)
         self.info = self.info_page.base + self.info_offset
@@ -122,6 +126,7 @@ class Vcpu:
         """Descriptors may have changed."""
         self.segments.clear()
         self.return_segments.clear()
+        self.descriptors_changed = True
 
     @property
     def weight(self) -> int:
@@ -264,6 +269,9 @@ class Domain:
         self.tot_pages = 0
         self.shutdown_reason: int | None = None
         self.shutdown_code: int | None = None
+        """What the guest wants its shutdown to be recorded as, whatever it will say then."""
+        self.suspender: Vcpu | None = None
+        """The vCPU whose call suspended the domain, and waits for its result."""
         self.crash_cause: str | None = None
         self.dying = False
         self.vcpus = [Vcpu(self, n) for n in range(config.vcpus)]
@@ -287,6 +295,11 @@ class Domain:
     def alive(self) -> bool:
         """Neither shut down nor crashed."""
         return self.shutdown_reason is None
+
+    @property
+    def suspended(self) -> bool:
+        """Shut down to be resumed: nothing of it runs, and nothing of it is lost."""
+        return self.shutdown_reason == Shutdown.SUSPEND
 
     def shut_down(self, reason: int, cause: str | None = None) -> None:
         """Record why the domain ended; the first reason stays."""

@@ -24,6 +24,7 @@ from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
 from pyhv.address import Mfn
 from pyhv.assemble import ConsoleSink, Wiring, build_domain, prepare_vcpu, take_apart
 from pyhv.clock import Clock, RealClock, VirtualClock
+from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import ExitSink
 from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
@@ -183,9 +184,9 @@ class Machine:
         return domain
 
     def domain(self, domid: int) -> Domain | None:
-        """A living domain by domid."""
+        """A domain by domid that lives or is suspended."""
         found = self.domains.get(domid)
-        return found if found is not None and found.alive else None
+        return found if found is not None and (found.alive or found.suspended) else None
 
     def any_domain(self, domid: int) -> Domain | None:
         """A domain that lives or has not been taken apart."""
@@ -267,7 +268,7 @@ class Machine:
             self._make_runnable(vcpu)
 
     def _make_runnable(self, vcpu: Vcpu) -> None:
-        if vcpu is self._running or not vcpu.online:
+        if vcpu is self._running or not vcpu.online or not vcpu.domain.alive:
             return
         now = self.clock.now()
         vcpu.runstate.change(State.RUNNABLE, now)
@@ -329,10 +330,44 @@ class Machine:
         self.set_timer(vcpu, 0)
 
     def end_domain(self, domain: Domain, reason: int) -> None:
-        """The guest has shut itself down."""
+        """The guest has shut itself down, for the reason that it has announced if it has announced one."""
+        if domain.shutdown_code is not None:
+            reason = domain.shutdown_code
         domain.shut_down(reason, "the guest reported a crash" if reason == Shutdown.CRASH else None)
         if reason == Shutdown.CRASH:
             self._report(domain, "the guest reported a crash")
+        elif domain.suspended:
+            self._suspend(domain)
+
+    def _suspend(self, domain: Domain) -> None:
+        """All vCPUs stop. Events and timers still come; they are seen after `resume`."""
+        self.wirings[domain.domid].console_event()
+        domain.suspender = domain.loaded
+        now = self.clock.now()
+        for vcpu in domain.vcpus:
+            if vcpu.online and vcpu is not self._running:
+                if not vcpu.blocked:
+                    vcpu.runstate.change(State.OFFLINE, now)
+                self.scheduler.sleep(vcpu, now)
+
+    def resume(self, domain: Domain, *, cancelled: bool) -> None:
+        """Let a suspended domain run on: its call returns 1 if the suspension was `cancelled`, else 0.
+
+        After 0 a guest expects what a restored one finds: fresh event channels and grant tables, and machine
+        addresses in its start_info. To provide them is up to the caller. ConfigError: it is not suspended.
+        """
+        if not domain.suspended:
+            raise ConfigError(f"{domain.name} is not suspended, so it cannot be resumed.")
+        dispatcher, suspender = self.dispatchers[domain.domid], domain.suspender
+        if suspender is not None:
+            dispatcher.load(suspender)
+            domain.engine.vmcb.q[v.RAX] = int(cancelled)
+        domain.shutdown_reason = domain.shutdown_code = domain.suspender = None
+        now = self.clock.now()
+        for vcpu in domain.vcpus:
+            if vcpu.online and not vcpu.blocked:
+                vcpu.runstate.change(State.RUNNABLE, now)
+                self.scheduler.wake(vcpu, now)
 
     def crash(self, domain: Domain, cause: str) -> None:
         """The guest did something fatal."""
@@ -370,8 +405,8 @@ class Machine:
         inputs: Sequence[InputSource] = (),
         stop: Callable[[], bool] | None = None,
     ) -> Outcome:
-        """Run until all domains have ended, or nothing can ever happen again, or `timeout_ns` of machine
-        time have passed, or `stop` says so."""
+        """Run until all domains have ended or are suspended, or nothing can ever happen again, or
+        `timeout_ns` of machine time have passed, or `stop` says so."""
         sources = list(inputs)
         limit = None if timeout_ns is None else self.clock.now() + timeout_ns
         next_look = 0
@@ -432,8 +467,9 @@ class Machine:
             self._write_areas(vcpu, end)
         self.scheduler.charge(vcpu, end - start, end)
         if vcpu.online:
-            vcpu.runstate.change(State.BLOCKED if vcpu.blocked else State.RUNNABLE, end)
-        if vcpu.blocked or not vcpu.online:
+            ready = State.RUNNABLE if domain.alive else State.OFFLINE
+            vcpu.runstate.change(State.BLOCKED if vcpu.blocked else ready, end)
+        if vcpu.blocked or not vcpu.online or not domain.alive:
             self.scheduler.sleep(vcpu, end)
 
     def _write_areas(self, vcpu: Vcpu, now: int) -> None:
@@ -489,7 +525,7 @@ class Machine:
 
     def _bury_the_dead(self) -> None:
         for domid, domain in self.domains.items():
-            if not domain.alive and domid not in self._buried:
+            if not domain.alive and not domain.suspended and domid not in self._buried:
                 self.wirings[domid].console_event()
                 for vcpu in domain.vcpus:
                     self.scheduler.remove(vcpu)

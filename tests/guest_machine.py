@@ -156,6 +156,8 @@ scratch: .zero 16 * PAGE_SIZE
         self.cpu = self.dispatcher.cpu
         self.q = self.cpu.vmcb.q
         self.scratch = self.symbols.get("scratch", 0)
+        self.slice_ns = 20_000
+        """How long the guest runs at a time; less than an exit costs, and it leaves at each."""
 
     @property
     def vcpu(self) -> Vcpu:
@@ -230,10 +232,10 @@ scratch: .zero 16 * PAGE_SIZE
     def go(self, end: int = 0) -> int | None:
         """Run on until the guest spins at `end` or in a handler."""
         engine, clock, call = self.domain.engine, self.machine.clock, self.dispatcher.call
-        for _ in range(50):
+        for _ in range(50 * 20_000 // self.slice_ns):
             call.reschedule = False
             self.dispatcher.enter()
-            clock.begin(engine, clock.now() + 20_000)
+            clock.begin(engine, clock.now() + self.slice_ns)
             try:
                 engine.run()
             finally:

@@ -18,8 +18,9 @@ from pyhv.address import Mfn
 from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
 from pyhv.mmu.audit import audit
-from pyhv.mmu.frames import L4, FrameTable
+from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
+from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache, MachineToPhysical
 from pyhv.mmu.tables import PageTables
 
@@ -83,16 +84,17 @@ class BareEvents:
 class BareDomain:
     """A domain of memory alone."""
 
-    def __init__(self, bench: "Bench", domid: int, vcpus: int = 1) -> None:
+    def __init__(self, bench: "Bench", domid: int, vcpus: int = 1, width: int = 64) -> None:
         frames, ram = bench.frames, bench.ram
         self.bench = bench
         self.domid = domid
         self.shared_info = FramePage(bench.physical, frames.allocate_shared(domid))
-        self.memory = GuestMemory(bench.physical)
+        self.memory = GuestMemory(bench.physical, width)
         self.area = DomainArea(ram, frames, vcpus)
-        self.width = 64
+        self.width = width
         self.cache = L4Cache(ram, frames, bench.m2p, self.area)
-        self.tables = PageTables(domid, frames, bench.physical, self.memory, self.cache)
+        tables = PageTables if width == 64 else PaePageTables
+        self.tables = tables(domid, frames, bench.physical, self.memory, self.cache)
         self.vcpus = [BareVcpu(number, self.shared_info) for number in range(vcpus)]
         self.grants = BareGrants()
         self.maptrack = BareMaptrack()
@@ -123,9 +125,17 @@ class BareDomain:
         l3 = self.table((0, l2 << 12 | UPPER))
         return self.table((slot, l3 << 12 | UPPER)), l3, l2, l1
 
+    def pae(self, leaf: int) -> tuple[int, int, int, int]:
+        """(L3, last L2, first L2, L1) of a 32-bit guest that map one leaf at address 0, none validated."""
+        l1 = self.table((0, leaf))
+        first = self.table((0, l1 << 12 | UPPER))
+        last = self.one()
+        top = self.table((0, first << 12 | PTE_P), (3, last << 12 | PTE_P))
+        return top, last, first, l1
+
     def use(self, l4: int) -> None:
         """Make a table the kernel's of vCPU 0, as NEW_BASEPTR does."""
-        self.tables.get_table(l4, L4)
+        self.tables.get_table(l4, self.tables.top)
         vcpu = self.vcpus[0]
         old, vcpu.kernel_l4 = vcpu.kernel_l4, Mfn(l4)
         self.memory.use(Mfn(l4))
@@ -149,9 +159,9 @@ class BareDomain:
 
 
 class Bench:
-    """The memory of a machine of `count` frames with `domains` domains."""
+    """The memory of a machine of `count` frames with `domains` domains of `width` bits."""
 
-    def __init__(self, count: int = 512, domains: int = 2) -> None:
+    def __init__(self, count: int = 512, domains: int = 2, width: int = 64) -> None:
         self.ram = Ram(count)
         self.frames = FrameTable(self.ram)
         self.physical = PhysicalMemory(self.ram, self.frames)
@@ -160,7 +170,7 @@ class Bench:
         self.physical.invalidators.append(self.dropped.append)
         self.m2p = MachineToPhysical(self.ram, self.frames)
         self.empty = self.frames.free_count
-        self.domains = [BareDomain(self, domid) for domid in range(1, domains + 1)]
+        self.domains = [BareDomain(self, domid, width=width) for domid in range(1, domains + 1)]
 
     def audit(self) -> list[str]:
         """What is wrong."""

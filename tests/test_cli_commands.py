@@ -368,7 +368,7 @@ class TestInspectAndBuild:
 
 def test_fetch_prints_two_paths(run, monkeypatch):
     files = debian.DebianFiles(Path("/c/vmlinuz"), Path("/c/vmlinux"), Path("/c/initramfs"), "6")
-    monkeypatch.setattr(debian, "ensure", lambda progress, update: files)
+    monkeypatch.setattr(debian, "ensure", lambda progress, **how: files)
     assert run("fetch", "debian").stdout == "/c/vmlinuz\n/c/initramfs\n"
 
 

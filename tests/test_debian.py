@@ -156,3 +156,31 @@ def test_the_guest_sees_what_a_xen_guest_sees(files: debian.DebianFiles) -> None
     for complaint in ("BUG:", "WARNING:", "Oops", "Call Trace", "rcu: INFO", "soft lockup"):
         assert complaint not in console.text
     machine.close()
+
+
+@pytest.mark.parametrize("choice", ["", "xen.fifo_events=0"])
+def test_both_ways_to_deliver_events(files: debian.DebianFiles, choice: str) -> None:
+    machine, domain, console = boot(files, cmdline=b"console=hvc0 w=boot " + choice.encode())
+    assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
+    assert not domain.crashed
+    assert f"Using {'2-level' if choice else 'FIFO-based'} ABI" in console.text
+    assert "PYHV-INIT-OK" in console.text
+    machine.close()
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_a_suspended_guest_is_resumed(files: debian.DebianFiles, vcpus: int) -> None:
+    machine, domain, console = boot(files, vcpus=vcpus, cmdline=b"console=hvc0 quiet")
+    while "PYHV-INIT-OK" not in console.text:
+        assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
+    machine.request_shutdown(domain, "suspend")
+    assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
+    assert domain.suspended
+    assert machine.audit() == []
+    machine.resume(domain, cancelled=True)
+    assert machine.run(timeout_ns=10**9) is Outcome.TIMEOUT
+    machine.feed(domain, b"echo a''live; poweroff -f\n")
+    assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
+    assert not domain.suspended
+    assert "alive" in console.text
+    machine.close()

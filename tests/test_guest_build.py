@@ -19,8 +19,8 @@ from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
 from pyhv.loader.notes import records
 
-GUESTS = ("grants", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
-GUESTS_32 = ("hello32",)
+GUESTS = ("debug", "fifo", "grants", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
+GUESTS_32 = ("events32", "grants32", "hello32", "pages32", "smp32", "traps32", "usermode32")
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
 
@@ -155,6 +155,15 @@ def test_every_number_means_the_same_in_decimal_and_hexadecimal(number: int) -> 
     assert assemble(f".quad {number}", 0) == assemble(f".quad {number:#x}", 0) == expected
 
 
+@pytest.mark.parametrize("width", [64, 32])
+def test_differences_of_labels(width: int) -> None:
+    code = assemble(
+        "mov eax, there - here + 0x40000000\nhere: nop\nthere: .long 5 + there - here", 0, width=width
+    )
+    assert disassemble(code[:6], 0, width) == ["mov eax, 0x40000001", "nop"]
+    assert code[6:] == (6).to_bytes(4, "little")
+
+
 def test_nothing_is_nothing() -> None:
     assert assemble("\n\n", 0) == b""
 
@@ -183,6 +192,10 @@ def test_nothing_is_nothing() -> None:
         ("add rax, [rbx", "`]` is missing"),
         ("mov rax, rip", "rip can only be used inside"),
         ("mov eax, 010", "010 is no number"),
+        ("mov eax, 5 + first", "must begin with it"),
+        ("cmp eax, -(8 - first)", "must begin with it"),
+        ("mov eax, 8 - first, 1", "must begin with it"),
+        ("lea rax, [5 + first - last]", "cannot be subtracted inside"),
         ("mov eax, 10h", "10h is no number"),
         (".zero 0x10000000000", "more than 64 MiB"),
         (".balign 1099511627776", "more than 64 MiB"),
@@ -377,7 +390,7 @@ def test_every_builtin_has_a_description() -> None:
 
 
 def test_unknown_builtin() -> None:
-    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: grants, hello, "):
+    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: debug, "):
         build_builtin("nobody")
     with pytest.raises(ImageError, match="no built-in guest named nobody"):
         source_of("nobody")
@@ -403,7 +416,8 @@ def test_builtin_is_what_the_domain_builder_accepts(name: str) -> None:
 
 @pytest.mark.parametrize("name", GUESTS_32)
 def test_builtin_32_bit_kernel_says_what_it_is(name: str) -> None:
-    image = load_image(build_builtin(name), name, bootable=False)
+    image = load_image(build_builtin(name), name)
+    assert objections(image) == []
     assert (image.elf_class, image.notes.pae_mode, image.notes.loader) == (32, "yes", "generic")
     assert image.notes.hypercall_page is not None
 
@@ -413,13 +427,13 @@ def test_builtin_code_decodes_and_branches_to_labels(name: str) -> None:
     elf = ELFFile(io.BytesIO(build_builtin(name)))
     symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
     labels = {symbol["st_value"] for symbol in symbols}
-    data = {"hypercall_page", "user_text"}  # bytes inside .text that are no code
+    data = {"hypercall_page", "user_text", "user_zero"}  # bytes inside .text that are no code
     decoded = 0
     for symbol in symbols:
         if symbol["st_info"]["type"] != "STT_FUNC" or symbol.name in data or not symbol["st_size"]:
             continue
         address, size = symbol["st_value"], symbol["st_size"]
-        code = bytes_at(elf, address, size)
+        code = bytes_at(elf, address, size).replace(b"\x0f\x0bxen", b"\x90" * 5)  # Xen's prefix
         if size > 16 and not any(code[-16:]):
             code = code.rstrip(b"\0")  # the last routine is padded to a page
         for instruction in Cs(CS_ARCH_X86, MODES[elf.elfclass]).disasm(code, address):

@@ -4,11 +4,12 @@
 import pytest
 
 from pyhv.abi.numbers import Shutdown
-from pyhv.guests.build import BUILTIN, BUILTIN_32
+from pyhv.guests.build import BUILTIN
 from pyhv.machine import Outcome
 from pyhv.sched import SCHEDULERS
 
 PAIRS = {"ping": "pong", "pong": "ping"}
+VCPUS = {"smp32": 2}
 
 
 def lines_of(text: str) -> list[str]:
@@ -16,11 +17,11 @@ def lines_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
-@pytest.mark.parametrize("guest", [name for name in BUILTIN if name != "pong" and name not in BUILTIN_32])
+@pytest.mark.parametrize("guest", [name for name in BUILTIN if name != "pong"])
 def test_each_succeeds(bench, guest: str, virtual: bool) -> None:
     machine = bench(virtual=virtual)
     names = [guest] + ([PAIRS[guest]] if guest in PAIRS else [])
-    domains = [machine.add(name) for name in names]
+    domains = [machine.add(name, vcpus=VCPUS.get(name, 1)) for name in names]
     assert machine.run() is Outcome.ENDED
     for domain, console in zip(domains, machine.consoles, strict=True):
         assert "SUCCESS" in lines_of(console.text), console.text
@@ -29,9 +30,19 @@ def test_each_succeeds(bench, guest: str, virtual: bool) -> None:
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_fifo_on_two_vcpus(bench, scheduler: str) -> None:
+    machine = bench(scheduler=scheduler)
+    machine.add("fifo", vcpus=2)
+    assert machine.run() is Outcome.ENDED
+    lines = lines_of(machine.consoles[0].text)
+    assert lines[-2:] == ["from vcpu to vcpu, 10 rounds", "SUCCESS"]
+    assert machine.machine.audit() == []
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_all_side_by_side(bench, scheduler: str) -> None:
     machine = bench(scheduler=scheduler)
-    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder"):
+    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder", "pages32", "usermode32"):
         machine.add(name)
     assert machine.run() is Outcome.ENDED
     for console in machine.consoles:

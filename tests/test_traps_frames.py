@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Into the guest kernel and out of it: bounce frames, the iret hypercall, callbacks, event upcalls."""
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,9 @@ from pyhv.cpu import vmcb as v
 from pyhv.domain import CallbackEntry
 
 GP, PF, UD, DB, NM, BP = 13, 14, 6, 1, 7, 3
+NP, SS = 11, 12
 EVENT, SYSCALL, SYSENTER, FAILSAFE = 256, 257, 258, 259
-IF = 0x200
+IF, RF = 0x200, 1 << 16
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_frame_of_an_exception_from_the_kernel(guest: Paused) -> None:
     frame = guest.frame(error=True)
     assert frame == {
         "rcx": 0x11, "r11": 0x22, "error": 0, "rip": guest.scratch + 0x8000 + 15, "cs": 0xE030 | 1 << 32,
-        "rflags": 0x2 | 1, "rsp": guest.stack, "ss": 0xE02B,
+        "rflags": RF | 0x2 | 1, "rsp": guest.stack, "ss": 0xE02B,
     }  # fmt: skip
     assert guest.q[v.RSP] == guest.stack - 64
 
@@ -205,7 +207,8 @@ def test_frame_of_an_exception_from_user_mode(guest: Paused) -> None:
     assert guest.user("mov rcx, 0x11; hlt", rflags=0x202) == GP
     frame = guest.frame(error=True)
     assert frame == {
-        "rcx": 0x11, "r11": 0, "error": 0, "rip": guest.scratch + 0x8000 + 7, "cs": 0xE033, "rflags": 0x202,
+        "rcx": 0x11, "r11": 0, "error": 0, "rip": guest.scratch + 0x8000 + 7, "cs": 0xE033,
+        "rflags": RF | 0x202,
         "rsp": guest.stack, "ss": 0xE02B,
     }  # fmt: skip
     assert guest.q[v.RSP] == guest.kernel_stack - 64
@@ -231,7 +234,7 @@ def test_events_masked_in_user_mode_show_in_the_frame(guest: Paused) -> None:
     guest.allow_user_mode()
     assert guest.user("ud2", rflags=2) == UD
     frame = guest.frame()
-    assert (frame["cs"], frame["rflags"]) == (0xE033 | 1 << 32, 2)
+    assert (frame["cs"], frame["rflags"]) == (0xE033 | 1 << 32, RF | 2)
 
 
 def test_system_call(guest: Paused) -> None:
@@ -312,7 +315,7 @@ def test_iret_sets_the_event_mask_from_the_interrupt_flag(guest: Paused, rflags:
 
 def test_iret_drops_iopl_and_virtual_8086(guest: Paused) -> None:
     guest.iret(rflags=0xFFFFFFFFFFFFFFFF)
-    assert guest.domain.engine.rflags() & ~0x200 == 0x3D4DD5 & ~0x200 | 2
+    assert guest.domain.engine.rflags() & ~0x200 == 0x3D4DD5 & ~0x200 & ~RF | 2
 
 
 def test_iret_to_user_mode_and_back_swaps_gs(guest: Paused) -> None:
@@ -374,11 +377,38 @@ def test_syscall_from_compatibility_mode_is_an_invalid_opcode(guest: Paused) -> 
     assert (frame["rip"], frame["cs"]) == (guest.scratch + 0x8000, 0xE023)
 
 
-def test_iret_restores_the_trap_flag(guest: Paused) -> None:
-    guest.load("nop; nop")
-    guest.iret(rflags=0x302)
+def iret_code(flags: int, rflags: int) -> str:
+    """Go on at `there` through the iret hypercall, made as a kernel makes it."""
+    return f"""
+        mov rcx, rsp; push 0xe02b; push rcx; push {rflags:#x}; push 0xe030; lea rax, [rip + there]; push rax
+        push {flags:#x}; push 0; push 0; push 0; mov eax, 23; syscall; there: nop; nop"""
+
+
+@pytest.mark.parametrize(("flags", "executed"), [(0, 1), (0x100, 0)])
+@pytest.mark.parametrize("slice_ns", [20_000, 20])
+def test_iret_restores_the_trap_flag(guest: Paused, flags: int, executed: int, slice_ns: int) -> None:
+    """As IRET, it traps after the first instruction; as SYSRET, before it."""
+    guest.slice_ns = slice_ns
+    assert guest.execute(iret_code(flags, 0x302)) == DB
+    assert guest.frame()["rip"] == guest.load(iret_code(flags, 0x302)) - 2 + executed
+    assert guest.frame()["rflags"] & 0x100
+
+
+def test_an_event_comes_before_the_first_stepped_instruction(guest: Paused) -> None:
+    raise_event(guest, masked=True)
+    assert guest.execute(iret_code(0, 0x302)) == EVENT
+    frame = guest.frame()
+    assert frame["rflags"] & 0x100
+    # the handler returns natively: now exactly one instruction is executed
+    names = ("rip", "cs", "rflags", "rsp", "ss")
+    frame["cs"] |= 3
+    for place, name in enumerate(names):
+        guest.domain.memory.write_u64(guest.stack - 0x100 + 8 * place, frame[name])
+    guest.q[v.RSP] = guest.stack - 0x100
+    guest.put(b"\x90\x48\xcf", 0x7000)
+    guest.q[v.RIP] = guest.scratch + 0x7001
     assert guest.go() == DB
-    assert guest.frame()["rip"] == guest.scratch + 0x8000 + 1
+    assert guest.frame()["rip"] == frame["rip"] + 1
 
 
 def test_iret_with_virtual_iopl(guest: Paused) -> None:
@@ -514,3 +544,82 @@ def test_a_system_call_at_the_end_of_the_address_space(guest: Paused) -> None:
     assert guest.q[v.RIP] == 0x800000000000
     assert guest.go() == GP
     assert guest.frame(error=True)["rip"] == 0x800000000000
+
+
+# -- which exception ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "vector"),
+    [
+        ("mov rbp, {bad}; mov rax, [rbp + 8]", SS),
+        ("mov rbp, {bad}; mov [rbp + rcx], al", SS),
+        ("mov rsp, {bad}; mov rax, [rsp]", SS),
+        ("mov rsp, {bad}; pop rax", SS),
+        ("mov rsp, {bad} + 8; push rax", SS),
+        ("mov rsp, {bad} + 8; call rax", SS),
+        ("mov rsp, {bad}; ret", SS),
+        ("mov rbp, {bad}; leave", SS),
+        ("mov rax, {bad}; mov rax, [rax]", GP),
+        ("mov r13, {bad}; mov rax, [r13]", GP),
+        ("mov r12, {bad}; mov rax, [r12]", GP),
+        ("mov rax, {bad}; push [rax]", GP),
+        ("mov rax, {bad}; mov rax, [rcx + rax]", GP),
+        ("mov rbp, {bad}; mov rax, [rax + rbp]", GP),
+        ("mov rbp, {bad}; mov rax, fs:[rbp]", GP),
+        ("mov rbp, {bad}; lea rax, [rbp]; hlt", GP),
+    ],
+)
+@pytest.mark.parametrize("user", [False, True])
+def test_not_canonical_through_the_stack_segment(guest: Paused, code: str, vector: int, user: bool) -> None:
+    """#SS, with every register as it was; through any other segment #GP."""
+    guest.allow_user_mode()
+    text = code.format(bad=1 << 47)
+    if not user and "rsp" in text:
+        guest.execute(text)
+        assert guest.domain.crashed, "there is no place for the frame"
+        return
+    assert (guest.user if user else guest.execute)("xor eax, eax; xor ecx, ecx;" + text) == vector
+    assert guest.frame(error=True)["error"] == 0
+
+
+def test_iret_to_segments_that_are_absent(guest: Paused) -> None:
+    """Absent code is #NP, an absent stack #SS; the wrong kind of segment stays #GP."""
+    code, data, absent = 0x00AFFB000000FFFF, 0x00CFF3000000FFFF, ~(1 << 47)
+    guest.put(struct.pack("<5Q", 0, code & absent, data & absent, code, data), 0x5000)
+    guest.remap(guest.page(5), 0x61 & ~2 | 5)
+    frames = guest.put(guest.mfn(guest.page(5)).to_bytes(8, "little"), 0x100)
+    assert guest.call(2, frames, 512) == 0
+    guest.allow_user_mode()
+    for frame, vector, error in (
+        ({"cs": 0x0B}, NP, 0x08),
+        ({"cs": 0x13}, GP, 0x10),
+        ({"cs": 0xE033, "ss": 0x13}, SS, 0x10),
+        ({"cs": 0xE033, "ss": 0x0B}, GP, 0x08),
+        ({"cs": 0x1B, "ss": 0x23}, None, 0),
+    ):
+        if not guest.vcpu.in_kernel:
+            guest.cpu.raise_exception(3)
+        guest.load("nop")
+        guest.iret(**frame)
+        assert guest.handled == vector, frame
+        if vector is not None:
+            assert guest.frame(error=True)["error"] == error
+
+
+@pytest.mark.parametrize(
+    ("code", "vector"),
+    [
+        ("fninit; fldz; fld1; push 0x37b; fldcw [rsp]; .byte 0xd8, 0xf1; fwait", 16),
+        ("push 0; ldmxcsr [rsp]; xorps xmm0, xmm0; divss xmm0, xmm0", None),
+    ],
+)
+def test_floating_point_exceptions(guest: Paused, code: str, vector: int | None) -> None:
+    """#MF comes with the next instruction that waits. #XM never does: the emulator has none."""
+    assert guest.execute(code) == vector
+
+
+def test_alignment_is_never_checked(guest: Paused) -> None:
+    """EFLAGS.AC changes without an exit, and nothing looks at every access."""
+    guest.allow_user_mode()
+    assert guest.user("pushfq; or dword ptr [rsp], 0x40000; popfq; mov eax, [rsp + 1]") is None

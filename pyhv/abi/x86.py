@@ -89,6 +89,8 @@ class Msr(enum.IntEnum):
 PAT_VALUE = 0x0000_0501_0007_0406
 EFER_VALUE = 0xD01
 """SCE, LME, LMA, NX: what a 64-bit PV guest reads."""
+EFER_LONG_MODE = 0x501
+"""SCE, LME, LMA: what a 32-bit PV guest does not see on a processor of Intel's."""
 
 FLAT_RING3_CS32 = 0xE023
 FLAT_RING3_CS64 = 0xE033

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyhv.cli.debian import STOCK
+from pyhv.cli.fetch import check_kernel_options, kernel_options
 from pyhv.cli.messages import is_verbose, progress, say, verbose_option
 from pyhv.cli.verdict import Builtin, Convention, Plain, Xtf
 
@@ -27,6 +29,8 @@ Examples:
   pyhv boot                            pyhv's own guests, side by side
   pyhv boot hello                      one of them
   pyhv boot debian                     Debian's stock kernel with a shell
+  pyhv boot debian --suite trixie --flavour cloud    another of Debian's kernels
+  pyhv boot pv-grub                    GRUB's prompt
   pyhv boot vmlinuz --ramdisk initramfs.cpio.gz --append console=hvc0
   pyhv boot ping pong --stats          two guests that talk to each other
   pyhv boot pages --virtual-time --digest run.txt    the same digest each time
@@ -129,6 +133,7 @@ def _file() -> click.Path:
 @click.option(
     "--count", type=click.IntRange(1, 1000), default=1, metavar="N", help="Boot each image N times."
 )
+@kernel_options
 @click.option("--stats", is_flag=True, help="End with a table of times and counts.")
 @click.option("--trace", type=_file(), metavar="FILE", help="Write every exit as a line of JSON.")
 @click.option("--verdict", type=click.Choice(["xtf"]), help="Read the guests' result: Xen Test Framework.")
@@ -149,15 +154,17 @@ def boot(
     timeout: float | None,
     console: str,
     count: int,
+    flavour: str | None,
+    suite: str | None,
     stats: bool,
     trace: Path | None,
     verdict: str | None,
 ) -> None:
     """Boot guests and stay until all have ended.
 
-    IMAGE is one of pyhv's own guests (hello, ticker, pages, usermode, ping, pong, grants, intruder), or
-    "debian", or a kernel file: ELF or bzImage, 64-bit Xen PV. Without IMAGE several of pyhv's own guests run
-    side by side.
+    IMAGE is one of pyhv's own guests (hello, pages, usermode, ping, pong, hello32 ... as "pyhv build --help"
+    lists them), or "debian" (Debian's Linux), or a kernel that Debian packages (pv-grub, pv-grub-32, gnumach,
+    gnumach-32), or a kernel file: ELF or bzImage, Xen PV. Without IMAGE pyhv's own guests run side by side.
 
     Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
     lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a
@@ -167,13 +174,17 @@ def boot(
         raise click.UsageError("--digest needs --virtual-time: in real time no two runs are alike.")
     if name is not None and not _is_name(name):
         raise click.UsageError(f"--name {name!r}: letters, digits and ._+- make a name, {MAX_NAME} at most.")
+    check_kernel_options(images, flavour, suite)
     _import_meanwhile("pyhv.cli.session")  # while the image is unpacked
     from pyhv.cli import images as sources
 
     if not images:
         say("no IMAGE given, so here are pyhv's own guests, side by side")
     words = images or sources.DEMONSTRATION
-    found = [sources.resolve(word, progress, with_ramdisk=ramdisk is None) for word in words] * count
+    found = [
+        sources.resolve(word, progress, with_ramdisk=ramdisk is None, flavour=flavour or STOCK, suite=suite)
+        for word in words
+    ] * count
     given = b"" if ramdisk is None else sources.read(ramdisk, "ramdisk")
     names = domain_names([name or source.name for source in found])
     from pyhv.cli import session

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """From what a person typed as IMAGE to something that can be booted.
 
-A word is the name of a guest that comes with pyhv, or `debian`, or a file; `./hello` is a file in any case.
+A word is the name of a guest that comes with pyhv, or of a kernel that Debian packages, or a file;
+`./hello` is a file in any case.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyhv.cli import debian
+from pyhv.cli import debian, kernels
+from pyhv.cli.archive import Progress
 from pyhv.cli.unpacked import unpack_once
 from pyhv.errors import ImageError
-from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 
@@ -35,24 +37,38 @@ class Source:
 
 
 def resolve(
-    word: str, progress: Callable[[], debian.Progress], *, bootable: bool = True, with_ramdisk: bool = True
+    word: str,
+    progress: Callable[[], Progress],
+    *,
+    bootable: bool = True,
+    with_ramdisk: bool = True,
+    flavour: str = debian.STOCK,
+    suite: str | None = None,
 ) -> Source:
     """Find and read an image; `progress` is asked for only if something has to be fetched.
 
     With `bootable=False` an image that cannot boot is read too; with `with_ramdisk=False` the caller brings
-    a ramdisk of its own. Raises ImageError or EnvironmentProblem.
+    a ramdisk of its own. `flavour` and `suite` say which of Debian's kernels is meant.
+    Raises ImageError or EnvironmentProblem.
     """
-    if word in BUILTIN:
+    if word in BUILTIN or word in HOSTILE:
         return Source(word, load_image(build_builtin(word), word), memory=BUILTIN_MIB, is_builtin=True)
     if word == DEBIAN:
-        files = debian.ensure(progress())
+        files = debian.ensure(progress(), flavour=flavour, suite=suite)
         image = load_image(files.vmlinux, f"Debian's {files.version}", bootable=bootable)
         ramdisk = read(files.initramfs, "ramdisk") if with_ramdisk else b""
         return Source(DEBIAN, image, ramdisk, debian.COMMAND_LINE, debian.MEMORY_MIB)
+    if word in kernels.KERNELS:
+        packaged = kernels.KERNELS[word]
+        if suite is not None:
+            packaged = replace(packaged, suite=suite)
+        found = kernels.ensure(word, packaged, progress())
+        return Source(word, load_image(found.path, found.version, bootable=bootable))
     path = Path(word)
-    if "/" not in word and not path.exists():
+    if ("/" not in word or word.startswith("hostile/")) and not path.exists():
+        there = HOSTILE if word.startswith("hostile/") else [*BUILTIN, "hostile/NAME", *kernels.KERNELS]
         raise ImageError(
-            f"{word}: there is no such file, and no guest of that name; there are {', '.join(BUILTIN)}"
+            f"{word}: there is no such file, and no guest of that name; there are {', '.join(there)}"
             f" and {DEBIAN}"
         )
     return Source(path.stem, load_image(path, word, bootable=bootable, unpacker=unpack_once))

@@ -24,6 +24,8 @@ HOOK_INTR: int = uc_const.UC_HOOK_INTR
 HOOK_INSN: int = uc_const.UC_HOOK_INSN
 HOOK_INSN_INVALID: int = uc_const.UC_HOOK_INSN_INVALID
 HOOK_BLOCK: int = uc_const.UC_HOOK_BLOCK
+HOOK_MEMORY: int = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
+MEM_WRITE: int = uc_const.UC_MEM_WRITE
 INS_SYSCALL: int = x86_const.UC_X86_INS_SYSCALL
 INS_SYSENTER: int = x86_const.UC_X86_INS_SYSENTER
 INS_CPUID: int = x86_const.UC_X86_INS_CPUID
@@ -66,6 +68,9 @@ CB_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctyp
 CB_OUT = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
 )
+CB_MEMORY = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+)
 CB_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 
 
@@ -100,6 +105,8 @@ fast_ctl = _held.uc_ctl
 """The two calls of the hot paths: without argument conversion (pass ctypes objects) and without giving up the
 interpreter lock; half the price of the ordinary ones."""
 uc_hook_add = _lib.uc_hook_add
+uc_hook_del = _lib.uc_hook_del
+uc_hook_del.argtypes = (_ptr, ctypes.c_size_t)
 uc_ctl = _lib.uc_ctl
 uc_context_alloc = _lib.uc_context_alloc
 uc_context_alloc.argtypes = (_ptr, ctypes.POINTER(_ptr))

@@ -8,10 +8,14 @@ tens of thousands of times in a boot; `store` asks Capstone and remembers its an
 
 import enum
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import capstone
 from capstone import x86 as cx86
+
+from pyhv.address import MASK64
+from pyhv.cpu.vmcb import RIP, SEG_BASE
 
 _decoders = {
     64: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64),
@@ -57,6 +61,14 @@ _TWO_BYTE = {
 }  # fmt: skip
 _MOVES = {0x20: Op.READ_CR, 0x22: Op.WRITE_CR, 0x21: Op.READ_DR, 0x23: Op.WRITE_DR}
 _PREFIXES = frozenset({0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, 0xF2, 0xF3})
+
+
+def prefixed(code: bytes, opcode: int) -> int:
+    """Length of a one-byte instruction with its prefixes, 0 if `code` is another one. REX is one here."""
+    at = 0
+    while at < min(len(code), MAX_LENGTH) - 1 and (code[at] in _PREFIXES or code[at] & 0xF0 == 0x40):
+        at += 1
+    return at + 1 if code[at : at + 1] == bytes([opcode]) else 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -187,12 +199,16 @@ def store(code: bytes, width: int = 64) -> Store | None:
             register = _GENERAL[source.reg]
         else:
             return None
-    memory = target.mem
+    return Store(name, found.size, target.size, _operand(target.mem, width), register, high, immediate)
+
+
+def _operand(memory: Any, width: int = 64) -> Memory:
+    """One of Capstone's memory operands in our words; only 32-bit code has bases in DS, ES and SS."""
     segment = _SEGMENTS.get(memory.segment)
     if width == 32:
         implied = 2 if _GENERAL.get(memory.base) in _ON_STACK else 3
         segment = _SEGMENTS_32.get(memory.segment, implied)
-    operand = Memory(
+    return Memory(
         base=_GENERAL.get(memory.base),
         scaled=_GENERAL.get(memory.index),
         scale=memory.scale,
@@ -200,7 +216,93 @@ def store(code: bytes, width: int = 64) -> Store | None:
         segment=segment,
         rip_relative=memory.base == cx86.X86_REG_RIP,
     )
-    return Store(name, found.size, target.size, operand, register, high, immediate)
+
+
+def linear_address(memory: Memory, length: int, q: Sequence[int], mask: int) -> int:
+    """Where an operand of an instruction of `length` bytes is, by the 64-bit words `q` of a VMCB.
+
+    `mask` is that of the address size; segment bases come on top of it.
+    """
+    address = memory.displacement
+    if memory.rip_relative:
+        address += q[RIP] + length
+    if memory.base is not None:
+        address += q[memory.base]
+    if memory.scaled is not None:
+        address += q[memory.scaled] * memory.scale
+    address &= mask
+    if memory.segment is not None:
+        address += q[SEG_BASE[memory.segment]]
+    return address & MASK64
+
+
+class Accesses(NamedTuple):
+    """Which memory an instruction names: (operand, bytes) pairs, and whether it uses the stack besides."""
+
+    length: int
+    operands: tuple[tuple[Memory, int], ...]
+    address_mask: int
+    stack: bool
+    repeated: bool
+
+
+_SPRAWLING = frozenset(
+    [
+        *["fxsave", "fxsave64", "fxrstor", "fxrstor64", "fnsave", "frstor", "fnstenv", "fldenv", "xlatb"],
+        *["bt", "bts", "btr", "btc", "maskmovdqu", "maskmovq", "bound", "lgdt", "lidt", "sgdt", "sidt"],
+        *["enter", "leave", "iret", "iretd", "iretq", "retf", "retfq", "lcall", "ljmp"],
+    ]
+)
+"""Instructions that reach memory which their operands do not tell, or not exactly."""
+_BY_RSP = frozenset(
+    [
+        *["push", "pop", "pushfq", "popfq", "pushfd", "popfd", "pushf", "popf", "call", "ret"],
+        *["enter", "iret", "iretd", "iretq", "retf", "retfq", "lcall"],
+    ]
+)
+"""Instructions that push or pop."""
+_STRING = frozenset(["movs", "cmps", "stos", "lods", "scas", "ins", "outs"])
+_STACK_BASES = frozenset({4, 5})  # RSP, RBP
+
+
+@functools.lru_cache(maxsize=4096)
+def accesses(code: bytes, bits: int = 64) -> Accesses | None:
+    """What memory the first instruction of `code` names; None if that cannot be told from its operands."""
+    found = next(_decoders[bits].disasm(code, 0, 1), None)
+    if found is None:
+        return None
+    words = found.mnemonic.split()
+    name = words[-1]
+    memory = [operand for operand in found.operands if operand.type == cx86.X86_OP_MEM]
+    if name in _SPRAWLING or (name == "pop" and memory):
+        return None
+    if name in ("lea", "nop", "prefetchnta", "prefetcht0", "prefetcht1", "prefetcht2", "invlpg"):
+        memory = []
+    operands = tuple((_operand(operand.mem, bits), operand.size) for operand in memory)
+    return Accesses(
+        length=found.size,
+        operands=operands,
+        address_mask=(1 << 8 * found.addr_size) - 1,
+        stack=name in _BY_RSP,
+        repeated=words[0].startswith("rep") and name.rstrip("bwdq") in _STRING,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
+    """Length of a 64-bit instruction, and its references through the stack segment: #SS, not #GP, is what
+    hardware raises where one of them is not canonical. None if it is no instruction."""
+    found = next(_decoders[64].disasm(code, 0, 1), None)
+    if found is None:
+        return None
+    name = found.mnemonic.split()[-1]
+    memory = [_operand(operand.mem) for operand in found.operands if operand.type == cx86.X86_OP_MEM]
+    references = [one for one in memory if one.base in _STACK_BASES and one.segment is None]
+    if name in _BY_RSP:
+        references.append(Memory(4, None, 0, 0, None, False))
+    elif name == "leave":
+        references.append(Memory(5, None, 0, 0, None, False))
+    return found.size, tuple(references)
 
 
 def length(code: bytes, width: int = 64) -> int:

@@ -3,9 +3,9 @@
 
 The engine owns a Unicorn instance over the machine's RAM. It walks the guest's own page tables, keeps
 privilege levels, and comes back at every exception, hypercall and intercepted instruction *inside* a
-callback; most exits are handled there and the guest goes on without leaving `run`. No memory hook is ever
-installed (it would slow every load and store sevenfold); what a guest may reach is decided by page tables
-that `mmu/` has validated.
+callback; most exits are handled there and the guest goes on without leaving `run`. No memory hook is
+installed, unless a guest has set data breakpoints (it would slow every load and store sevenfold); what a
+guest may reach is decided by page tables that `mmu/` has validated.
 
 State is read and written through `vmcb` (see `vmcb.py`). An exception raised by the sink stops the engine
 and is raised again by `run`, because C code cannot carry it.
@@ -54,8 +54,8 @@ class ExitSink(Protocol):
     def sysenter(self, length: int) -> None:
         """SYSENTER; as `syscall`."""
 
-    def cpuid(self) -> None:
-        """CPUID executed natively: the sink writes RAX..RDX; RIP moves on by itself."""
+    def cpuid(self) -> bool:
+        """CPUID executed natively: the sink writes RAX..RDX, RIP moves on by itself; False to refuse it."""
 
     def port_read(self, port: int, size: int) -> int | None:
         """IN: the value, or None if the guest may not (it gets #GP through `port_fault`)."""
@@ -64,7 +64,7 @@ class ExitSink(Protocol):
         """OUT: False if the guest may not."""
 
     def port_fault(self) -> None:
-        """A refused IN or OUT: RIP and registers are as before the instruction."""
+        """A refused IN, OUT or CPUID: RIP and registers are as before the instruction."""
 
 
 class Engine:
@@ -94,6 +94,8 @@ class Engine:
         self._drained: bytes | None = None
         self.instruction_length: Callable[[int], int] = lambda _rip: 2
         """Length of the SYSCALL or SYSENTER at an address that the tables do not map any more."""
+        self._memory_hook: int | None = None
+        self._memory_callback: object = None
         self._code_pages: dict[int, int] = {}
         """Machine addresses of pages that SYSCALL was executed in, by page number; forgotten with the TLB."""
         handle = ctypes.c_void_p()
@@ -200,8 +202,8 @@ class Engine:
 
         def cpuid(_engine: int, _data: int | None) -> int:
             try:
-                if self._drained is None:
-                    sink.cpuid()
+                if self._drained is None and not sink.cpuid():
+                    self._begin_port_fault()
             except BaseException as error:
                 self._fail(error)
             return 1
@@ -238,7 +240,7 @@ class Engine:
 
     def _hook(
         self, kind: int, callback: object, instruction: int = 0, data: ctypes.c_void_p | None = None
-    ) -> None:
+    ) -> int:
         self._callbacks.append(callback)
         number = ctypes.c_size_t()
         binding.check(
@@ -248,6 +250,7 @@ class Engine:
             ),
             "installing a hook",
         )  # fmt: skip
+        return number.value
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -314,7 +317,7 @@ class Engine:
         binding.uc_emu_stop(self.handle)
 
     def _begin_port_fault(self) -> None:
-        """Refuse IN or OUT although the rest of its block will still run.
+        """Refuse IN, OUT or CPUID although the rest of its block will still run.
 
         The emulator offers no way out of the middle of a block. So the state is put aside and the page
         tables are taken away: what is left of the block can neither read nor write memory, its exits reach
@@ -369,6 +372,35 @@ class Engine:
         else:
             _fast_flush_page(self._processor, ctypes.c_uint64(va))
             self._code_pages.pop(va >> PAGE_SHIFT, None)
+
+    @property
+    def watches_memory(self) -> bool:
+        """Whether `watch_memory` is on."""
+        return self._memory_hook is not None
+
+    def watch_memory(self, report: Callable[[int, int, bool], None] | None) -> None:
+        """Report every load and store as (machine address, bytes, is a store), or none any more.
+
+        Not while the engine runs. Only code translated from now on reports, so all translations are dropped.
+        """
+        if self._memory_hook is not None:
+            binding.check(binding.uc_hook_del(self.handle, self._memory_hook), "removing a hook")
+            self._callbacks.remove(self._memory_callback)
+            self._memory_hook = None
+        if report is not None:
+            write = binding.MEM_WRITE
+
+            def accessed(
+                _engine: int, kind: int, address: int, size: int, _value: int, _data: int | None
+            ) -> None:
+                try:
+                    report(address, size, kind == write)
+                except BaseException as error:
+                    self._fail(error)
+
+            self._memory_callback = binding.CB_MEMORY(accessed)
+            self._memory_hook = self._hook(binding.HOOK_MEMORY, self._memory_callback)
+        self._control(binding.CTL_FLUSH_TB)
 
     def invalidate_code(self, mfn: int) -> None:
         """Forget translated code of one frame, because the hypervisor wrote to it."""

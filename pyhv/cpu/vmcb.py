@@ -145,13 +145,16 @@ class Vmcb:
             self.q[CR] &= ~8 & 0xFFFF_FFFF
 
     def set_rflags(self, value: int) -> None:
-        """Write RFLAGS whole: condition bits, DF and TF go where the emulator keeps them."""
+        """Write RFLAGS whole: condition bits and DF go where the emulator keeps them.
+
+        TF and RF act from here; in `hflags` they would outlive the guest's own POPF. TF there is for those
+        who step a guest without its knowledge.
+        """
         self.q[EFLAGS] = value
         self.q[CC_SRC] = value & CONDITION_BITS
         d = self.d
         d[CC_OP] = CC_OP_EFLAGS
         d[DF] = MINUS_ONE if value & 0x400 else 1
-        d[HFLAGS] = d[HFLAGS] & ~(HF_TF | HF_RF) & MINUS_ONE | value & (HF_TF | HF_RF)
 
     def selector(self, segment: int) -> int:
         """Visible selector of a segment register (ES..GS)."""

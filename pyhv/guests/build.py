@@ -3,8 +3,8 @@
 
 The steps are `preprocess` (text to statements), the assembler (statements to bytes) and `write_elf` (bytes to
 file). This module puts the sections side by side, finds out where the labels ended up, and turns `.xen_note`
-lines into notes. The kernels that come with pyhv are the `*.S` files beside it; what they do is told in their
-own first lines. It knows nothing about running a kernel.
+lines into notes. The kernels that come with pyhv are the `*.S` files beside it, and those that attack it are in
+`hostile/`; what they do is told in their own first lines. It knows nothing about running a kernel.
 """
 
 import functools
@@ -67,34 +67,34 @@ def build(source_path: Path | str) -> bytes:
 
 @functools.cache
 def build_builtin(name: str) -> bytes:
-    """Image of one of the kernels in `BUILTIN`, built once per process. Raises `ImageError` if unknown."""
-    if name not in BUILTIN:
-        raise ImageError(f"no built-in guest named {name}; there are: {', '.join(BUILTIN)}")
-    return build(_HERE / f"{name}.S")
+    """Image of a kernel in `BUILTIN` or `HOSTILE`, built once per process. Raises `ImageError` if unknown."""
+    return build(source_of(name))
 
 
 def source_of(name: str) -> Path:
     """Path of a built-in kernel's source, to read or to copy. Raises `ImageError` if unknown."""
-    if name not in BUILTIN:
-        raise ImageError(f"no built-in guest named {name}; there are: {', '.join(BUILTIN)}")
+    if name not in BUILTIN and name not in HOSTILE:
+        raise ImageError(f"no built-in guest named {name}; there are: {', '.join([*BUILTIN, *HOSTILE])}")
     return _HERE / f"{name}.S"
 
 
-def _describe() -> dict[str, str]:
+def _describe(directory: str = "") -> dict[str, str]:
     """Read each source's first comment line of the form `# name - what it does`."""
     found = {}
-    for path in sorted(_HERE.glob("*.S")):
+    for path in sorted((_HERE / directory).glob("*.S")):
         with path.open(encoding="utf-8") as source:
             for line in source:
                 name, dash, text = line.lstrip("# ").rstrip().partition(" - ")
                 if dash and name == path.stem:
-                    found[name] = text
+                    found[f"{directory}{name}"] = text
                     break
     return found
 
 
 BUILTIN: dict[str, str] = _describe()
 """Kernels that come with pyhv: name to one line on what each does."""
+HOSTILE: dict[str, str] = _describe("hostile/")
+"""Kernels that attack the hypervisor, one class of flaw each: `hostile/name` to one line on what each tries."""
 
 BUILTIN_32 = frozenset(name for name in BUILTIN if name.endswith("32"))
 """Which of them are 32-bit PAE kernels."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Debug registers: the rules that the hypercalls and MOV DR share (Xen 4.17; Intel SDM volume 3, chapter 17).
 
-Values are kept and read back; breakpoints in them do not fire.
+This module keeps values; `traps/debug.py` makes them fire.
 """
 
 from pyhv.abi.errno import Errno
@@ -57,12 +57,13 @@ def get_debugreg(vcpu: Vcpu, number: int) -> int:
     return vcpu.debug[_register(vcpu, number)]
 
 
-@hypercall(8, "set_debugreg", "reg:u32 value:ulong", Status.PARTIAL, "kept, but breakpoints do not fire")
+@hypercall(8, "set_debugreg", "reg:u32 value:ulong", Status.COMPLETE)
 def _set(call: Call, reg: int, value: int) -> int:
     set_debugreg(call.vcpu, reg, value)
+    call.processor.breakpoints_changed()
     return 0
 
 
-@hypercall(9, "get_debugreg", "reg:u32", Status.PARTIAL, "as set_debugreg")
+@hypercall(9, "get_debugreg", "reg:u32", Status.COMPLETE)
 def _get(call: Call, reg: int) -> int:
     return get_debugreg(call.vcpu, reg)

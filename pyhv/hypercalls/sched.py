@@ -61,7 +61,7 @@ def _end(call: Call, reason: int) -> int:
     return 0
 
 
-@_commands.command(Sched.SHUTDOWN, note="suspend ends the domain as the others do")
+@_commands.command(Sched.SHUTDOWN, note="a suspended domain waits for the toolstack to resume it")
 def _shutdown(call: Call, argument: int) -> int:
     return _end(call, call.read(SchedShutdown, argument).reason)
 
@@ -69,7 +69,8 @@ def _shutdown(call: Call, argument: int) -> int:
 @_commands.command(Sched.SHUTDOWN_CODE)
 def _shutdown_code(call: Call, argument: int) -> int:
     reason = call.read(SchedShutdown, argument).reason
-    call.domain.shutdown_code = reason & 0xFF
+    if call.domain.shutdown_code is None:
+        call.domain.shutdown_code = reason & 0xFF
     return 0
 
 
@@ -78,17 +79,17 @@ def _poll(call: Call, argument: int) -> int:
     request = call.read(SchedPoll, argument)
     if request.nr_ports > _MAX_POLL:
         raise XenError(Errno.EINVAL, f"poll of {request.nr_ports} ports")
-    raw = call.memory.read(request.ports, 4 * request.nr_ports) if request.nr_ports else b""
-    ports = [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
-    vcpu = call.vcpu
-    ready = vcpu.event_deliverable()
-    for port in ports:
-        if not 0 < port < call.domain.events.limit:
-            raise XenError(Errno.EINVAL, f"poll of port {port}")
-        ready = ready or call.domain.events.is_pending(port)
-    if not ready:
-        call.host.poll(vcpu, frozenset(ports), min(request.timeout, _FOREVER))
-        call.reschedule = True
+    vcpu, memory = call.vcpu, call.memory
+    if vcpu.event_deliverable():
+        return 0
+    ports: set[int] = set()
+    for number in range(request.nr_ports):
+        port = memory.read_u32(request.ports + 4 * number)
+        if call.domain.events.is_pending(port):
+            return 0
+        ports.add(port)
+    call.host.poll(vcpu, frozenset(ports), min(request.timeout, _FOREVER))
+    call.reschedule = True
     return 0
 
 
@@ -96,12 +97,10 @@ def _poll(call: Call, argument: int) -> int:
 def _watchdog(call: Call, argument: int) -> int:
     request = call.read(SchedWatchdog, argument)
     timers = call.domain.watchdogs
-    deadline = call.host.now() + request.timeout * _SECOND if request.timeout else 0
+    deadline = max(call.host.now(), 1) + request.timeout * _SECOND
     if request.id == 0:
         for number, timer in enumerate(timers):
             if not timer.running:
-                if not deadline:
-                    raise XenError(Errno.EINVAL, "new watchdog without a timeout")
                 call.host.set_watchdog(call.domain, number, deadline)
                 return number + 1
         raise XenError(Errno.ENOSPC, "both watchdogs are in use")
@@ -109,13 +108,13 @@ def _watchdog(call: Call, argument: int) -> int:
         raise XenError(Errno.EINVAL, f"no watchdog {request.id}")
     if not timers[request.id - 1].running:
         raise XenError(Errno.EINVAL, f"watchdog {request.id} is not in use")
-    call.host.set_watchdog(call.domain, request.id - 1, deadline)
+    call.host.set_watchdog(call.domain, request.id - 1, deadline if request.timeout else 0)
     return 0
 
 
 @_commands.command(Sched.REMOTE_SHUTDOWN, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
 def _remote_shutdown(call: Call, argument: int) -> int:
-    call.existing(int.from_bytes(call.memory.read(argument, 2), "little"))
+    call.existing(int.from_bytes(call.memory.read(argument, 8)[:2], "little"))
     raise XenError(Errno.EPERM, "remote_shutdown is for privileged domains")
 
 

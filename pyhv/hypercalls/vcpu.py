@@ -1,28 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """vcpu_op: bring vCPUs up and down, their timers, runstates and shared areas (public header `vcpu.h`)."""
 
-import struct
 from collections.abc import Callable
 
-from pyhv.abi import shared
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Shutdown, VcpuOp
+from pyhv.abi.shared import CONTEXT_LAYOUT
 from pyhv.abi.structs import (
     VcpuRegisterVcpuInfo,
     VcpuRunstateInfo,
     VcpuSetPeriodicTimer,
     VcpuSetSingleshotTimer,
 )
-from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY
-from pyhv.address import MASK32, MASK64, PAGE_MASK, Mfn, cr3_to_mfn, guest_may_use, is_canonical
-from pyhv.domain import NO_TRAP, CallbackEntry, Vcpu
+from pyhv.address import Mfn, guest_may_use
+from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.events.timers import MIN_PERIOD
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.cpustate import install_gdt
-from pyhv.hypercalls.debugreg import set_debugreg
+from pyhv.hypercalls.guest_context import GuestContext
 from pyhv.hypercalls.table import Commands, Status, hypercall
-from pyhv.mmu.frames import L4
 from pyhv.mmu.memory import FramePage
 
 _commands = Commands("vcpu_op", VcpuOp)
@@ -83,7 +80,7 @@ def _get_runstate(call: Call, vcpu: Vcpu, argument: int) -> int:
 
 def _area(call: Call, argument: int) -> int:
     address = call.memory.read_u64(argument)
-    if not guest_may_use(address):
+    if not guest_may_use(address, call.width):
         raise XenError(Errno.EFAULT, f"area at {address:#x}")
     return address
 
@@ -181,19 +178,19 @@ def _get_physid(_call: Call, _vcpu: Vcpu, _argument: int) -> int:
 # -- initialise --------------------------------------------------------------------------------------------
 
 
-@_commands.command(VcpuOp.INITIALISE, Status.PARTIAL, "the FPU image and DS, ES, FS, GS are not loaded")
+@_commands.command(VcpuOp.INITIALISE, Status.PARTIAL, "the FPU image is not loaded")
 def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
     if vcpu.initialised:
         raise XenError(Errno.EEXIST, f"{vcpu.name} is initialised already")
-    raw = call.memory.read(argument, shared.GC_SIZE)
-    context = GuestContext(raw)
+    layout = CONTEXT_LAYOUT[call.width]
+    context = GuestContext(call.memory.read(argument, layout.size), call.width)
     context.check()
     tables = call.tables
     kernel, user = context.kernel_l4, context.user_l4
-    tables.get_table(kernel, L4)
+    tables.get_table(kernel, tables.top)
     try:
         if user:
-            tables.get_table(user, L4)
+            tables.get_table(user, tables.top)
     except XenError:
         tables.put_table(kernel)
         raise
@@ -209,82 +206,3 @@ def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
     vcpu.initial_registers = context.registers
     vcpu.initialised = True
     return 0
-
-
-class GuestContext:
-    """`vcpu_guest_context`, decoded and checked as Xen checks it for a 64-bit guest."""
-
-    def __init__(self, raw: bytes) -> None:
-        def word(offset: int) -> int:
-            value: int = struct.unpack_from("<Q", raw, offset)[0]
-            return value
-
-        self.flags = word(shared.GC_FLAGS) & MASK32
-        base = shared.GC_USER_REGS
-        self.registers = {
-            name: word(base + offset) & (0xFFFF if name in ("cs", "ss", "ds", "es", "fs", "gs") else MASK64)
-            for name, offset in shared.USER_REGS.items()
-            if name not in ("error_code", "entry_vector", "saved_upcall_mask", "gs")
-        }
-        self.registers["gs"] = struct.unpack_from("<H", raw, base + shared.USER_REGS["gs"])[0]
-        self.registers["fs_base"] = word(shared.GC_FS_BASE)
-        self.registers["gs_base"] = word(shared.GC_GS_BASE_KERNEL)
-        self.traps = [
-            struct.unpack_from("<BBHIQ", raw, shared.GC_TRAP_CTXT + 16 * vector) for vector in range(256)
-        ]
-        self.ldt_base, self.ldt_entries = word(shared.GC_LDT_BASE), word(shared.GC_LDT_ENTS)
-        self.gdt_entries = word(shared.GC_GDT_ENTS)
-        count = min((self.gdt_entries + 511) // 512, 16)
-        self.gdt_frames = struct.unpack_from(f"<{count}Q", raw, shared.GC_GDT_FRAMES)
-        self.kernel_ss, self.kernel_sp = word(shared.GC_KERNEL_SS), word(shared.GC_KERNEL_SP)
-        self.user_l4 = cr3_to_mfn(word(shared.GC_CTRLREG + 8))
-        self.kernel_l4 = cr3_to_mfn(word(shared.GC_CTRLREG + 24))
-        self.debug = [word(shared.GC_DEBUGREG + 8 * number) for number in range(8)]
-        self.event = word(shared.GC_EVENT_CALLBACK)
-        self.failsafe = word(shared.GC_FAILSAFE_CALLBACK)
-        self.syscall = word(shared.GC_SYSCALL_CALLBACK)
-        self.gs_base_user = word(shared.GC_GS_BASE_USER)
-
-    def check(self) -> None:
-        """Raise EINVAL for a context that Xen does not accept."""
-        addresses = [self.event, self.failsafe, self.syscall, self.gs_base_user, self.ldt_base]
-        addresses += [self.registers[name] for name in ("rip", "rsp", "fs_base", "gs_base")]
-        addresses += [trap[4] for trap in self.traps]
-        if not all(is_canonical(address) for address in addresses):
-            raise XenError(Errno.EINVAL, "non-canonical address in a vCPU context")
-        if self.gdt_entries > FIRST_RESERVED_GDT_ENTRY:
-            raise XenError(Errno.EINVAL, f"GDT of {self.gdt_entries} entries")
-        if self.ldt_entries > 8192 or (
-            self.ldt_entries and (self.ldt_base & PAGE_MASK or not guest_may_use(self.ldt_base))
-        ):
-            raise XenError(Errno.EINVAL, f"LDT of {self.ldt_entries} entries at {self.ldt_base:#x}")
-        if self.debug[6] > MASK32 or self.debug[7] > MASK32:
-            raise XenError(Errno.EINVAL, "upper half of DR6 or DR7")
-        if not self.flags & shared.VGCF_IN_KERNEL and not self.user_l4:
-            raise XenError(Errno.EINVAL, "a vCPU cannot start in user mode without a user page table")
-
-    def apply(self, vcpu: Vcpu) -> None:
-        """Set everything of the vCPU that is not a register or a page table."""
-        vcpu.in_kernel = bool(self.flags & shared.VGCF_IN_KERNEL)
-        vcpu.iopl = self.registers["rflags"] >> 12 & 3
-        vcpu.traps = [NO_TRAP] * 256
-        for vector, (_vector, flags, _cs, _pad, address) in enumerate(self.traps):
-            if address:
-                vcpu.traps[vector] = (address, flags)
-        vcpu.event_callback = CallbackEntry(self.event, True)
-        vcpu.failsafe_callback = CallbackEntry(
-            self.failsafe, bool(self.flags & shared.VGCF_FAILSAFE_DISABLES_EVENTS)
-        )
-        vcpu.syscall_callback = CallbackEntry(
-            self.syscall, bool(self.flags & shared.VGCF_SYSCALL_DISABLES_EVENTS)
-        )
-        vcpu.kernel_ss, vcpu.kernel_sp = self.kernel_ss & 0xFFFF | 3, self.kernel_sp
-        vcpu.ldt_base, vcpu.ldt_entries = self.ldt_base, self.ldt_entries
-        vcpu.other_gs_base = self.gs_base_user
-        if not vcpu.in_kernel:
-            vcpu.other_gs_base, self.registers["gs_base"] = self.registers["gs_base"], self.gs_base_user
-        for number in (0, 1, 2, 3, 6, 7):
-            try:
-                set_debugreg(vcpu, number, self.debug[number])
-            except XenError:
-                continue  # Xen clears what it does not accept

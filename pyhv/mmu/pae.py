@@ -62,10 +62,10 @@ class PaePageTables(PageTables):
 
     def prepare(self, mfn: int, level: int) -> None:
         """Clear an L3 beyond its four entries."""
-        row = self.ram.tables[mfn]
         if level == L3:
             if mfn >= _BELOW_4_GIB and not self.l3_anywhere:
                 raise XenError(Errno.ERANGE, f"L3 at mfn {mfn:#x}, above 4 GiB, without pae_extended_cr3")
+            row = self.ram.tables[mfn]
             row[L3_ENTRIES:] = 0
             if not int(row[LAST_SLOT]) & PTE_P:
                 raise XenError(Errno.EINVAL, "the L3 has no entry in slot 3, where the hypervisor lives")

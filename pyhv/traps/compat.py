@@ -78,14 +78,18 @@ class CompatCpu(GuestCpu):
         """A handler has a code segment, whatever its address."""
         return self.vcpu.trap_selectors[vector] & ~3 != 0
 
-    def enter_trap(self, vector: int, error: int | None = None) -> None:
-        """Enter the guest's handler of `vector`."""
+    def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
+        """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
         address, flags = self.vcpu.traps[vector]
-        self._enter(self.vcpu.trap_selectors[vector], address, bool(flags & 4), error)
+        self._enter(self.vcpu.trap_selectors[vector], address, bool(flags & 4), error, rflags=rflags)
 
-    def enter_callback(self, callback: CallbackEntry) -> None:
-        """Enter one of the guest's callbacks with an ordinary frame."""
-        self._enter(callback.selector, callback.address, callback.mask_events)
+    def enter_callback(self, callback: CallbackEntry, extra: tuple[int, ...] = ()) -> None:
+        """Enter one of the guest's callbacks; `extra` words go below EIP in its frame."""
+        self._enter(callback.selector, callback.address, callback.mask_events, extra=extra)
+
+    def ring(self) -> int:
+        """The processor's privilege level, 1 to 3."""
+        return self._d[v.HFLAGS] & v.HF_CPL
 
     def system_call(self, _length: int) -> None:
         """SYSCALL exists in compatibility mode on AMD's processors only; this one is Intel's."""
@@ -109,6 +113,8 @@ class CompatCpu(GuestCpu):
         error: int | None = None,
         *,
         origin: tuple[int, int, int, int] | None = None,
+        rflags: int | None = None,
+        extra: tuple[int, ...] = (),
     ) -> None:
         """Push a bounce frame and go to `selector:address`; `masks` masks events.
 
@@ -118,7 +124,8 @@ class CompatCpu(GuestCpu):
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if selector & ~3 == 0:
             raise GuestCrash("an event or exception has no handler")
-        rflags = self.engine.rflags()
+        if rflags is None:
+            rflags = self.engine.rflags()
         info = vcpu.info
         masked = raw[info + 1]
         ring = d[v.HFLAGS] & v.HF_CPL
@@ -132,7 +139,7 @@ class CompatCpu(GuestCpu):
             saved |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             saved |= vcpu.iopl << 12
-        words = [eip, cs | masked << 16, saved]
+        words = [*extra, eip, cs | masked << 16, saved]
         if error is not None:
             words.insert(0, error)
         if ring > 1:

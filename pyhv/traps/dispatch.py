@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Assist
-from pyhv.abi.x86 import PF_I, PF_P, PF_RSVD, PF_U, PF_W, PTE_NX, PTE_RW, PTE_US, Vector
+from pyhv.abi.x86 import FLAG_RF, FLAG_TF, PF_I, PF_P, PF_RSVD, PF_U, PF_W, PTE_NX, PTE_RW, PTE_US, Vector
 from pyhv.address import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, MASK32, MASK64, is_canonical
 from pyhv.clock import Clock, VirtualClock
 from pyhv.cpu import decode
@@ -31,8 +31,9 @@ from pyhv.hypercalls.table import compat_words, invoke, invoke_compat
 from pyhv.mmu.frames import L1
 from pyhv.mmu.memory import walk
 from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
-from pyhv.traps import privileged
+from pyhv.traps import privileged, segments
 from pyhv.traps.compat import CompatCpu
+from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.ports import Ports
 from pyhv.traps.ptwr import emulate_store
@@ -41,7 +42,6 @@ _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP}
 IRET: Final = 23
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
-_DR6_STATUS: Final = 0xE00F
 _ARGUMENTS: Final = (v.RDI, v.RSI, v.RDX, v.R10, v.R8)
 _COMPAT_ARGUMENTS: Final = (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI, v.RBP)
 _COMPAT_VECTOR: Final = 0x82
@@ -93,6 +93,7 @@ class Dispatcher:
         """Connect to the engine once it exists (it needs its sink first)."""
         self.engine = engine
         self.cpu = GuestCpu(self.domain, engine) if self._wide else CompatCpu(self.domain, engine)
+        self.breakpoints = Breakpoints(self.cpu)
         self._d, self._q = engine.vmcb.d, engine.vmcb.q
         services = ProcessorServices(self.cpu)
         self.calls = [
@@ -104,7 +105,14 @@ class Dispatcher:
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine."""
         self.cpu.load(vcpu)
+        self.breakpoints.loaded()
         self.call = self.calls[vcpu.number]
+
+    def _reload_segments(self) -> None:
+        try:
+            segments.reload(self.cpu)
+        except GuestCrash as crash:
+            self._crash(crash.why)
 
     def last_exits(self) -> list[tuple[ExitKind, int, int]]:
         """The latest exits as (kind, detail, RIP), newest last."""
@@ -143,7 +151,7 @@ class Dispatcher:
             if (raw[info] and not raw[info + 1]) or vcpu.nmi_pending:
                 self._deliver_event()
         if cpu.rearrange:
-            cpu.arrange()
+            self._rearrange()
         tables = cpu.tables
         if tables.flush:
             self.engine.flush_tlb()
@@ -162,13 +170,25 @@ class Dispatcher:
         except GuestCrash as crash:
             self._crash(crash.why)
 
+    def _rearrange(self) -> None:
+        """What has to be done only sometimes before the guest runs on: base pointers, breakpoints."""
+        self.cpu.rearrange = False
+        self.cpu.arrange()
+        try:
+            self.breakpoints.resume()
+        except GuestCrash as crash:
+            self._crash(crash.why)
+
     def enter(self) -> None:
-        """Before a vCPU runs (on) after having been off the processor: events and TLB."""
+        """Before a vCPU runs (on) after having been off the processor: segments, events and TLB."""
         vcpu = self.cpu.vcpu
+        if vcpu.descriptors_changed:
+            self._reload_segments()
         if vcpu.event_deliverable() or vcpu.nmi_pending:
             self._deliver_event()
         if self.cpu.rearrange:
-            self.cpu.arrange()
+            self.breakpoints.entering()
+            self._rearrange()
         if self.domain.tables.flush or self.domain.tables.flush_pages:
             self.engine.flush_tlb()
             self.domain.tables.flushed()
@@ -306,11 +326,19 @@ class Dispatcher:
         if error:
             self._other_exception(Vector.GP)
         elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, cpu.linear_rip())):
-            self.emulated += 1
+            self._emulated()
         elif cpu.vcpu.in_kernel and cpu.is_merged:
             cpu.split_until_mode_change()  # ring 1 may be to blame (a far return): see what ring 3 says
         else:
-            cpu.raise_exception(Vector.GP, 0)
+            cpu.raise_exception(Vector.SS if privileged.off_the_stack(cpu) else Vector.GP, 0)
+
+    def _emulated(self) -> None:
+        """An instruction was done for the guest: it is counted, and traps if the guest steps."""
+        self.emulated += 1
+        self._q[v.EFLAGS] &= ~FLAG_RF
+        if self._q[v.EFLAGS] & FLAG_TF:
+            self.cpu.vcpu.debug[6] |= DR6_BS
+            self.cpu.raise_exception(Vector.DB)
 
     def _other_exception(self, vector: int) -> None:
         cpu = self.cpu
@@ -322,8 +350,10 @@ class Dispatcher:
         if vector == Vector.NM:
             cpu.vmcb.task_switched = False
         elif vector == Vector.DB:
-            cpu.vcpu.debug[6] |= self._q[v.DR + 6] & _DR6_STATUS
-            self._q[v.DR + 6] &= ~_DR6_STATUS
+            hits = self.breakpoints.trap()
+            if not hits:
+                return
+            cpu.vcpu.debug[6] |= hits
         cpu.raise_exception(vector, error & 0xFFFF)
 
     def _page_fault(self) -> None:
@@ -338,7 +368,7 @@ class Dispatcher:
                 cpu.vmcb.cpl = 1  # the kernel returned to itself with a ring-3 selector: put it back
                 return
             if error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W and self._writable_page_table(address):
-                self.emulated += 1
+                self._emulated()
                 return
         elif cpu.is_merged and not address < HYPERVISOR_VIRT_START:
             found = walk(self.domain.ram, vcpu.user_l4, address) if address >= HYPERVISOR_VIRT_END else None
@@ -439,21 +469,28 @@ class Dispatcher:
     def _invalid_opcode(self) -> None:
         if privileged.forced(self.cpu):
             self.emulated += 1
+        elif privileged.icebp(self.cpu):
+            self.cpu.raise_exception(Vector.DB)
         else:
             self.cpu.raise_exception(Vector.UD)
 
     # -- instructions intercepted inside a block -------------------------------------------------------------
 
-    def cpuid(self) -> None:
+    def cpuid(self) -> bool:
         """CPUID without prefix: the same policy."""
         self._count(ExitKind.CPUID, self._q[v.RAX])
+        if privileged.cpuid_faults(self.cpu):
+            return False
         privileged.answer_cpuid(self.cpu)
+        return True
 
     def port_read(self, port: int, size: int) -> int | None:
         """IN."""
         self._count(ExitKind.PORT_IO, port)
         if not privileged.io_permitted(self.cpu, port, size):
             return None
+        if self.cpu.stepping:
+            self.breakpoints.port(port, size)
         return self.ports.read(port, size, self.clock.now())
 
     def port_write(self, port: int, size: int, value: int) -> bool:
@@ -461,11 +498,13 @@ class Dispatcher:
         self._count(ExitKind.PORT_IO, port)
         if not privileged.io_permitted(self.cpu, port, size):
             return False
+        if self.cpu.stepping:
+            self.breakpoints.port(port, size)
         self.ports.write(port, size, value)
         return True
 
     def port_fault(self) -> None:
-        """A refused IN or OUT: #GP(0) at the instruction."""
+        """A refused IN, OUT or CPUID: #GP(0) at the instruction."""
         self._guarded(ExitKind.GENERAL_PROTECTION, Vector.GP, lambda: self.cpu.raise_exception(Vector.GP, 0))
 
 
@@ -492,16 +531,11 @@ class ProcessorServices:
 
     def load_user_gs(self, selector: int) -> None:
         """Load a selector into user mode's GS: its base, and the selector itself."""
-        cpu = self._cpu
-        if selector > 3:
-            selector |= 3
-        segment = cpu.segment(selector, code=False) if selector > 3 else None
-        cpu.vcpu.other_gs_base = segment.base if segment else 0
-        vmcb = cpu.vmcb
-        if segment is None:
-            vmcb.d[v.SEG_SEL[v.GS]] = 0
-        else:
-            vmcb.set_segment(v.GS, selector, vmcb.q[v.SEG_BASE[v.GS]], segment.limit, segment.flags)
+        segments.load_user_gs(self._cpu, selector | 3 if selector > 3 else selector)
+
+    def breakpoints_changed(self) -> None:
+        """Debug registers were written: look at them at the end of this exit."""
+        self._cpu.rearrange = True
 
     def set_task_switched(self, on: bool) -> None:
         """Set or clear CR0.TS."""

@@ -52,16 +52,24 @@ _PUSH_ERROR = struct.Struct("<8Q").pack_into
 _IRET = struct.Struct("<9Q")
 IRET_FLAGS = 0x3D4DD5
 """RFLAGS bits that an iret frame may set: CF PF AF ZF SF TF DF OF NT RF AC VIF VIP ID."""
+_TRAPS = frozenset({Vector.DB, Vector.NMI, Vector.BP, Vector.OF})
+"""Exceptions that are reported after the instruction, and #DB, whose faults leave RF alone too."""
 _DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
 _CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
 _CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
 _CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
 _GS_BASE = v.SEG_BASE[v.GS]
+_GDT_LIMIT = 0xEFFF
+"""What SGDT shows: the guest's 14 pages and Xen's own one."""
 _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
 DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
 FLAT_LIMIT = 0xFFFF_FFFF
+_GDT_LIMIT, _TSS_SELECTOR, _LDT_SELECTOR = 0xEFFF, 0xE040, 0xE050
+
+_MOST_PAIRS = 1024
+"""(CS, SS) pairs that are remembered decoded."""
 
 
 class GuestCpu:
@@ -82,7 +90,11 @@ class GuestCpu:
         self.memory = domain.memory
         self.vcpu = domain.vcpus[0]
         self.rearrange = False
-        """A base pointer has changed: `arrange` before the guest runs on."""
+        """A base pointer or a breakpoint has changed: see to it before the guest runs on."""
+        self.stepping = False
+        """The vCPU is run one instruction at a time (`debug.py`): every exit ends with `rearrange` set."""
+        self.unstepped = -1
+        """The value of `bounces` when the iret hypercall last set TF: a trap comes before it is due."""
         self.bounces = 0
 
     # -- loading -----------------------------------------------------------------------------------------
@@ -104,7 +116,8 @@ class GuestCpu:
         self.domain.loaded = self.vcpu = vcpu
         self.memory.use(vcpu.kernel_l4)
         base = DomainArea.address(vcpu.number)
-        self.vmcb.set_system_table(v.GDT_OFFSET, base, 0xFFFF)
+        self.vmcb.set_system_table(v.GDT_OFFSET, base, _GDT_LIMIT)
+        self.vmcb.d[v.TR_OFFSET // 4] = _TSS_SELECTOR
         self.load_ldtr()
         self.tables.flush = True
         self.arrange()
@@ -140,7 +153,7 @@ class GuestCpu:
         vcpu = self.vcpu
         base = DomainArea.address(vcpu.number) + LDT_AREA
         limit = vcpu.ldt_entries * 8 - 1 if vcpu.ldt_entries else 0
-        selector = 0xE058 if vcpu.ldt_entries else 0
+        selector = _LDT_SELECTOR if vcpu.ldt_entries else 0
         self.vmcb.set_system_table(v.LDT_OFFSET, base, limit, selector, 0x8200)
 
     # -- page tables -------------------------------------------------------------------------------------
@@ -149,7 +162,6 @@ class GuestCpu:
         """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
         vcpu, vmcb = self.vcpu, self.vmcb
         cache = self.domain.cache
-        self.rearrange = False
         if vcpu.merge_known != cache.generation:
             vcpu.merge_known = cache.generation
             vcpu.merged = cache.merge_allowed(vcpu.kernel_l4, vcpu.user_l4)
@@ -226,13 +238,14 @@ class GuestCpu:
         *,
         flat: bool = False,
         frame: tuple[int, int, int, int] | None = None,
+        extra: tuple[int, ...] = (),
         rflags: int | None = None,
     ) -> None:
         """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
 
         `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `rflags` are the guest's if known. Crashes
-        the domain when there is no handler or no stack.
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP. `rflags`
+        are the guest's if known. Crashes the domain when there is no handler or no stack.
         """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if address == 0:
@@ -253,20 +266,20 @@ class GuestCpu:
             rip, cs, rsp, ss = frame
         saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL)
         if masked:
-            cs |= 1 << 32
+            cs |= masked << 32  # the byte as the guest wrote it
         else:
             saved_flags |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             saved_flags |= vcpu.iopl << 12
         if not vcpu.in_kernel:
             self._change_mode(to_kernel=True)
-        size = 56 if error is None else 64
+        size = (56 if error is None else 64) + 8 * len(extra)
         stack = (stack & ~15) - size
         if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
             where = stack & (1 << 64) - 1
             raise GuestCrash(f"a bounce frame at {where:#x} would be in the hypervisor's area")
         try:
-            if stack & 0xFFF <= PAGE_SIZE - size:
+            if stack & 0xFFF <= PAGE_SIZE - size and not extra:
                 at = self.memory.for_write(stack)
                 if error is None:
                     _PUSH(raw, at, q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
@@ -275,7 +288,7 @@ class GuestCpu:
                 if self._code[at >> 12]:
                     self.domain.physical.code_written(at >> 12)
             else:
-                words = [q[RCX], q[R11], rip, cs, saved_flags, rsp, ss]
+                words = [q[RCX], q[R11], *extra, rip, cs, saved_flags, rsp, ss]
                 if error is not None:
                     words.insert(2, error)
                 self.memory.write(stack, struct.pack(f"<{len(words)}Q", *words))
@@ -297,23 +310,30 @@ class GuestCpu:
         d[v.HFLAGS] = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
         self.bounces += 1
 
-    def raise_exception(self, vector: int, error: int = 0) -> None:
-        """Deliver an exception to the guest's handler; RIP is at the faulting instruction."""
+    def raise_exception(self, vector: int, error: int = 0, *, restart: bool = True) -> None:
+        """Deliver an exception to the guest's handler; RIP is at the faulting instruction.
+
+        A fault's frame has RF set, so that breakpoints do not stop the instruction again that is to be
+        restarted; `restart` is false where none has begun.
+        """
         if not self.has_handler(vector):
             raise GuestCrash(
                 f"exception {Vector(vector).name if vector in Vector._value2member_map_ else vector}"
                 f" (error code {error:#x}) without a handler"
             )
-        self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None)
+        rflags = self.engine.rflags()
+        if restart and vector not in _TRAPS:
+            rflags |= FLAG_RF
+        self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None, rflags)
 
     def has_handler(self, vector: int) -> bool:
         """Whether the guest's trap table has an entry for `vector`."""
         return self.vcpu.traps[vector][0] != 0
 
-    def enter_trap(self, vector: int, error: int | None = None) -> None:
-        """Enter the guest's handler of `vector`."""
+    def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
+        """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
         address, flags = self.vcpu.traps[vector]
-        self.bounce(address, bool(flags & 4), error)
+        self.bounce(address, bool(flags & 4), error, rflags=rflags)
 
     def raise_page_fault(self, address: int, error: int) -> None:
         """Deliver #PF: the address goes to vcpu_info.cr2, where the guest looks for it."""
@@ -331,16 +351,20 @@ class GuestCpu:
         if vcpu.event_deliverable():
             self.enter_callback(vcpu.event_callback)
 
-    def enter_callback(self, callback: CallbackEntry) -> None:
-        """Enter one of the guest's callbacks with an ordinary frame."""
-        self.bounce(callback.address, callback.mask_events)
+    def enter_callback(self, callback: CallbackEntry, extra: tuple[int, ...] = ()) -> None:
+        """Enter one of the guest's callbacks; `extra` words go between R11 and RIP of its frame."""
+        self.bounce(callback.address, callback.mask_events, extra=extra)
+
+    def ring(self) -> int:
+        """The guest's privilege level, by which it may load segments: a 64-bit guest is all in ring 3."""
+        return 3
 
     def system_call(self, length: int) -> None:
         """SYSCALL executed in user mode: enter the syscall callback."""
         vcpu, vmcb = self.vcpu, self.vmcb
         callback = vcpu.syscall_callback
         if callback.address == 0 or not vmcb.d[v.HFLAGS] & v.HF_CS64:
-            self.raise_exception(Vector.UD)
+            self.raise_exception(Vector.UD, restart=False)
             return
         q = self._q
         q[RIP] = q[RCX] = (q[RIP] + length) & (1 << 64) - 1
@@ -378,6 +402,8 @@ class GuestCpu:
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
+        if live & (FLAG_TF | FLAG_RF):
+            live = self._debug_flags(live, bool(flags & VGCF_IN_SYSCALL))
         q[RIP], q[RSP], q[RAX] = rip, rsp, rax
         if flags & VGCF_IN_SYSCALL:
             q[RCX], q[R11] = rip, live
@@ -386,12 +412,28 @@ class GuestCpu:
         raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
         self.vmcb.set_rflags(live)
         fault = self._load_return_segments((cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF)
-        if live & (FLAG_TF | FLAG_RF):
-            self._d[v.HFLAGS] |= live & (v.HF_TF | v.HF_RF)
         if fault is None and not is_canonical(rip):
             fault = 0
         if fault is not None:
-            self.raise_exception(Vector.GP, fault)
+            self.raise_exception(self._return_fault(fault, (cs | 3) & 0xFFFF), fault, restart=False)
+
+    def _return_fault(self, selector: int, cs: int) -> Vector:
+        """The exception for a selector that iret could not load: a good segment may just be absent."""
+        value = self.descriptor(selector) if selector else None
+        if value is None or value & descriptors.PRESENT:
+            return Vector.GP
+        value |= descriptors.PRESENT
+        if selector == cs & ~3:
+            return Vector.NP if descriptors.loadable_code(value, 3) else Vector.GP
+        return Vector.SS if descriptors.loadable_stack(value, 3) else Vector.GP
+
+    def _debug_flags(self, rflags: int, as_sysret: bool) -> int:
+        """TF and RF as they are returned with, in RFLAGS."""
+        if not self.stepping:
+            rflags &= ~FLAG_RF  # it would only make the emulator translate the code once more
+        if rflags & FLAG_TF and not as_sysret:
+            self.unstepped = self.bounces
+        return rflags
 
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
@@ -400,6 +442,8 @@ class GuestCpu:
         if pair is None:
             pair = (self.segment(cs, code=True), self.segment(ss, code=False))
             if None not in pair:
+                if len(known) >= _MOST_PAIRS:
+                    known.clear()  # a full GDT and LDT have tens of millions of pairs
                 known[cs, ss] = pair
         code, stack = pair
         q, d, vmcb = self._q, self._d, self.vmcb

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The targets by name. Imports them only when asked, so that they can be instrumented."""
+
+import importlib
+
+from fuzz.target import Target
+
+_CLASSES = {
+    "hypercalls": ("fuzz.hypercalls", "Hypercalls"),
+    "hypercalls32": ("fuzz.hypercalls", "Hypercalls32"),
+    "emulator": ("fuzz.emulator", "Emulator"),
+    "emulator32": ("fuzz.emulator", "Emulator32"),
+    "images": ("fuzz.images", "Images"),
+    "rings": ("fuzz.rings", "Rings"),
+}
+TARGETS = tuple(_CLASSES)
+
+
+def make(name: str) -> Target:
+    """A new target."""
+    module, kind = _CLASSES[name]
+    made = getattr(importlib.import_module(module), kind)()
+    assert isinstance(made, Target)
+    return made

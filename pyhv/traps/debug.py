@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Breakpoints: makes DR0-DR3 and DR7 of the vCPU on a domain's engine fire (Intel SDM volume 3, chapter 18).
+
+The emulator ignores its debug registers. So a vCPU with enabled breakpoints is run one instruction at a time:
+TF in `hflags`, where the guest cannot see it, makes every instruction end in an exit, and between two
+instructions everything that hardware looks at is at hand:
+
+    before   RIP is an instruction breakpoint, and RF is clear         #DB, a fault
+    after    the instruction touched a watched address or port, or     #DB, a trap
+             the guest's own TF was set when it began
+
+Data breakpoints need a hook that sees every load and store (`Engine.watch_memory`). It tells *machine*
+addresses, while breakpoints name linear ones, so a hit counts only if the instruction's operands reach the
+watched linear address. All this is per vCPU, costs a guest with breakpoints a factor of a hundred, and one
+without them nothing: `GuestCpu.rearrange`, which is looked at in every exit anyhow, stays set while stepping.
+
+What the hypervisor reads and writes for a guest (hypercall arguments, frames, page-table stores) is not seen
+by breakpoints; it is not with Xen either.
+"""
+
+from typing import Final, NamedTuple
+
+from pyhv.abi.x86 import CR4_DE, FLAG_RF, FLAG_TF, Vector
+from pyhv.address import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from pyhv.cpu import decode
+from pyhv.cpu import vmcb as v
+from pyhv.domain import Vcpu
+from pyhv.errors import GuestCrash
+from pyhv.mmu.memory import walk
+from pyhv.traps.guestcpu import GuestCpu
+from pyhv.traps.privileged import fetch
+
+DR6_BS: Final = 1 << 14
+_INSTRUCTION, _WRITE, _PORT, _ACCESS = range(4)
+_LENGTHS: Final = (1, 2, 8, 4)
+
+
+class Watch(NamedTuple):
+    """An enabled data or port breakpoint: `bit` is its bit in DR6."""
+
+    bit: int
+    start: int
+    length: int
+    writes_only: bool = False
+
+
+class Touch(NamedTuple):
+    """A load or store that may concern a data breakpoint."""
+
+    address: int
+    size: int
+    write: bool
+
+
+def data_breakpoints(vcpu: Vcpu) -> list[Watch]:
+    """The vCPU's enabled data breakpoints; low address bits do not count, as on hardware."""
+    return [
+        Watch(1 << n, vcpu.debug[n] & -length, length, kind == _WRITE)
+        for n, kind, length in _enabled(vcpu)
+        if kind in (_WRITE, _ACCESS)
+    ]
+
+
+def _enabled(vcpu: Vcpu) -> list[tuple[int, int, int]]:
+    """(number, type, length) of the breakpoints that are enabled, locally or globally."""
+    control = vcpu.debug[7]
+    return [
+        (n, control >> 16 + 4 * n & 3, _LENGTHS[control >> 18 + 4 * n & 3])
+        for n in range(4)
+        if control >> 2 * n & 3
+    ]
+
+
+class Breakpoints:
+    """The breakpoints of whichever vCPU is on the engine."""
+
+    def __init__(self, cpu: GuestCpu) -> None:
+        self._cpu = cpu
+        self._instructions: list[tuple[int, int]] = []
+        self._data: list[Watch] = []
+        self._ports: list[Watch] = []
+        self._touches: list[Touch] = []
+        self._hits = 0
+        """DR6 bits of port breakpoints that the instruction in execution has met."""
+        self._guest_steps = False
+        """Whether the guest's own TF was set when the instruction in execution began."""
+        self._before: list[int] = []
+        """RAX..R15, RIP as the instruction in execution began."""
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the vCPU is run one instruction at a time."""
+        return self._cpu.stepping
+
+    # -- before an instruction ---------------------------------------------------------------------------
+
+    def loaded(self) -> None:
+        """Another vCPU is on the engine."""
+        cpu = self._cpu
+        if cpu.vcpu.debug[7] & 0xFF or cpu.stepping:
+            cpu.rearrange = True
+
+    def entering(self) -> None:
+        """The engine is about to be started: now the memory hook can come and go."""
+        wanted, engine = self._watch_wanted, self._cpu.engine
+        if wanted != engine.watches_memory:
+            engine.watch_memory(self._touched if wanted else None)
+
+    @property
+    def _watch_wanted(self) -> bool:
+        return any(data_breakpoints(vcpu) for vcpu in self._cpu.domain.vcpus)
+
+    def resume(self) -> None:
+        """The last thing before guest code runs on: instruction breakpoints, and TF. GuestCrash."""
+        cpu = self._cpu
+        vcpu, q, d = cpu.vcpu, cpu.vmcb.q, cpu.vmcb.d
+        armed = _enabled(vcpu) if vcpu.debug[7] & 0xFF else []
+        self._touches.clear()
+        self._hits = 0
+        if not armed:
+            self._data = []
+            d[v.HFLAGS] &= ~v.HF_TF & v.MINUS_ONE
+            cpu.stepping = False
+            cpu.rearrange = cpu.engine.watches_memory and not self._watch_wanted
+            return
+        cpu.stepping = cpu.rearrange = True
+        self._instructions = [(1 << n, vcpu.debug[n]) for n, kind, _ in armed if kind == _INSTRUCTION]
+        self._data = data_breakpoints(vcpu)
+        io = vcpu.cr4 & CR4_DE
+        self._ports = [Watch(1 << n, vcpu.debug[n], size) for n, kind, size in armed if io and kind == _PORT]
+        if self._data and not cpu.engine.watches_memory:
+            cpu.engine.stop()
+        if self._stops_here() and not q[v.EFLAGS] & FLAG_RF:
+            vcpu.debug[6] |= self._stops_here()
+            cpu.raise_exception(Vector.DB)
+            if self._stops_here():
+                raise GuestCrash("a breakpoint at the first instruction of the debug exception's handler")
+        d[v.HFLAGS] |= v.HF_TF
+        self._guest_steps = bool(q[v.EFLAGS] & FLAG_TF)
+        self._before = q[0:16].tolist()
+        self._before.append(q[v.RIP])
+
+    def _stops_here(self) -> int:
+        """DR6 bits of the instruction breakpoints at RIP."""
+        q = self._cpu.vmcb.q
+        at = q[v.RIP] + q[v.SEG_BASE[v.CS]] & MASK64
+        hits = 0
+        for bit, address in self._instructions:
+            if address == at:
+                hits |= bit
+        return hits
+
+    # -- during an instruction ---------------------------------------------------------------------------
+
+    def _touched(self, address: int, size: int, write: bool) -> None:
+        """A load or store: remember it if its place in the page, or in the next, is a breakpoint's."""
+        offset = address & PAGE_MASK
+        for watch in self._data:
+            at = watch.start & PAGE_MASK
+            overlaps = offset < at + watch.length and at < offset + size
+            if overlaps or at + PAGE_SIZE < offset + size:
+                self._touches.append(Touch(address, size, write))
+                return
+
+    def port(self, number: int, size: int) -> None:
+        """IN or OUT has been permitted."""
+        for watch in self._ports:
+            if number < watch.start + watch.length and watch.start < number + size:
+                self._hits |= watch.bit
+
+    # -- after an instruction ----------------------------------------------------------------------------
+
+    def trap(self) -> int:
+        """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: it is not the guest's."""
+        cpu = self._cpu
+        if cpu.unstepped == cpu.bounces:  # the emulator traps before the first instruction after an iret
+            cpu.unstepped = -1
+            return 0
+        if not cpu.stepping:
+            return DR6_BS
+        hits = self._hits
+        if self._touches:
+            hits |= self._data_hits()
+        if self._guest_steps:
+            hits |= DR6_BS
+        q = cpu.vmcb.q
+        if q[v.RIP] == self._before[16]:
+            found = decode.accesses(fetch(cpu, q[v.RIP]), self._bits)
+            if found is not None and found.repeated:
+                q[v.EFLAGS] |= FLAG_RF  # in the middle of a repeated string instruction
+        return hits
+
+    @property
+    def _bits(self) -> int:
+        return 64 if self._cpu.vmcb.d[v.HFLAGS] & v.HF_CS64 else 32
+
+    def _data_hits(self) -> int:
+        """DR6 bits of the data breakpoints that the instruction has met."""
+        hits = 0
+        for watch in self._data:
+            touches = [touch for touch in self._touches if touch.write or not watch.writes_only]
+            if any(self._concerns(touch, watch) for touch in touches) and self._reaches(watch):
+                hits |= watch.bit
+        return hits
+
+    def _concerns(self, touch: Touch, watch: Watch) -> bool:
+        """Whether a load or store reached the memory that is now at the watched address.
+
+        Of one that crosses into another page only the first machine address is told.
+        """
+        page, offset = touch.address & ~PAGE_MASK, touch.address & PAGE_MASK
+        at = watch.start & PAGE_MASK
+        overlaps = offset < at + watch.length and at < offset + touch.size
+        if overlaps and self._machine_page(watch.start) == page:
+            return True
+        crosses = at + PAGE_SIZE < offset + touch.size
+        return crosses and self._machine_page(watch.start - PAGE_SIZE & MASK64) == page
+
+    def _machine_page(self, va: int) -> int | None:
+        """The machine address of the page that the guest's present tables map at an address."""
+        cpu = self._cpu
+        found = walk(cpu.domain.ram, cpu.vmcb.q[v.CR + 3] >> PAGE_SHIFT, va)
+        return None if found is None else found.address & ~PAGE_MASK
+
+    def _reaches(self, watch: Watch) -> bool:
+        """Whether the instruction means the watched linear address, not another view of the same memory."""
+        before = self._before
+        q = self._cpu.vmcb.q
+        words = before + q[17:200].tolist()
+        found = decode.accesses(fetch(self._cpu, before[16]), self._bits)
+        if found is None:
+            return True
+        spans = [
+            (decode.linear_address(operand, found.length, words, found.address_mask), size)
+            for operand, size in found.operands
+        ]
+        if found.stack:
+            low, high = sorted((before[v.RSP], q[v.RSP]))
+            spans.append((low, high - low))
+        return any(start < watch.start + watch.length and watch.start < start + size for start, size in spans)

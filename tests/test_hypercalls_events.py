@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The FIFO hypercalls on a real machine: whose frames, how many references, and what wakes whom."""
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from guest_machine import DOMID_SELF, Paused, image_of, paused
+
+from pyhv.abi.numbers import Shutdown
+from pyhv.domain import DomainConfig
+from pyhv.errors import ConfigError
+from pyhv.hypercalls.context import Again
+from pyhv.loader.elf import load_image
+
+EINVAL, ENOSPC, EOPNOTSUPP, EACCES, ENXIO = -22, -28, -95, -13, -6
+NO_FRAME = 0xFFFFFFFFFFFFFFFE
+
+
+@pytest.fixture
+def guest() -> Iterator[Paused]:
+    with paused(vcpus=2) as made:
+        yield made
+
+
+def event(guest: Paused, command: int, layout: str, *values: int) -> tuple[int, tuple[int, ...]]:
+    at = guest.put(struct.pack("<" + layout, *values), 0x700)
+    result = guest.call(32, command, at)
+    return result, struct.unpack("<" + layout, guest.get(struct.calcsize("<" + layout), 0x700))
+
+
+def init_control(guest: Paused, mfn: int, vcpu: int = 0, offset: int = 0) -> int:
+    return event(guest, 11, "QIIB7x", mfn, offset, vcpu, 0)[0]
+
+
+def expand(guest: Paused, mfn: int) -> int:
+    return event(guest, 12, "Q", mfn)[0]
+
+
+def test_control_blocks_and_pages_are_held(guest: Paused) -> None:
+    frames = guest.machine.frames
+    control, array = guest.mfn(guest.page(2)), guest.mfn(guest.page(3))
+    before = [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
+    result, (_, _, _, link_bits) = event(guest, 11, "QIIB7x", control, 64, 0, 0)
+    assert (result, link_bits) == (0, 17)
+    assert init_control(guest, control, vcpu=1, offset=4096 - 72) == 0, "two blocks in one page"
+    assert init_control(guest, array, vcpu=0) == EINVAL, "it has one"
+    assert expand(guest, array) == 0
+    held = [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
+    assert held == [(refs + more, count + more) for (refs, count), more in zip(before, (2, 1), strict=True)]
+    assert guest.machine.audit() == []
+    assert event(guest, 10, "H", DOMID_SELF)[0] == 0
+    assert before == [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
+    assert expand(guest, array) == EOPNOTSUPP
+    assert guest.machine.audit() == []
+
+
+def test_frames_that_are_not_the_guests_to_write(guest: Paused) -> None:
+    frames = guest.machine.frames
+    bad = [0, NO_FRAME, 1 << 40, frames.count, guest.machine.zero_frame, guest.vcpu.kernel_l4]
+    for mfn in bad:
+        assert init_control(guest, mfn) == EINVAL
+        assert expand(guest, mfn) == EOPNOTSUPP, "a failed attempt leaves 2-level delivery"
+    assert init_control(guest, guest.mfn(guest.page(2))) == 0
+    for mfn in bad:
+        assert init_control(guest, mfn, vcpu=1) == EINVAL
+        assert expand(guest, mfn) == EINVAL
+    assert guest.machine.audit() == []
+
+
+def test_one_page_may_be_everything(guest: Paused) -> None:
+    """Even shared_info. What the words mean is the guest's own confusion."""
+    shared = guest.domain.shared_info.mfn
+    for vcpu in range(2):
+        assert init_control(guest, shared, vcpu) == 0
+    for _ in range(128):
+        assert expand(guest, shared) == 0
+    assert expand(guest, shared) == ENOSPC
+    port = event(guest, 7, "II", 1, 0)[1][1]
+    for _ in range(3):
+        assert event(guest, 4, "I", port)[0] == 0
+        assert event(guest, 9, "I", port)[0] == 0
+    assert guest.machine.audit() == []
+
+
+def test_pages_given_away_are_freed_with_the_last_reference(guest: Paused) -> None:
+    frames = guest.machine.frames
+    va = guest.page(3)
+    mfn = guest.mfn(va)
+    assert init_control(guest, mfn) == 0
+    assert guest.call(14, va, 0, 2) == 0, "unmapped"
+    extents = guest.put(struct.pack("<Q", mfn), 0x900)
+    request = guest.put(struct.pack("<QQIIH6x", extents, 1, 0, 0, DOMID_SELF))
+    assert guest.call(12, 1, request) == 1, "decrease_reservation"
+    assert frames.owner[mfn] == guest.domain.domid, "Xen still writes there"
+    assert guest.machine.audit() == []
+    assert event(guest, 10, "H", DOMID_SELF)[0] == 0
+    assert mfn in frames.free_list()
+    assert guest.machine.audit() == []
+
+
+def test_pages_die_with_the_domain(guest: Paused) -> None:
+    for vcpu in range(2):
+        assert init_control(guest, guest.mfn(guest.page(2)), vcpu, 128 * vcpu) == 0
+    assert expand(guest, guest.mfn(guest.page(3))) == 0
+    guest.machine.end_domain(guest.domain, Shutdown.POWEROFF)
+    guest.machine.run()
+    assert guest.machine.audit() == []
+    assert guest.machine.frames.owned_by(guest.domain.domid).size == 0
+
+
+def test_an_event_goes_through_the_queue_to_the_upcall(guest: Paused) -> None:
+    assert init_control(guest, guest.mfn(guest.page(2))) == 0
+    assert expand(guest, guest.mfn(guest.page(3))) == 0
+    port = event(guest, 7, "II", 0, 0)[1][1]
+    assert event(guest, 13, "II", port, 2)[0] == 0
+    assert event(guest, 13, "II", port, 16)[0] == EINVAL
+    assert event(guest, 13, "II", port + 1, 2)[0] == EACCES
+    assert event(guest, 4, "I", port)[0] == 0
+    assert guest.vcpu.upcall_pending
+    assert struct.unpack_from("<I", guest.get(72, 0x2000), 0) == (1 << 2,)
+    assert struct.unpack_from("<I", guest.get(72, 0x2000), 8 + 4 * 2) == (port,)
+    assert struct.unpack_from("<I", guest.get(4096, 0x3000), 4 * port) == (0xA0000000,)
+
+
+def test_a_long_reset_gives_way(guest: Paused) -> None:
+    for _ in range(200):
+        guest.domain.events.bind_ipi(0)
+    guest.dispatcher.call.preempted = lambda _steps: True  # type: ignore[method-assign]
+    for _ in range(3):
+        with pytest.raises(Again) as again:
+            event(guest, 10, "H", DOMID_SELF)
+        assert again.value.arguments == ()
+    assert event(guest, 10, "H", DOMID_SELF)[0] == 0
+    assert guest.domain.events.ports() == {}
+
+
+@pytest.mark.parametrize("ports", [1, 1 << 17])
+def test_an_impossible_number_of_ports(guest: Paused, ports: int) -> None:
+    image = load_image(image_of(Paused.SOURCE), "guest")
+    with pytest.raises(ConfigError, match="event channels"):
+        guest.machine.create(image, DomainConfig("other", 1024, max_event_channels=ports), console=guest.sink)
+
+
+# -- what wakes --------------------------------------------------------------------------------------------
+
+
+def test_polls_end_at_the_first_answer(guest: Paused) -> None:
+    def poll(*ports: int) -> int:
+        array = guest.put(struct.pack(f"<{len(ports)}I", *ports), 0x800)
+        return guest.call(29, 3, guest.put(struct.pack("<QI4xQ", array, len(ports), 0)))
+
+    port = event(guest, 7, "II", 1, 0)[1][1]
+    assert poll(port, 9999) == EINVAL
+    assert poll(9999, port) == EINVAL
+    assert poll(port + 1) == EINVAL, "a free port"
+    assert event(guest, 4, "I", port)[0] == 0
+    assert poll(port, 9999) == 0, "what comes behind it is not looked at"
+    assert poll(9999, port) == EINVAL
+    assert not guest.vcpu.blocked
+
+
+def register(guest: Paused, vcpu: int, offset: int) -> int:
+    return guest.call(24, 10, vcpu, guest.put(struct.pack("<QII", guest.mfn(guest.page(3)), offset, 0)))
+
+
+def test_a_sleeper_wakes_when_its_vcpu_info_moves(guest: Paused) -> None:
+    sleeper = guest.domain.vcpus[1]
+    sleeper.online = sleeper.blocked = True
+    assert register(guest, 1, 4) == ENXIO
+    assert sleeper.blocked
+    assert register(guest, 1, 64) == 0
+    assert not sleeper.blocked
+
+
+def test_an_nmi_wakes_and_takes_no_argument(guest: Paused) -> None:
+    sleeper = guest.domain.vcpus[1]
+    sleeper.online = sleeper.blocked = True
+    assert guest.call(24, 11, 1, guest.scratch) == EINVAL
+    assert sleeper.blocked
+    assert guest.call(24, 11, 1, 0) == 0
+    assert not sleeper.blocked
