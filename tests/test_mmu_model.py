@@ -73,6 +73,7 @@ class Recount:
         self.count: Counter[int] = Counter()
         self.refs: Counter[int] = Counter()
         self.tables = machine.ram.tables
+        self.types = machine.frames.type
         for side in sides:
             for mfn, kind in side.roots():
                 self.hold(mfn, kind)
@@ -98,8 +99,9 @@ class Recount:
         if level == L1:
             self.hold(target, WRITABLE if entry & PTE_RW else 0)
         elif target != table:
-            # Only a read-only entry can be linear, and then its target is of the level already or never.
-            linear = not entry & PTE_RW and self.kind.get(target) == level
+            # A read-only entry may be linear. Whether it is depends on what its target was when it was made:
+            # the one thing that the raw tables do not tell.
+            linear = not entry & PTE_RW and self.types[target] == level
             self.hold(target, level if linear else level - 1)
 
 
