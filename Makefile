@@ -8,13 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # make fuzz FUZZ_TIME=3600 FUZZ_TARGETS="hypercalls emulator": seconds for each, one after the other, FUZZ_JOBS
-# processes at a time; inputs that reach something new are kept in FUZZ_CORPUS.
+# processes at a time; inputs that reach something new are kept in FUZZ_CORPUS. `model` is no fuzzer but the
+# deep run of tests/test_mmu_model.py.
 FUZZ_TIME ?= 600
 FUZZ_JOBS ?= 1
 FUZZ_CORPUS ?= .fuzz-corpus
-FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images
+FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images model
 
-.PHONY: demo test debian lint docs bench fuzz clean
+.PHONY: demo test debian lint docs bench fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
@@ -38,8 +39,12 @@ bench: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-fuzz
 	@failed=0; for target in $(FUZZ_TARGETS); do \
-	  $(BIN)/python -m fuzz $$target --time $(FUZZ_TIME) --jobs $(FUZZ_JOBS) --corpus $(FUZZ_CORPUS)/$$target || failed=1; \
-	done; PYHV_DEEP=1 $(BIN)/pytest tests/test_mmu_model.py || failed=1; exit $$failed
+	  if [ $$target = model ]; then PYHV_DEEP=1 $(BIN)/pytest tests/test_mmu_model.py || failed=1; \
+	  else $(BIN)/python -m fuzz $$target --time $(FUZZ_TIME) --jobs $(FUZZ_JOBS) \
+	    --corpus $(FUZZ_CORPUS)/$$target || failed=1; fi; \
+	done; exit $$failed
+
+fuzz-tools: $(VENV)/installed-fuzz
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
