@@ -7,7 +7,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test debian lint docs bench clean
+# make fuzz FUZZ_TIME=3600 FUZZ_TARGETS="hypercalls emulator": seconds for each, one after the other, FUZZ_JOBS
+# processes at a time; inputs that reach something new are kept in FUZZ_CORPUS. `model` is no fuzzer but the
+# deep run of tests/test_mmu_model.py.
+FUZZ_TIME ?= 600
+FUZZ_JOBS ?= 1
+FUZZ_CORPUS ?= .fuzz-corpus
+FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images model
+
+.PHONY: demo test debian lint docs bench fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
@@ -29,6 +37,15 @@ docs: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench peer
 
+fuzz: $(VENV)/installed-fuzz
+	@failed=0; for target in $(FUZZ_TARGETS); do \
+	  if [ $$target = model ]; then PYHV_DEEP=1 $(BIN)/pytest tests/test_mmu_model.py || failed=1; \
+	  else $(BIN)/python -m fuzz $$target --time $(FUZZ_TIME) --jobs $(FUZZ_JOBS) \
+	    --corpus $(FUZZ_CORPUS)/$$target || failed=1; fi; \
+	done; exit $$failed
+
+fuzz-tools: $(VENV)/installed-fuzz
+
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "pyhv needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 1; }
@@ -42,6 +59,10 @@ $(VENV)/installed: $(VENV)/bin/pip pyproject.toml
 $(VENV)/installed-dev: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-fuzz: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet --editable '.[dev,fuzz]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -284,9 +284,9 @@ def _complaint_remark(complaint: str) -> str:
 
 
 COMPLAINTS = {
-    "mm/slub.c": "Under PREEMPT_RT a page table's lock hangs on the word of `struct page` in which Linux's Xen"
-    " code keeps the user half of an L4, and freeing the L4 frees the one as the other. (From Linux's sources; not"
-    " compared with genuine Xen.)",
+    "mm/slub.c": "Under PREEMPT_RT a page table's lock hangs on the word of `struct page` in which"
+    " Linux's Xen code keeps the user half of an L4, and freeing the L4 frees the one as the other. (From"
+    " Linux's sources; not compared with genuine Xen.)",
 }
 """Known causes of what kernels complain about, by a part of the line."""
 

@@ -5,7 +5,6 @@ arrangements of page tables; and exceptions that no code caused. The stage and i
 hypercall target.
 """
 
-import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -14,34 +13,24 @@ from fuzz.hypercalls import Attack, Hypercalls
 from pyhv.cpu import vmcb as v
 
 _RUN_NS = 1500
-_FATAL = re.compile(
-    rb"\xf0[\x40-\x4f\x66\x67\xf0-\xf3\x26\x2e\x36\x3e\x64\x65]*\x0f[\xa3\xab\xb3\xba\xbb]", re.DOTALL
-)
-"""LOCK BT and its kin: with a register operand Unicorn 2.1.4 aborts the process. See docs/fuzzing.md."""
 _REGISTERS = (*range(4), *range(5, 16))
 """All general registers but RSP."""
 
-INSTRUCTIONS = tuple(bytes.fromhex(code) for code in (
-    # privileged, and what looks like it
-    "0f20c0", "0f22c0", "0f20d8", "0f22d8", "0f20e0", "0f22e0", "440f20c0", "0f20d0", "0f22d0", "0f2100",
-    "0f23f8", "0f21f0", "0f23c0", "0f32", "0f30", "0f31", "0f01f9", "0f01d1", "0f01d0", "0f06", "0f09", "0f08",
-    "fa", "fb", "f4", "0f0138", "0f0118", "0f0110", "0f0100", "0f01f8", "0f00d8", "0f00d0", "0f01f0", "0f01ca",
-    "0f01c8", "f30faef0", "f30faec8", "0fa2", "0f0b78656e0fa2", "0f0b78656e", "0f0b7865", "0f0b", "0f0b78656e0f31",
-    # ports
-    "e460", "e660", "ec", "ee", "ed", "ef", "66ed", "66ef", "6c", "6e", "f36c", "f36e", "e510", "e721",
-    # system calls, interrupts, returns, far transfers
-    "0f05", "0f34", "480f05", "660f05", "0f07", "0f35", "cc", "cd80", "cd03", "cdff", "cd0e", "ce", "f1", "cf", "48cf",
-    "cb", "48cb", "ca0800", "ff2b", "ff1b", "48ff2b", "9d", "9c", "c3", "e8fbffffff",
-    # segments
-    "8ed0", "8ed8", "8ee0", "8ee8", "0fb2e3", "0f00e0", "0f03c3", "0f02c3", "17", "0fa1", "0fa9", "8cd0",
-    # stores, as a kernel writes page tables
-    "488903", "8903", "668903", "8803", "48c70300000000", "488713", "480fb10b", "f0480fb10b", "480fc10b", "f0480fab03",
-    "480fba2b01", "480fba3304", "4883 0b02".replace(" ", ""), "4883 23fd".replace(" ", ""), "48ff03", "48ff0b",
-    "48f713", "48f71b", "0fc70b", "480fc70b", "f048 0fc70b".replace(" ", ""), "480fc303", "0f2903", "0f1103", "f348ab", "aa",
-    "48a5", "f348a5", "8f03", "0f9503", "488923", "48894304", "4889430 1".replace(" ", ""), "0fae03", "0fae0b", "dd33",
-    # loads and jumps
-    "488b03", "8a03", "ff23", "ff13", "ebfe", "eb00", "90", "f390", "c5f877", "62f1", "0f0d03", "0fff", "67e300",
-))  # fmt: skip
+_CODES = """
+0f20c0 0f22c0 0f20d8 0f22d8 0f20e0 0f22e0 440f20c0 0f20d0 0f22d0 0f2100 0f23f8 0f21f0 0f23c0 0f32
+0f30 0f31 0f01f9 0f01d1 0f01d0 0f06 0f09 0f08 fa fb f4 0f0138 0f0118 0f0110 0f0100 0f01f8 0f00d8
+0f00d0 0f01f0 0f01ca 0f01c8 f30faef0 f30faec8 0fa2 0f0b78656e0fa2 0f0b78656e 0f0b7865 0f0b
+0f0b78656e0f31 e460 e660 ec ee ed ef 66ed 66ef 6c 6e f36c f36e e510 e721 0f05 0f34 480f05 660f05
+0f07 0f35 cc cd80 cd03 cdff cd0e ce f1 cf 48cf cb 48cb ca0800 ff2b ff1b 48ff2b 9d 9c c3 e8fbffffff
+8ed0 8ed8 8ee0 8ee8 0fb2e3 0f00e0 0f03c3 0f02c3 17 0fa1 0fa9 8cd0 488903 8903 668903 8803
+48c70300000000 488713 480fb10b f0480fb10b 480fc10b f0480fab03 480fba2b01 480fba3304 f00fabc3 f0480fb3db 48830b02
+488323fd 48ff03 48ff0b 48f713 48f71b 0fc70b 480fc70b f0480fc70b 480fc303 0f2903 0f1103 f348ab aa
+48a5 f348a5 8f03 0f9503 488923 48894304 48894301 0fae03 0fae0b dd33 488b03 8a03 ff23 ff13 ebfe eb00
+90 f390 c5f877 62f1 0f0d03 0fff 67e300
+"""
+INSTRUCTIONS = tuple(bytes.fromhex(code) for code in _CODES.split())
+"""Privileged instructions and what looks like them; ports; system calls, interrupts, returns; segment loads;
+stores as kernels make them in page tables; a few loads and jumps."""
 PREFIXES = (
     b"\x66",
     b"\x67",
@@ -76,7 +65,7 @@ class CodeAttack(Attack):
                 code += instruction
             else:
                 code += source.raw(1 + how % 8)
-        return _FATAL.sub(b"\xf0\x0f\xff", code)
+        return code
 
     def _place(self, code: bytes) -> int:
         """Where the code goes: inside a page, or over its end."""
@@ -214,3 +203,12 @@ class Emulator(Hypercalls):
         """Exits so far."""
         assert self.world is not None
         return self.world.exits
+
+
+class Emulator32(Emulator):
+    """The same with 32-bit attackers."""
+
+    name = "emulator32"
+
+    def __init__(self) -> None:
+        super().__init__(32)

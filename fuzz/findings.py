@@ -4,6 +4,7 @@
 import hashlib
 import time
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 from fuzz.target import Finding, Target
@@ -72,7 +73,7 @@ def _needed(target: Target, data: bytes, wanted: str, deadline: float) -> int:
 def _pieces(target: Target, data: bytes) -> list[bytes]:
     outcome(target, data)
     bounds = [*target.steps, len(data)]
-    return [data[start:end] for start, end in zip(bounds, bounds[1:], strict=False) if end > start]
+    return [data[start:end] for start, end in pairwise(bounds) if end > start]
 
 
 def save(directory: Path, data: bytes, wanted: str) -> Path:

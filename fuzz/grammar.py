@@ -26,6 +26,28 @@ ADDRESSES = (
     0xFFFF_FFFF_FFFF_FC00, 0xFFFF_FFFF_FFFF_FFF0, 0xFFFF_FFFF_FFFF_FFF8, MASK64,
     3 << 39, (3 << 39) + 0xC00, 0x7000_0000_0000,
 )  # fmt: skip
+ADDRESSES_32 = (
+    0,
+    1,
+    0xFFF,
+    0x1000,
+    0x4000_0000,
+    0x7FFF_F000,
+    0x8000_0000,
+    0xBFFF_FFF8,
+    0xC000_0000,
+    0xF57F_FFF8,
+    0xF57F_FC00,
+    0xF580_0000,
+    0xF580_0008,
+    0xFFDF_FFFF,
+    0xFFE0_0000,
+    0xFFFF_F000,
+    0xFFFF_FC00,
+    0xFFFF_FFFF,
+    1 << 32,
+    1 << 47,
+)
 COUNTS = (
     1, 1, 1, 2, 3, 4, 8, 0, 63, 64, 65, 128, 512, 513, 7168, 7169, 1 << 31, 1 << 31 | 1, 1 << 31 | 70,
     0x7FFF_FFFF, MASK32, 1 << 32, 1 << 53, MASK64,
@@ -57,7 +79,7 @@ class Grammar:
         if how < 140:
             return guest.frames[how % PLAY_PAGES]
         if how < 160:
-            return guest.tables[how % 4]
+            return guest.tables[how % len(guest.tables)]
         if how < 168:
             return guest.taken[how % len(guest.taken)] if guest.taken else guest.frames[how & 7]
         if how < 172:
@@ -74,14 +96,15 @@ class Grammar:
             return world.victim.frames[source.below(PLAY_PAGES)]
         if how < 220:
             other = world.guests[how & 1]
-            return [*other.tables, other.domain.shared_info.mfn, *other.rings][source.below(7)]
+            hidden = [*other.tables, other.domain.shared_info.mfn, *other.rings]
+            return source.pick(hidden)
         return self._odd_frame(how)
 
     def _odd_frame(self, how: int) -> int:
         world, source = self.world, self.source
         machine = world.machine
         if how < 228:
-            hidden = [*machine.m2p_frames, machine.zero_frame, machine.xen_gdt]
+            hidden = [*machine.m2p_frames, machine.zero_frame, *machine.xen_gdt.values()]
             hidden += [copy for _, _, copy in self.guest.domain.cache.copies()]
             return hidden[source.u8() % len(hidden)]
         if how < 232:
@@ -140,7 +163,8 @@ class Grammar:
         if how < 192:
             return source.number(2) << 12 | EDGES[how % len(EDGES)]
         if how < 240:
-            return ADDRESSES[how % len(ADDRESSES)]
+            chosen = ADDRESSES if guest.width == 64 else ADDRESSES_32
+            return chosen[how % len(chosen)]
         return source.number(8)
 
     def count(self) -> int:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Target `hypercalls`: every hypercall, with guest memory as its input.
 
-An input is a sequence of acts of the two attackers of `world.py`: hypercalls with plausible, spoiled or random
-arguments, stores into own memory (entries of tables-to-be, grant entries, rings, the own shared_info), and
-small recipes of several calls that reach states which chance would not: a frame made a table of some level
-and linked, an address mapped at the edge of the address space, a page lent and borrowed, a GDT and an LDT.
+An input is a sequence of acts of the two attackers of `world.py`: hypercalls with plausible, spoiled or
+random arguments, stores into own memory (entries of tables-to-be, grant entries, rings), and small recipes
+of several calls that reach states which chance would not: a frame made a table of some level and linked, an
+address mapped at the edge of the address space, a page lent and borrowed, a GDT and an LDT.
 """
 
 import gc
@@ -12,15 +12,16 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from fuzz.grammar import LEAF_FLAGS, UPPER_FLAGS, Grammar
-from fuzz.requests import NUMBERS, REQUESTS, pack, raw
+from fuzz.grammar import Grammar
+from fuzz.requests import NUMBERS, REQUESTS, ask, pack, raw
 from fuzz.source import Source
 from fuzz.target import Target
 from fuzz.world import DOMID_SELF, FIRST_GRANT, World
 from pyhv.abi.numbers import Mmuext
-from pyhv.abi.structs import GnttabMapGrantRef, MmuextOp, MmuUpdate
+from pyhv.abi.structs import GnttabMapGrantRef, MemoryReservation, MmuextOp, MmuUpdate
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
+from pyhv.errors import XenError
 
 READ_ONLY = PTE_P | PTE_A | PTE_NX
 READ_WRITE = READ_ONLY | PTE_RW | PTE_D
@@ -92,7 +93,7 @@ class Attack:
 
     def mmuext(self, command: int, first: int, second: int = 0) -> None:
         """One operation."""
-        at = self.guest.put(pack(MmuextOp(cmd=command, arg1=first, arg2=second), self.guest.width))
+        at = self.guest.put(pack(ask(MmuextOp, cmd=command, arg1=first, arg2=second), self.guest.width))
         self.call(26, at, 1, 0, DOMID_SELF)
 
     def pin(self) -> None:
@@ -103,7 +104,7 @@ class Attack:
 
     def link(self, table: int, slot: int, value: int) -> None:
         """One mmu_update."""
-        at = self.guest.put(pack(MmuUpdate(ptr=table << 12 | slot << 3, val=value), self.guest.width))
+        at = self.guest.put(pack(ask(MmuUpdate, ptr=table << 12 | slot << 3, val=value), self.guest.width))
         self.call(1, at, 1, 0, DOMID_SELF)
 
     def chain(self) -> None:
@@ -119,13 +120,12 @@ class Attack:
             self.remap(guest.page(first + level), READ_ONLY)
         how = self.source.below(4)
         if how == 0:
-            self.mmuext(Mmuext.PIN_L4_TABLE, guest.frames[first])
-        elif how == 1:
-            self.link(guest.tables[0], self.grammar.slot(), guest.frames[first + 1] << 12 | TABLE)
-        elif how == 2:
-            self.link(guest.tables[1], self.grammar.slot(), guest.frames[first + 2] << 12 | TABLE)
-        else:
-            self.link(guest.tables[2], self.grammar.slot(), guest.frames[first + 3] << 12 | TABLE)
+            top = 0 if guest.width == 64 else 1
+            self.mmuext(Mmuext.PIN_L4_TABLE - top, guest.frames[first + top])
+        else:  # the last tables of a chain fit under the guest's own
+            at = min(how, len(guest.tables) - 1)
+            below = 4 - len(guest.tables) + at
+            self.link(guest.tables[at - 1], self.grammar.slot(), guest.frames[first + below] << 12 | TABLE)
 
     def edge(self) -> None:
         """Map a page at the top of the address space, or all over half a terabyte."""
@@ -138,7 +138,10 @@ class Attack:
             packed = struct.pack("<Q", value)
             guest.poke(guest.page(page), packed * 512 if everywhere else bytes(4088) + packed)
             self.remap(guest.page(page), READ_ONLY)
-        self.link(guest.tables[0], 3 if everywhere else 511, guest.frames[first + 1] << 12 | TABLE)
+        if guest.width == 64:
+            self.link(guest.tables[0], 3 if everywhere else 511, guest.frames[first + 1] << 12 | TABLE)
+        else:  # the gigabyte from 0x40000000 on; an L2 is what a slot of the first table holds
+            self.link(guest.tables[0], 1, guest.frames[first + 2] << 12 | PTE_P)
 
     def duplicate(self) -> None:
         """A copy of the kernel's L4 becomes the user's table, or the kernel's."""
@@ -173,8 +176,13 @@ class Attack:
         """Map a grant of another domain over a play page."""
         flags = self.source.pick((2, 6, 3, 7, 1, 5))
         page = self.source.below(26)
-        request = GnttabMapGrantRef(
-            host_addr=self.guest.page(page), flags=flags, ref=self.grammar.ref(), dom=self.grammar.domid()
+        self.guest.windows = [*self.guest.windows[-7:], self.guest.page(page)]
+        request = ask(
+            GnttabMapGrantRef,
+            host_addr=self.guest.page(page),
+            flags=flags,
+            ref=self.grammar.ref(),
+            dom=self.grammar.domid(),
         )
         self.call(20, 0, self.guest.put(pack(request, self.guest.width)), 1)
 
@@ -200,9 +208,10 @@ class Attack:
         if command == 1 and self.source.chance(200):
             for page in pages:
                 self.call(14, guest.page(page), 0, 2)
-        listed = guest.put(struct.pack(f"<{count}Q", *(guest.frames[page] for page in pages)), 1024)
-        request = struct.pack("<QQIIHxxxxxx", listed, count, 0, 0, DOMID_SELF)
-        self.call(12, command, guest.put(request))
+        code = "Q" if guest.width == 64 else "I"
+        listed = guest.put(struct.pack(f"<{count}{code}", *(guest.frames[page] for page in pages)), 1024)
+        request = ask(MemoryReservation, extent_start=listed, nr_extents=count, domid=DOMID_SELF)
+        self.call(12, command, guest.put(pack(request, guest.width)))
         if command != 1:
             self._remember(listed, count)
 
@@ -212,12 +221,12 @@ class Attack:
         if not guest.domain.alive:
             return
         owner = self.world.machine.frames.owner
-        base = guest.domain.ram
-        at = guest.domain.memory.leaf_entry(listed)
-        if at is None or not base.q[at >> 3] & PTE_P:
+        try:
+            raw = guest.domain.memory.read(listed, count * guest.width // 8)
+        except XenError:
             return
-        words = base.q[(base.q[at >> 3] & 0xF_FFFF_FFFF_F000 | listed & 0xFFF) >> 3 :][:count]
-        for mfn in words.tolist():
+        words = struct.unpack(f"<{count}{'Q' if guest.width == 64 else 'I'}", raw)
+        for mfn in words:
             if 0 < mfn < self.world.machine.frames.count and owner[mfn] == guest.domain.domid:
                 guest.taken = [*guest.taken[-15:], mfn]
                 guest.frames[mfn % 26] = mfn
@@ -326,3 +335,12 @@ class Hypercalls(Target):
             world.close()
             del world
             gc.collect()
+
+
+class Hypercalls32(Hypercalls):
+    """The same from 32-bit attackers."""
+
+    name = "hypercalls32"
+
+    def __init__(self) -> None:
+        super().__init__(32)

@@ -8,6 +8,7 @@ the machine must be sound and give everything back.
 """
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import struct
@@ -59,10 +60,17 @@ ODD = (
 )
 NOTE_TEXT = (
     b"xen-3.0\0", b"generic\0", b"linux\0", b"yes\0", b"no\0", b"bimodal\0", b"", b"xen-3.0", b"\xff\xfe\0",
-    b"!writable_page_tables|pae_pgdir_above_4gb\0", b"!unknown\0", b"supervisor_mode_kernel|!", b"a" * 300 + b"\0",
+    b"!writable_page_tables|pae_pgdir_above_4gb\0", b"!unknown\0", b"supervisor_mode_kernel|!",
+    b"a" * 300 + b"\0",
 )  # fmt: skip
 CODE = bytes.fromhex("0f05ebfe") + b"\xf4" * 12
 GUEST_STRING = b"GUEST_OS=linux,XEN_VER=xen-3.0,VIRT_BASE=0x0,ELF_PADDR_OFFSET=0x0,LOADER=generic,PAE=yes\0"
+
+
+def _legacy_lz4(raw: bytes) -> bytes:
+    """LZ4 as Linux's build makes it: a magic number and one block behind its size."""
+    block: bytes = lz4.block.compress(raw, store_size=False)
+    return b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block
 
 
 class Image:
@@ -170,11 +178,16 @@ class Image:
 
     def bzimage(self, payload: bytes) -> bytes:
         """A kernel behind a real-mode header, compressed."""
-        pack: Callable[[bytes], bytes] = self.source.pick((
-            gzip.compress, bz2.compress, lzma.compress, lambda raw: lzma.compress(raw, lzma.FORMAT_ALONE),
-            lambda raw: b"\x02\x21\x4c\x18" + (lambda c: struct.pack("<I", len(c)) + c)(lz4.block.compress(raw, store_size=False)),
-            zstandard.compress, bytes,
-        ))  # fmt: skip
+        packers: tuple[Callable[[bytes], bytes], ...] = (
+            gzip.compress,
+            bz2.compress,
+            lzma.compress,
+            lambda raw: lzma.compress(raw, lzma.FORMAT_ALONE),
+            _legacy_lz4,
+            zstandard.compress,
+            bytes,
+        )
+        pack = self.source.pick(packers)
         packed = pack(payload) + struct.pack("<I", self.odd(len(payload), 32))
         sectors = self.odd(1, 8)
         head = bytearray(1024)
@@ -247,10 +260,8 @@ class Images(Target):
         except ImageError:
             return
         _ = image.symbols, image.bsd_symtab
-        try:
+        with contextlib.suppress(ImageError, ConfigError):
             describe(image, PAGES)
-        except (ImageError, ConfigError):
-            pass
         try:
             image = load_image(raw, "input")
         except ImageError:

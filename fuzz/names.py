@@ -7,7 +7,9 @@ from fuzz.target import Target
 
 _CLASSES = {
     "hypercalls": ("fuzz.hypercalls", "Hypercalls"),
+    "hypercalls32": ("fuzz.hypercalls", "Hypercalls32"),
     "emulator": ("fuzz.emulator", "Emulator"),
+    "emulator32": ("fuzz.emulator", "Emulator32"),
     "images": ("fuzz.images", "Images"),
     "rings": ("fuzz.rings", "Rings"),
 }

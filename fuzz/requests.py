@@ -8,18 +8,25 @@ commands - `hypercalls.py` decides.
 
 import struct
 from collections.abc import Callable
+from typing import TypeVar
 
 from fuzz.grammar import Grammar
-from fuzz.world import DOMID_SELF
+from fuzz.world import DOMID_SELF, FLAT_RING1_CS, FLAT_RING1_DS
 from pyhv.abi import shared, structs
 from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Memory, Mmuext, Sched, VcpuOp
 from pyhv.address import MASK32
 
 Arguments = tuple[int, ...]
+_S = TypeVar("_S", bound=AbiStruct)
 _LISTS = 1024
 """Offset in the argument pages of lists that structures point to."""
 _RESULT = 4096 + 2048
+
+
+def ask(kind: type[_S], **fields: int) -> _S:
+    """A structure with some fields set, the others 0."""
+    return kind(**fields)
 
 
 def pack(item: AbiStruct, width: int) -> bytes:
@@ -68,7 +75,7 @@ def mmu_update(g: Grammar) -> Arguments:
     for _ in range(_several(g)):
         command = g.source.pick((0, 0, 0, 2, 3, 1, 4, 7))
         pointer = g.frame() << 12 | g.slot() << 3 | command
-        updates.append(structs.MmuUpdate(ptr=pointer & (1 << 64) - 1, val=g.entry()))
+        updates.append(ask(structs.MmuUpdate, ptr=pointer & (1 << 64) - 1, val=g.entry()))
     return _store(g, *updates), len(updates), _done(g), _foreign(g)
 
 
@@ -84,7 +91,7 @@ def mmuext_op(g: Grammar) -> Arguments:
             first, second = g.va(), g.va()
         elif command == Mmuext.TLB_FLUSH_MULTI:
             second = g.va()
-        operations.append(structs.MmuextOp(cmd=command, arg1=first, arg2=second))
+        operations.append(ask(structs.MmuextOp, cmd=command, arg1=first, arg2=second))
     return _store(g, *operations), len(operations), _done(g), _foreign(g)
 
 
@@ -125,20 +132,26 @@ def update_descriptor(g: Grammar) -> Arguments:
 def iret(g: Grammar) -> Arguments:
     """A frame that leads back to the kernel or to user mode, or nowhere."""
     guest, how = g.guest, g.source.u8()
-    user = 0xE033 if guest.vcpu.user_l4 or how < 136 else 0xE030
-    cs = 0xE030 if how < 128 else user if how < 224 else g.selector()
-    ss = 0xE02B if how < 224 else g.selector()
+    wide = guest.width == 64
+    kernel, user = (0xE030, 0xE033) if wide else (FLAT_RING1_CS, 0xE01B + 0x10)
+    if not guest.vcpu.user_l4 and how >= 136 and wide:
+        user = kernel
+    cs = kernel if how < 128 else user if how < 224 else g.selector()
+    ss = (0xE02B if wide else FLAT_RING1_DS) if how < 224 else g.selector()
     rip = guest.code + 64 if how < 240 else g.va()
     flags = 0x202 if how < 200 else g.source.number(4)
-    frame = (0, 0, 0, 0x100 if how & 1 else 0, rip, cs, flags, guest.stack, ss)
-    guest.poke(guest.stack, struct.pack("<9Q", *frame))
+    if wide:
+        frame = struct.pack("<9Q", 0, 0, 0, 0x100 if how & 1 else 0, rip, cs, flags, guest.stack, ss)
+    else:
+        frame = struct.pack("<6I", 0, rip & MASK32, cs, flags, guest.stack, ss)
+    guest.poke(guest.stack, frame)
     return ()
 
 
 def callback_op(g: Grammar) -> Arguments:
     """Register and unregister."""
     kind = g.source.pick([*Callback, 3, 99])
-    request = structs.CallbackRegister(type=kind, flags=g.source.below(4), address=g.va())
+    request = ask(structs.CallbackRegister, type=kind, flags=g.source.below(4), address=g.va())
     return g.source.pick((0, 0, 0, 1, 2)), _store(g, request)
 
 
@@ -166,18 +179,29 @@ def memory_op(g: Grammar) -> Arguments:
     if command == Memory.EXCHANGE:
         out = given if g.source.chance(64) else _words(g, frames) + 256
         out_order = order if not g.source.chance(64) else g.source.below(4)
-        request: AbiStruct = structs.MemoryExchange(
-            in_extent_start=given, in_nr_extents=extents, in_extent_order=order, in_domid=domid,
-            out_extent_start=out, out_nr_extents=(extents << min(order, 64)) >> min(out_order, 64),
-            out_extent_order=out_order, out_domid=domid, nr_exchanged=g.source.pick((0, 0, 0, 1, 5)),
-        )  # fmt: skip
+        request: AbiStruct = ask(
+            structs.MemoryExchange,
+            in_extent_start=given,
+            in_nr_extents=extents,
+            in_extent_order=order,
+            in_domid=domid,
+            out_extent_start=out,
+            out_nr_extents=(extents << min(order, 64)) >> min(out_order, 64),
+            out_extent_order=out_order,
+            out_domid=domid,
+            nr_exchanged=g.source.pick((0, 0, 0, 1, 5)),
+        )
     elif command in (Memory.MACHPHYS_MFN_LIST, Memory.MEMORY_MAP):
-        request = structs.MachphysMfnList(max_extents=extents & MASK32, extent_start=given)
+        request = ask(structs.MachphysMfnList, max_extents=extents & MASK32, extent_start=given)
     else:
-        request = structs.MemoryReservation(
-            extent_start=given, nr_extents=extents, extent_order=order,
-            mem_flags=g.source.pick((0, 0, 0, 1 << 17, MASK32)), domid=domid,
-        )  # fmt: skip
+        request = ask(
+            structs.MemoryReservation,
+            extent_start=given,
+            nr_extents=extents,
+            extent_order=order,
+            mem_flags=g.source.pick((0, 0, 0, 1 << 17, MASK32)),
+            domid=domid,
+        )
     start = g.source.pick((0, 0, 0, 0, 0, 1, 2, 1 << 57)) << 6
     return command | start, _store(g, request)
 
@@ -193,42 +217,59 @@ def _grant_request(g: Grammar, command: int) -> AbiStruct:
     if command == Gnttab.MAP_GRANT_REF:
         how = g.source.u8()
         flags = (2, 2, 2, 6, 1, 3, 7, 18, 22, 10, 0, 2 | 7 << 16)[how % 12] if how < 240 else MASK32
-        where = g.frame() << 12 | g.slot() << 3 if flags & 16 else g.va()
-        return structs.GnttabMapGrantRef(host_addr=where, flags=flags, ref=g.ref(), dom=g.domid())
+        where = (g.frame() << 12 | g.slot() << 3) & (1 << 64) - 1 if flags & 16 else g.va()
+        g.guest.windows = [*g.guest.windows[-7:], where]
+        return ask(structs.GnttabMapGrantRef, host_addr=where, flags=flags, ref=g.ref(), dom=g.domid())
     if command in (Gnttab.UNMAP_GRANT_REF, Gnttab.UNMAP_AND_REPLACE):
         mapping = dict(g.guest.domain.maptrack.all()).get(handle := g.handle())
-        host = mapping.host_addr if mapping is not None and g.source.chance(200) else g.va()
+        windows = g.guest.windows
+        host = g.source.pick(windows) if windows and g.source.chance(200) else g.va()
         device = (mapping.frame << 12 if mapping is not None else 0) if g.source.chance(128) else 0
-        return structs.GnttabUnmapGrantRef(
-            host_addr=0 if g.source.chance(24) else host, dev_bus_addr=device, handle=handle
+        return ask(
+            structs.GnttabUnmapGrantRef,
+            host_addr=0 if g.source.chance(24) else host,
+            dev_bus_addr=device,
+            handle=handle,
         )
     if command == Gnttab.COPY:
         flags = g.source.below(4)
-        return structs.GnttabCopy(
-            source=g.ref() if flags & 1 else g.frame(), source_domid=g.domid() if flags & 1 else DOMID_SELF,
+        return ask(
+            structs.GnttabCopy,
+            source=g.ref() if flags & 1 else g.frame(),
+            source_domid=g.domid() if flags & 1 else DOMID_SELF,
             source_offset=g.source.pick((0, 0, 8, 4095, 4096, 65535)),
-            dest=g.ref() if flags & 2 else g.frame(), dest_domid=g.domid() if flags & 2 else DOMID_SELF,
+            dest=g.ref() if flags & 2 else g.frame(),
+            dest_domid=g.domid() if flags & 2 else DOMID_SELF,
             dest_offset=g.source.pick((0, 0, 8, 4095, 4096, 65535)),
-            length=g.source.pick((4096, 8, 1, 0, 4097, 65535)), flags=flags,
-        )  # fmt: skip
+            length=g.source.pick((4096, 8, 1, 0, 4097, 65535)),
+            flags=flags,
+        )
     if command == Gnttab.SWAP_GRANT_REF:
-        return structs.GnttabSwapGrantRef(ref_a=g.ref(), ref_b=g.ref())
+        return ask(structs.GnttabSwapGrantRef, ref_a=g.ref(), ref_b=g.ref())
     if command == Gnttab.CACHE_FLUSH:
-        return structs.GnttabCacheFlush(
-            address=g.frame() << 12 & (1 << 64) - 1, offset=g.source.number(2), length=g.source.number(2),
+        return ask(
+            structs.GnttabCacheFlush,
+            address=g.frame() << 12 & (1 << 64) - 1,
+            offset=g.source.number(2),
+            length=g.source.number(2),
             op=g.source.below(9),
-        )  # fmt: skip
+        )
     if command == Gnttab.GET_STATUS_FRAMES:
-        return structs.GnttabGetStatusFrames(
-            nr_frames=g.count() & MASK32, dom=g.domid(), frame_list=g.guest.arguments + _LISTS
+        return ask(
+            structs.GnttabGetStatusFrames,
+            nr_frames=g.count() & MASK32,
+            dom=g.domid(),
+            frame_list=g.guest.arguments + _LISTS,
         )
     if command in (Gnttab.SET_VERSION, Gnttab.GET_VERSION, Gnttab.QUERY_SIZE):
-        return structs.GnttabSetVersion(version=g.source.pick((1, 2, 2, 0, DOMID_SELF, 3)))
+        return ask(structs.GnttabSetVersion, version=g.source.pick((1, 2, 2, 0, DOMID_SELF, 3)))
     frames = g.source.pick((1, 2, 4, 0, 63, 64, 65, MASK32)) if g.source.chance(64) else 1
-    return structs.GnttabSetupTable(
-        dom=DOMID_SELF if not g.source.chance(32) else g.domid(), nr_frames=frames,
+    return ask(
+        structs.GnttabSetupTable,
+        dom=DOMID_SELF if not g.source.chance(32) else g.domid(),
+        nr_frames=frames,
         frame_list=g.guest.arguments + _LISTS if not g.source.chance(16) else g.va(),
-    )  # fmt: skip
+    )
 
 
 # -- events, scheduling, vCPUs -----------------------------------------------------------------------------
@@ -238,27 +279,31 @@ def event_channel_op(g: Grammar) -> Arguments:
     """Bind, close, signal."""
     command = g.source.u8() % 15
     items: dict[int, Callable[[], AbiStruct]] = {
-        Evtchn.ALLOC_UNBOUND: lambda: structs.EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=g.domid()),
-        Evtchn.BIND_INTERDOMAIN: lambda: structs.EvtchnBindInterdomain(
-            remote_dom=g.domid(), remote_port=g.port()
+        Evtchn.ALLOC_UNBOUND: lambda: ask(structs.EvtchnAllocUnbound, dom=DOMID_SELF, remote_dom=g.domid()),
+        Evtchn.BIND_INTERDOMAIN: lambda: ask(
+            structs.EvtchnBindInterdomain, remote_dom=g.domid(), remote_port=g.port()
         ),
-        Evtchn.BIND_VIRQ: lambda: structs.EvtchnBindVirq(virq=g.source.u8() % 28, vcpu=g.vcpu()),
-        Evtchn.BIND_IPI: lambda: structs.EvtchnBindIpi(vcpu=g.vcpu()),
-        Evtchn.BIND_PIRQ: lambda: structs.EvtchnBindPirq(pirq=g.source.u8()),
-        Evtchn.STATUS: lambda: structs.EvtchnStatus(dom=g.domid(), port=g.port()),
-        Evtchn.BIND_VCPU: lambda: structs.EvtchnBindVcpu(port=g.port(), vcpu=g.vcpu()),
-        Evtchn.RESET: lambda: structs.EvtchnReset(
-            dom=g.domid() if not g.source.chance(8) else DOMID_SELF
+        Evtchn.BIND_VIRQ: lambda: ask(structs.EvtchnBindVirq, virq=g.source.u8() % 28, vcpu=g.vcpu()),
+        Evtchn.BIND_IPI: lambda: ask(structs.EvtchnBindIpi, vcpu=g.vcpu()),
+        Evtchn.BIND_PIRQ: lambda: ask(structs.EvtchnBindPirq, pirq=g.source.u8()),
+        Evtchn.STATUS: lambda: ask(structs.EvtchnStatus, dom=g.domid(), port=g.port()),
+        Evtchn.BIND_VCPU: lambda: ask(structs.EvtchnBindVcpu, port=g.port(), vcpu=g.vcpu()),
+        Evtchn.RESET: lambda: ask(
+            structs.EvtchnReset, dom=g.domid() if not g.source.chance(8) else DOMID_SELF
         ),
-        Evtchn.INIT_CONTROL: lambda: structs.EvtchnInitControl(
-            control_gfn=g.frame(), offset=g.source.pick((0, 64, 4096 - 72, 4096 - 64, 7, MASK32)),
+        Evtchn.INIT_CONTROL: lambda: ask(
+            structs.EvtchnInitControl,
+            control_gfn=g.frame(),
+            offset=g.source.pick((0, 64, 4096 - 72, 4096 - 64, 7, MASK32)),
             vcpu=g.vcpu(),
         ),
-        Evtchn.EXPAND_ARRAY: lambda: structs.VcpuSetPeriodicTimer(period_ns=g.frame()),
-        Evtchn.SET_PRIORITY: lambda: structs.EvtchnSetPriority(port=g.port(), priority=g.source.below(20)),
-    }  # fmt: skip
+        Evtchn.EXPAND_ARRAY: lambda: ask(structs.VcpuSetPeriodicTimer, period_ns=g.frame()),
+        Evtchn.SET_PRIORITY: lambda: ask(
+            structs.EvtchnSetPriority, port=g.port(), priority=g.source.below(20)
+        ),
+    }
     make = items.get(command)
-    return command, _store(g, make() if make else structs.EvtchnPort(port=g.port()))
+    return command, _store(g, make() if make else ask(structs.EvtchnPort, port=g.port()))
 
 
 def event_channel_op_compat(g: Grammar) -> Arguments:
@@ -272,15 +317,15 @@ def sched_op(g: Grammar) -> Arguments:
     if command == Sched.POLL:
         ports = struct.pack("<8I", *(g.port() for _ in range(8)))
         listed = g.guest.put(ports, _LISTS)
-        request: AbiStruct = structs.SchedPoll(
-            ports=listed, nr_ports=g.source.pick((0, 1, 2, 8, 128, 129)), timeout=g.time()
+        request: AbiStruct = ask(
+            structs.SchedPoll, ports=listed, nr_ports=g.source.pick((0, 1, 2, 8, 128, 129)), timeout=g.time()
         )
     elif command == Sched.WATCHDOG:
-        request = structs.SchedWatchdog(
-            id=g.source.below(4), timeout=g.source.pick((0, 0, 1, 1000, MASK32, 1000))
+        request = ask(
+            structs.SchedWatchdog, id=g.source.below(4), timeout=g.source.pick((0, 0, 1, 1000, MASK32, 1000))
         )
     else:
-        request = structs.SchedShutdown(reason=g.source.u8() % 7)
+        request = ask(structs.SchedShutdown, reason=g.source.u8() % 7)
     return command, _store(g, request)
 
 
@@ -293,13 +338,13 @@ def vcpu_op(g: Grammar) -> Arguments:
         return command, number, guest.put(_context(g))
     if command == VcpuOp.REGISTER_VCPU_INFO:
         offset = g.source.pick((0, 64, 2048, 4096 - 64, 4096 - 63, 4095, 12, MASK32))
-        return command, number, _store(g, structs.VcpuRegisterVcpuInfo(mfn=g.frame(), offset=offset))
+        return command, number, _store(g, ask(structs.VcpuRegisterVcpuInfo, mfn=g.frame(), offset=offset))
     if command in (VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA):
         return command, number, _words(g, [g.va()])
     period = g.time()
     if command == VcpuOp.DOWN and number == 0 and not g.source.chance(32):
         number = 1
-    return command, number, _store(g, structs.VcpuSetSingleshotTimer(timeout_abs_ns=period, flags=0))
+    return command, number, _store(g, ask(structs.VcpuSetSingleshotTimer, timeout_abs_ns=period, flags=0))
 
 
 def _context(g: Grammar) -> bytes:
@@ -337,7 +382,7 @@ def physdev_op(g: Grammar) -> Arguments:
     """IOPL and I/O bitmap."""
     if g.source.chance(128):
         return 6, g.guest.put(struct.pack("<I", g.source.below(5)))
-    request = structs.PhysdevSetIobitmap(bitmap=g.va(), nr_ports=g.source.pick((0, 1024, 65536, 65537)))
+    request = ask(structs.PhysdevSetIobitmap, bitmap=g.va(), nr_ports=g.source.pick((0, 1024, 65536, 65537)))
     return g.source.pick((7, 7, 7, 8)), _store(g, request)
 
 
@@ -354,9 +399,13 @@ def multicall(g: Grammar) -> Arguments:
         arguments = () if number in (13, 2, 23) else REQUESTS[number](g)
         padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
         mask = (1 << g.guest.width) - 1
-        entries.append(structs.MulticallEntry(op=number, **{
-            f"arg{index}": value & mask for index, value in enumerate(padded)
-        }))  # fmt: skip
+        entries.append(
+            ask(
+                structs.MulticallEntry,
+                op=number,
+                **{f"arg{index}": value & mask for index, value in enumerate(padded)},
+            )
+        )
     data = b"".join(pack(entry, g.guest.width) for entry in entries)
     return g.guest.put(data, 2048), len(entries)
 
@@ -364,7 +413,9 @@ def multicall(g: Grammar) -> Arguments:
 def xen_version(g: Grammar) -> Arguments:
     """Questions; two of them take a structure."""
     command = g.source.u8() % 12
-    return command, _store(g, structs.FeatureInfo(submap_idx=g.source.below(2))) if command == 6 else g.va()
+    return command, _store(
+        g, ask(structs.FeatureInfo, submap_idx=g.source.below(2))
+    ) if command == 6 else g.va()
 
 
 def console_io(g: Grammar) -> Arguments:

@@ -3,8 +3,8 @@
 
 Two domains share one store, each with its pages. An input is a sequence of acts: well-formed messages with
 plausible paths and odd ones, raw bytes into the ring, indices set to anything, kicks, and a domain's release
-and return. Checked: no exception; a kick's work is bounded by what was in the ring; quotas hold; what a domain
-may not see it does not see; a released domain leaves nothing.
+and return. Checked: no exception; a kick's work is bounded by what was in the ring; quotas hold; what a
+domain may not see it does not see; a released domain leaves nothing.
 """
 
 import struct

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fuzz.target import Finding, arm
 from pyhv.abi.numbers import Evtchn
 from pyhv.abi.structs import EvtchnAllocUnbound
+from pyhv.address import MASK32, Va
 from pyhv.cpu import vmcb as v
 from pyhv.domain import Domain, DomainConfig, Vcpu
 from pyhv.errors import GuestCrash, XenError
@@ -39,11 +40,15 @@ _CODE_PAGE, _HANDLER_PAGE, _STACK_PAGE = 28, 30, 31
 _ARGUMENT_PAGE = 26
 _TURN_NS = 20_000
 _MOST_TURNS = 40
+_REGISTERS = {64: (v.RDI, v.RSI, v.RDX, v.R10, v.R8), 32: (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI)}
+"""Where each width has its arguments."""
+FLAT_RING1_CS, FLAT_RING1_DS = 0xE019, 0xE021
 _SECRET = 0x5EC2E7_0DD5_CA7A_06
 
 SOURCE = """
+{width}
 .include "xen.inc"
-.include "kernel.inc"
+.include "{kernel}.inc"
 .text
 _start:
     kernel_entry
@@ -57,11 +62,11 @@ play: .zero 32 * PAGE_SIZE
 @lru_cache(maxsize=4)
 def guest_image(width: int) -> tuple[KernelImage, int]:
     """The attackers' kernel and where its play pages are."""
-    if width != 64:
-        raise NotImplementedError(f"there is no {width}-bit attacker yet")
+    wide = width == 64
+    source = SOURCE.format(width="" if wide else ".width 32", kernel="kernel" if wide else "kernel32")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "attacker.S"
-        path.write_text(SOURCE)
+        path.write_text(source)
         image = load_image(build(path), "attacker")
     return image, next(symbol.va for symbol in image.symbols if symbol.name == "play")
 
@@ -98,6 +103,8 @@ class Guest:
         self.tables = self._initial_tables()
         self.taken: list[int] = []
         """Frames that it was given later."""
+        self.windows: list[int] = []
+        """Where it has asked for grants to be mapped."""
         self.rings = list(machine.wirings[self.domain.domid].rings)
         self._handlers()
 
@@ -130,24 +137,30 @@ class Guest:
         return self.page(_HANDLER_PAGE) + 16 * number
 
     def _initial_tables(self) -> list[int]:
-        """Frames of the tables that lead to the play pages, from L4 to L1."""
-        ram, at = self.domain.ram, int(self.domain.vcpus[0].kernel_l4)
-        found = [at]
-        for shift in (39, 30, 21):
-            at = (ram.q[at << 9 | self.play >> shift & 511] & 0xF_FFFF_FFFF_F000) >> 12
-            found.append(at)
-        return found
+        """The first table, one of each lower level, and last the L1 that maps the play pages."""
+        frames, domain = self.machine.frames, self.domain
+        found = [int(domain.vcpus[0].kernel_l4)]
+        own = frames.owned_by(domain.domid)
+        for level in range(frames.type[found[0]] - 1, 1, -1):
+            tables = own[(frames.type_np[own] == level) & (frames.type_count_np[own] > 0)]
+            found.append(int(tables[0]))
+        leaf = domain.memory.leaf_entry(Va(self.play))
+        assert leaf is not None
+        return [*found, leaf >> 12]
 
     def _handlers(self) -> None:
         """A handler for everything; each spins."""
         self.domain.memory.write(self.page(_HANDLER_PAGE), b"\xeb\xfe".ljust(16, b"\xcc") * 256)
+        narrow = 0 if self.width == 64 else FLAT_RING1_CS
         for vcpu in self.domain.vcpus:
             vcpu.traps = [(self.handler(n), 4 if n in (2, 14) else 3 if n == 3 else 0) for n in range(256)]
-            vcpu.event_callback.address = self.handler(248)
-            vcpu.syscall_callback.address = self.handler(249)
-            vcpu.failsafe_callback.address = self.handler(250)
+            vcpu.trap_selectors = [narrow] * 256
+            for number, callback in enumerate(
+                (vcpu.event_callback, vcpu.syscall_callback, vcpu.failsafe_callback, vcpu.sysenter_callback)
+            ):
+                callback.address, callback.selector = self.handler(248 + number), narrow
             vcpu.kernel_sp = self.stack + 1024
-            vcpu.kernel_ss = 0xE02B
+            vcpu.kernel_ss = 0xE02B if self.width == 64 else FLAT_RING1_DS
 
     def put(self, data: bytes, offset: int = 0) -> int:
         """Store into the argument pages as the guest would; their address, even if it could not."""
@@ -199,7 +212,7 @@ class World:
             at = table + 8 * ref
             entry = struct.pack("<HHI", flags, self.guests[0].domain.domid, frame)
             ram.raw[at : at + 8] = entry
-        request = EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=self.guests[0].domain.domid)
+        request = EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=self.guests[0].domain.domid, port=0)
         at = victim.put(request.pack())
         self.call(victim, 32, (Evtchn.ALLOC_UNBOUND, at, 0, 0, 0))
         self._canary = self._victims_own()
@@ -221,15 +234,26 @@ class World:
         q[v.RIP] = rip
         if guest.vcpu.in_kernel:
             q[v.RSP] = guest.stack
-        q[v.RDI], q[v.RSI], q[v.RDX], q[v.R10], q[v.R8] = arguments
+        enter = self._syscall if guest.width == 64 else self._interrupt
+        for register, value in zip(_REGISTERS[guest.width], arguments, strict=False):
+            q[register] = value if guest.width == 64 else value & MASK32
         for _ in range(_MOST_TURNS):
             q[v.RAX] = number
-            self.exit(guest, lambda: guest.dispatcher.syscall(2))
+            enter(guest)
             if not guest.domain.alive:
                 return 0
             if q[v.RIP] != rip:
                 break
         return q[v.RAX]
+
+    def _syscall(self, guest: Guest) -> None:
+        self.exit(guest, lambda: guest.dispatcher.syscall(2))
+
+    def _interrupt(self, guest: Guest) -> None:
+        """INT 0x82, past which RIP is by then."""
+        guest.q[v.RIP] += 2
+        guest.cpu.vmcb.d[v.EXCEPTION_IS_INT] = 1
+        self.exit(guest, lambda: guest.dispatcher.exception(0x82))
 
     def exit(self, guest: Guest, handle: Callable[[], None]) -> None:
         """Something makes the guest leave its code, in a turn of its own."""

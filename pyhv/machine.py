@@ -122,7 +122,8 @@ class Machine:
         self.physical = PhysicalMemory(self.ram, self.frames)
         self.frames.on_free = self._frame_freed
         self.m2p = MachineToPhysical(self.ram, self.frames)
-        self.m2p_frames, self.compat_m2p_frames = self.m2p.frames, self.m2p.compat_frames
+        self.m2p_frames = self.m2p.frames
+        self.compat_m2p_frames = self.m2p.compat_frames
         (self.zero_frame,) = self.frames.allocate_xen()
         self.xen_gdt = {
             64: self._gdt_page(RESERVED_DESCRIPTORS),

@@ -406,7 +406,7 @@ def test_set_iobitmap(guest: Paused) -> None:
     assert guest.call(33, 7, guest.put(struct.pack("<QI4x", 0x1000, 65536))) == 0
     assert (guest.vcpu.io_bitmap, guest.vcpu.io_bitmap_ports) == (0x1000, 65536)
     assert guest.call(33, 7, guest.put(struct.pack("<QI4x", 0x1000, 65537))) == EINVAL
-    assert guest.call(33, 13, guest.scratch) == ENOSYS
+    assert guest.call(33, 17, guest.scratch) == ENOSYS
 
 
 def test_physdev_compat(guest: Paused) -> None:

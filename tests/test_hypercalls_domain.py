@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import DOMID_SELF, HEADER, SECOND, START, Paused, paused, run
 
+from pyhv.hypercalls.context import Again
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.machine import Outcome
 
-EPERM, ENOENT, ESRCH, EACCES, EFAULT, EBUSY, EEXIST = -1, -2, -3, -13, -14, -16, -17
+EPERM, ENOENT, ESRCH, EACCES, EFAULT, EBUSY, EEXIST, EDOM = -1, -2, -3, -13, -14, -16, -17, -33
 EINVAL, ENOSPC, ENOSYS, ENODATA, EOPNOTSUPP = -22, -28, -38, -61, -95
 UNMAPPED = 0x7FFF00000000
 DIRTY = b"\xaa" * 4096
@@ -54,7 +55,7 @@ def test_fixed_size_answers_are_padded_with_zeros_and_end_in_time(
 
 def test_what_the_answers_say(guest: Paused) -> None:
     guest.call(17, 3, guest.scratch)
-    assert guest.get(14) == b"xen-3.0-x86_64"
+    assert guest.get(32) == b"xen-3.0-x86_64 xen-3.0-x86_32p \0"
     guest.call(17, 5, guest.scratch)
     assert guest.words(guest.scratch, 1) == (0xFFFF800000000000,)
     guest.call(17, 9, guest.scratch)
@@ -65,7 +66,7 @@ def test_features(guest: Paused) -> None:
     assert guest.call(17, 6, guest.put(struct.pack("<II", 0, 0xFFFFFFFF))) == 0
     (features,) = struct.unpack("<I", guest.get(4, 4))
     assert features & 0xF == 0, "neither writable tables nor translation nor supervisor mode"
-    assert features >> 5 & 1
+    assert features == 1 << 5 | 1 << 6 | 1 << 7 | 1 << 13 | 1 << 17
     assert not features >> 4 & 1
     assert guest.call(17, 6, guest.put(struct.pack("<II", 1, 0))) == EINVAL
     assert guest.call(21, 0, 3) == 0
@@ -79,8 +80,9 @@ def test_page_size_takes_no_argument(guest: Paused) -> None:
 
 
 def test_other_versions(guest: Paused) -> None:
-    assert guest.call(17, 10, guest.scratch) in (EPERM, ENODATA)
-    assert guest.call(17, 99, guest.scratch) == ENOSYS
+    assert guest.call(17, 10, guest.scratch) == EPERM
+    for command in (11, 14, 99, 0xFFFFFFFF):
+        assert guest.call(17, command, guest.scratch) == ENOSYS
 
 
 # -- calls that a plain domain is refused ------------------------------------------------------------------
@@ -89,13 +91,46 @@ def test_other_versions(guest: Paused) -> None:
 @pytest.mark.parametrize(
     ("number", "errno"),
     [
-        (7, EPERM), (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (35, EPERM), (36, EPERM), (37, ENOSYS),
-        (38, ENOSYS), (39, ENOSYS), (40, EOPNOTSUPP), (41, ENOSYS), (42, ENOSYS), (48, EPERM),
+        (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (37, EPERM), (38, ENOSYS), (39, ENOSYS), (40, EOPNOTSUPP),
+        (41, ENOSYS), (42, EPERM), (48, EPERM),
     ],
 )  # fmt: skip
 def test_refused_calls(guest: Paused, number: int, errno: int) -> None:
     assert guest.call(number, 0, guest.scratch) == errno
     assert guest.call(number, -1, UNMAPPED, -1, -1, -1) == errno
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "errno"),
+    [
+        (7, (0x03000000, 9), EACCES), (7, (9, 0x03000000), EPERM),
+        (35, (0x14, 1), EACCES), (35, (0x16, 1), EACCES), (35, (0x15, 1), EPERM),
+        (36, (0x16, 2, 1), EACCES), (36, (0x15, 2, 1), EPERM), (36, (0x15, 2, 0), EPERM),
+        (36, (0x15, 2, 77), ESRCH), (36, (0x15, 2, DOMID_SELF), ESRCH), (36, (0x15, 1, 77), EPERM),
+    ],
+)  # fmt: skip
+def test_control_calls_look_at_the_version_first(
+    guest: Paused, number: int, words: tuple[int, ...], errno: int
+) -> None:
+    assert guest.call(number, guest.put(struct.pack(f"<{len(words)}I", *words).ljust(144, b"\0"))) == errno
+    assert guest.call(number, UNMAPPED) == EFAULT
+
+
+@pytest.mark.parametrize(
+    ("command", "errno"),
+    [
+        (4, 0), (5, EINVAL), (8, EPERM), (9, EPERM), (10, EPERM), (12, EINVAL), (13, EPERM), (14, EPERM),
+        (15, EPERM), (16, EPERM), (19, EPERM), (20, EPERM), (21, EPERM), (24, EPERM), (25, EPERM),
+        (26, EPERM), (27, EPERM), (30, EPERM), (31, EPERM), (17, ENOSYS), (28, ENOSYS), (23, ENOSYS),
+        (0, ENOSYS), (32, ENOSYS),
+    ],
+)  # fmt: skip
+def test_physical_devices_are_others(guest: Paused, command: int, errno: int) -> None:
+    at = guest.put(struct.pack("<H", DOMID_SELF).ljust(64, b"\0"))
+    assert guest.call(33, command, at) == errno
+    assert guest.call(33, command, UNMAPPED) == (errno if errno in (0, ENOSYS) else EFAULT)
+    if command in (13, 14):
+        assert guest.call(33, command, guest.put(struct.pack("<H", 77))) == ESRCH
 
 
 @pytest.mark.parametrize("number", [11, 43, 47, 49, 55, 63, 64, 1000, 0xFFFFFFFF])
@@ -109,8 +144,8 @@ def test_console_io(guest: Paused) -> None:
     assert guest.call(18, 0, 5, guest.put(b"hello")) == 0
     assert b"".join(heard) == b"hello"
     assert guest.call(18, 0, 5, UNMAPPED) == EFAULT
-    assert guest.call(18, 1, 5, guest.scratch) == 0
-    assert guest.call(18, 2, 0, 0) == ENOSYS
+    assert guest.call(18, 1, 5, guest.scratch) == EPERM
+    assert guest.call(18, 2, 0, 0) == EPERM
 
 
 # -- sched_op ----------------------------------------------------------------------------------------------
@@ -418,7 +453,9 @@ def test_a_frame_that_is_mapped_lives_on_until_it_is_not(guest: Paused) -> None:
     frames, mfn = guest.machine.frames, guest.mfn(guest.page(3))
     assert reservation(guest, 1, [mfn]) == 1
     assert frames.owner[mfn] == guest.domain.domid
-    assert reservation(guest, 1, [mfn]) == 0, "given back already"
+    tot_pages = guest.domain.tot_pages
+    assert reservation(guest, 1, [mfn]) == 1, "once more changes nothing"
+    assert guest.domain.tot_pages == tot_pages
     assert guest.call(14, guest.page(3), 0, 2) == 0
     assert frames.owner[mfn] != guest.domain.domid
 
@@ -443,7 +480,7 @@ def test_reservations_never_return_an_error(guest: Paused, command: int, other: 
 
 def test_asking_about_memory(guest: Paused) -> None:
     domid = guest.put(struct.pack("<H", DOMID_SELF))
-    assert guest.call(12, 2, 0) == guest.machine.frames.count - 1
+    assert guest.call(12, 2, 0) == guest.machine.frames.count
     assert guest.call(12, 3, domid) == 1024
     assert guest.call(12, 4, domid) == 1024
     for command in (3, 4, 14):
@@ -467,15 +504,172 @@ def test_memory_map(guest: Paused) -> None:
     assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 0, UNMAPPED))) in (0, EFAULT)
 
 
+PHYSMAP, BATCH, REMOVE, CLAIM, VNUMA, RESOURCE = (
+    "HHIQQ",
+    "HHHHQQQ",
+    "HxxxxxxQ",
+    "QQIIHxxxxxx",
+    "HHIII8xQQQ",
+    "HHIIIQQ",
+)
+SELF = DOMID_SELF
+
+
 @pytest.mark.parametrize(
-    ("command", "errno"),
+    ("command", "layout", "values", "errno"),
     [
-        (7, EACCES), (8, ENOSYS), (10, EPERM), (13, EPERM), (15, EACCES), (18, ENOSYS), (22, ENOSYS),
-        (23, EACCES), (24, EPERM), (26, EOPNOTSUPP), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
+        (7, PHYSMAP, (SELF, 1, 1, 0, 0), EACCES),
+        (7, PHYSMAP, (0, 1, 1, 0, 0), EACCES),
+        (7, PHYSMAP, (77, 1, 1, 0, 0), ESRCH),
+        (7, PHYSMAP, (SELF, 1, 4, 0, 0), ENOSYS),
+        (7 | 9 << 6, PHYSMAP, (SELF, 1, 1, 0, 0), EACCES),
+        (7 | 1 << 22, PHYSMAP, (SELF, 1, 1, 0, 0), EDOM),
+        (23, BATCH, (SELF, 1, 1, 0, 0, 0, 0), EACCES),
+        (23, BATCH, (77, 1, 1, 0, 0, 0, 0), ESRCH),
+        (23, BATCH, (SELF, 3, 1, 0, 0, 0, 0), EOPNOTSUPP),
+        (23 | 1 << 22, BATCH, (SELF, 1, 1, 0, 0, 0, 0), EDOM),
+        (15, REMOVE, (SELF, 0), EACCES),
+        (15, REMOVE, (77, 0), ESRCH),
+        (15 | 1 << 6, REMOVE, (SELF, 0), EINVAL),
+        (24, CLAIM, (0, 1, 0, 0, 1), EPERM),
+        (24, CLAIM, (0, 1, 0, 0, SELF), EINVAL),
+        (24, CLAIM, (0, 1, 0, 0, 77), EINVAL),
+        (24, CLAIM, (8, 1, 0, 0, 1), EINVAL),
+        (24, CLAIM, (0, 1, 1, 0, 1), EINVAL),
+        (24, CLAIM, (0, 1, 0, 1, 1), EINVAL),
+        (24 | 1 << 6, CLAIM, (0, 1, 0, 0, 1), EINVAL),
+        (26, VNUMA, (SELF, 0, 0, 0, 0, 0, 0, 0), EOPNOTSUPP),
+        (26, VNUMA, (SELF, 1, 0, 0, 0, 0, 0, 0), EINVAL),
+        (26, VNUMA, (77, 0, 0, 0, 0, 0, 0, 0), ESRCH),
+        (26, VNUMA, (0, 0, 0, 0, 0, 0, 0, 0), EPERM),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 0, 0), EPERM),
+        (28, RESOURCE, (1, 1, 0, 1, 0, 0, 0), EPERM),
+        (28, RESOURCE, (SELF, 1, 0, 1, 0, 0, 0), ESRCH),
+        (28, RESOURCE, (0, 1, 0, 1, 1, 0, 0), EINVAL),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 0xFFFFFFFF, 0), EINVAL),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 1 << 63, 0), EINVAL),
+    ],
+)
+def test_memory_operations_that_are_refused(
+    guest: Paused, command: int, layout: str, values: tuple[int, ...], errno: int
+) -> None:
+    assert guest.call(12, command, guest.put(struct.pack("<" + layout, *values))) == errno
+    if errno != EDOM and command < 64:
+        assert guest.call(12, command, UNMAPPED) == EFAULT
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [
+        (8, ENOSYS), (10, EPERM), (16, EINVAL), (17, EINVAL), (18, 0), (19, 0), (20, ENOSYS), (21, ENOSYS),
+        (22, ENOSYS), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
     ],
 )  # fmt: skip
-def test_memory_operations_that_are_refused(guest: Paused, command: int, errno: int) -> None:
-    assert guest.call(12, command, guest.scratch) == errno
+def test_memory_operations_without_a_structure(guest: Paused, command: int, result: int) -> None:
+    assert guest.call(12, command, guest.scratch) == result
+
+
+def test_what_is_never_continued(guest: Paused) -> None:
+    for command in (2, 3, 4, 11, 14, 15, 24, 26):
+        assert guest.call(12, command | 1 << 6, guest.scratch) == EINVAL
+    for command in (5, 9, 10, 12, 13, 18, 25):
+        assert guest.call(12, command | 1 << 6, guest.scratch) == ENOSYS
+
+
+def test_the_guests_own_memory_map(guest: Paused) -> None:
+    entries = struct.pack("<QQIQQI", 0, 0x1000, 1, 0x1000, 0x2000, 2)
+    buffer = guest.put(entries, 0x100)
+    for domid, errno in ((0, EPERM), (77, ESRCH)):
+        assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", domid, 2, buffer))) == errno
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 1025, buffer))) == EINVAL
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, UNMAPPED))) == EFAULT
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, buffer))) == 0
+    guest.put(bytes(60), 0x200)
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200))) == 0
+    assert (guest.get(4), guest.get(40, 0x200)) == (struct.pack("<I", 2), entries)
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 1, guest.scratch + 0x300))) == 0
+    assert (guest.get(4), guest.get(24, 0x300)) == (struct.pack("<I", 1), entries[:20] + bytes(4))
+    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 0, 0))) == 0
+    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200))) == ENOSYS
+
+
+@pytest.mark.parametrize(("command", "entry_size"), [(5, 8), (25, 4)])
+def test_the_frames_of_the_m2p(guest: Paused, command: int, entry_size: int) -> None:
+    machine = guest.machine
+    request = struct.pack("<IxxxxQIxxxx", 9, guest.scratch + 0x100, 99)
+    assert guest.call(12, command, guest.put(request)) == 0
+    assert guest.get(4, 16) == struct.pack("<I", 1)
+    first = (machine.m2p.frames if entry_size == 8 else machine.m2p.compat_frames)[0]
+    assert guest.words(guest.scratch + 0x100, 1) == (first,)
+    assert guest.call(12, command, guest.put(struct.pack("<IxxxxQIxxxx", 0, UNMAPPED, 99))) == 0
+    assert guest.get(4, 16) == bytes(4)
+
+
+def test_maximum_gpfn_is_what_the_guest_says(guest: Paused) -> None:
+    page, at = guest.domain.shared_info, guest.domain.layout.max_pfn
+    domid = guest.put(struct.pack("<H", SELF))
+    for said, answer in ((0, 0), (1, 0), (512, 511)):
+        page.write_u64(at, said)
+        assert guest.call(12, 14, domid) == answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "done"),
+    [
+        (0, 1), (64, 1), (44, 1), (13, 0), (12, 0), (1, 0), (1 << 16, 0), (1 << 17, 1), (1 << 8, 1),
+        (1 << 8 | 1 << 17, 0), (1 << 8 | 1 << 17 | 1 << 18, 1), (1 << 18, 1),
+    ],
+)  # fmt: skip
+def test_where_memory_may_be(guest: Paused, flags: int, done: int) -> None:
+    mfn = guest.mfn(guest.page(4))
+    assert guest.call(14, guest.page(4), 0, 2) == 0
+    assert reservation(guest, 1, [mfn]) == 1
+    before = guest.domain.tot_pages
+    assert reservation(guest, 6, [5], flags=flags) == done
+    assert guest.domain.tot_pages == before + done
+    assert guest.machine.audit() == []
+
+
+def spare(guest: Paused, count: int) -> list[int]:
+    """Frames of the guest that nothing maps."""
+    found = []
+    for page in range(600, 1000):
+        mfn = guest.mfn(page << 12)
+        if guest.call(14, page << 12, 0, 2) == 0 and guest.machine.frames.refs[mfn] == 1:
+            found.append(mfn)
+    assert len(found) >= count
+    return found[:count]
+
+
+def interrupted(again: Again, command: int, argument: int) -> int:
+    """What a call that gave way asks for; the extent at which it goes on."""
+    number, rest = again.arguments
+    assert (number & 63, rest) == (command, argument)
+    return number >> 6
+
+
+@pytest.mark.parametrize("command", [0, 1, 6])
+def test_long_reservations_give_way(guest: Paused, command: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest.dispatcher.call, "preempted", lambda _steps: True)
+    count = 200
+    listed = spare(guest, count) if command == 1 else range(2000, 2000 + count)
+    domain = guest.domain
+    if command != 1:
+        domain.max_pages += count
+    array = guest.put(struct.pack(f"<{count}Q", *listed), 0x2000)
+    request = guest.put(struct.pack("<QQIIHxxxxxx", array, count, 0, 0, SELF))
+    before, start, rounds = domain.tot_pages, 0, 0
+    while True:
+        try:
+            assert guest.call(12, command | start << 6, request) == count
+            break
+        except Again as again:
+            start = interrupted(again, command, request)
+        rounds += 1
+        assert start == 64 * rounds
+        assert domain.tot_pages - before == (-start if command == 1 else start)
+    assert rounds == 3
+    assert guest.machine.audit() == []
 
 
 def exchange(guest: Paused, given: list[int], wanted: list[int], **other: int) -> int:
@@ -501,6 +695,26 @@ def test_exchange(guest: Paused) -> None:
     assert frames.m2p[new] == pfn
     assert frames.owner[new] == guest.domain.domid
     assert guest.get(8, 64) == struct.pack("<Q", 1)
+
+
+def test_a_long_exchange_goes_on_where_it_was(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest.dispatcher.call, "preempted", lambda _steps: True)
+    count = 150
+    given = spare(guest, count)
+    with pytest.raises(Again):
+        exchange(guest, given, list(range(count)))
+    done = 64
+    while True:
+        assert guest.words(guest.scratch + 64, 1) == (done,)
+        try:
+            assert guest.call(12, 11, guest.scratch) == 0
+            break
+        except Again as again:
+            interrupted(again, 11, guest.scratch)
+        done += 64
+    assert done == 128
+    assert guest.words(guest.scratch + 64, 1) == (count,)
+    assert guest.machine.audit() == []
 
 
 def test_exchanges_that_are_refused(guest: Paused) -> None:
@@ -567,3 +781,71 @@ def test_no_number_in_any_register_raises_anything(guest: Paused, number: int) -
                 if number in count_of and arguments[count_of[number]] & 0xFFFFFFFF > 100:
                     continue  # long lists are merely slow
                 assert -200 < guest.call(number, *arguments) < 1 << 64
+
+
+# -- the layouts of 32-bit guests --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> Paused:
+    """A guest that passes structures as a 32-bit guest does."""
+    monkeypatch.setattr(guest.dispatcher.call, "width", 32)
+    monkeypatch.setattr(guest.dispatcher.call, "word", 4)
+    return guest
+
+
+def test_version_of_32_bit_guests(narrow: Paused) -> None:
+    narrow.put(DIRTY)
+    assert narrow.call(17, 5, narrow.scratch) == 0
+    assert narrow.get(8) == struct.pack("<I", 0xF5800000) + DIRTY[:4]
+    assert narrow.call(33, 6, narrow.put(struct.pack("<I", 2))) == 0
+    assert narrow.call(19, narrow.put(struct.pack("<II", 6, 3))) == 0
+    assert narrow.vcpu.iopl == 3
+
+
+def test_the_m2p_of_32_bit_guests(narrow: Paused) -> None:
+    assert narrow.call(12, 12, narrow.put(DIRTY)) == 0
+    assert narrow.get(16) == struct.pack(
+        "<III", 0xF5800000, 0xFFE00000, narrow.machine.frames.count - 1
+    ) + DIRTY[:4]  # fmt: skip
+    for command in (5, 25):
+        assert narrow.call(12, command, narrow.put(struct.pack("<III", 9, narrow.scratch + 64, 0))) == 0
+        assert narrow.get(4, 8) == struct.pack("<I", 1)
+        assert narrow.get(4, 64) == struct.pack("<I", narrow.machine.m2p.compat_frames[0])
+
+
+def test_memory_of_32_bit_guests(narrow: Paused) -> None:
+    frames, (mfn, other) = narrow.machine.frames, spare(narrow, 2)
+    assert frames.m2p is not None
+
+    def call(command: int, value: int, *, flags: int = 0) -> int:
+        array = narrow.put(struct.pack("<I", value), 0x100)
+        request = narrow.put(struct.pack("<IIIIHxx", array, 1, 0, flags, SELF))
+        return narrow.call(12, command, request)
+
+    assert call(1, mfn) == 1
+    assert call(6, 0x123) == 1
+    (new,) = struct.unpack("<I", narrow.get(4, 0x100))
+    assert frames.m2p[new] == 0x123
+    first = narrow.put(struct.pack("<I", other), 0x100)
+    second = narrow.put(struct.pack("<I", 0x124), 0x200)
+    request = struct.pack("<IIIIHxxIIIIHxxI", first, 1, 0, 0, SELF, second, 1, 0, 0, SELF, 0)
+    assert narrow.call(12, 11, narrow.put(request)) == 0
+    (new,) = struct.unpack("<I", narrow.get(4, 0x200))
+    assert frames.m2p[new] == 0x124
+    assert narrow.get(4, 40) == struct.pack("<I", 1)
+    for orders, count, errno in (((10, 10), 1, EPERM), ((32, 32), 1, EINVAL), ((9, 9), 1 << 24, EINVAL)):
+        request = struct.pack(
+            "<IIIIHxxIIIIHxxI", first, count, orders[0], 0, SELF, second, count, orders[1], 0, SELF, 0
+        )
+        assert narrow.call(12, 11, narrow.put(request)) == errno
+    request = struct.pack("<IIIIHxxIIIIHxxI", 0xF5800000, 1, 0, 0, SELF, second, 1, 0, 0, SELF, 0)
+    assert narrow.call(12, 11, narrow.put(request)) == EFAULT
+
+
+def test_the_memory_map_of_32_bit_guests(narrow: Paused) -> None:
+    entries = narrow.put(struct.pack("<QQI", 0, 0x5000, 1), 0x100)
+    assert narrow.call(12, 13, narrow.put(struct.pack("<HxxII", SELF, 1, entries))) == 0
+    assert narrow.call(12, 9, narrow.put(struct.pack("<II", 4, narrow.scratch + 0x200))) == 0
+    assert narrow.get(4) == struct.pack("<I", 1)
+    assert narrow.get(20, 0x200) == struct.pack("<QQI", 0, 0x5000, 1)

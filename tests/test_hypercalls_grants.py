@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from guest_machine import DOMID_SELF, Paused
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Gnttab
@@ -586,3 +588,154 @@ def test_cache_flush(trio: Trio) -> None:
     undo = GnttabUnmapGrantRef(dev_bus_addr=other, handle=done.handle)
     assert op(b, Gnttab.UNMAP_GRANT_REF, undo).status == 0
     assert flush(b, other) == -Errno.EINVAL
+
+
+# -- the layouts of 32-bit guests --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> Trio:
+    """All three guests pass structures as a 32-bit guest does."""
+    for guest in (trio.a, trio.b, trio.c):
+        monkeypatch.setattr(guest.dispatcher.call, "width", 32)
+        monkeypatch.setattr(guest.dispatcher.call, "word", 4)
+    return trio
+
+
+def op32(guest: Paused, command: int, request):
+    """One operation in the 32-bit layout."""
+    address = guest.put(request.pack(32))
+    assert guest.call(GRANT_TABLE_OP, command, address, 1) == 0
+    return type(request).unpack(guest.get(request.size(32)), 32)
+
+
+def test_frame_lists_of_32_bit_guests(narrow: Trio) -> None:
+    guest = narrow.a
+    assert set_version(guest, 2) == (0, 2)
+    setup = GnttabSetupTable(dom=DOMID_SELF, nr_frames=3, frame_list=guest.scratch + 256)
+    assert op32(guest, Gnttab.SETUP_TABLE, setup).status == 0
+    assert struct.unpack("<3I", guest.get(12, 256)) == tuple(guest.domain.grants.frames)
+    ask = GnttabGetStatusFrames(dom=DOMID_SELF, nr_frames=1, frame_list=guest.scratch + 256)
+    assert op32(guest, Gnttab.GET_STATUS_FRAMES, ask).status == 0
+    assert struct.unpack("<Q", guest.get(8, 256)) == tuple(guest.domain.grants.status_frames)
+    setup.frame_list = 0xF5800000
+    assert guest.call(GRANT_TABLE_OP, Gnttab.SETUP_TABLE, guest.put(setup.pack(32)), 1) == -Errno.EFAULT
+
+
+def test_copy_and_transfer_of_32_bit_guests(narrow: Trio) -> None:
+    a, b = narrow.a, narrow.b
+    set_version(a, 2)
+    a.put(b"0123456789", 0x2000)
+    entry(a, 8, PERMIT | SUB_PAGE, 2, a.mfn(a.page(2)), (0, 10))
+    request = GnttabCopy(
+        source=8, source_domid=1, dest=b.mfn(b.page(4)), dest_domid=DOMID_SELF, length=10, flags=SOURCE_GREF
+    )
+    assert op32(b, Gnttab.COPY, request).status == 0
+    assert b.get(10, 0x4000) == b"0123456789"
+    mfn = free_page(b, 5)
+    listed = a.put(free_page(a, 7).to_bytes(4, "little"), 512)
+    assert a.call(MEMORY_OP, 1, a.put(struct.pack("<IIIIHxx", listed, 1, 0, 0, DOMID_SELF))) == 1
+    entry(a, 9, ACCEPT, 2, 0x77)
+    assert op32(b, Gnttab.TRANSFER, GnttabTransfer(mfn=mfn, domid=1, ref=9)).status == 0
+    assert narrow.machine.frames.owner[mfn] == 1
+
+
+def test_addresses_of_32_bit_guests(narrow: Trio) -> None:
+    a, b = narrow.a, narrow.b
+    entry(a, 8, PERMIT, 2, a.mfn(a.page(2)))
+    for host_addr in (0xF5800000, 1 << 32, 1 << 32 | b.page(6)):
+        request = GnttabMapGrantRef(host_addr=host_addr, flags=HOST, ref=8, dom=1)
+        assert op32(b, Gnttab.MAP_GRANT_REF, request).status == -1
+    done = op32(b, Gnttab.MAP_GRANT_REF, GnttabMapGrantRef(host_addr=b.page(6), flags=HOST, ref=8, dom=1))
+    assert done.status == 0
+    request = GnttabUnmapAndReplace(host_addr=b.page(6), new_addr=1 << 32 | b.page(5), handle=done.handle)
+    assert op32(b, Gnttab.UNMAP_AND_REPLACE, request).status == -1
+    request.new_addr = b.page(5)
+    assert op32(b, Gnttab.UNMAP_AND_REPLACE, request).status == 0
+
+
+# -- anything, in any order --------------------------------------------------------------------------------
+
+REFS = st.sampled_from([3, 8, 8, 9, 9, 10, 255, 256])
+FLAGS = (PERMIT, PERMIT, PERMIT, PERMIT | 4, PERMIT | SUB_PAGE, ACCEPT, ACCEPT, TRANSITIVE, 0, 0xFFE7)
+WHAT = (
+    "entry", "entry", "entry", "version", "map", "map", "map", "unmap", "replace", "copy", "transfer", "swap",
+    "share", "free", "own",
+)  # fmt: skip
+STEP = st.tuples(
+    st.sampled_from(WHAT), st.integers(0, 2), st.integers(0, 2), REFS, REFS, st.integers(1, 7),
+    st.integers(0, 31), st.integers(0, 0x1FF),
+)  # fmt: skip
+
+
+def step(trio: Trio, what: str, *numbers: int) -> None:
+    """One operation of one guest, sensible or not."""
+    who, other, ref, second, page, small, flags = numbers
+    guests = (trio.a, trio.b, trio.c)
+    guest, peer = guests[who], guests[other]
+    frames = trio.machine.frames
+    named = trio.machine.ram.q[guest.entry(guest.page(page)) >> 3] >> 12 & 0xFFFFF
+    if what == "entry" and ref * 8 * guest.domain.grants.version < 4096:
+        flags = FLAGS[flags % len(FLAGS)]
+        passes_on = flags & 3 == TRANSITIVE
+        low = (guests[small % 3].domain.domid, 0) if passes_on else (small * 64, 512)
+        entry(guest, ref, flags, peer.domain.domid, second if passes_on else named, low)
+    elif what == "version":
+        set_version(guest, 2 if small else 1)
+    elif what == "map":
+        where = guest.entry(guest.page(page)) if small & CONTAINS_PTE else guest.page(page)
+        request = GnttabMapGrantRef(host_addr=where, flags=small, ref=ref, dom=peer.domain.domid)
+        op(guest, Gnttab.MAP_GRANT_REF, request, 0x8000)
+    elif what == "unmap":
+        bus = named << 12 if flags & 1 else 0
+        request = GnttabUnmapGrantRef(host_addr=guest.page(page), dev_bus_addr=bus, handle=small % 3)
+        op(guest, Gnttab.UNMAP_GRANT_REF, request, 0x8000)
+    elif what == "replace":
+        request = GnttabUnmapAndReplace(
+            host_addr=guest.page(page), new_addr=guest.page(1 + small % 7), handle=flags % 3
+        )
+        op(guest, Gnttab.UNMAP_AND_REPLACE, request, 0x8000)
+    elif what == "copy":
+        request = GnttabCopy(
+            source=ref if small & 1 else named, source_domid=peer.domain.domid if small & 1 else DOMID_SELF,
+            dest=second if small & 2 else named, dest_domid=peer.domain.domid if small & 2 else DOMID_SELF,
+            source_offset=flags, dest_offset=flags, length=flags, flags=small & 3,
+        )  # fmt: skip
+        op(guest, Gnttab.COPY, request, 0x8000)
+    elif what == "transfer":
+        mine = frames.owned_by(guest.domain.domid).tolist()
+        spare = [mfn for mfn in mine if frames.refs[mfn] == frames.allocated[mfn] == 1]
+        mfn = spare[0] if spare else named
+        peer.domain.max_pages = 2 * PAGES
+        op(guest, Gnttab.TRANSFER, GnttabTransfer(mfn=mfn, domid=peer.domain.domid, ref=ref), 0x8000)
+    elif what == "swap":
+        op(guest, Gnttab.SWAP_GRANT_REF, GnttabSwapGrantRef(ref_a=ref, ref_b=second), 0x8000)
+    elif what == "share":
+        shared = peer.domain.grants.shared_frames
+        value = shared[small % len(shared)] << 12 | READ_WRITE
+        guest.call(UPDATE_VA_MAPPING, guest.page(page), value, 2)
+    elif what == "free":
+        guest.call(UPDATE_VA_MAPPING, guest.page(page), 0, 2)
+    elif what == "own":
+        mine = frames.owned_by(guest.domain.domid)
+        value = int(mine[(flags * 32 + small) % mine.size]) << 12 | READ_WRITE
+        guest.call(UPDATE_VA_MAPPING, guest.page(page), value, 2)
+
+
+@settings(max_examples=12)
+@given(st.lists(STEP, min_size=20, max_size=150), st.permutations([0, 1, 2]))
+def test_whatever_guests_do_memory_is_sound_and_death_gives_all_back(
+    steps: list[tuple[str, int, int, int, int, int, int, int]], order: list[int]
+) -> None:
+    trio = Trio()
+    try:
+        for number, (what, *numbers) in enumerate(steps):
+            step(trio, what, *numbers)
+            if number % 10 == 0:
+                assert trio.machine.audit() == []
+        for who in order:
+            trio.kill((trio.a, trio.b, trio.c)[who])
+            assert trio.machine.audit() == []
+        assert trio.machine.frames.free_count == trio.free
+    finally:
+        trio.machine.close()

@@ -28,6 +28,9 @@ char1024 = Annotated[bytes, "1024s", "1024s", 1, 1]
 u16_after_struct = Annotated[int, "H", "H", 8, 4]
 """A `uint16_t` behind a nested structure that holds an `unsigned long`, and so ends in padding."""
 
+u32_before_pointer = Annotated[int, "I", "I", 8, 4]
+"""A `uint32_t` that begins a nested structure with a pointer, and is aligned as that is."""
+
 
 class Layout:
     """One structure as one guest class sees it: `size` in bytes, `offsets` by field, `packer`."""

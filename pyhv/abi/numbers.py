@@ -58,6 +58,8 @@ class Memory(enum.IntEnum):
     REMOVE_FROM_PHYSMAP = 15
     SET_POD_TARGET = 16
     GET_POD_TARGET = 17
+    GET_SHARING_FREED_PAGES = 18
+    GET_SHARING_SHARED_PAGES = 19
     ADD_TO_PHYSMAP_BATCH = 23
     CLAIM_PAGES = 24
     MACHPHYS_COMPAT_MFN_LIST = 25
@@ -188,6 +190,48 @@ class Assist(enum.IntEnum):
     M2P_STRICT = 32
 
 
+class Xenver(enum.IntEnum):
+    """`xen_version` commands."""
+
+    VERSION = 0
+    EXTRAVERSION = 1
+    COMPILE_INFO = 2
+    CAPABILITIES = 3
+    CHANGESET = 4
+    PLATFORM_PARAMETERS = 5
+    GET_FEATURES = 6
+    PAGESIZE = 7
+    GUEST_HANDLE = 8
+    COMMANDLINE = 9
+    BUILD_ID = 10
+
+
+class Physdev(enum.IntEnum):
+    """`physdev_op` commands."""
+
+    IRQ_UNMASK_NOTIFY = 4
+    IRQ_STATUS_QUERY = 5
+    SET_IOPL = 6
+    SET_IOBITMAP = 7
+    APIC_READ = 8
+    APIC_WRITE = 9
+    ALLOC_IRQ_VECTOR = 10
+    EOI = 12
+    MAP_PIRQ = 13
+    UNMAP_PIRQ = 14
+    MANAGE_PCI_ADD = 15
+    MANAGE_PCI_REMOVE = 16
+    RESTORE_MSI = 19
+    MANAGE_PCI_ADD_EXT = 20
+    SETUP_GSI = 21
+    PCI_MMCFG_RESERVED = 24
+    PCI_DEVICE_ADD = 25
+    PCI_DEVICE_REMOVE = 26
+    RESTORE_MSI_EXT = 27
+    PREPARE_MSIX = 30
+    RELEASE_MSIX = 31
+
+
 class Feature(enum.IntEnum):
     """XENFEAT bits that a PV domU of pyhv sees."""
 
@@ -195,6 +239,7 @@ class Feature(enum.IntEnum):
     HIGHMEM_ASSIST = 6
     GNTTAB_MAP_AVAIL_BITS = 7
     MEMORY_OP_VNODE_SUPPORTED = 13
+    DIRECT_MAPPED = 17
 
 
 CALLBACKF_MASK_EVENTS = 1

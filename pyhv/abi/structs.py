@@ -17,6 +17,7 @@ from pyhv.abi.layout import (
     u16,
     u16_after_struct,
     u32,
+    u32_before_pointer,
     u64,
     u64_aligned,
     ulong,
@@ -125,6 +126,68 @@ class MemoryMap(AbiStruct):
 
     nr_entries: u32
     buffer: pointer
+
+
+class ForeignMemoryMap(AbiStruct):
+    """`xen_foreign_memory_map`: a domain, and a `MemoryMap` for it."""
+
+    domid: u16
+    nr_entries: u32_before_pointer
+    buffer: pointer
+
+
+class AddToPhysmap(AbiStruct):
+    """`xen_add_to_physmap`; `pages` is its `size`."""
+
+    domid: u16
+    pages: u16
+    space: u32
+    idx: ulong
+    gpfn: ulong
+
+
+class AddToPhysmapBatch(AbiStruct):
+    """`xen_add_to_physmap_batch`; `pages` is its `size`, `foreign_domid` is a union's only used member."""
+
+    domid: u16
+    space: u16
+    pages: u16
+    foreign_domid: u16
+    idxs: pointer
+    gpfns: pointer
+    errs: pointer
+
+
+class RemoveFromPhysmap(AbiStruct):
+    """`xen_remove_from_physmap`."""
+
+    domid: u16
+    gpfn: ulong
+
+
+class VnumaTopologyInfo(AbiStruct):
+    """`xen_vnuma_topology_info`; each pointer is a union with a 64-bit word."""
+
+    domid: u16
+    pad: u16
+    nr_vnodes: u32
+    nr_vcpus: u32
+    nr_vmemranges: u32
+    vdistance: u64
+    vcpu_to_vnode: u64
+    vmemrange: u64
+
+
+class AcquireResource(AbiStruct):
+    """`xen_mem_acquire_resource`."""
+
+    domid: u16
+    type: u16
+    id: u32
+    nr_frames: u32
+    pad: u32
+    frame: u64_aligned
+    frame_list: pointer
 
 
 class GnttabSetupTable(AbiStruct):

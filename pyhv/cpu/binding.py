@@ -126,6 +126,12 @@ if _tb_invalidate is not None:
 tb_invalidate_phys_range: Callable[[int, int, int], None] | None = _tb_invalidate
 """Drop translations of a range of physical addresses: exported by the wheel, not part of the public API."""
 
+_raise_exception = getattr(_lib, "raise_exception_err_x86_64", None)
+raise_exception_address: int | None = (
+    None if _raise_exception is None else ctypes.cast(_raise_exception, ctypes.c_void_p).value
+)
+"""Address of the function (state block, vector, error code) that leaves a translation; not public."""
+
 fast_tlb_flush_page = getattr(_held, "tlb_flush_page_x86_64", None)
 """Forget one page's translation, given the processor's and the page's address; exported, not public."""
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.layout import AbiStruct
-from pyhv.address import Mfn
+from pyhv.address import MASK64, Mfn
 from pyhv.domain import Domain, Vcpu
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
@@ -124,7 +124,8 @@ class Again(Exception):
 
     def __init__(self, *arguments: int) -> None:
         super().__init__(*arguments)
-        self.arguments = arguments
+        self.arguments = tuple(value & MASK64 for value in arguments)
+        """A list may end with the address space: what comes next is then at 0, and not the guest's."""
 
 
 class Call:

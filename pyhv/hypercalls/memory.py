@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""memory_op: give and take page frames, and ask about them (public header `memory.h`).
+"""memory_op (public header `memory.h`): the questions about memory, and what a plain PV domain is refused.
 
-The reservation calls return how many extents were done, never an error; the others return errors as usual.
-Long calls are done in one go: nothing here is ever continued.
+The low 6 bits of the command are the operation; the rest is the extent at which a long call goes on, which
+only some operations take. The calls that give and take frames are in `reservation` and `exchange`.
 """
 
 import struct
@@ -11,276 +11,236 @@ from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
 from pyhv.abi.structs import (
+    AcquireResource,
+    AddToPhysmap,
+    AddToPhysmapBatch,
+    ForeignMemoryMap,
     MachphysMapping,
     MachphysMfnList,
-    MemoryExchange,
     MemoryMap,
     MemoryReservation,
+    RemoveFromPhysmap,
+    VnumaTopologyInfo,
 )
-from pyhv.address import COMPAT_VIRT_START, HYPERVISOR_VIRT_START, MASK64, Mfn, guest_may_use
-from pyhv.errors import ConfigError, XenError
+from pyhv.address import COMPAT_VIRT_START, HYPERVISOR_VIRT_START, Mfn
+from pyhv.errors import XenError
 from pyhv.hypercalls.context import Call
-from pyhv.hypercalls.table import Commands, hypercall
+from pyhv.hypercalls.table import Commands, Status, hypercall
 
-_commands = Commands("memory_op", Memory)
-_MAX_ORDER = 9
-_ORDER_LIMIT = 20
-"""Extents beyond this order exist for nobody; a larger one makes a call senseless rather than refused."""
-_EXACT_NODE = 1 << 17
-_M2P = {64: (HYPERVISOR_VIRT_START, 0xFFFF_8040_0000_0000), 32: (COMPAT_VIRT_START, 0xFFE0_0000)}
+commands = Commands("memory_op", Memory)
+"""All sub-operations; `reservation` and `exchange` add theirs."""
+
+_M2P_END, _COMPAT_M2P_END = 0xFFFF_8040_0000_0000, 0xFFE0_0000
+_COMPAT_M2P_ENTRIES = (_COMPAT_M2P_END - COMPAT_VIRT_START) // 4
+_M2P_STEP = 2 << 20
 _E820 = struct.Struct("<QQI")
 _E820_RAM = 1
+_E820_MOST = 1024
+_SPACE_GMFN_RANGE, _SPACE_GMFN_FOREIGN = 3, 4
+
+_CONTINUED = frozenset({
+    Memory.INCREASE_RESERVATION, Memory.DECREASE_RESERVATION, Memory.POPULATE_PHYSMAP, Memory.ADD_TO_PHYSMAP,
+    Memory.ADD_TO_PHYSMAP_BATCH, Memory.ACQUIRE_RESOURCE,
+})  # fmt: skip
+"""Operations whose command may name a first extent."""
+_COMMON = frozenset({
+    Memory.MAXIMUM_RAM_PAGE, Memory.CURRENT_RESERVATION, Memory.MAXIMUM_RESERVATION, Memory.MAXIMUM_GPFN,
+    Memory.EXCHANGE, Memory.REMOVE_FROM_PHYSMAP, Memory.CLAIM_PAGES, Memory.GET_VNUMAINFO,
+})  # fmt: skip
+"""Those that refuse one with EINVAL. To all others the command is an unknown one then."""
 
 
 @hypercall(12, "memory_op", "command:ulong argument:ptr")
 def memory_op(call: Call, command: int, argument: int) -> int:
-    """The low 6 bits of the command are the operation, the rest the first extent."""
-    handler = _commands.handlers.get(command & (1 << MEMOP_EXTENT_SHIFT) - 1)
-    if handler is None:
-        raise XenError(Errno.ENOSYS, f"memory_op {command}")
-    result: int = handler(call, argument, command >> MEMOP_EXTENT_SHIFT)
+    """Give and take page frames, and ask about them."""
+    operation, start = command & (1 << MEMOP_EXTENT_SHIFT) - 1, command >> MEMOP_EXTENT_SHIFT
+    handler = commands.handlers.get(operation)
+    if start and operation in _COMMON:
+        raise XenError(Errno.EINVAL, f"memory_op {operation} is never continued")
+    if handler is None or (start and operation not in _CONTINUED):
+        raise XenError(Errno.ENOSYS, f"memory_op {command:#x}")
+    result: int = handler(call, argument, start)
     return result
 
 
-def _reservation(call: Call, argument: int, start: int) -> MemoryReservation | None:
-    """Read and check the request of a reservation call; None where it must return `start`."""
-    try:
-        request = call.read(MemoryReservation, argument)
-    except XenError:
-        return None
-    if request.extent_order > _MAX_ORDER or request.domid not in (DOMID_SELF, call.domain.domid):
-        return None
-    if request.nr_extents > MASK64 >> MEMOP_EXTENT_SHIFT or start >= request.nr_extents:
-        return None
-    if request.mem_flags & _EXACT_NODE:
-        return None
-    return request
-
-
-def _take_extent(call: Call, order: int, *, exchanging: bool = False) -> list[Mfn] | None:
-    """Allocate 2**order contiguous frames for the caller, None if it may not have them.
-
-    An exchange takes before it gives, so for a moment it may have more than its reservation.
-    """
-    domain = call.domain
-    if not exchanging and domain.tot_pages + (1 << order) > domain.max_pages:
-        return None
-    try:
-        extent = call.frames.allocate_extent(domain.domid, order)
-    except ConfigError:
-        return None
-    domain.tot_pages += 1 << order
-    return extent
-
-
-def _populate(call: Call, argument: int, start: int, *, physmap: bool) -> int:
-    request = _reservation(call, argument, start)
-    if request is None:
-        return start
-    memory, frames = call.memory, call.frames
-    assert frames.m2p is not None
-    done = start
-    while done < request.nr_extents:
-        slot = request.extent_start + call.word * done & MASK64
-        try:
-            pfn = call.read_word(slot) if physmap else 0
-            if request.extent_start:
-                memory.for_write(slot)
-                memory.for_write(slot + call.word - 1 & MASK64)
-        except XenError:
-            break
-        extent = _take_extent(call, request.extent_order)
-        if extent is None:
-            break
-        if physmap:
-            for index, mfn in enumerate(extent):
-                frames.m2p[mfn] = pfn + index & MASK64
-        if request.extent_start:
-            call.write_word(slot, extent[0])
-        done += 1
-    return done
-
-
-@_commands.command(Memory.INCREASE_RESERVATION)
-def _increase(call: Call, argument: int, start: int) -> int:
-    return _populate(call, argument, start, physmap=False)
-
-
-@_commands.command(Memory.POPULATE_PHYSMAP)
-def _populate_physmap(call: Call, argument: int, start: int) -> int:
-    return _populate(call, argument, start, physmap=True)
-
-
-@_commands.command(Memory.DECREASE_RESERVATION)
-def _decrease(call: Call, argument: int, start: int) -> int:
-    request = _reservation(call, argument, start)
-    if request is None:
-        return start
-    done = start
-    while done < request.nr_extents:
-        try:
-            first = call.read_word(request.extent_start + call.word * done & MASK64)
-        except XenError:
-            break
-        if not all(_give_back(call, first + index) for index in range(1 << request.extent_order)):
-            break
-        done += 1
-    return done
-
-
-def _give_back(call: Call, mfn: int) -> bool:
-    frames, domain = call.frames, call.domain
-    if not 0 < mfn < frames.count or frames.owner[mfn] != domain.domid or not frames.allocated[mfn]:
-        return False
-    assert frames.m2p is not None
-    frames.m2p[mfn] = MASK64
-    frames.deallocate(mfn)  # `tot_pages` falls when the last reference is gone
-    return True
-
-
-@_commands.command(Memory.MAXIMUM_RAM_PAGE)
-def _maximum_ram_page(call: Call, _argument: int, _start: int) -> int:
-    return call.frames.count - 1
+def existing(call: Call, domid: int) -> bool:
+    """Say whether a domain, perhaps as DOMID_SELF, is the caller. ESRCH: it is none."""
+    if domid in (DOMID_SELF, call.domain.domid):
+        return True
+    call.existing(domid)
+    return False
 
 
 def _named_self(call: Call, argument: int) -> None:
     call.own(int.from_bytes(call.memory.read(argument, 2), "little"))
 
 
-@_commands.command(Memory.CURRENT_RESERVATION)
+# -- how much --------------------------------------------------------------------------------------------
+
+
+@commands.command(Memory.MAXIMUM_RAM_PAGE)
+def _maximum_ram_page(call: Call, _argument: int, _start: int) -> int:
+    """One more than the highest frame number, as on Xen."""
+    return call.frames.count
+
+
+@commands.command(Memory.CURRENT_RESERVATION)
 def _current_reservation(call: Call, argument: int, _start: int) -> int:
     _named_self(call, argument)
     return call.domain.tot_pages
 
 
-@_commands.command(Memory.MAXIMUM_RESERVATION)
+@commands.command(Memory.MAXIMUM_RESERVATION)
 def _maximum_reservation(call: Call, argument: int, _start: int) -> int:
     _named_self(call, argument)
     return call.domain.max_pages
 
 
-@_commands.command(Memory.MAXIMUM_GPFN)
+@commands.command(Memory.MAXIMUM_GPFN, note="what the guest says itself, in shared_info")
 def _maximum_gpfn(call: Call, argument: int, _start: int) -> int:
     _named_self(call, argument)
     page, at = call.domain.shared_info, call.domain.layout.max_pfn
-    return (page.read_u64(at) if call.width == 64 else page.read_u32(at)) - 1
+    pages = page.read_u64(at) if call.width == 64 else page.read_u32(at)
+    return max(pages, 1) - 1
 
 
-@_commands.command(Memory.MACHPHYS_MAPPING)
+# -- the machine-to-physical table -------------------------------------------------------------------------
+
+
+@commands.command(Memory.MACHPHYS_MAPPING)
 def _machphys_mapping(call: Call, argument: int, _start: int) -> int:
-    start, end = _M2P[call.width]
-    answer = MachphysMapping(v_start=start, v_end=end, max_mfn=call.frames.count - 1)
+    highest = call.frames.count - 1
+    if call.width == 64:
+        answer = MachphysMapping(v_start=HYPERVISOR_VIRT_START, v_end=_M2P_END, max_mfn=highest)
+    else:
+        most = min(highest, _COMPAT_M2P_ENTRIES - 1)
+        answer = MachphysMapping(v_start=COMPAT_VIRT_START, v_end=_COMPAT_M2P_END, max_mfn=most)
     call.write(argument, answer)
     return 0
 
 
-@_commands.command(Memory.MACHPHYS_MFN_LIST)
-def _machphys_mfn_list(call: Call, argument: int, _start: int) -> int:
+def _mfn_list(call: Call, argument: int, frames: list[Mfn], entry_size: int) -> int:
     request = call.read(MachphysMfnList, argument)
-    steps = min(request.max_extents, (call.frames.count * call.word + (2 << 20) - 1) >> 21)
-    first = (call.host.m2p_frames if call.width == 64 else call.host.compat_m2p_frames)[0]
+    steps = min(request.max_extents, -(-call.frames.count * entry_size // _M2P_STEP))
     for step in range(steps):
-        call.write_word(request.extent_start + call.word * step, first + 512 * step)
+        call.write_word(request.extent_start + call.word * step, frames[0] + (_M2P_STEP >> 12) * step)
     request.nr_extents = steps
     call.write(argument, request)
     return 0
 
 
-@_commands.command(Memory.MEMORY_MAP)
+@commands.command(Memory.MACHPHYS_MFN_LIST)
+def _machphys_mfn_list(call: Call, argument: int, start: int) -> int:
+    if call.width == 32:
+        return _machphys_compat_mfn_list(call, argument, start)
+    return _mfn_list(call, argument, call.host.m2p_frames, 8)
+
+
+@commands.command(Memory.MACHPHYS_COMPAT_MFN_LIST)
+def _machphys_compat_mfn_list(call: Call, argument: int, _start: int) -> int:
+    return _mfn_list(call, argument, call.host.compat_m2p_frames, 4)
+
+
+# -- the memory map ----------------------------------------------------------------------------------------
+
+
+@commands.command(Memory.MEMORY_MAP)
 def _memory_map(call: Call, argument: int, _start: int) -> int:
+    domain = call.domain
+    entries = _E820.pack(0, domain.max_pages << 12, _E820_RAM) if domain.e820 is None else domain.e820
+    if not entries:
+        raise XenError(Errno.ENOSYS, "the memory map is empty")
     request = call.read(MemoryMap, argument)
-    entries = _E820.pack(0, call.domain.max_pages << 12, _E820_RAM)
-    count = min(request.nr_entries, 1)
+    count = min(request.nr_entries, len(entries) // _E820.size)
     call.memory.write(request.buffer, entries[: count * _E820.size])
     request.nr_entries = count
     call.write(argument, request)
     return 0
 
 
-@_commands.command(Memory.EXCHANGE)
-def _exchange(call: Call, argument: int, _start: int) -> int:
-    request = call.read(MemoryExchange, argument)
-    given, wanted = request.in_nr_extents, request.out_nr_extents
-    if request.nr_exchanged > given or max(given, wanted) > MASK64 >> _MAX_ORDER + 1:
-        raise XenError(Errno.EINVAL, "memory_exchange beyond its lists")
-    if max(request.in_extent_order, request.out_extent_order) > _ORDER_LIMIT:
-        raise XenError(Errno.EINVAL, "memory_exchange of impossible extents")
-    if given << request.in_extent_order != wanted << request.out_extent_order:
-        raise XenError(Errno.EINVAL, "memory_exchange of unequal amounts")
-    if request.in_domid != request.out_domid or request.in_domid not in (DOMID_SELF, call.domain.domid):
-        raise XenError(Errno.EINVAL, "memory_exchange between domains")
-    if max(request.in_extent_order, request.out_extent_order) > _MAX_ORDER:
-        raise XenError(Errno.EPERM, "memory_exchange of large extents")
-    if request.nr_exchanged == given:
-        return 0
-    ratio = given // wanted if given >= wanted else 1
-    for base, first, count in (
-        (request.in_extent_start, request.nr_exchanged, given),
-        (request.out_extent_start, request.nr_exchanged // ratio, wanted),
-    ):
-        low, high = base + call.word * first, base + call.word * count - 1
-        if not (guest_may_use(low) and guest_may_use(high)) or high < low:
-            raise XenError(Errno.EFAULT, "memory_exchange list outside the guest's space")
-    return _do_exchange(call, request, argument)
-
-
-def _do_exchange(call: Call, request: MemoryExchange, argument: int) -> int:
-    """Exchange chunk by chunk: as many frames as the larger of both extent sizes."""
-    memory, frames = call.memory, call.frames
-    in_order, out_order = request.in_extent_order, request.out_extent_order
-    chunk = 1 << max(in_order, out_order)
-    in_step, out_step = chunk >> in_order, chunk >> out_order
-    at = request.nr_exchanged
-    if at % in_step:
-        raise XenError(Errno.EINVAL, "memory_exchange resumed inside a chunk")
-    assert frames.m2p is not None
-    while at < request.in_nr_extents:
-        given = [
-            call.read_word(request.in_extent_start + call.word * (at + n)) + index
-            for n in range(in_step)
-            for index in range(1 << in_order)
-        ]
-        for mfn in given:
-            call.own_frame(mfn)
-            if not frames.allocated[mfn] or frames.refs[mfn] != 1 or given.count(mfn) != 1:
-                raise XenError(Errno.EINVAL, f"memory_exchange of {frames.describe(mfn)}, which is in use")
-        first_out = at // in_step * out_step
-        places = [request.out_extent_start + call.word * (first_out + n) for n in range(out_step)]
-        pfns = [call.read_word(place) for place in places]
-        for place in places:
-            memory.for_write(place)
-            memory.for_write(place + call.word - 1 & MASK64)
-        extents: list[list[Mfn]] = []
-        for _ in places:
-            extent = _take_extent(call, out_order, exchanging=True)
-            if extent is None:
-                for mfn in (mfn for taken in extents for mfn in taken):
-                    _give_back(call, mfn)
-                raise XenError(Errno.ENOMEM, "no frames for memory_exchange")
-            extents.append(extent)
-        for mfn in given:
-            _give_back(call, mfn)
-        for place, pfn, extent in zip(places, pfns, extents, strict=True):
-            for index, mfn in enumerate(extent):
-                frames.m2p[mfn] = pfn + index & MASK64
-            call.write_word(place, extent[0])
-        at += in_step
-        request.nr_exchanged = at
-        call.write(argument, request)
+@commands.command(Memory.SET_MEMORY_MAP, note="its own, which only it looks at")
+def _set_memory_map(call: Call, argument: int, _start: int) -> int:
+    request = call.read(ForeignMemoryMap, argument)
+    if request.nr_entries > _E820_MOST:
+        raise XenError(Errno.EINVAL, f"memory map of {request.nr_entries} entries")
+    call.own(request.domid)
+    call.domain.e820 = call.memory.read(request.buffer, request.nr_entries * _E820.size)
     return 0
 
 
-_commands.refuse({
-    Memory.ADD_TO_PHYSMAP: Errno.EACCES,
-    Memory.REMOVE_FROM_PHYSMAP: Errno.EACCES,
-    Memory.ADD_TO_PHYSMAP_BATCH: Errno.EACCES,
+# -- what is refused, after the checks that come first on Xen ------------------------------------------------
+
+
+def _not_translated(call: Call, domid: int) -> int:
+    existing(call, domid)
+    raise XenError(Errno.EACCES, "a PV domain has no physmap to change")
+
+
+@commands.command(Memory.ADD_TO_PHYSMAP, Status.REFUSED, "EACCES")
+def _add_to_physmap(call: Call, argument: int, start: int) -> int:
+    if start > 0xFFFF:
+        raise XenError(Errno.EDOM, f"add_to_physmap from {start}")
+    request = call.read(AddToPhysmap, argument)
+    if request.space == _SPACE_GMFN_FOREIGN:
+        raise XenError(Errno.ENOSYS, "foreign frames are added in batches only")
+    return _not_translated(call, request.domid)
+
+
+@commands.command(Memory.ADD_TO_PHYSMAP_BATCH, Status.REFUSED, "EACCES")
+def _add_to_physmap_batch(call: Call, argument: int, start: int) -> int:
+    if start > 0xFFFF:
+        raise XenError(Errno.EDOM, f"add_to_physmap_batch from {start}")
+    request = call.read(AddToPhysmapBatch, argument)
+    if request.space == _SPACE_GMFN_RANGE:
+        raise XenError(Errno.EOPNOTSUPP, "ranges are not added in batches")
+    return _not_translated(call, request.domid)
+
+
+@commands.command(Memory.REMOVE_FROM_PHYSMAP, Status.REFUSED, "EACCES")
+def _remove_from_physmap(call: Call, argument: int, _start: int) -> int:
+    return _not_translated(call, call.read(RemoveFromPhysmap, argument).domid)
+
+
+@commands.command(Memory.CLAIM_PAGES, Status.REFUSED, "EPERM")
+def _claim_pages(call: Call, argument: int, _start: int) -> int:
+    request = call.read(MemoryReservation, argument)
+    known = request.domid == 0 or call.host.domain(request.domid) is not None
+    if request.extent_start or request.extent_order or request.mem_flags or not known:
+        raise XenError(Errno.EINVAL, "claim_pages of an order, a list, or for no domain")
+    raise XenError(Errno.EPERM, "claim_pages is the toolstack's")
+
+
+@commands.command(Memory.GET_VNUMAINFO, Status.REFUSED, "EOPNOTSUPP: no virtual NUMA")
+def _get_vnumainfo(call: Call, argument: int, _start: int) -> int:
+    request = call.read(VnumaTopologyInfo, argument)
+    if request.pad:
+        raise XenError(Errno.EINVAL, "get_vnumainfo with padding")
+    call.own(request.domid)
+    raise XenError(Errno.EOPNOTSUPP, "no virtual NUMA")
+
+
+@commands.command(Memory.ACQUIRE_RESOURCE, Status.REFUSED, "EPERM")
+def _acquire_resource(call: Call, argument: int, _start: int) -> int:
+    request = call.read(AcquireResource, argument)
+    if request.pad or request.frame + request.nr_frames >> 32:
+        raise XenError(Errno.EINVAL, "acquire_resource beyond 2**32 frames")
+    call.existing(request.domid)  # DOMID_SELF is none: the resource must be another's
+    raise XenError(Errno.EPERM, "acquire_resource is for a device model")
+
+
+@commands.command(Memory.GET_SHARING_FREED_PAGES, note="nothing is shared: 0")
+def _sharing_freed(_call: Call, _argument: int, _start: int) -> int:
+    return 0
+
+
+@commands.command(Memory.GET_SHARING_SHARED_PAGES, note="nothing is shared: 0")
+def _sharing_shared(_call: Call, _argument: int, _start: int) -> int:
+    return 0
+
+
+commands.refuse({
     Memory.MACHINE_MEMORY_MAP: Errno.EPERM,
-    Memory.SET_MEMORY_MAP: Errno.EPERM,
     Memory.SET_POD_TARGET: Errno.EINVAL,
     Memory.GET_POD_TARGET: Errno.EINVAL,
-    Memory.CLAIM_PAGES: Errno.EPERM,
-    Memory.MACHPHYS_COMPAT_MFN_LIST: Errno.EINVAL,
-    Memory.GET_VNUMAINFO: Errno.EOPNOTSUPP,
     Memory.RESERVED_DEVICE_MEMORY_MAP: Errno.ENOSYS,
-    Memory.ACQUIRE_RESOURCE: Errno.EPERM,
 })  # fmt: skip

@@ -45,6 +45,7 @@ VCPU_AREA_SIZE: Final = 0x20000
 """Per vCPU: 16 pages of GDT, then 16 pages of LDT."""
 LDT_AREA: Final = 0x10000
 CACHE_FRAMES: Final = 32
+_MOST_MERGES: Final = 4096
 
 COMPAT_FIRST_SLOT: Final = 428
 """First slot of the hypervisor in the L2 that a 32-bit guest's L3 has in slot 3 (address 0xf5800000)."""
@@ -213,6 +214,8 @@ class L4Cache:
         if known is None:
             tables = self.ram.tables
             known = bool(np.array_equal(tables[kernel][_LOW], tables[user][_LOW]))
+            if len(self._mergeable) >= _MOST_MERGES:
+                self._mergeable.clear()  # a guest may pair each of its L4s with each
             self._mergeable[kernel, user] = known
         return known
 

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Inputs of the fuzzers, replayed without one: the seeds, and everything that once found a bug. And the
+fuzzers themselves: their checks notice damage, and no hypercall is left out.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from fuzz.findings import minimise, outcome, signature
+from fuzz.names import TARGETS, make
+from fuzz.requests import NUMBERS
+from fuzz.target import Finding, Target, watched
+from fuzz.world import World
+from pyhv.hypercalls.registry import HYPERCALLS
+from pyhv.hypercalls.table import Status
+
+ROOT = Path(__file__).parent.parent / "fuzz"
+REGRESSIONS = sorted(path for path in (ROOT / "regressions").glob("*/*"))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_show_nothing(name: str) -> None:
+    seeds = sorted((ROOT / "corpus" / name).iterdir())
+    assert seeds
+    target = make(name)
+    with watched():
+        for path in seeds:
+            target.run(path.read_bytes())
+        target.finish()
+    assert target.calls >= len(seeds)
+
+
+@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_what_was_found_once(path: Path) -> None:
+    with watched():
+        make(path.parent.name).replay(path.read_bytes())
+
+
+def test_the_seeds_are_small() -> None:
+    assert sum(path.stat().st_size for path in (ROOT / "corpus").glob("*/*")) < 300_000
+
+
+def test_no_hypercall_is_left_out() -> None:
+    """Those that are always refused get random arguments only; all others have a request of their own."""
+    offered = {e.number for e in HYPERCALLS if e is not None and e.status is not Status.REFUSED}
+    assert offered <= set(NUMBERS)
+
+
+# -- the checks themselves -----------------------------------------------------------------------------------
+
+
+def damage_victim(world: World) -> None:
+    world.machine.ram.q[world.victim.frames[3] << 9] ^= 1
+
+
+def copy_secret(world: World) -> None:
+    world.machine.ram.tables[world.guests[0].frames[3]] = world.machine.ram.tables[world.victim.frames[3]]
+
+
+def lose_reference(world: World) -> None:
+    world.machine.frames.refs[world.guests[0].frames[3]] += 1
+
+
+def miscount(world: World) -> None:
+    world.guests[1].domain.tot_pages -= 1
+
+
+def kill_victim(world: World) -> None:
+    world.machine.crash(world.victim.domain, "it was told to")
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (damage_victim, "victim"),
+        (copy_secret, "secret"),
+        (lose_reference, "audit"),
+        (miscount, "quota"),
+        (kill_victim, "victim"),
+    ],
+)
+def test_damage_is_noticed(damage, kind: str) -> None:
+    world = World()
+    try:
+        world.check(thoroughly=True)
+        damage(world)
+        with pytest.raises(Finding) as caught:
+            world.check(thoroughly=True)
+        assert caught.value.kind == kind
+    finally:
+        world.close()
+
+
+def test_a_leak_is_noticed_when_all_have_died() -> None:
+    world = World()
+    try:
+        world.machine.frames.allocate_xen()
+        with pytest.raises(Finding, match="leak: 1 frames"):
+            world.finish()
+    finally:
+        world.close()
+
+
+class Toy(Target):
+    """Fails at an `x` that follows an `a`, anywhere before it."""
+
+    name = "toy"
+
+    def run(self, data: bytes) -> bytes:
+        self.steps = list(range(len(data)))
+        self.calls += len(data)
+        seen = False
+        for byte in data:
+            seen = seen or byte == ord("a")
+            if seen and byte == ord("x"):
+                raise Finding("toy", "an x after an a")
+        return data
+
+    def finish(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
+def test_a_finding_is_made_small() -> None:
+    toy = Toy()
+    data = b"....x....a.......b...x...x..."
+    assert outcome(toy, data) == "Finding:toy"
+    assert outcome(toy, b"xa") is None
+    assert minimise(toy, data, "Finding:toy") == b"ax"
+
+
+def test_signatures_name_the_place() -> None:
+    with pytest.raises(IndexError) as caught:
+        World().machine.frames.release_shared(1 << 30)
+    assert signature(caught.value) == "IndexError:frames.release_shared"
