@@ -74,7 +74,7 @@ class Result:
 LINUX = (
     Step("kernel", r"Linux version (\S+)"),
     Step("init", r"PYHV-INIT-OK"),
-    Step("shell", r"/ # ", 'echo "$(cat /sys/hypervisor/type): $(uname -rv)"\r'),
+    Step("shell", r"[/~] # ", 'echo "$(cat /sys/hypervisor/type): $(uname -rv)"\r'),
     Step("command", r"\nxen: ([^\r\n]+)", "poweroff -f\r"),
 )
 GRUB = (

@@ -95,7 +95,11 @@ class Vcpu:
         """Decoded descriptors by selector; emptied when GDT or LDT may have changed."""
         self.return_segments: dict[tuple[int, int], tuple[Segment | None, Segment | None]] = {}
         """(CS, SS) pairs that iret frames have named, decoded; emptied with `segments`."""
+        self.descriptors_changed = False
+        """Segment registers may hold what can no longer be loaded (`traps/segments.py`)."""
         self.tsc_aux = 0
+        self.cpuid_faulting = False
+        """CPUID of user mode is #GP."""
         self.info_page = domain.shared_info
         self.info_offset = SI_VCPU_INFO + VCPU_INFO_SIZE * (number if number < 32 else 0)
         self.info = self.info_page.base + self.info_offset
@@ -122,6 +126,7 @@ class Vcpu:
         """Descriptors may have changed."""
         self.segments.clear()
         self.return_segments.clear()
+        self.descriptors_changed = True
 
     @property
     def weight(self) -> int:

@@ -68,9 +68,10 @@ class Recorder:
         self.engine.vmcb.rip = rip + length
         self._note(Exit("sysenter", rip, detail=length))
 
-    def cpuid(self) -> None:
+    def cpuid(self) -> bool:
         self.exits.append(Exit("cpuid", self.engine.vmcb.rip))
         self.answer()
+        return True
 
     def port_read(self, port: int, size: int) -> int | None:
         self.exits.append(Exit("in", self.engine.vmcb.rip, detail=port))

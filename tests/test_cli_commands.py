@@ -383,3 +383,17 @@ class TestDomainNames:
         names = domain_names(wanted)
         assert len(set(names)) == len(names) == len(wanted)
         assert all(0 < len(name) <= 64 and name.isascii() and "|" not in name for name in names)
+
+
+def test_options_for_kernels_that_are_not_fetched_are_refused(run):
+    for arguments in (["boot", "hello", "--flavour", "rt"], ["fetch", "pv-grub", "--flavour", "rt"]):
+        assert "--flavour is for debian" in run(*arguments).stderr
+    assert "--suite is for kernels that are fetched" in run("boot", "hello", "--suite", "sid").stderr
+
+
+def test_fetch_passes_on_what_is_wanted(run, monkeypatch):
+    asked = {}
+    files = debian.DebianFiles(Path("/c/vmlinuz"), Path("/c/vmlinux"), Path("/c/initramfs"), "6")
+    monkeypatch.setattr(debian, "ensure", lambda progress, **how: asked.update(how) or files)
+    run("fetch", "debian", "--flavour", "rt", "--suite", "sid", "--update")
+    assert asked == {"flavour": "rt", "suite": "sid", "update": True}

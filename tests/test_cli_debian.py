@@ -9,23 +9,48 @@ from pathlib import Path
 
 import pytest
 
-from pyhv.cli import debian, initramfs
+from pyhv.cli import debian, initramfs, kernels
+from pyhv.cli.kernels import KERNELS
 from pyhv.errors import EnvironmentProblem
 
 APT_GET = """#!/bin/sh
-[ "$2" = --print-uris ] && exit 9
+while [ "$1" = -o ]; do
+    case "$2" in Dir::Etc::SourceList=*) /bin/cat "${2#*=}" >"$FAKE/sources" ;; esac
+    shift 2
+done
 case "$*" in
+    indextargets*)
+        [ -e "$FAKE/nodebian" ] && { echo "Ubuntu|Ubuntu|http://u/"; exit 0; }
+        echo "Debian|Debian|http://x/debian/"
+        echo "Debian|Debian-Security|http://x/security/" ;;
+    update*)
+        echo "update" >>"$FAKE/log"
+        if [ -e "$FAKE/nosecurity" ] && /bin/grep -q security "$FAKE/sources"; then
+            echo "E: The repository 'http://x/security' is broken" >&2; exit 100
+        fi
+        [ -e "$FAKE/nosuite" ] && { echo "E: The repository does not have a Release file" >&2; exit 100; }
+        exit 0 ;;
     *--print-uris*)
         echo "'http://x/k.deb' linux-image-6.1.0-9-amd64_1_amd64.deb 100 SHA256:0"
         echo "'http://x/b.deb' busybox-static_1_amd64.deb 50 SHA256:0" ;;
     *)
         echo "download $*" >>"$FAKE/log"
         [ -e "$FAKE/offline" ] && { echo "E: Failed to fetch http://x  Could not resolve 'x'" >&2; exit 100; }
-        echo k >linux-image-6.1.0-9-amd64_1_amd64.deb
+        for package in $2 $3; do
+            echo k >"${package%:*}_1%3a1_amd64.deb"
+        done
         echo b >busybox-static_1%3a1_amd64.deb ;;
 esac
 """
 APT_CACHE = """#!/bin/sh
+for package; do :; done
+case "$package" in
+    linux-image-rt-amd64)
+        printf '%s\\n' "$package" "  Depends: linux-base" "  Depends: linux-image-7.3.4+deb13-rt-amd64"; exit 0 ;;
+    linux-image-7.3.4+deb13-rt-amd64)
+        printf '%s\\n' "$package" "  Depends: linux-binary-7.3.4+deb13-rt-amd64"; exit 0 ;;
+    linux-image-[0-9]*) echo "$package"; exit 0 ;;
+esac
 [ -e "$FAKE/nolists" ] && { echo "E: No packages found" >&2; exit 100; }
 [ -e "$FAKE/foreign" ] && { echo linux-image-amd64; echo "  Depends: linux-image-virtual"; exit 0; }
 cat <<.
@@ -36,7 +61,7 @@ linux-image-amd64
 DPKG_DEB = """#!/bin/sh
 [ -e "$FAKE/corrupt" ] && { echo garbage; exit 2; }
 case "$2" in
-    */linux-image*) cat "$FAKE/kernel.tar" ;;
+    */linux-* | */grub*) cat "$FAKE/kernel.tar" ;;
     *) cat "$FAKE/busybox.tar" ;;
 esac
 """
@@ -156,6 +181,76 @@ def test_failures_are_told_in_one_line_and_leave_nothing(fake, tmp_path, steer, 
     assert not root.exists() or list(root.iterdir()) == []
     (fake / steer).unlink()
     debian.ensure(Recorder())
+
+
+def test_a_suite_has_lists_of_its_own(fake, tmp_path):
+    progress = Recorder()
+    files = debian.ensure(progress, flavour="rt", suite="trixie-backports")
+    assert files.version == "7.3.4+deb13-rt-amd64"
+    assert files.vmlinuz.parent.parent == tmp_path / "cache/pyhv/debian/trixie-backports"
+    sources = [line.rpartition("]")[2].split() for line in (fake / "sources").read_text().splitlines()]
+    assert sources == [
+        ["http://x/debian/", "trixie-backports", "main"],
+        ["http://x/debian/", "trixie", "main"],
+        ["http://x/security/", "trixie-security", "main"],
+    ]
+    assert progress.steps[:2] == [
+        "reading the package lists of trixie-backports",
+        "downloading linux-binary-7.3.4+deb13-rt-amd64 and busybox-static",
+    ]
+    again = Recorder()
+    assert debian.ensure(again, flavour="rt", suite="trixie-backports") == files
+    assert again.steps == []
+    root = tmp_path / "cache/pyhv/debian"
+    assert [path.name for path in root.iterdir()] == ["trixie-backports"]  # nothing of the lists is left
+    assert (
+        debian.ensure(Recorder()).version == "6.1.0-9-amd64"
+    )  # the host's own, and not the suite's newer one
+
+
+def test_flavours_are_told_apart_in_the_cache(fake):
+    stock = debian.ensure(Recorder())
+    rt = debian.ensure(Recorder(), flavour="rt")
+    assert (stock.version, rt.version) == ("6.1.0-9-amd64", "7.3.4+deb13-rt-amd64")
+    assert debian.ensure(Recorder()) == stock
+    assert debian.ensure(Recorder(), flavour="rt") == rt
+
+
+def test_a_broken_security_archive_is_told_and_done_without(fake):
+    (fake / "nosecurity").touch()
+    progress = Recorder()
+    debian.ensure(progress, suite="trixie")
+    assert any("trixie without its security updates" in step for step in progress.steps)
+    assert "security" not in (fake / "sources").read_text()
+
+
+@pytest.mark.parametrize(
+    ("steer", "suite", "message"),
+    [
+        ("nosuite", "nosuch", "no package lists of nosuch: .* does not have a Release file"),
+        ("nodebian", "trixie", "apt has no archive of Debian"),
+        ("other", "../x", "cannot be a suite"),
+        ("other", "trixie main\ndeb", "cannot be a suite"),
+    ],
+)
+def test_what_is_wrong_with_a_suite(fake, tmp_path, steer, suite, message):
+    (fake / steer).touch()
+    with pytest.raises(EnvironmentProblem, match=message):
+        debian.ensure(Recorder(), suite=suite)
+    root = tmp_path / "cache/pyhv/debian"
+    assert not root.exists() or list(root.iterdir()) == []
+
+
+def test_other_kernels_are_kept_with_their_version(fake, tmp_path, monkeypatch):
+    tar(fake / "kernel.tar", {"./usr/lib/grub-xen/grub-x86_64-xen.bin": b"GRUB"})
+    progress = Recorder()
+    found = kernels.ensure("pv-grub", KERNELS["pv-grub"], progress)
+    assert found.path == tmp_path / "cache/pyhv/packaged/pv-grub/kernel"
+    assert found.path.read_bytes() == b"GRUB"
+    assert found.version == "grub-xen-host 1:1 amd64"
+    assert progress.steps == ["downloading grub-xen-host"]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert kernels.ensure("pv-grub", KERNELS["pv-grub"], Recorder()) == found
 
 
 @pytest.mark.parametrize("tool", ["apt-get", "apt-cache", "dpkg-deb"])

@@ -19,8 +19,8 @@ from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
 from pyhv.loader.notes import records
 
-GUESTS = ("debug", "fifo", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
-GUESTS_32 = ("events32", "hello32", "pages32", "smp32", "traps32")
+GUESTS = ("debug", "fifo", "grants", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
+GUESTS_32 = ("events32", "grants32", "hello32", "pages32", "smp32", "traps32", "usermode32")
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
 
@@ -155,6 +155,15 @@ def test_every_number_means_the_same_in_decimal_and_hexadecimal(number: int) -> 
     assert assemble(f".quad {number}", 0) == assemble(f".quad {number:#x}", 0) == expected
 
 
+@pytest.mark.parametrize("width", [64, 32])
+def test_differences_of_labels(width: int) -> None:
+    code = assemble(
+        "mov eax, there - here + 0x40000000\nhere: nop\nthere: .long 5 + there - here", 0, width=width
+    )
+    assert disassemble(code[:6], 0, width) == ["mov eax, 0x40000001", "nop"]
+    assert code[6:] == (6).to_bytes(4, "little")
+
+
 def test_nothing_is_nothing() -> None:
     assert assemble("\n\n", 0) == b""
 
@@ -183,6 +192,10 @@ def test_nothing_is_nothing() -> None:
         ("add rax, [rbx", "`]` is missing"),
         ("mov rax, rip", "rip can only be used inside"),
         ("mov eax, 010", "010 is no number"),
+        ("mov eax, 5 + first", "must begin with it"),
+        ("cmp eax, -(8 - first)", "must begin with it"),
+        ("mov eax, 8 - first, 1", "must begin with it"),
+        ("lea rax, [5 + first - last]", "cannot be subtracted inside"),
         ("mov eax, 10h", "10h is no number"),
         (".zero 0x10000000000", "more than 64 MiB"),
         (".balign 1099511627776", "more than 64 MiB"),

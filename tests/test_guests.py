@@ -42,7 +42,7 @@ def test_fifo_on_two_vcpus(bench, scheduler: str) -> None:
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_all_side_by_side(bench, scheduler: str) -> None:
     machine = bench(scheduler=scheduler)
-    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder", "hello32", "traps32"):
+    for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder", "pages32", "usermode32"):
         machine.add(name)
     assert machine.run() is Outcome.ENDED
     for console in machine.consoles:

@@ -160,7 +160,9 @@ def house(*names: str) -> Iterator[House]:
         made.machine.close()
 
 
-@pytest.mark.parametrize("name", ["hello", "pages", "usermode", "ticker", "intruder", "crasher", "merged"])
+@pytest.mark.parametrize(
+    "name", ["hello", "pages", "usermode", "ticker", "grants", "intruder", "crasher", "merged"]
+)
 def test_memory_is_sound_all_the_time(name: str) -> None:
     with house(name) as home:
         machine = home.machine

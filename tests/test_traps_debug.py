@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Debug registers at work: instruction, data and port breakpoints, single steps, and who sees what of them."""
+"""Debug registers at work: instruction, data and port breakpoints, single steps, and who sees them."""
 
 from collections.abc import Iterator
 

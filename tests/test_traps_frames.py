@@ -615,7 +615,7 @@ def test_iret_to_segments_that_are_absent(guest: Paused) -> None:
     ],
 )
 def test_floating_point_exceptions(guest: Paused, code: str, vector: int | None) -> None:
-    """#MF comes with the next waiting instruction. #XM never does: the emulator has no unmasked SSE faults."""
+    """#MF comes with the next instruction that waits. #XM never does: the emulator has none."""
     assert guest.execute(code) == vector
 
 

@@ -8,6 +8,7 @@ from guest_machine import Paused, paused
 
 from pyhv.abi.numbers import Assist
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.assembler import assemble
 
 GP, UD, NM = 13, 6, 7
 CODE = 0x8000
@@ -459,3 +460,126 @@ def test_a_refused_port_then_a_hypercall(guest: Paused) -> None:
     assert guest.execute("mov eax, 17; mov rdi, 0; in al, 0x80; mov eax, 17; syscall") == GP
     assert guest.dispatcher.hypercalls[17] == before
     assert guest.frame(error=True)["rip"] == guest.scratch + CODE + 12
+
+
+def test_an_unreadable_second_byte_of_the_io_bitmap_forbids_only_its_ports(guest: Paused) -> None:
+    assert guest.call(14, guest.page(4), 0, 2) == 0
+    bitmap = guest.put(b"\x00" * 16, 0x4000 - 16)
+    request = guest.put(bitmap.to_bytes(8, "little") + (0x200).to_bytes(8, "little"), 0x100)
+    assert guest.call(33, 7, request) == 0
+    assert guest.execute("in al, 0x7f") is None
+    assert guest.execute("in ax, 0x7e") is None
+    assert guest.execute("in ax, 0x7f") == GP
+    assert guest.execute("in al, 0x80") == GP
+
+
+def test_the_io_bitmap_never_grants_its_last_port(guest: Paused) -> None:
+    bitmap = guest.put(b"\x00" * 32)
+    request = guest.put(bitmap.to_bytes(8, "little") + (0x84).to_bytes(8, "little"), 0x100)
+    assert guest.call(33, 7, request) == 0
+    assert guest.execute("in al, 0x82") is None
+    assert guest.execute("in al, 0x83") == GP
+    assert guest.execute("in ax, 0x82") == GP
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_string_io(guest: Paused, user: bool) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.iopl = 3
+    run = guest.user if user else guest.execute
+    place = guest.put(bytes(8), 0x200)
+    assert run(f"mov rdi, {place}; mov edx, 0x80; mov ecx, 5; rep insb") is None
+    assert guest.get(8, 0x200) == b"\xff" * 5 + bytes(3)
+    assert (guest.q[v.RDI], guest.q[v.RCX]) == (place + 5, 0)
+    assert run(f"mov rsi, {place}; mov edx, 0x80; mov ecx, 2; rep outsw") is None
+    assert guest.q[v.RSI] == place + 4
+    guest.vcpu.iopl = 0
+    code = f"mov rsi, {place}; mov edx, 0x80; mov ecx, 2; rep outsb"
+    assert run(code) == GP
+    frame = guest.frame(error=True)
+    assert (frame["rip"], frame["rcx"], guest.q[v.RSI]) == (guest.load(code) - 2, 2, place)
+
+
+def test_a_page_fault_in_the_middle_of_string_input(guest: Paused) -> None:
+    guest.vcpu.iopl = 1
+    assert guest.call(14, guest.page(4), 0, 2) == 0
+    guest.put(bytes(8), 0x4000 - 8)
+    assert guest.execute(f"mov rdi, {guest.page(4) - 3}; mov edx, 0x80; mov ecx, 5; rep insb") == 14
+    assert guest.vcpu.cr2 == guest.page(4)
+    assert guest.frame(error=True)["rcx"] == 2
+    assert guest.get(8, 0x4000 - 8) == bytes(5) + b"\xff" * 3
+
+
+@pytest.mark.parametrize("code", ["insb", "rep insb", "insd"])
+def test_refused_string_input_changes_no_register(guest: Paused, code: str) -> None:
+    place = guest.put(b"\x11" * 8, 0x200)
+    raw = {"insb": b"\x6c", "rep insb": b"\xf3\x6c", "insd": b"\x6d"}[code]
+    start = f"mov rdi, {place}; mov edx, 0x80; mov ecx, 5"
+    prefix = assemble(start.replace(";", "\n"), guest.scratch + CODE)
+    assert guest.execute(prefix + raw) == GP
+    assert guest.q[v.RDI] == place
+    assert guest.frame(error=True)["rip"] == guest.scratch + CODE + len(prefix)
+
+
+def test_the_rtc_index_and_unequal_accesses(guest: Paused) -> None:
+    guest.vcpu.iopl = 1
+    assert value(guest, "mov al, 0x8b; out 0x70, al; xor eax, eax; in al, 0x70") == 0x8B
+    assert value(guest, "mov eax, 0x1234; out 0x6f, ax; xor eax, eax; in ax, 0x6f") == 0x12FF
+    assert value(guest, "xor eax, eax; in ax, 0x70") == 0xFF12
+    assert value(guest, "mov edx, 0xcf8; mov eax, -1; out dx, eax; xor eax, eax; in eax, dx") == 0xFFFFFFFF
+    assert value(guest, "mov edx, 0xcf8; mov eax, 5; out dx, eax; xor eax, eax; in ax, dx") == 0xFFFF
+    assert value(guest, "mov edx, 0xcf8; xor eax, eax; in eax, dx") == 5
+
+
+# -- CPUID faulting ----------------------------------------------------------------------------------------
+
+
+def test_cpuid_can_be_made_to_fault_in_user_mode(guest: Paused) -> None:
+    guest.allow_user_mode()
+    assert rdmsr(guest, 0xCE) == 1 << 31
+    assert rdmsr(guest, 0x140) == 0
+    assert guest.user("xor eax, eax; cpuid") is None
+    assert guest.q[v.RAX] == 7
+    guest.cpu.raise_exception(3)
+    assert wrmsr(guest, 0x140, 1)
+    assert rdmsr(guest, 0x140) == 1
+    assert guest.execute("xor eax, eax; cpuid") is None
+    for code, at in ((b"\x90\x0f\xa2", 1), (b"\x90" + FORCED + b"\x0f\xa2", 6)):
+        assert guest.user(code) == GP
+        assert guest.frame(error=True)["rip"] == guest.scratch + CODE + at
+        assert guest.frame(error=True)["error"] == 0
+    assert guest.user("mov eax, 5; mov ebx, 6; cpuid; mov ebx, 7; syscall") == GP
+    assert (guest.q[v.RAX], guest.q[v.RBX]) == (5, 6)
+    assert not wrmsr(guest, 0x140, 2)
+    assert wrmsr(guest, 0x140, 0)
+    assert guest.user("cpuid") is None
+
+
+# -- instructions that look without privilege --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_views_of_the_descriptor_tables(guest: Paused, user: bool) -> None:
+    guest.allow_user_mode()
+
+    def see(code: str) -> int:
+        """RAX, or the CF of a table register's image, after the code."""
+        assert (guest.user if user else guest.execute)(
+            f"mov rbx, {guest.page(5)}; xor eax, eax; {code}"
+        ) is None
+        return guest.q[v.RAX]
+
+    see("sgdt [rbx]")
+    assert guest.get(10, 0x5000) == (0xEFFF).to_bytes(2, "little") + (0xFFFF820000000000).to_bytes(
+        8, "little"
+    )
+    assert see("str eax") == 0xE040
+    assert see("sldt eax") == 0
+    assert see("smsw eax") & 0xFFFF == 0x33
+    assert see("mov ecx, 0xe02b; lar eax, ecx") == 0x00C0F300 | 0x300
+    assert see("mov ecx, 0xe033; lsl eax, ecx") == 0xFFFFFFFF
+    for selector in (0xE008, 0xE010, 0xE040, 0xE050, 0xE060, 0xF000, 0x1234):
+        assert see(f"mov ecx, {selector}; lar eax, ecx; setz al; movzx eax, al") == 0, hex(selector)
+        assert see(f"mov ecx, {selector}; verr cx; setz al; movzx eax, al") == 0, hex(selector)
+    assert see("mov ecx, 0xe02b; verw cx; setz al; movzx eax, al") == 1
+    assert see("mov ecx, 0xe033; verw cx; setz al; movzx eax, al") == 0

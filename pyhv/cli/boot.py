@@ -162,15 +162,9 @@ def boot(
 ) -> None:
     """Boot guests and stay until all have ended.
 
-<<<<<<< HEAD
-    IMAGE is one of pyhv's own guests (hello, ticker, pages, usermode, ping, pong, intruder), or "debian"
-    (Debian's Linux), or a kernel that Debian packages (pv-grub, pv-grub-32, gnumach, gnumach-32), or a
-    kernel file: ELF or bzImage, Xen PV. Without IMAGE all of pyhv's own guests run side by side.
-=======
-    IMAGE is one of pyhv's own guests (hello, ticker, fifo, pages, usermode, debug, ping, pong,
-    intruder), or "debian", or a kernel file: ELF or bzImage, 64-bit Xen PV. Without IMAGE pyhv's own guests run side by
-    side.
->>>>>>> main
+    IMAGE is one of pyhv's own guests ("?" lists them, "hostile/?" those that attack the hypervisor), or
+    "debian" (Debian's Linux), or a kernel that Debian packages (pv-grub, pv-grub-32, gnumach, gnumach-32), or
+    a kernel file: ELF or bzImage, Xen PV. Without IMAGE some of pyhv's own guests run side by side.
 
     Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
     lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a

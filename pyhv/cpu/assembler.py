@@ -40,6 +40,7 @@ _HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]+")
 _MNEMONIC = re.compile(r"\.?[A-Za-z][A-Za-z0-9]*")
 _PREFIXES = frozenset({"lock", "rep", "repe", "repz", "repne", "repnz"})
 _TOKEN = re.compile(r"\s*([A-Za-z_.\d][\w.]*|<<|>>|[-+*/&|^~(),:\[\]])")
+_NAME = re.compile(r"[A-Za-z_.]")
 _SIZES = frozenset({"byte", "word", "dword", "qword"})
 _SEGMENTS = frozenset({"cs", "ds", "es", "fs", "gs", "ss"})
 _BINARY = frozenset({"+", "-", "*", "/", "&", "|", "^", "<<", ">>"})
@@ -111,7 +112,7 @@ def _refusal(line: str, width: int) -> str | None:
             return f"{number} is no number; write it in decimal or as 0x..."
     if mnemonic in _SIZED:
         return _refusal_of_size(mnemonic, operands)
-    return _Operands(operands).refusal() if operands.strip() else None
+    return _Operands(operands, mnemonic.startswith(".")).refusal() if operands.strip() else None
 
 
 class _Operands:
@@ -123,9 +124,12 @@ class _Operands:
         operand    = [size "ptr"] [segment ":"] expression
         expression = {"+" | "-" | "~"} primary {operator expression}
         primary    = word | "(" expression ")" | "[" expression "]"
+
+    In an instruction it takes `5 + label` for the memory there, and loses a `- label` inside brackets.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, of_directive: bool) -> None:
+        self._of_directive = of_directive
         self._tokens: list[str] = []
         at = 0
         text = text.rstrip()
@@ -161,7 +165,14 @@ class _Operands:
             self._tokens.pop(0)
         if self._next() in _SEGMENTS and self._tokens[1:2] == [":"]:
             del self._tokens[:2]
+        if not self._of_directive and not self._is_name() and self._next() != "[":
+            rest = self._tokens[: self._tokens.index(",")] if "," in self._tokens else self._tokens
+            if "[" not in rest and any(_NAME.match(token) for token in rest):
+                raise ValueError("an operand with a label must begin with it")
         self._expression(bracketed=False, depth=0)
+
+    def _is_name(self) -> bool:
+        return _NAME.match(self._next()) is not None
 
     def _expression(self, bracketed: bool, depth: int) -> None:
         if depth > _MAX_NESTING:
@@ -182,7 +193,8 @@ class _Operands:
                 self._tokens.pop(0)
             if self._next() not in _BINARY:
                 return
-            self._tokens.pop(0)
+            if self._tokens.pop(0) == "-" and bracketed and not self._of_directive and self._is_name():
+                raise ValueError("a label cannot be subtracted inside [ ]")
 
 
 def _refusal_of_size(directive: str, operands: str) -> str | None:

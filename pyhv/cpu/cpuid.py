@@ -39,24 +39,38 @@ def _text(text: bytes) -> list[int]:
 
 _SIGNATURE: Final = 0x0003_0661
 """Family 6, model 0x36, stepping 1: an in-order Atom."""
-_FEATURES_EDX: Final = _bits(0, 2, 4, 5, 6, 8, 11, 15, 16, 19, 23, 24, 25, 26)
-"""FPU DE TSC MSR PAE CX8 SEP CMOV PAT CLFLUSH MMX FXSR SSE SSE2."""
-_FEATURES_ECX: Final = _bits(0, 1, 9, 13, 19, 20, 23, 25, 31)
-"""SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 POPCNT AES, and HYPERVISOR."""
-_EXTENDED_EDX: Final = _bits(11, 20, 27, 29)
-"""SYSCALL NX RDTSCP LM."""
+FEATURES: Final[dict[tuple[int, str], dict[str, int]]] = {
+    (1, "edx"): {
+        "FPU": 0, "DE": 2, "TSC": 4, "MSR": 5, "PAE": 6, "CX8": 8, "SEP": 11, "CMOV": 15, "PAT": 16,
+        "CLFSH": 19, "MMX": 23, "FXSR": 24, "SSE": 25, "SSE2": 26,
+    },
+    (1, "ecx"): {
+        "SSE3": 0, "PCLMULQDQ": 1, "SSSE3": 9, "CX16": 13, "SSE4.1": 19, "SSE4.2": 20, "POPCNT": 23,
+        "AES": 25, "HYPERVISOR": 31,
+    },
+    (0x8000_0001, "ecx"): {"LAHF": 0},
+    (0x8000_0001, "edx"): {"SYSCALL": 11, "NX": 20, "RDTSCP": 27, "LM": 29},
+    (0x8000_0007, "edx"): {"TSC_INVARIANT": 8},
+}  # fmt: skip
+"""Every feature bit that is set, by leaf and register; all others are clear."""
+
+
+def _features(leaf: int, register: str) -> int:
+    return _bits(*FEATURES[leaf, register].values())
+
+
 _BRAND: Final = _text(b"pyhv emulated processor".ljust(48, b"\0"))
 
 _vendor = _text(b"GenuineIntel")
 _BASIC: Final = {
     0: Cpuid(7, _vendor[0], _vendor[2], _vendor[1]),
-    1: Cpuid(_SIGNATURE, 0x0001_0800, _FEATURES_ECX, _FEATURES_EDX),
+    1: Cpuid(_SIGNATURE, 0x0001_0800, _features(1, "ecx"), _features(1, "edx")),
     0x8000_0000: Cpuid(0x8000_0008, 0, 0, 0),
-    0x8000_0001: Cpuid(0, 0, 1, _EXTENDED_EDX),
+    0x8000_0001: Cpuid(0, 0, _features(0x8000_0001, "ecx"), _features(0x8000_0001, "edx")),
     0x8000_0002: Cpuid(*_BRAND[0:4]),
     0x8000_0003: Cpuid(*_BRAND[4:8]),
     0x8000_0004: Cpuid(*_BRAND[8:12]),
-    0x8000_0007: Cpuid(0, 0, 0, 1 << 8),
+    0x8000_0007: Cpuid(0, 0, 0, _features(0x8000_0007, "edx")),
     0x8000_0008: Cpuid(0x3028, 0, 0, 0),
 }
 

@@ -248,57 +248,16 @@ class Accesses(NamedTuple):
 
 _SPRAWLING = frozenset(
     [
-        "fxsave",
-        "fxsave64",
-        "fxrstor",
-        "fxrstor64",
-        "fnsave",
-        "frstor",
-        "fnstenv",
-        "fldenv",
-        "xlatb",
-        "bt",
-        "bts",
-        "btr",
-        "btc",
-        "maskmovdqu",
-        "maskmovq",
-        "enter",
-        "leave",
-        "iret",
-        "iretd",
-        "iretq",
-        "retf",
-        "retfq",
-        "lcall",
-        "ljmp",
-        "lgdt",
-        "lidt",
-        "sgdt",
-        "sidt",
-        "bound",
+        *["fxsave", "fxsave64", "fxrstor", "fxrstor64", "fnsave", "frstor", "fnstenv", "fldenv", "xlatb"],
+        *["bt", "bts", "btr", "btc", "maskmovdqu", "maskmovq", "bound", "lgdt", "lidt", "sgdt", "sidt"],
+        *["enter", "leave", "iret", "iretd", "iretq", "retf", "retfq", "lcall", "ljmp"],
     ]
 )
 """Instructions that reach memory which their operands do not tell, or not exactly."""
 _BY_RSP = frozenset(
     [
-        "push",
-        "pop",
-        "pushfq",
-        "popfq",
-        "pushfd",
-        "popfd",
-        "pushf",
-        "popf",
-        "call",
-        "ret",
-        "enter",
-        "iret",
-        "iretd",
-        "iretq",
-        "retf",
-        "retfq",
-        "lcall",
+        *["push", "pop", "pushfq", "popfq", "pushfd", "popfd", "pushf", "popf", "call", "ret"],
+        *["enter", "iret", "iretd", "iretq", "retf", "retfq", "lcall"],
     ]
 )
 """Instructions that push or pop."""

@@ -4,8 +4,8 @@
 The engine owns a Unicorn instance over the machine's RAM. It walks the guest's own page tables, keeps
 privilege levels, and comes back at every exception, hypercall and intercepted instruction *inside* a
 callback; most exits are handled there and the guest goes on without leaving `run`. No memory hook is
-installed, unless a guest has set data breakpoints (it would slow every load and store sevenfold); what a guest
-may reach is decided by page tables that `mmu/` has validated.
+installed, unless a guest has set data breakpoints (it would slow every load and store sevenfold); what a
+guest may reach is decided by page tables that `mmu/` has validated.
 
 State is read and written through `vmcb` (see `vmcb.py`). An exception raised by the sink stops the engine
 and is raised again by `run`, because C code cannot carry it.
@@ -55,8 +55,8 @@ class ExitSink(Protocol):
     def sysenter(self, length: int) -> None:
         """SYSENTER; as `syscall`."""
 
-    def cpuid(self) -> None:
-        """CPUID executed natively: the sink writes RAX..RDX; RIP moves on by itself."""
+    def cpuid(self) -> bool:
+        """CPUID executed natively: the sink writes RAX..RDX, RIP moves on by itself; False to refuse it."""
 
     def port_read(self, port: int, size: int) -> int | None:
         """IN: the value, or None if the guest may not (it gets #GP through `port_fault`)."""
@@ -65,7 +65,7 @@ class ExitSink(Protocol):
         """OUT: False if the guest may not."""
 
     def port_fault(self) -> None:
-        """A refused IN or OUT: RIP and registers are as before the instruction."""
+        """A refused IN, OUT or CPUID: RIP and registers are as before the instruction."""
 
 
 class Engine:
@@ -205,8 +205,8 @@ class Engine:
 
         def cpuid(_engine: int, _data: int | None) -> int:
             try:
-                if self._drained is None:
-                    sink.cpuid()
+                if self._drained is None and not sink.cpuid():
+                    self._begin_port_fault()
             except BaseException as error:
                 self._fail(error)
             return 1
@@ -323,7 +323,7 @@ class Engine:
         binding.uc_emu_stop(self.handle)
 
     def _begin_port_fault(self) -> None:
-        """Refuse IN or OUT although the rest of its block will still run.
+        """Refuse IN, OUT or CPUID although the rest of its block will still run.
 
         The emulator offers no way out of the middle of a block. So the state is put aside and the page
         tables are taken away: what is left of the block can neither read nor write memory, its exits reach

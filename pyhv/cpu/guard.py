@@ -41,7 +41,7 @@ really:
 
 
 class _DlInfo(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012  # the form that ctypes asks for
+    _fields_ = [  # the form that ctypes asks for
         ("dli_fname", ctypes.c_char_p),
         ("dli_fbase", ctypes.c_void_p),
         ("dli_sname", ctypes.c_char_p),

@@ -65,8 +65,9 @@ class _Recorder:
     def sysenter(self, length: int) -> None:
         self._note("sysenter", length)
 
-    def cpuid(self) -> None:
+    def cpuid(self) -> bool:
         self.engine.vmcb.q[v.RAX] = 0x1234
+        return True
 
     def port_read(self, _port: int, _size: int) -> int | None:
         self.engine.stop()  # in the middle of a block: it must not be felt before the block's end

@@ -3,7 +3,7 @@
 
 The steps are `preprocess` (text to statements), the assembler (statements to bytes) and `write_elf` (bytes to
 file). This module puts the sections side by side, finds out where the labels ended up, and turns `.xen_note`
-lines into notes. The kernels that come with pyhv are the `*.S` files beside it, and those that attack it are in
+lines into notes. The kernels that come with pyhv are the `*.S` files beside it, those that attack it are in
 `hostile/`; what they do is told in their own first lines. It knows nothing about running a kernel.
 """
 
@@ -94,7 +94,7 @@ def _describe(directory: str = "") -> dict[str, str]:
 BUILTIN: dict[str, str] = _describe()
 """Kernels that come with pyhv: name to one line on what each does."""
 HOSTILE: dict[str, str] = _describe("hostile/")
-"""Kernels that attack the hypervisor, one class of flaw each: `hostile/name` to one line on what each tries."""
+"""Kernels that attack the hypervisor, each in one way: `hostile/name` to one line on what each tries."""
 
 BUILTIN_32 = frozenset(name for name in BUILTIN if name.endswith("32"))
 """Which of them are 32-bit PAE kernels."""

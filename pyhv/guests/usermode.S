@@ -267,7 +267,12 @@ resume_at_r15:                                  # rbx = frame
 
 # preempt(rdi = frame, esi = port): the timer's event. Use the other kernel stack from now on; wind the timer up again.
 preempt:
+    lea rax, [rdi + FRAME_SIZE]
+    cmp rax, [rip + served_stack]               # the next slice has ended before this upcall has: the same frame,
+    je .again                                   # and the stacks have been switched already
+    mov [rip + served_stack], rax
     call came_from_user
+.again:
     inc dword ptr [rip + preemptions]
     mov eax, [rip + preemptions]
     mov [rip + user_data], eax                  # the process waits for this
@@ -398,6 +403,7 @@ user_text:
 .data
 .balign 8
 kernel_secret:  .quad 0x5ec2e7
+served_stack:   .quad 0                         # top of the stack that the latest upcall came on
 kernel_stack:   .quad 0                         # top of the stack that is registered with Xen
 fault_log:      .quad 0, 0, 0, 0                # (address, error code) of two page faults
 faults:         .long 0

@@ -94,6 +94,7 @@ class GuestContext:
         """Set everything of the vCPU that is not a register or a page table."""
         in_kernel = self.registers["cs"] & 3 == 1 if self.width == 32 else self.flags & shared.VGCF_IN_KERNEL
         vcpu.in_kernel = bool(in_kernel)
+        vcpu.forget_segments()
         vcpu.iopl = self.registers["rflags"] >> 12 & 3
         vcpu.traps = [NO_TRAP] * 256
         vcpu.trap_selectors = [0] * 256

@@ -57,7 +57,6 @@ class CompatCpu(GuestCpu):
 
     def arrange(self) -> None:
         """Point CR3 at the hardware L4 over the kernel's L3."""
-        self.rearrange = False
         cr3 = self.domain.cache.hardware_l4(self.vcpu.kernel_l4, COMPAT) << 12
         if self._q[v.CR + 3] != cr3:
             self._q[v.CR + 3] = cr3
@@ -87,6 +86,11 @@ class CompatCpu(GuestCpu):
         """Enter one of the guest's callbacks with an ordinary frame."""
         self._enter(callback.selector, callback.address, callback.mask_events)
 
+    def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
+        """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
+        callback = self.vcpu.failsafe_callback
+        self._enter(callback.selector, callback.address, callback.mask_events, extra=selectors)
+
     def system_call(self, _length: int) -> None:
         """SYSCALL exists in compatibility mode on AMD's processors only; this one is Intel's."""
         self.raise_exception(Vector.UD)
@@ -109,12 +113,13 @@ class CompatCpu(GuestCpu):
         error: int | None = None,
         *,
         origin: tuple[int, int, int, int] | None = None,
+        extra: tuple[int, ...] = (),
         rflags: int | None = None,
     ) -> None:
         """Push a bounce frame and go to `selector:address`; `masks` masks events.
 
-        `origin` replaces (eip, cs, esp, ss) in the frame. Crashes the domain when there is no handler, no
-        stack, or one of their segments cannot be loaded.
+        `origin` replaces (eip, cs, esp, ss) in the frame; `extra` words go below it. Crashes the domain when
+        there is no handler, no stack, or one of their segments cannot be loaded.
         """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if selector & ~3 == 0:
@@ -134,7 +139,7 @@ class CompatCpu(GuestCpu):
             saved |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             saved |= vcpu.iopl << 12
-        words = [eip, cs | masked << 16, saved]
+        words = [*extra, eip, cs | masked << 16, saved]
         if error is not None:
             words.insert(0, error)
         if ring > 1:
@@ -196,6 +201,8 @@ class CompatCpu(GuestCpu):
             ss &= 0xFFFF
         raw[vcpu.info + 1] = 0 if eflags & FLAG_IF else 1
         live = eflags & IRET_FLAGS | 0x202
+        if not self.stepping:
+            live &= ~FLAG_RF
         q[RIP], q[RSP] = eip, esp
         self.vmcb.set_rflags(live)
         self.load_return_segments(cs, ss)

@@ -86,6 +86,8 @@ class Breakpoints:
         """Whether the guest's own TF was set when the instruction in execution began."""
         self._before: list[int] = []
         """RAX..R15, RIP as the instruction in execution began."""
+        self._began = 0
+        """Its linear address."""
 
     @property
     def stepping(self) -> bool:
@@ -139,11 +141,11 @@ class Breakpoints:
         self._guest_steps = bool(q[v.EFLAGS] & FLAG_TF)
         self._before = q[0:16].tolist()
         self._before.append(q[v.RIP])
+        self._began = cpu.linear_rip()
 
     def _stops_here(self) -> int:
         """DR6 bits of the instruction breakpoints at RIP."""
-        q = self._cpu.vmcb.q
-        at = q[v.RIP] + q[v.SEG_BASE[v.CS]] & MASK64
+        at = self._cpu.linear_rip()
         hits = 0
         for bit, address in self._instructions:
             if address == at:
@@ -153,11 +155,12 @@ class Breakpoints:
     # -- during an instruction ---------------------------------------------------------------------------
 
     def _touched(self, address: int, size: int, write: bool) -> None:
-        """A load or store: remember it if its place in the page, or in the next, is that of a breakpoint's."""
+        """A load or store: remember it if its place in the page, or in the next, is a breakpoint's."""
         offset = address & PAGE_MASK
         for watch in self._data:
             at = watch.start & PAGE_MASK
-            if (offset < at + watch.length and at < offset + size) or at + PAGE_SIZE < offset + size:
+            overlaps = offset < at + watch.length and at < offset + size
+            if overlaps or at + PAGE_SIZE < offset + size:
                 self._touches.append(Touch(address, size, write))
                 return
 
@@ -170,7 +173,7 @@ class Breakpoints:
     # -- after an instruction ----------------------------------------------------------------------------
 
     def trap(self) -> int:
-        """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: none of the guest's business."""
+        """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: it is not the guest's."""
         cpu = self._cpu
         if cpu.unstepped == cpu.bounces:  # the emulator traps before the first instruction after an iret
             cpu.unstepped = -1
@@ -184,7 +187,7 @@ class Breakpoints:
             hits |= DR6_BS
         q = cpu.vmcb.q
         if q[v.RIP] == self._before[16]:
-            found = decode.accesses(fetch(cpu, q[v.RIP]), self._bits)
+            found = decode.accesses(fetch(cpu, cpu.linear_rip()), self._bits)
             if found is not None and found.repeated:
                 q[v.EFLAGS] |= FLAG_RF  # in the middle of a repeated string instruction
         return hits
@@ -195,7 +198,6 @@ class Breakpoints:
 
     def _data_hits(self) -> int:
         """DR6 bits of the data breakpoints that the instruction has met."""
-        cpu = self._cpu
         hits = 0
         for watch in self._data:
             touches = [touch for touch in self._touches if touch.write or not watch.writes_only]
@@ -210,11 +212,8 @@ class Breakpoints:
         """
         page, offset = touch.address & ~PAGE_MASK, touch.address & PAGE_MASK
         at = watch.start & PAGE_MASK
-        if (
-            self._machine_page(watch.start) == page
-            and offset < at + watch.length
-            and at < offset + touch.size
-        ):
+        overlaps = offset < at + watch.length and at < offset + touch.size
+        if overlaps and self._machine_page(watch.start) == page:
             return True
         crosses = at + PAGE_SIZE < offset + touch.size
         return crosses and self._machine_page(watch.start - PAGE_SIZE & MASK64) == page
@@ -230,7 +229,7 @@ class Breakpoints:
         before = self._before
         q = self._cpu.vmcb.q
         words = before + q[17:200].tolist()
-        found = decode.accesses(fetch(self._cpu, before[16]), self._bits)
+        found = decode.accesses(fetch(self._cpu, self._began), self._bits)
         if found is None:
             return True
         spans = [

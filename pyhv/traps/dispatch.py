@@ -31,7 +31,7 @@ from pyhv.hypercalls.table import compat_words, invoke, invoke_compat
 from pyhv.mmu.frames import L1
 from pyhv.mmu.memory import walk
 from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
-from pyhv.traps import privileged
+from pyhv.traps import privileged, segments
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
@@ -104,9 +104,18 @@ class Dispatcher:
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine."""
-        self.cpu.load(vcpu)
-        self.breakpoints.loaded()
         self.call = self.calls[vcpu.number]
+        try:
+            self.cpu.load(vcpu)
+        except GuestCrash as crash:
+            self._crash(crash.why)
+        self.breakpoints.loaded()
+
+    def _reload_segments(self) -> None:
+        try:
+            segments.reload(self.cpu)
+        except GuestCrash as crash:
+            self._crash(crash.why)
 
     def last_exits(self) -> list[tuple[ExitKind, int, int]]:
         """The latest exits as (kind, detail, RIP), newest last."""
@@ -174,8 +183,13 @@ class Dispatcher:
             self._crash(crash.why)
 
     def enter(self) -> None:
-        """Before a vCPU runs (on) after having been off the processor: events and TLB."""
+        """Before a vCPU runs (on) after having been off the processor: segments, events and TLB."""
+        if not self.domain.alive:  # `load` found out
+            self.call.reschedule = True
+            return
         vcpu = self.cpu.vcpu
+        if vcpu.descriptors_changed:
+            self._reload_segments()
         if vcpu.event_deliverable() or vcpu.nmi_pending:
             self._deliver_event()
         if self.cpu.rearrange:
@@ -468,10 +482,13 @@ class Dispatcher:
 
     # -- instructions intercepted inside a block -------------------------------------------------------------
 
-    def cpuid(self) -> None:
+    def cpuid(self) -> bool:
         """CPUID without prefix: the same policy."""
         self._count(ExitKind.CPUID, self._q[v.RAX])
+        if privileged.cpuid_faults(self.cpu):
+            return False
         privileged.answer_cpuid(self.cpu)
+        return True
 
     def port_read(self, port: int, size: int) -> int | None:
         """IN."""
@@ -493,7 +510,7 @@ class Dispatcher:
         return True
 
     def port_fault(self) -> None:
-        """A refused IN or OUT: #GP(0) at the instruction."""
+        """A refused IN, OUT or CPUID: #GP(0) at the instruction."""
         self._guarded(ExitKind.GENERAL_PROTECTION, Vector.GP, lambda: self.cpu.raise_exception(Vector.GP, 0))
 
 
@@ -520,16 +537,7 @@ class ProcessorServices:
 
     def load_user_gs(self, selector: int) -> None:
         """Load a selector into user mode's GS: its base, and the selector itself."""
-        cpu = self._cpu
-        if selector > 3:
-            selector |= 3
-        segment = cpu.segment(selector, code=False) if selector > 3 else None
-        cpu.vcpu.other_gs_base = segment.base if segment else 0
-        vmcb = cpu.vmcb
-        if segment is None:
-            vmcb.d[v.SEG_SEL[v.GS]] = 0
-        else:
-            vmcb.set_segment(v.GS, selector, vmcb.q[v.SEG_BASE[v.GS]], segment.limit, segment.flags)
+        segments.load_user_gs(self._cpu, selector | 3 if selector > 3 else selector)
 
     def breakpoints_changed(self) -> None:
         """Debug registers were written: look at them at the end of this exit."""

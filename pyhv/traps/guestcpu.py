@@ -66,6 +66,7 @@ _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
 DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
 FLAT_LIMIT = 0xFFFF_FFFF
+_TSS_SELECTOR, _LDT_SELECTOR = 0xE040, 0xE050
 
 _MOST_PAIRS = 1024
 """(CS, SS) pairs that are remembered decoded."""
@@ -116,6 +117,7 @@ class GuestCpu:
         self.memory.use(vcpu.kernel_l4)
         base = DomainArea.address(vcpu.number)
         self.vmcb.set_system_table(v.GDT_OFFSET, base, _GDT_LIMIT)
+        self.vmcb.d[v.TR_OFFSET // 4] = _TSS_SELECTOR
         self.load_ldtr()
         self.tables.flush = True
         self.arrange()
@@ -151,7 +153,7 @@ class GuestCpu:
         vcpu = self.vcpu
         base = DomainArea.address(vcpu.number) + LDT_AREA
         limit = vcpu.ldt_entries * 8 - 1 if vcpu.ldt_entries else 0
-        selector = 0xE058 if vcpu.ldt_entries else 0
+        selector = _LDT_SELECTOR if vcpu.ldt_entries else 0
         self.vmcb.set_system_table(v.LDT_OFFSET, base, limit, selector, 0x8200)
 
     # -- page tables -------------------------------------------------------------------------------------
@@ -236,13 +238,14 @@ class GuestCpu:
         *,
         flat: bool = False,
         frame: tuple[int, int, int, int] | None = None,
+        extra: tuple[int, ...] = (),
         rflags: int | None = None,
     ) -> None:
         """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
 
         `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `rflags` are the guest's if known. Crashes
-        the domain when there is no handler or no stack.
+        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP.
+        `rflags` are the guest's if known. Crashes the domain when there is no handler or no stack.
         """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if address == 0:
@@ -263,20 +266,20 @@ class GuestCpu:
             rip, cs, rsp, ss = frame
         saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL)
         if masked:
-            cs |= 1 << 32
+            cs |= masked << 32  # the byte as the guest wrote it
         else:
             saved_flags |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             saved_flags |= vcpu.iopl << 12
         if not vcpu.in_kernel:
             self._change_mode(to_kernel=True)
-        size = 56 if error is None else 64
+        size = (56 if error is None else 64) + 8 * len(extra)
         stack = (stack & ~15) - size
         if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
             where = stack & (1 << 64) - 1
             raise GuestCrash(f"a bounce frame at {where:#x} would be in the hypervisor's area")
         try:
-            if stack & 0xFFF <= PAGE_SIZE - size:
+            if stack & 0xFFF <= PAGE_SIZE - size and not extra:
                 at = self.memory.for_write(stack)
                 if error is None:
                     _PUSH(raw, at, q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
@@ -285,7 +288,7 @@ class GuestCpu:
                 if self._code[at >> 12]:
                     self.domain.physical.code_written(at >> 12)
             else:
-                words = [q[RCX], q[R11], rip, cs, saved_flags, rsp, ss]
+                words = [q[RCX], q[R11], *extra, rip, cs, saved_flags, rsp, ss]
                 if error is not None:
                     words.insert(2, error)
                 self.memory.write(stack, struct.pack(f"<{len(words)}Q", *words))
@@ -347,6 +350,11 @@ class GuestCpu:
                 self.enter_trap(Vector.NMI)
         if vcpu.event_deliverable():
             self.enter_callback(vcpu.event_callback)
+
+    def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
+        """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
+        callback = self.vcpu.failsafe_callback
+        self.bounce(callback.address, callback.mask_events, extra=selectors)
 
     def enter_callback(self, callback: CallbackEntry) -> None:
         """Enter one of the guest's callbacks with an ordinary frame."""

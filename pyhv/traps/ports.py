@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """I/O ports of a domU: there are none, apart from the few that Xen pretends.
 
-Reads give all ones, writes vanish. Xen emulates superficially the PIT (0x42, 0x43, 0x61), the RTC index and
-data (0x70, 0x71) and latches the PCI configuration address (0xcf8); kernels probe these and go on.
+Reads give all ones, writes vanish. Xen emulates superficially the PIT (0x42, 0x43, 0x61), the RTC index
+(0x70; its data, 0x71, is all ones) and latches the PCI configuration address (0xcf8, in accesses of 4 bytes);
+kernels probe these and go on. An access of several bytes is one to each port, except for that latch.
 """
 
 _PCI_ADDRESS = 0xCF8
+_NS_PER_REFRESH = 15_000
+_NS_PER_TICK = 838
 
 
 class Ports:
@@ -17,20 +20,22 @@ class Ports:
 
     def read(self, port: int, size: int, now: int) -> int:
         """IN of `size` bytes; `now` in ns drives the PIT's output bit."""
-        ones = (1 << size * 8) - 1
         if port == _PCI_ADDRESS and size == 4:
             return self._pci_address
-        if port == 0x61 and size == 1:
-            return (now // 15_000 & 1) << 5 | 0x10
-        if port == 0x42 and size == 1:
-            return ~(now // 838) & 0xFF
-        if port == 0x70 and size == 1:
+        return sum(self._byte(port + at, now) << 8 * at for at in range(size))
+
+    def _byte(self, port: int, now: int) -> int:
+        if port == 0x61:
+            return (now // _NS_PER_REFRESH & 1) << 5 | 0x10
+        if port == 0x42:
+            return ~(now // _NS_PER_TICK) & 0xFF
+        if port == 0x70:
             return self._rtc_index
-        return ones
+        return 0xFF
 
     def write(self, port: int, size: int, value: int) -> None:
         """OUT of `size` bytes."""
         if port == _PCI_ADDRESS and size == 4:
-            self._pci_address = value & 0x80FF_FFFC
-        elif port == 0x70 and size == 1:
-            self._rtc_index = value & 0x7F
+            self._pci_address = value & 0xFFFF_FFFF
+        elif port <= 0x70 < port + size:
+            self._rtc_index = value >> 8 * (0x70 - port) & 0xFF

@@ -4,7 +4,7 @@
 A PV kernel runs without privilege, yet Linux and others still execute a handful of privileged instructions
 and expect them to work: control and debug register moves, CLTS, MSR accesses, RDTSC, CLI and STI (which do
 nothing), and CPUID behind the prefix `ud2; "xen"`. Everything else keeps its #GP. What a register may hold
-and which MSRs exist follows Xen 4.17; see the tables below.
+follows Xen 4.17; which MSRs exist is in `msr.py`.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,8 @@ from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import (
     CR0_TS,
     CR4_TSD,
-    EFER_LONG_MODE,
-    EFER_VALUE,
     GUEST_CR0,
-    PAT_VALUE,
     PF_U,
-    Msr,
     Vector,
 )
 from pyhv.address import MASK32, MASK64, cr3_to_mfn, is_canonical, mfn_to_cr3
@@ -39,6 +35,7 @@ from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
 from pyhv.traps.guestcpu import GuestCpu
+from pyhv.traps.msr import Refused, read_msr, write_msr
 
 FORCED_EMULATION: Final = b"\x0f\x0bxen"
 _ICEBP: Final = 0xF1
@@ -46,10 +43,6 @@ _CR4_SETTABLE: Final = 0x4 | 0x8
 """TSD and DE; FSGSBASE and OSXSAVE are not offered by the CPUID policy."""
 _CR4_VISIBLE: Final = 0x660
 _USER_TOO: Final = frozenset({Op.RDTSC, Op.RDTSCP, Op.CLI, Op.STI, Op.CPUID})
-
-
-class Refused(Exception):
-    """The instruction keeps its #GP(0)."""
 
 
 class Undefined(Exception):
@@ -136,9 +129,18 @@ def forced(cpu: GuestCpu) -> bool:
         return True
     if code != FORCED_EMULATION + b"\x0f\xa2":
         return False
+    if cpuid_faults(cpu):
+        cpu.vmcb.rip = (cpu.vmcb.rip + 5) & MASK64
+        cpu.raise_exception(Vector.GP, 0)
+        return True
     answer_cpuid(cpu)
     cpu.vmcb.rip = (cpu.vmcb.rip + 7) & MASK64
     return True
+
+
+def cpuid_faults(cpu: GuestCpu) -> bool:
+    """Whether CPUID is #GP(0): the guest kernel has asked for that, and this is user mode."""
+    return cpu.vcpu.cpuid_faulting and not cpu.vcpu.in_kernel
 
 
 def off_the_stack(cpu: GuestCpu) -> bool:
@@ -158,7 +160,7 @@ def off_the_stack(cpu: GuestCpu) -> bool:
 
 def icebp(cpu: GuestCpu) -> bool:
     """Step over ICEBP, which the emulator takes for an undefined instruction; whether it was one."""
-    length = prefixed(fetch(cpu, cpu.vmcb.rip), _ICEBP)
+    length = prefixed(fetch(cpu, cpu.linear_rip()), _ICEBP)
     if length:
         cpu.vmcb.rip = (cpu.vmcb.rip + length) & MASK64
     return length > 0
@@ -177,12 +179,14 @@ def io_permitted(cpu: GuestCpu, port: int, size: int) -> bool:
     vcpu = cpu.vcpu
     if _iopl_allows(vcpu):
         return True
-    if not vcpu.io_bitmap or port + size > vcpu.io_bitmap_ports:
-        return False
-    try:
-        bits = int.from_bytes(cpu.memory.read(vcpu.io_bitmap + port // 8, 2), "little")
-    except XenError:
-        return False
+    if port + size >= vcpu.io_bitmap_ports:
+        return False  # Xen never grants the last port
+    bits = 0
+    for byte in range(2):  # both are looked at whatever `size` is; one that cannot be read permits nothing
+        try:
+            bits |= cpu.memory.read((vcpu.io_bitmap + port // 8 + byte) & MASK64, 1)[0] << 8 * byte
+        except XenError:
+            bits |= 0xFF << 8 * byte
     return bits >> port % 8 & (1 << size) - 1 == 0
 
 
@@ -279,79 +283,6 @@ def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
 
 
 # -- MSRs ------------------------------------------------------------------------------------------------
-
-_READ_ONLY: Final = {
-    Msr.EFER: EFER_VALUE,
-    Msr.PAT: PAT_VALUE,
-    Msr.PERF_CAPABILITIES: 0,
-    Msr.PLATFORM_ID: 0,
-    Msr.PATCHLEVEL: 0,
-    Msr.PERF_STATUS: 0,
-    Msr.PERF_CTL: 0,
-    Msr.MISC_ENABLE: 1 | 1 << 11 | 1 << 12 | 1 << 23,
-    Msr.MISC_FEATURES_ENABLES: 0,
-    Msr.PLATFORM_INFO: 0,
-}
-"""MSRs with a fixed value."""
-_WRITE_SAME: Final = frozenset({Msr.EFER, Msr.MISC_FEATURES_ENABLES})
-_WRITE_IGNORED: Final = frozenset({Msr.PATCHLEVEL, Msr.PERF_STATUS, Msr.PERF_CTL, Msr.MISC_ENABLE})
-_BASES: Final = frozenset({Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE})
-_MCA: Final = frozenset([*range(0x179, 0x17C), *range(0x400, 0x480)])
-"""MCG_CAP, MCG_STATUS, MCG_CTL and the banks: machine checks never happen."""
-
-
-def read_msr(cpu: GuestCpu, number: int) -> int:
-    """The value a guest kernel reads; raises Refused for an MSR it may not read."""
-    q = cpu.vmcb.q
-    if cpu.domain.width == 32:
-        if number in _BASES:
-            raise Refused
-        if number == Msr.EFER:
-            return EFER_VALUE & ~EFER_LONG_MODE
-    if number == Msr.FS_BASE:
-        return q[v.SEG_BASE[v.FS]]
-    if number == Msr.GS_BASE:
-        return q[v.SEG_BASE[v.GS]]
-    if number == Msr.KERNEL_GS_BASE:
-        return cpu.vcpu.other_gs_base
-    if number == Msr.APIC_BASE:
-        return 0xFEE0_0800 | (0x100 if cpu.vcpu.number == 0 else 0)
-    if number == Msr.TSC:
-        return cpu.domain.clock.tsc()
-    if number == Msr.TSC_AUX:
-        return cpu.vcpu.tsc_aux
-    if number in _READ_ONLY:
-        return _READ_ONLY[Msr(number)]
-    if number in _MCA:
-        return 0
-    if cpu.vcpu.traps[Vector.GP][0] == 0 and number >> 16 != 0x4000 and number < 0x2000:
-        return 0  # early boot, before the kernel can take a fault
-    raise Refused
-
-
-def write_msr(cpu: GuestCpu, number: int, value: int) -> None:
-    """Write an MSR for a guest kernel; raises Refused where it may not."""
-    q = cpu.vmcb.q
-    if number in _BASES:
-        if cpu.domain.width == 32 or not is_canonical(value):
-            raise Refused
-        if number == Msr.KERNEL_GS_BASE:
-            cpu.vcpu.other_gs_base = value
-        else:
-            q[v.SEG_BASE[v.FS if number == Msr.FS_BASE else v.GS]] = value
-    elif number == Msr.TSC_AUX:
-        if value > MASK32:
-            raise Refused
-        cpu.vcpu.tsc_aux = value
-        cpu.engine.set_tsc_aux(value)
-    elif number == Msr.XEN_HYPERCALL_PAGE:
-        if value & 0xFFF or not cpu.domain.fill_hypercall_page(value >> 12):
-            raise Refused
-    elif number in _WRITE_SAME:
-        if value != read_msr(cpu, number):
-            raise Refused
-    elif number not in _WRITE_IGNORED and number not in _MCA:
-        raise Refused
 
 
 def _rdmsr(cpu: GuestCpu, _found: Privileged) -> None:

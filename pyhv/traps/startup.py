@@ -48,5 +48,5 @@ def first_state(pristine: bytes, registers: dict[str, int], width: int = 64) -> 
         vmcb.set_segment(v.CS, FLAT_RING1_CS, *decode(RESERVED_DESCRIPTORS_COMPAT[FLAT_RING1_CS & ~3]))
         vmcb.set_segment(v.SS, FLAT_RING1_DS, *decode(RESERVED_DESCRIPTORS_COMPAT[FLAT_RING1_DS & ~3]))
     for segment, name in ((v.DS, "ds"), (v.ES, "es"), (v.FS, "fs"), (v.GS, "gs")):
-        vmcb.set_segment(segment, 0, registers.get(f"{name}_base", 0), 0, 0)
+        vmcb.set_segment(segment, registers.get(name, 0), registers.get(f"{name}_base", 0), 0, 0)
     return bytes(block)

@@ -45,7 +45,7 @@ class _Timed:
     invalid_opcode: Callable[[], None]
     syscall: Callable[[int], None]
     sysenter: Callable[[int], None]
-    cpuid: Callable[[], None]
+    cpuid: Callable[[], bool]
     port_read: Callable[[int, int], int | None]
     port_write: Callable[[int, int, int], bool]
     port_fault: Callable[[], None]

@@ -3,7 +3,7 @@
 # counts - gives counts, orders and extents whose product, sum or shift does not fit
 #
 # Class: integer wraps in counts and extents
-# History: XSA-7, XSA-36, XSA-212
+# History: XSA-20, XSA-31, XSA-212
 # Refused: a count that cannot be meant is an error or leaves nothing done; a list is never followed beyond its first
 #   refusal; bit 31 of a count resumes a list, it does not lengthen it; one call gives away no more than is owned.
 
@@ -11,6 +11,7 @@
 
 .set XENMEM_exchange, 11
 .set XENMEM_increase_reservation, 0
+.set __HYPERVISOR_set_timer_op, 15
 
 .macro reserve what, answer, command, list, count, order
     mov rax, \list
@@ -187,6 +188,10 @@ _start:
     attack "and none again", 0, sched_op, 6, words, 0, 0
     mov qword ptr [rip + words], -1
     attack "a timer at the end of time", 0, vcpu_op, VCPUOP_set_singleshot_timer, 0, words, 0
+    attack "the old timer at the end of time", 0, set_timer_op, -1, 0, 0, 0
+    attack "and at 2^63", 0, set_timer_op, 0x8000000000000000, 0, 0, 0
+    attack "and none again", 0, set_timer_op, 0, 0, 0, 0
+    attack "printing 2^32-1 bytes of which few are there", -EFAULT, console_io, 0, 0xffffffff, gap - 64, 0
     attack "a tick of 2^64-1 ns", -EINVAL, vcpu_op, VCPUOP_set_periodic_timer, 0, words, 0
     mov rax, 1 << 62
     mov [rip + words], rax

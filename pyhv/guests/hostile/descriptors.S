@@ -3,7 +3,7 @@
 # descriptors - looks for a way to ring 0 through the descriptor tables: gates, system segments, pages changed later
 #
 # Class: descriptors and gates
-# History: XSA-42, XSA-192, XSA-260
+# History: XSA-110, XSA-298
 # Refused: no TSS, LDT, interrupt or trap gate in any descriptor page; a call gate loses its DPL, and leads nowhere but to
 #   the guest's own segments; code and data are ring 3's; a page of descriptors cannot be written until it is none.
 

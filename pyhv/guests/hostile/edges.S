@@ -3,7 +3,7 @@
 # edges - goes to the ends of the address space: returns, calls and callbacks to addresses that are not canonical
 #
 # Class: non-canonical addresses and segment bases
-# History: XSA-7, XSA-61, XSA-170, XSA-234
+# History: XSA-7, XSA-9, XSA-136, XSA-193, XSA-215
 # Refused: a return or a system call that ends at an address which is not canonical is the guest's fault, in the guest's
 #   context; callbacks, handlers and segment bases there are refused when they are registered; user mode has no way into
 #   the hypervisor's space by any segment base.

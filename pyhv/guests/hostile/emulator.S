@@ -3,7 +3,7 @@
 # emulator - feeds the hypervisor's instruction emulation: stores to page tables, privileged instructions, odd encodings
 #
 # Class: instruction emulation
-# History: XSA-12, XSA-110, XSA-123, XSA-195, XSA-204
+# History: XSA-63, XSA-123, XSA-195, XSA-200, XSA-333
 # Refused: a store to a page table is done for the guest only if its whole new entry is valid, aligned and of at most eight
 #   bytes; everything else is the fault it was, with nothing written. Privileged instructions do what a virtual processor
 #   allows, however they are prefixed and wherever their bytes lie.

@@ -3,7 +3,7 @@
 # entry-bits - puts bits into page-table entries that a guest may not set: superpages, cache attributes, wild frames
 #
 # Class: PSE, reserved bits and cache attributes
-# History: XSA-148, XSA-149, XSA-280
+# History: XSA-148, XSA-167, XSA-402
 # Refused: superpages and global bits above the leaf, cache attributes everywhere, frames beyond the machine. Asked for
 #   directly, by writing a table before it becomes one, and by adding the bit to an entry that was approved without.
 

@@ -3,7 +3,7 @@
 # events - wants event channels of others: binds what was not offered, rings where it may not, names ports that are none
 #
 # Class: event channels
-# History: XSA-317, XSA-342, XSA-343
+# History: XSA-221, XSA-317, XSA-342, XSA-343
 # Refused: a port is bound only by the domain it was offered to and only once; only its owner sends, closes or moves it;
 #   port 0, free ports and those beyond the limit are no ports; nobody acts for another domain.
 
@@ -59,7 +59,7 @@ _start:
     lea rsi, [rip + words]
     hypercall event_channel_op
     cmp rax, -EINVAL
-    check e, "a port of domain 0 was bound"
+    must e, "a port of domain 0 was bound"
     inc ebp
     cmp ebp, 128
     jb .dom0_ports
@@ -76,21 +76,21 @@ _start:
     lea rsi, [rip + words]
     hypercall event_channel_op
     test rax, rax
-    check s, "a port of a neighbour was bound"
+    must s, "a port of a neighbour was bound"
     mov [rip + words], bp
     mov word ptr [rip + words + 2], DOMID_SELF
     mov edi, EVTCHNOP_alloc_unbound
     lea rsi, [rip + words]
     hypercall event_channel_op
     test rax, rax
-    check s, "a port of a neighbour was made"
+    must s, "a port of a neighbour was made"
     mov [rip + words], bp
     mov [rip + words + 4], r14d
     mov edi, EVTCHNOP_status
     lea rsi, [rip + words]
     hypercall event_channel_op
     test rax, rax
-    check s, "the status of a neighbour's port was told"
+    must s, "the status of a neighbour's port was told"
     inc r14d
     cmp r14d, 16
     jb .neighbours_port
@@ -99,7 +99,7 @@ _start:
     lea rsi, [rip + words]
     hypercall event_channel_op
     test rax, rax
-    check s, "a neighbour's ports were closed"
+    must s, "a neighbour's ports were closed"
 .next_neighbour:
     inc ebp
     cmp ebp, 8

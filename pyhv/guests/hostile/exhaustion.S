@@ -3,7 +3,7 @@
 # exhaustion - takes of everything as much as there is: ports, grants, handles, watches, transactions, flushes, tables
 #
 # Class: exhaustion of quotas
-# History: XSA-34, XSA-149, XSA-326, XSA-330, XSA-385
+# History: XSA-45, XSA-252, XSA-326, XSA-385
 # Refused: everything that a guest can make more of has a limit of its own, told by an error; reaching one changes nothing
 #   for others; what was taken can be given back and taken again.
 
@@ -36,7 +36,7 @@ _start:
     test rax, rax
     js .ports_full
     inc r13d
-    cmp r13d, 100000
+    cmp r13d, 10000
     jb .ports
 .ports_full:
     answer_is -ENOSPC, "one port too many"
@@ -172,13 +172,13 @@ _start:
     lea rdi, [rip + path_domid]
     call xs_read
     test rax, rax
-    check g, "xenstore does not answer any more"
+    must g, "xenstore does not answer any more"
 
     # Memory: no more than the reservation, however it is asked for
     attack "a page more than we may have", 0, memory_op, XENMEM_populate_physmap, reservation, 0, 0
 
     # Flushes, tables, base pointers
-    mov ebx, 20000
+    mov ebx, 5000
 .flushes:
     mov dword ptr [rip + mmuext_list], 6        # MMUEXT_TLB_FLUSH_LOCAL
     lea rdi, [rip + mmuext_list]
@@ -226,7 +226,7 @@ _start:
     cmp ebp, 100
     jb .tables
     print "allowed: running on 100 tables\n"
-    mov ebx, 5000                               # and switched between
+    mov ebx, 2000                               # and switched between
 .switch:
     mov eax, ebx
     xor edx, edx

@@ -3,18 +3,18 @@
 # foreign - names frames of other domains and of the hypervisor in every call that takes a frame number
 #
 # Class: foreign frames
-# History: XSA-45, XSA-184, XSA-286
+# History: XSA-109, XSA-113
 # Refused: every frame is checked for its owner, by each call and for each use; the special domains IO, XEN and COW own
 #   nothing that a plain domain may have; what the M2P says of a frame only its owner may change.
 
 .include "hostile.inc"
 
-.set SWEEP, 4000
+.set SWEEP, 1000
 
 .macro must_fail what                           # quietly: any error
     sar rax, 63
     cmp rax, -1
-    check e, "\what"
+    must e, "\what"
     inc qword ptr [rip + attacks]
 .endm
 

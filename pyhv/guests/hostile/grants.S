@@ -3,7 +3,7 @@
 # grants - borrows what was not lent, gives back twice, keeps what it gave back, lends what it does not own
 #
 # Class: grant tables
-# History: XSA-224, XSA-226, XSA-234, XSA-255
+# History: XSA-18, XSA-224, XSA-227, XSA-234
 # Refused: a grant is used as its entry says and by whom it names; the entry is believed at the first use, the handle from
 #   then on; a half that is not mapped is not unmapped; the frame stays what it is until the last use has ended; nobody
 #   lends a frame that is not his, nor a page table for writing.

@@ -3,7 +3,7 @@
 # linear-tables - links tables of one level to each other and to themselves, to write through the loop
 #
 # Class: recursive and linear page tables
-# History: XSA-148, XSA-182, XSA-240, XSA-299
+# History: XSA-182, XSA-240, XSA-309
 # Refused: an entry that points to a table of its own level may only be read-only, and such links form no chain: a table
 #   that is linked to has no such link itself. RW cannot be switched on later. A link keeps its target a table.
 

@@ -3,7 +3,7 @@
 # multicall - lists of hypercalls that call themselves, change themselves, and leave in the middle
 #
 # Class: multicall and continuations
-# History: XSA-213, XSA-239, XSA-316
+# History: XSA-213, XSA-318
 # Refused: no multicall inside a multicall; an iret ends the list, and nothing behind it is done with the page tables that
 #   the iret has switched to; each entry is read once, when it is its turn; a result that has no place ends the list.
 

@@ -3,7 +3,7 @@
 # pointers - hands every hypercall that takes a pointer one that the guest itself could not follow
 #
 # Class: pointer arguments
-# History: XSA-8, XSA-109, XSA-176, XSA-212
+# History: XSA-29, XSA-122, XSA-212
 # Refused: addresses of the hypervisor, addresses that are not canonical, pages that are not mapped, structures that
 #   begin in a good page and end in a bad one, and results to pages that the guest may only read: EFAULT, or where a
 #   call tells how much it has done, nothing done.
@@ -47,7 +47,7 @@
     mov r10d, DOMID_SELF
     hypercall \call
     cmp rax, \answer
-    check e, "\what"
+    must e, "\what"
 .endm
 
 .text
@@ -69,6 +69,24 @@ _start:
     mov rax, [rip + start_info]
     mov rax, [rax + START_INFO_pt_base]
     mov [rip + own_l4], rax
+    link l2, 0, l1, TABLE                       # the bits of NOT_CANONICAL that a walk looks at lead to a page
+    link l3, 0, l2, TABLE
+    link l1, 0, writable_page, READ_WRITE
+    pin 1, l1
+    pin 2, l2
+    pin 3, l3
+    mov rdi, [rip + own_l4]
+    mov esi, 288
+    call entry_address
+    mov rbx, rax
+    lea rdi, [rip + l3]
+    call frame_of
+    lea rsi, [rax + TABLE]
+    mov rdi, rbx
+    call set_entry
+    must_succeed "a table in slot 288"
+    mov rax, 0xffff900000000000
+    mov rax, [rax]
     lea rbx, [rip + table_begin]
 .next_line:
     lea r12, [rip + unreadable]
@@ -128,7 +146,7 @@ _start:
     mov rax, [rip + inner_setup + 8]
     movsx rax, ax
     cmp rax, -5                                 # GNTST_bad_virt_addr
-    check e, "the status of a grant table's frames there"
+    must e, "the status of a grant table's frames there"
     mov [rip + inner_flush + 16], rbp
     quietly -EINVAL, "a mask of vcpus there", mmuext_op, inner_flush, 1, 0
     inc qword ptr [rip + attacks]
@@ -303,6 +321,10 @@ inner_flush:    .quad 8, 0, 0                   # MMUEXT_TLB_FLUSH_MULTI
 before:         .zero PAGE_SIZE
 gap:            .zero PAGE_SIZE
 writable_page:  .zero PAGE_SIZE
+l1:             .zero PAGE_SIZE
+l2:             .zero PAGE_SIZE
+l3:             .zero PAGE_SIZE
+before_it:      .zero PAGE_SIZE
 read_only:      .zero 64
 ro_zero:        .zero 64
 ro_selves:      .zero 64

@@ -3,7 +3,7 @@
 # races - changes what is being checked: another vcpu keeps writing to a page that becomes a table, a GDT, nobody's
 #
 # Class: writable mappings between check and use
-# History: XSA-155, XSA-224, XSA-299, XSA-388
+# History: XSA-155, XSA-299, XSA-401
 # Refused: from the moment a frame is approved no vcpu can write it any more, whatever its TLB remembers; what a hypercall
 #   has read once it does not read again. Needs two vcpus to be worth its name (--vcpus 2).
 
@@ -66,7 +66,7 @@ _start:
     call wait_for_it
     mov rax, [rip + target]
     cmp rax, [rip + pattern]
-    check e, "the other vcpu does not write"
+    must e, "the other vcpu does not write"
 
     # A table: narrow without a flush, pin, and see whether it writes
     call narrow
@@ -83,15 +83,9 @@ _start:
     call wait_for_it
     mov rax, [rip + target]
     cmp rax, 0
-    je .table_held
-    print "FAILED: another vcpu wrote a page table\n"
-    jmp give_up
-.table_held:
+    must e, "another vcpu wrote a page table"
     cmp qword ptr [rip + hypercall_wrote], 0
-    je .not_by_xen
-    print "FAILED: a hypercall of another vcpu wrote a page table\n"
-    jmp give_up
-.not_by_xen:
+    must e, "a hypercall of another vcpu wrote a page table"
     inc qword ptr [rip + attacks]
     lea rdi, [rip + target]
     call va_to_mfn
@@ -110,10 +104,7 @@ _start:
     must_succeed "the target as GDT"
     call wait_for_it
     cmp qword ptr [rip + target], 0
-    je .gdt_held
-    print "FAILED: another vcpu wrote a GDT\n"
-    jmp give_up
-.gdt_held:
+    must e, "another vcpu wrote a GDT"
     inc qword ptr [rip + attacks]
     xor edi, edi
     xor esi, esi
@@ -139,7 +130,7 @@ _start:
     mov qword ptr [rip + faulted], 0
     call wait_for_it
     cmp qword ptr [rip + faulted], 0
-    check ne, "another vcpu wrote a frame that was given back"
+    must ne, "another vcpu wrote a frame that was given back"
     mov edi, 2                                  # VCPUOP_down
     mov esi, 1
     xor edx, edx
@@ -247,12 +238,13 @@ second_again:
     lea rcx, [rip + target]
     mov [rcx], rbx
 second_goes_on:
+    mov r12, [rip + quiet]                      # as it was before the call
     mov edi, XENVER_capabilities
     lea rsi, [rip + target + 1024]
     hypercall xen_version
     test rax, rax
     js second_yields
-    cmp qword ptr [rip + quiet], 1
+    cmp r12, 1
     jne second_yields
     inc qword ptr [rip + hypercall_wrote]
 second_yields:

@@ -3,7 +3,7 @@
 # rings - writes nonsense into the pages that the console and xenstore back ends read, and takes the pages away from them
 #
 # Class: rings shared with back ends
-# History: XSA-155, XSA-206, XSA-324
+# History: XSA-38, XSA-155, XSA-324
 # Refused: indices that claim more than a ring holds move nothing; each index is read once; a message that is none ends
 #   the guest's own connection at most; a ring's page cannot become a table, and given back it stays where it is.
 
@@ -26,7 +26,7 @@
     mov dword ptr [rbx + CONSOLE_out_prod], \prod
     call ring_console
     cmp dword ptr [rbx + CONSOLE_out_cons], \cons
-    check e, "the console back end believed impossible indices"
+    must e, "the console back end believed impossible indices"
     mov [rbx + CONSOLE_out_cons], r13d
     mov [rbx + CONSOLE_out_prod], r12d
     inc qword ptr [rip + attacks]
@@ -38,7 +38,7 @@
     mov dword ptr [rbx + XENSTORE_req_prod], \prod
     call xs_notify
     cmp dword ptr [rbx + XENSTORE_error], XENSTORE_ERROR_RINGIDX
-    check e, "xenstore believed impossible indices"
+    must e, "xenstore believed impossible indices"
     call reconnect
     inc qword ptr [rip + attacks]
 .endm
@@ -86,18 +86,18 @@ _start:
     lea rdi, [rip + path_domid]
     call xs_read
     test rax, rax
-    check g, "xenstore does not answer after impossible indices"
+    must g, "xenstore does not answer after impossible indices"
     print "refused: five pairs of xenstore indices\n"
     mov rbx, [rip + xs_page]                    # the answer's indices: there is no room, then too much
     mov dword ptr [rbx + XENSTORE_rsp_cons], 0x55555555
     call xs_notify
     cmp dword ptr [rbx + XENSTORE_error], XENSTORE_ERROR_RINGIDX
-    check e, "xenstore answered over an answer"
+    must e, "xenstore answered over an answer"
     call reconnect
     lea rdi, [rip + path_domid]
     call xs_read
     test rax, rax
-    check g, "xenstore does not answer after impossible answers"
+    must g, "xenstore does not answer after impossible answers"
     print "refused: impossible indices of answers\n"
 
     # Messages that are none, but whose length is right: an error each
@@ -119,7 +119,7 @@ _start:
     lea rdi, [rip + path_domid]
     call xs_read
     test rax, rax
-    check g, "xenstore does not answer after nonsense"
+    must g, "xenstore does not answer after nonsense"
     lea rdi, [rip + path_other]
     call xs_read
     answer_is -1, "domain 0's nodes"
@@ -143,7 +143,7 @@ _start:
     lea rdi, [rip + path_domid]
     call xs_read
     test rax, rax
-    check g, "xenstore does not answer from a page that was given back"
+    must g, "xenstore does not answer from a page that was given back"
     not_a_ring "the console's page", [rip + console_page]
     print "the console still works\n"
 
@@ -163,7 +163,7 @@ _start:
     lea rdi, [rip + path_domid]
     call xs_read
     test rax, rax
-    check g, "xenstore does not answer after a new connection"
+    must g, "xenstore does not answer after a new connection"
     mov dword ptr [rbx], XS_WRITE               # and a message that never ends, when we do
     mov dword ptr [rbx + 12], 4096
     mov dword ptr [rbx + XENSTORE_req_prod], 1000
@@ -204,9 +204,9 @@ reconnect:                                      # rbx = va of the xenstore page
     mov dword ptr [rbx + XENSTORE_connection], 1
     call xs_notify
     cmp dword ptr [rbx + XENSTORE_connection], 0
-    check e, "xenstore does not begin afresh"
+    must e, "xenstore does not begin afresh"
     cmp dword ptr [rbx + XENSTORE_error], 0
-    check e, "xenstore still sees an error"
+    must e, "xenstore still sees an error"
     ret
 
 ring_console:                                   # tell the back end

@@ -3,7 +3,7 @@
 # stale-tlb - writes through a translation that the processor may still remember after the page has become something else
 #
 # Class: stale translations
-# History: XSA-241, XSA-242, XSA-286, XSA-290
+# History: XSA-241, XSA-286, XSA-292
 # Refused: before a frame becomes a table or leaves the domain, what any TLB remembers of it is gone, asked for or not; a
 #   store through the old address faults or reaches the frame that is mapped there now.
 
@@ -166,6 +166,9 @@ _start:
     mov byte ptr [rip + ph], 0xf4                # hlt: privileged
     faults "code that was changed under its translation", TRAP_gp_fault, "call rbx"
 
+    # Flushing what cannot be mapped changes nothing
+    attack "INVLPG of addresses that are not canonical, or not ours", 0, mmuext_op, wild_flushes, 6, 0, DOMID_SELF
+
     # The base pointer itself, unpinned while it is used
     mov rdi, [rip + start_info]
     mov rdi, [rdi + START_INFO_pt_base]
@@ -207,6 +210,8 @@ reservation:    .quad 0, 1, 0, DOMID_SELF       # list, how many, order and flag
 calls:          .quad __HYPERVISOR_mmu_update, -1, calls_update, 1, 0, DOMID_SELF, 0, 0
                 .quad __HYPERVISOR_mmuext_op, -1, calls_pin, 1, 0, DOMID_SELF, 0, 0
 calls_update:   .quad 0, 0
+wild_flushes:   .quad 7, NOT_CANONICAL, 0, 7, -1, 0, 7, HYPERVISOR_HOLE, 0, 7, MACH2PHYS_VIRT_START, 0
+                .quad 11, LOWER_HALF_END, 0, 11, 0x8000000000000000, 0
 calls_pin:      .quad MMUEXT_PIN_L1_TABLE, 0, 0
 
 .bss

@@ -3,7 +3,7 @@
 # type-confusion - wants one frame to be two things at once: a table and writable, two levels, a table and a GDT
 #
 # Class: type confusion
-# History: XSA-110, XSA-213, XSA-287, XSA-296
+# History: XSA-287, XSA-310, XSA-401
 # Refused: a frame has one type while anything needs it as that type; every other use of it meanwhile gets an error, and
 #   the frame keeps its type however often it is tried.
 

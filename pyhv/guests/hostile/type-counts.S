@@ -3,7 +3,7 @@
 # type-counts - piles up references to one frame, to make its counters overflow and its type be forgotten
 #
 # Class: overflow of type and reference counts
-# History: XSA-148, XSA-310, XSA-347
+# History: XSA-58, XSA-113, XSA-242
 # Refused: counts are wide enough for all tables that a guest can build; a frame is free for another use when the last
 #   reference is gone and not one earlier, and gone means all of them.
 
@@ -102,7 +102,7 @@ _start:
     mov edi, MMUEXT_PIN_L2_TABLE
     call mmuext
     cmp rax, -EINVAL
-    check e, "pinning an L1 as L2 was not refused"
+    must e, "pinning an L1 as L2 was not refused"
     dec ebp
     jnz .refusals
     unpin l4

@@ -3,7 +3,7 @@
 # vcpu-contexts - brings up a second vcpu with contexts that would give it another ring, other tables, other stacks
 #
 # Class: vcpu contexts and registered areas
-# History: XSA-31, XSA-212, XSA-277
+# History: XSA-296, XSA-327
 # Refused: base pointers, descriptor tables, callbacks and bases of a context are judged as those of a running vcpu, and a
 #   refused context leaves nothing behind; selectors and flags are made ring 3's; a vcpu_info page stays a writable page
 #   for ever, and no area is written through where the guest could not write.

@@ -3,7 +3,7 @@
 # xen-slots - reaches for the sixteen slots of the top page table that are the hypervisor's
 #
 # Class: abuse of the hypervisor's L4 slots
-# History: XSA-44, XSA-148, XSA-286
+# History: XSA-185, XSA-248
 # Refused: no update of slots 256 to 271, in no table and by no call; what a table brings along there when it becomes an
 #   L4 is wiped; addresses there are the hypervisor's, whatever the table says.
 

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`docs/cpu.md`, the processor as a PV guest finds it: `python -m pyhv.traps.document > docs/cpu.md`.
+
+The tables come from those that also answer the guest (`msr.py`, `cpu/cpuid.py`); a test compares the page
+with this module's output. What is told in words here is held by tests/test_traps_*.py.
+"""
+
+from pyhv.cpu.cpuid import FEATURES, cpuid
+from pyhv.cpu.tsc import rate
+from pyhv.traps.msr import TABLE, Register
+
+_INTRODUCTION = """\
+# The processor of a guest
+
+What a PV guest's instructions do where that differs from an ordinary processor in ring 0. Registers and
+leaves not listed do not exist. *This page is generated:* `python -m pyhv.traps.document > docs/cpu.md`.
+
+## Privileged instructions
+
+A PV kernel has no privilege, so these raise #GP(0), and the hypervisor performs them: CLI and STI (which do
+nothing; the event mask is in `vcpu_info`), CLTS, WBINVD (nothing), MOV to and from CR0, CR2, CR3, CR4 and the
+debug registers, RDMSR and WRMSR, RDTSC and RDTSCP where they trap, IN, OUT, INS, OUTS. All but RDTSC, RDTSCP,
+CLI, STI and port accesses need kernel mode. HLT, INVLPG, LGDT, LIDT, LLDT, LTR, LMSW, SWAPGS, INVD, SYSRET,
+RDPMC and XSETBV stay #GP(0). An instruction that is performed while TF is set traps like any other.
+
+| register | reads | writes |
+| --- | --- | --- |
+| CR0 | 0x80050033, and TS | only TS may change, others #GP |
+| CR2 | the address of the last page fault | anything |
+| CR3 | the kernel's L4, whatever the mode | MMUEXT_NEW_BASEPTR; #GP if that refuses |
+| CR4 | 0x660 and what was set | TSD and DE; other bits are dropped |
+| DR0 to DR3 | what was written | addresses outside the hypervisor's area, others #GP |
+| DR6 | 0xffff0ff0 and the events so far | B0 to B3, BD, BS, BT; bits above 31 #GP |
+| DR7 | 0x400 and what was written | GD, bits above 31, and port breakpoints without CR4.DE #GP |
+| DR4, DR5 | DR6 and DR7; #UD if CR4.DE is set | as they read |
+
+CPUID is not privileged and answers as below, in kernel and user mode, with and without Xen's forced-emulation
+prefix (`ud2; "xen"`). A kernel that sets bit 0 of MISC_FEATURES_ENABLES makes it #GP(0) in user mode.
+
+## Instructions that look without privilege
+
+| instruction | genuine Xen | here |
+| --- | --- | --- |
+| SGDT | limit 0xefff, base 0xffff820000000000 + vCPU * 0x20000 | the same |
+| SIDT | the host's: limit 0xfff, a base in Xen's area | limit 0, base 0 |
+| SLDT | 0 without an LDT, else 0xe050 | the same |
+| STR | 0xe040 | the same |
+| SMSW | CR0's lower half: 0x33, and TS while TS is set | the same |
+| LAR, LSL, VERR, VERW | descriptors of the GDT and LDT that ring 3 may know, Xen's own ones too | the same |
+
+## Breakpoints
+
+DR0 to DR3 fire as on hardware, for whichever vCPU set them, in both modes: instruction breakpoints before the
+instruction unless RF is set, data breakpoints of 1, 2, 4 or 8 bytes after it, port breakpoints with CR4.DE. A
+vCPU with enabled breakpoints runs one instruction at a time, about a hundred times slower; the others of its
+domain at full speed, or, with data breakpoints, at about a fifth of it. See `traps/debug.py`. What the
+hypervisor reads and writes for the guest is not seen by them.
+
+## Exceptions
+
+| vector | when |
+| --- | --- |
+| #DE #NM #TS #NP #SS #GP #PF #MF | as on hardware; #SS also for non-canonical addresses by RSP or RBP |
+| #DB | single steps, breakpoints, ICEBP |
+| #BP #OF #BR | INT3; INTO and BOUND in 32-bit code |
+| #UD | as on hardware, and SYSCALL from a 32-bit process, as on an Intel part |
+| #AC | never: EFLAGS.AC changes without an exit, and checking every access would cost all guests dearly |
+| #XM | never: the emulator computes SSE with all exceptions masked |
+| NMI | VCPUOP_send_nmi, if there is a handler |
+| #DF #MC | never |
+
+The frame of a fault has RF set, as the processor pushes it, so that a breakpoint does not stop its
+instruction again.
+
+## Ports
+
+A domain without devices owns no port: reads give all ones, writes vanish. Both need the virtual IOPL or a
+clear bit for every byte in the I/O bitmap (`physdev_op`), else #GP(0). The PIT's counter 2 and its output bit
+(0x42, 0x61) move with time, the RTC's index (0x70) and the PCI address (0xcf8, 4 bytes) read back. INS stores
+before the permission is checked: where it is refused, its first element has become zero.
+"""
+
+
+def _number(row: Register) -> str:
+    return f"{row.first:#x}" if row.first == row.last else f"{row.first:#x} to {row.last:#x}"
+
+
+def document() -> str:
+    """The whole page in Markdown."""
+    lines = [_INTRODUCTION, "## MSRs", ""]
+    lines += [
+        "Every other MSR is #GP(0), in either direction. A kernel that has no handler for #GP yet reads 0",
+        "instead from those that a machine has.",
+        "",
+        "| number | name | reads | writes |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {_number(row)} | {row.name} | {row.reads} | {row.writes} |" for row in TABLE]
+    lines += ["", "## CPUID", ""]
+    lines += [
+        "The answers of vCPU 0 with a TSC of 1 GHz; leaf 1 has the vCPU's number in EBX' top byte. Leaves that",
+        "are not listed are all zero.",
+        "",
+        "| leaf | EAX | EBX | ECX | EDX |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    tsc = rate(1_000_000_000)
+    for first, last in ((0, 0x20), (0x4000_0000, 0x4000_0010), (0x8000_0000, 0x8000_0020)):
+        for leaf in range(first, last):
+            for subleaf in range(3 if leaf == 0x4000_0003 else 1):
+                answer = cpuid(leaf, subleaf, 0, tsc)
+                if any(answer):
+                    name = f"{leaf:#x}" + (f" sub {subleaf}" if leaf == 0x4000_0003 else "")
+                    lines.append(f"| {name} | {' | '.join(f'{value:#010x}' for value in answer)} |")
+    lines += ["", "| leaf and register | features |", "| --- | --- |"]
+    for (leaf, register), bits in FEATURES.items():
+        listed = ", ".join(f"{name} ({bit})" for name, bit in bits.items())
+        lines.append(f"| {leaf:#x} {register.upper()} | {listed} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guests that attack: every attack refused, neighbours undisturbed, memory sound, nothing left behind.
+
+And the other way round: with a check of pyhv taken out, the guest whose business it is must notice.
+"""
+
+import fnmatch
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from struct import error as struct_error
+from typing import Any
+
+import pytest
+from guest_machine import Run, Sink, image_of, run
+
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Sched, Shutdown
+from pyhv.abi.x86 import PTE_RW
+from pyhv.cpu.exits import ExitKind, ExitRecord
+from pyhv.domain import DomainConfig
+from pyhv.errors import ImageError, XenError
+from pyhv.events.channels import EventChannels
+from pyhv.grants.maptrack import Mapping, Maptrack
+from pyhv.grants.table import GrantTable, MapFlag
+from pyhv.guests.build import HOSTILE, build_builtin, source_of
+from pyhv.guests.catalogue import document, read
+from pyhv.hypercalls import context
+from pyhv.hypercalls import cpustate as cpu_calls
+from pyhv.hypercalls import grants as grant_calls
+from pyhv.hypercalls import memory as memory_calls
+from pyhv.hypercalls import vcpu as vcpu_calls
+from pyhv.loader.elf import load_image
+from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.mmu import memory, tables
+from pyhv.mmu.frames import FrameTable
+from pyhv.mmu.tables import PageTables
+from pyhv.traps import guestcpu, privileged
+
+ROOT = Path(__file__).parent.parent
+PAGES = 4096
+SECOND = 1_000_000_000
+SCHED_OP = 29
+INTERVAL = 997
+
+
+class Auditor:
+    """Counts everything anew at every so many exits, and when a guest is about to end."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._exits = 0
+        self.endings = 0
+
+    def exit(self, record: ExitRecord) -> None:
+        self._exits += 1
+        rdi = record.registers[7]
+        ending = record.kind is ExitKind.HYPERCALL and record.detail == SCHED_OP and rdi == Sched.SHUTDOWN
+        if ending or self._exits % INTERVAL == 0:
+            self.endings += ending
+            assert self._machine.audit() == [], record
+
+
+@pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_attack_is_refused(name: str, virtual: bool) -> None:
+    """Beside ping and pong, which share a page and a port meanwhile."""
+    machine = Machine(MachineConfig(3 * PAGES, virtual_time=virtual))
+    try:
+        free = machine.frames.free_count
+        sinks = {}
+        for guest in ("ping", "pong", name):
+            sinks[guest] = Sink()
+            config = DomainConfig(guest, PAGES, vcpus=2 if guest == name else 1)
+            machine.create(load_image(build_builtin(guest), guest), config, console=sinks[guest])
+        machine.introduce_peers()
+        auditor = Auditor(machine)
+        machine.observe(auditor)
+        outcome = machine.run(timeout_ns=60 * SECOND)
+        said = {guest: sink.data.decode("latin-1") for guest, sink in sinks.items()}
+        assert outcome is Outcome.ENDED, said
+        for guest, domain in zip(sinks, machine.domains.values(), strict=True):
+            assert "SUCCESS\n" in said[guest], said[guest][-600:]
+            assert "FAIL" not in said[guest]
+            assert domain.shutdown_reason == Shutdown.POWEROFF
+        assert "  10 rounds\n" in said["ping"]
+        assert auditor.endings >= 3
+        assert machine.audit() == []
+        assert machine.frames.free_count == free
+        assert all(not machine.frames.owned_by(domid).size for domid in machine.domains)
+    finally:
+        machine.close()
+
+
+def test_all_at_once() -> None:
+    """They attack each other, too: their neighbours' frames, ports and grants are among what they name."""
+    machine = Machine(MachineConfig(len(HOSTILE) * PAGES, virtual_time=True))
+    try:
+        free = machine.frames.free_count
+        sinks = {name: Sink() for name in HOSTILE}
+        for name, sink in sinks.items():
+            image = load_image(build_builtin(name), name)
+            machine.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
+        machine.introduce_peers()
+        assert machine.run(timeout_ns=60 * SECOND) is Outcome.ENDED
+        for name, sink in sinks.items():
+            assert b"SUCCESS\n" in sink.data, (name, sink.data[-300:])
+        assert machine.audit() == []
+        assert machine.frames.free_count == free
+    finally:
+        machine.close()
+
+
+# -- a check taken out is noticed --------------------------------------------------------------------------
+
+
+def _always(answer: Any) -> Callable[..., Any]:
+    return lambda *_arguments, **_more: answer
+
+
+def _any_linear(self: PageTables, table: int, _level: int, mfn: int, _entry: int) -> None:
+    if mfn != table:
+        self.frames.type_count[mfn] += 1
+        self.frames.refs[mfn] += 1
+        self.frames.linear_out[table] += 1
+        self.frames.linear_in[mfn] += 1
+
+
+def _any_chain(self: PageTables, table: int, level: int, mfn: int, entry: int) -> None:
+    if entry & PTE_RW:
+        raise XenError(Errno.EINVAL, "a writable linear entry")
+    _any_linear(self, table, level, mfn, entry)
+
+
+def _no_flush(self: PageTables, name: str, value: object) -> None:
+    object.__setattr__(self, name, False if name in ("flush", "stale") else value)
+
+
+def _get_writable_always(self: FrameTable, mfn: int) -> bool:
+    self.type_count[mfn] += 1
+    self.refs[mfn] += 1
+    return True
+
+
+def _every_half(self: Maptrack, handle: int, _host: int, _device: int) -> tuple[Mapping, MapFlag]:
+    return self.get(handle), self.get(handle).halves
+
+
+def _adopt(self: context.Call, mfn: int) -> int:
+    return mfn
+
+
+MUTATIONS = [
+    ("linear-tables", PageTables, "_get_linear", _any_linear),
+    ("linear-tables", PageTables, "_get_linear", _any_chain),
+    ("xen-slots", tables, "XEN_SLOTS", range(256, 257)),
+    ("entry-bits", tables, "L1_FORBIDDEN", 0),
+    ("entry-bits", tables, "UPPER_FORBIDDEN", 0x180),
+    ("type-confusion", FrameTable, "get_writable", _get_writable_always),
+    ("type-counts", FrameTable, "get_writable", _get_writable_always),
+    ("stale-tlb", PageTables, "__setattr__", _no_flush),
+    ("pointers", memory, "HYPERVISOR_VIRT_END", memory.LOWER_HALF_END),
+    ("counts", grant_calls, "_COUNT_LIMIT", 1 << 32),
+    ("counts", memory_calls, "guest_may_use", _always(True)),
+    ("events", EventChannels, "_check_port", _always(None)),
+    ("events", EventChannels, "_check_vcpu", _always(None)),
+    ("grants", grant_calls, "guest_may_use", _always(True)),
+    ("grants", GrantTable, "_check_offer", _always(None)),
+    ("grants", Maptrack, "select", _every_half),
+    ("foreign", context.Call, "own_frame", _adopt),
+    ("descriptors", cpu_calls, "fix_descriptor", lambda value: value),
+    ("edges", cpu_calls, "is_canonical", _always(True)),
+    ("edges", guestcpu, "IRET_FLAGS", guestcpu.IRET_FLAGS | 0x3000),
+    ("edges", privileged, "is_canonical", _always(True)),
+    ("vcpu-contexts", vcpu_calls.GuestContext, "check", _always(None)),
+    ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),
+    ("exhaustion", EventChannels, "_check_space", _always(None)),
+    ("races", PageTables, "__setattr__", _no_flush),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "what", "instead"),
+    MUTATIONS,
+    ids=[f"{one[0]}-{one[2]}-{number}" for number, one in enumerate(MUTATIONS)],
+)
+def test_a_check_taken_out_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, name: str, place: object, what: str, instead: object
+) -> None:
+    sink = Sink()
+    machine = Machine(MachineConfig(2 * PAGES, virtual_time=True))
+    try:
+        image = load_image(build_builtin(f"hostile/{name}"), name)
+        machine.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
+        monkeypatch.setattr(place, what, instead)
+        try:
+            machine.run(timeout_ns=2 * SECOND)
+        except (AssertionError, IndexError, KeyError, OverflowError, ValueError, XenError, struct_error):
+            return  # pyhv fell over its own missing check: noticed, too
+        finally:
+            monkeypatch.undo()
+    finally:
+        machine.close()
+    assert b"SUCCESS\n" not in sink.data
+
+
+# -- attacks of which the guest itself dies ----------------------------------------------------------------
+
+DYING = """
+.include "hostile/hostile.inc"
+.include "hostile/user.inc"
+.set __HYPERVISOR_set_callbacks, 4
+.text
+_start:
+    hostile_entry "dying"
+"""
+
+DEATHS = {
+    "iret with its frame in the hypervisor's space": ("unreadable frame", """
+    mov rsp, HYPERVISOR_HOLE
+    hypercall iret
+"""),
+    "iret with its frame at the end of the lower half": ("unreadable frame", """
+    mov rsp, LOWER_HALF_END - 8
+    hypercall iret
+"""),
+    "iret with its frame where nothing is": ("unreadable frame", """
+    mov rsp, NOWHERE
+    hypercall iret
+"""),
+    "iret to user mode without a user table": ("without a user page table", """
+    push FLAT_RING3_SS64
+    push rsp
+    push 2
+    push FLAT_RING3_CS64
+    push 0
+    push 0
+    push 0
+    push 0
+    push 0
+    hypercall iret
+"""),
+    "an exception with the stack in the hypervisor's space": ("hypervisor's area", """
+    mov rsp, HYPERVISOR_HOLE + 0x1000
+    ud2
+"""),
+    "an exception with the stack just above it": ("hypervisor's area", """
+    mov rsp, 0xffff880000000040
+    ud2
+"""),
+    "an exception with the stack at address 0": ("bounce frame", """
+    xor esp, esp
+    ud2
+"""),
+    "an exception with a stack that is not canonical": ("no kernel stack", """
+    mov rsp, NOT_CANONICAL
+    ud2
+"""),
+    "an exception with the stack in a page table": ("read-only", """
+    mov rsp, [rip + start_info]
+    mov rsp, [rsp + START_INFO_pt_base]
+    add rsp, 4096
+    ud2
+"""),
+    "user mode leaves to a stack in the hypervisor's space": ("hypervisor's area", """
+    call user_init
+    mov edi, FLAT_RING3_SS64
+    mov rsi, HYPERVISOR_HOLE + 0x1000
+    hypercall stack_switch
+    must_succeed "stack_switch"
+    lea r15, [rip + user_code]
+    call go_to_user
+user_code:
+    syscall
+"""),
+    "user mode leaves to a stack in a page table": ("read-only", """
+    call user_init
+    mov edi, FLAT_RING3_SS64
+    lea rsi, [rip + user_l4 + 4096]
+    hypercall stack_switch
+    must_succeed "stack_switch"
+    lea r15, [rip + user_code]
+    call go_to_user
+user_code:
+    syscall
+"""),
+    "an exception without a handler": ("without a handler", """
+    xor edi, edi
+    hypercall set_trap_table
+    ud2
+"""),
+    "the page of the handler's stack given away": ("not mapped", """
+    lea rdi, [rip + boot_stack]
+    mov rsi, 0
+    mov edx, UVMF_INVLPG
+    hypercall update_va_mapping
+    lea rdi, [rip + boot_stack + 4096]
+    xor esi, esi
+    mov edx, UVMF_INVLPG
+    hypercall update_va_mapping
+    ud2
+"""),
+    "a handler in the hypervisor's space": ("", """
+    mov rax, HYPERVISOR_HOLE
+    mov [rip + trap_table + 5 * 16 + 8], rax
+    mov [rip + trap_table + 11 * 16 + 8], rax
+    lea rdi, [rip + trap_table]
+    hypercall set_trap_table
+    must_succeed "a handler there"
+    ud2
+"""),
+    "the code that runs, unmapped": ("", """
+    xor edi, edi
+    hypercall set_trap_table
+    mov edi, 0x100000
+.next:
+    mov [rip + list], rdi
+    xor esi, esi
+    mov edx, UVMF_INVLPG
+    hypercall update_va_mapping
+    mov rdi, [rip + list]
+    add rdi, 4096
+    jmp .next
+.data
+.balign 8
+list: .quad 0
+"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_who_digs_a_pit_falls_into_it(how: str) -> None:
+    """A crash of the guest, with its cause told, and of nothing else."""
+    why, body = DEATHS[how]
+    machine = Machine(MachineConfig(2 * 1024, virtual_time=True))
+    try:
+        free = machine.frames.free_count
+        sinks = [Sink(), Sink()]
+        image = load_image(image_of(DYING + body), "dying")
+        dying = machine.create(image, DomainConfig("dying", 1024), console=sinks[0])
+        machine.create(
+            load_image(build_builtin("hello"), "hello"), DomainConfig("hello", 1024), console=sinks[1]
+        )
+        machine.observe(Auditor(machine))
+        assert machine.run(timeout_ns=5 * SECOND) is Outcome.ENDED
+        assert dying.crashed
+        assert why in (dying.crash_cause or ""), dying.crash_cause
+        assert b"SUCCESS\n" in sinks[1].data
+        assert machine.audit() == []
+        assert machine.frames.free_count == free
+    finally:
+        machine.close()
+
+
+def test_a_wrong_answer_ends_the_guest_with_a_crash() -> None:
+    done: Run = run(
+        DYING + '    attack "what is right", -EPERM, xen_version, 0, 0, 0, 0\n    hostile_end\n', pages=1024
+    )
+    assert done.outcome is Outcome.ENDED
+    assert "FAILED: what is right: the answer should be -1, it is " in done.output
+    assert "SUCCESS" not in done.output
+    assert done.domain.shutdown_reason == Shutdown.CRASH
+
+
+# -- names, page, package ----------------------------------------------------------------------------------
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "hostile.md").read_text(encoding="utf-8")
+    assert page == document(), "run: python -m pyhv.guests.catalogue > docs/hostile.md"
+
+
+def test_every_source_is_listed_and_described() -> None:
+    sources = sorted(path.stem for path in (ROOT / "pyhv" / "guests" / "hostile").glob("*.S"))
+    assert [f"hostile/{name}" for name in sources] == list(HOSTILE)
+    assert len(sources) >= 19
+    assert len({read(name).flaw for name in HOSTILE}) == len(HOSTILE)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_attack_says_what_it_tries_once(name: str) -> None:
+    """Attacks are told apart: no text of a list is used for two of them without saying so."""
+    text = source_of(name).read_text(encoding="utf-8")
+    assert text.count('hostile_entry "') == 1
+    assert f'hostile_entry "{name.removeprefix("hostile/")}"' in text
+    assert text.count("hostile_end") == 1
+
+
+def test_unknown_hostile_guest() -> None:
+    with pytest.raises(ImageError, match="no built-in guest named hostile/nobody"):
+        build_builtin("hostile/nobody")
+
+
+def test_the_wheel_takes_all_sources_along() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["pyhv"]
+    sources = [path for ending in ("*.S", "*.inc") for path in (ROOT / "pyhv").rglob(ending)]
+    assert len(sources) > 30
+    for path in sources:
+        inside = path.relative_to(ROOT / "pyhv").as_posix()
+        depth = inside.count("/")
+        assert any(
+            fnmatch.fnmatch(inside, pattern) and pattern.count("/") == depth for pattern in patterns
+        ), inside
