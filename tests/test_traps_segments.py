@@ -5,10 +5,12 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
+from guest_machine import PAGES, Paused, Sink, machine, paused
 
 from pyhv.cpu import vmcb as v
-from pyhv.domain import CallbackEntry
+from pyhv.domain import CallbackEntry, DomainConfig
+from pyhv.guests.build import build_builtin
+from pyhv.loader.elf import load_image
 
 FAILSAFE = 259
 UPDATE_DESCRIPTOR, SET_SEGMENT_BASE = 10, 25
@@ -100,7 +102,7 @@ def test_a_lost_segment_enters_the_failsafe_callback(
     assert words[6:8] == (before, 0xE030)
     assert words[8] & 0x200
     assert words[9:] == (guest.stack, 0xE02B)
-    assert guest.q[v.RSP] == guest.stack - 88 & ~15 or guest.q[v.RSP] == guest.stack - 88
+    assert guest.q[v.RSP] == guest.stack - 88
     assert selectors(guest) == (0, 0, 0, 0)
     assert guest.vcpu.upcall_masked is masks
 
@@ -128,3 +130,25 @@ def test_the_mask_byte_is_saved_as_it_is(guest: Paused) -> None:
     guest.domain.ram.raw[guest.vcpu.info + 1] = 0x5A
     assert guest.execute("hlt") == 13
     assert guest.frame(error=True)["cs"] == 0xE030 | 0x5A << 32
+
+
+def test_the_failsafe_frame_of_a_32_bit_kernel() -> None:
+    with machine() as made:
+        image = load_image(build_builtin("hello32"), "hello32")
+        domain = made.create(image, DomainConfig("hello32", PAGES), console=Sink())
+        dispatcher = made.dispatchers[domain.domid]
+        vcpu = domain.vcpus[0]
+        dispatcher.load(vcpu)
+        vcpu.failsafe_callback = CallbackEntry(0x1234, True, 0xE019)
+        vmcb = dispatcher.cpu.vmcb
+        flat = (0, 0xFFFFFFFF, vmcb.d[v.SEG_FLAGS[v.DS]])
+        vmcb.set_segment(v.ES, 0x0B, *flat)
+        vmcb.set_segment(v.GS, 0x12, *flat)
+        stack, rip, cs = vmcb.rsp, vmcb.rip, vmcb.selector(v.CS)
+        vcpu.forget_segments()
+        dispatcher.enter()
+        assert (vmcb.rip, vmcb.rsp) == (0x1234, stack - 28)
+        frame = struct.unpack("<7I", domain.memory.read(stack - 28, 28))
+        assert frame[:6] == (0xE021, 0x0B, 0xE021, 0x12, rip, cs | 1 << 16)
+        assert vmcb.selector(v.DS) == 0xE021
+        assert vmcb.selector(v.ES) == vmcb.selector(v.GS) == 0

@@ -118,9 +118,9 @@ class CompatCpu(GuestCpu):
     ) -> None:
         """Push a bounce frame and go to `selector:address`; `masks` masks events.
 
-        `origin` replaces (eip, cs, esp, ss) in the frame; `extra` words go below it. Crashes the domain when
-        there is no handler, no stack, or one of their segments cannot be loaded.
-        """
+                        `origin` replaces (eip, cs, esp, ss) in the frame; `extra` words go below it. Crashes the domain when
+                there is no handler, no stack, or one of their segments cannot be loaded.
+                """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if selector & ~3 == 0:
             raise GuestCrash("an event or exception has no handler")

@@ -98,8 +98,8 @@ def document() -> str:
     lines += [f"| {_number(row)} | {row.name} | {row.reads} | {row.writes} |" for row in TABLE]
     lines += ["", "## CPUID", ""]
     lines += [
-        "The answers of vCPU 0 with a TSC of 1 GHz; leaf 1 has the vCPU's number in EBX' top byte. Leaves that",
-        "are not listed are all zero.",
+        "The answers of vCPU 0 with a TSC of 1 GHz; leaf 1 has the vCPU's number in EBX' top byte. Leaves",
+        "that are not listed are all zero.",
         "",
         "| leaf | EAX | EBX | ECX | EDX |",
         "| --- | --- | --- | --- | --- |",
