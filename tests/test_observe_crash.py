@@ -107,7 +107,7 @@ def test_a_32_bit_guest():
     """Its registers have its names and 8 digits, its code is 32-bit code, its stack is of 4-byte words."""
     general = ("eax", "ebx", "ecx", "edx", "esi", "edi", "ebp", "esp", "eip", "eflags", "cr2", "cr3")
     registers = {name: 0x1000 + number for number, name in enumerate(general)}
-    registers |= {name: 0xE021 for name in ("cs", "ss", "ds", "es", "fs", "gs")}
+    registers |= dict.fromkeys(("cs", "ss", "ds", "es", "fs", "gs"), 57377)
     text = render(
         CrashReport(
             domid=1, name="narrow", vcpu=0, cause="why", time_ns=0, kernel_mode=False, width=32, pc=0x100040,
