@@ -181,6 +181,18 @@ class CompatCpu(GuestCpu):
         hflags = d[v.HFLAGS] & (v.HF_TS | v.HF_TF | v.HF_RF) | v.HF_BASE64 | cs & 3
         d[v.HFLAGS] = self.compatibility_mode(hflags, code)
 
+    def far_jump(
+        self, selector: int, code: Segment, eip: int, stack: tuple[int, Segment] | None = None
+    ) -> None:
+        """Continue at `selector:eip`, on the stack segment `stack` (selector, hidden part) if it changes."""
+        q, d = self._q, self._d
+        if stack is None:
+            segment = Segment(q[v.SEG_BASE[v.SS]], d[v.SEG_LIMIT[v.SS]], d[v.SEG_FLAGS[v.SS]])
+            stack = d[v.SEG_SEL[v.SS]] & 0xFFFF, segment
+        self._load_code_and_stack(selector, code, *stack)
+        q[RIP] = eip
+        self.vcpu.in_kernel = selector & 3 == 1
+
     # -- out of the kernel ---------------------------------------------------------------------------------
 
     def iret(self) -> None:

@@ -31,7 +31,7 @@ from pyhv.hypercalls.table import compat_words, invoke, invoke_compat
 from pyhv.mmu.frames import L1
 from pyhv.mmu.memory import walk
 from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
-from pyhv.traps import privileged, segments
+from pyhv.traps import gates, privileged, segments
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
@@ -330,7 +330,10 @@ class Dispatcher:
     def _general_protection(self) -> None:
         cpu = self.cpu
         error = self._d[v.ERROR_CODE]
-        if error:
+        if error and isinstance(cpu, CompatCpu):
+            if gates.transfer(cpu, error):
+                self._emulated()
+        elif error:
             self._other_exception(Vector.GP)
         elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, cpu.linear_rip())):
             self._emulated()
