@@ -35,7 +35,7 @@ from pyhv.machine import Machine, MachineConfig, Outcome
 from pyhv.mmu import memory, tables
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.tables import PageTables
-from pyhv.traps import guestcpu, privileged
+from pyhv.traps import longmode, privileged
 
 ROOT = Path(__file__).parent.parent
 PAGES = 4096
@@ -170,7 +170,7 @@ MUTATIONS = [
     ("foreign", context.Call, "own_frame", _adopt),
     ("descriptors", cpu_calls, "fix_descriptor", lambda value: value),
     ("edges", cpu_calls, "is_canonical", _always(True)),
-    ("edges", guestcpu, "IRET_FLAGS", guestcpu.IRET_FLAGS | 0x3000),
+    ("edges", longmode, "IRET_FLAGS", longmode.IRET_FLAGS | 0x3000),
     ("edges", privileged, "is_canonical", _always(True)),
     ("vcpu-contexts", vcpu_calls.GuestContext, "check", _always(None)),
     ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),

@@ -175,9 +175,11 @@ class Session:
             return ExitCode.CRASH
         if reason == Shutdown.REBOOT:
             say(f"{domain.name} asked for a reboot, which ended its run")
+        elif reason not in list(Shutdown):
+            say(f"{domain.name} ended itself: reason {reason}, which is none of Xen's")
+            return ExitCode.FAILURE
         elif reason != Shutdown.POWEROFF:
-            kind = Shutdown(reason).name if reason in list(Shutdown) else f"reason {reason}"
-            say(f"{domain.name} ended itself: {kind.lower()}")
+            say(f"{domain.name} ended itself: {Shutdown(reason).name.lower()}")
         elif self.plan.verbose:
             say(f"{domain.name} powered off")
         convention = seat.watcher.convention

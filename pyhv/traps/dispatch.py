@@ -35,6 +35,7 @@ from pyhv.traps import gates, privileged, segments
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
+from pyhv.traps.longmode import LongModeCpu
 from pyhv.traps.ports import Ports
 from pyhv.traps.ptwr import emulate_store
 
@@ -92,7 +93,7 @@ class Dispatcher:
     def attach(self, engine: Engine) -> None:
         """Connect to the engine once it exists (it needs its sink first)."""
         self.engine = engine
-        self.cpu = GuestCpu(self.domain, engine) if self._wide else CompatCpu(self.domain, engine)
+        self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(self.domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
         self._d, self._q = engine.vmcb.d, engine.vmcb.q
         services = ProcessorServices(self.cpu)
@@ -527,8 +528,6 @@ class ProcessorServices:
         self.new_base_pointers = cpu.new_base_pointers
         self.drop_ldt = cpu.drop_ldt
         self.load_ldtr = cpu.load_ldtr
-        self.take_descriptor_page = cpu.take_descriptor_page
-        self.put_descriptor_page = cpu.put_descriptor_page
 
     def set_fs_base(self, base: int) -> None:
         """Set the hidden FS base."""
