@@ -72,6 +72,14 @@ def prefixed(code: bytes, opcode: int) -> int:
     return at + 1 if code[at : at + 1] == bytes([opcode]) else 0
 
 
+def is_two_byte(code: bytes, second: int) -> bool:
+    """Whether `code` begins with the instruction 0F `second`, prefixes apart."""
+    at = 0
+    while at < len(code) and (code[at] in _PREFIXES or code[at] & 0xF0 == 0x40):
+        at += 1
+    return code[at : at + 2] == bytes([0x0F, second])
+
+
 @functools.lru_cache(maxsize=4096)
 def privileged(code: bytes) -> Privileged | None:
     """Decode 64-bit `code` (up to 15 bytes) as one of `Op`; None for anything else."""

@@ -340,7 +340,7 @@ class Dispatcher:
         elif cpu.vcpu.in_kernel and cpu.is_merged:
             cpu.split_until_mode_change()  # ring 1 may be to blame (a far return): see what ring 3 says
         else:
-            cpu.raise_exception(Vector.SS if privileged.off_the_stack(cpu) else Vector.GP, 0)
+            cpu.raise_exception(privileged.refused_as(cpu), 0)
 
     def _emulated(self) -> None:
         """An instruction was done for the guest: it is counted, and traps if the guest steps."""
@@ -482,7 +482,7 @@ class Dispatcher:
         elif privileged.icebp(self.cpu):
             self.cpu.raise_exception(Vector.DB)
         else:
-            self.cpu.raise_exception(Vector.UD)
+            self.cpu.raise_exception(privileged.undefined_as(self.cpu))
 
     # -- instructions intercepted inside a block -------------------------------------------------------------
 
