@@ -15,8 +15,8 @@ _INTRODUCTION = """\
 
 A 64-bit PV kernel calls the hypervisor with SYSCALL: number in RAX, arguments in RDI, RSI, RDX, R10, R8,
 result in RAX; a 32-bit one with INT 0x82 from ring 1: number in EAX, arguments in EBX, ECX, EDX, ESI, EDI,
-EBP, result in EAX. A result from -4095 to -1 is an errno of Xen's public header `errno.h`. The calls below are
-those of Xen 4.17 for a PV domU; what they mean is told by the public headers (`xen.h`, `memory.h`,
+EBP, result in EAX. A result from -4095 to -1 is an errno of Xen's public header `errno.h`. The calls below
+are those of Xen 4.17 for a PV domU; what they mean is told by the public headers (`xen.h`, `memory.h`,
 `event_channel.h`, `sched.h`, `vcpu.h`, `grant_table.h`, ...).
 
 *This page is generated:* `python -m pyhv.hypercalls.document > docs/hypercalls.md`.
