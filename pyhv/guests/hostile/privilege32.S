@@ -164,7 +164,7 @@ _start:
     returns "a return to the last descriptor", 0xfff8, 0xfffb, FLAT_RING3_DS, 2
     mov dword ptr [return_cs], XEN_RING0_CS64
     faults_with "iret to ring 0", TRAP_gp_fault, XEN_RING0_CS64, "jmp return_iret"
-    mov dword ptr [return_cs], FLAT_RING1_CS
+    mov dword ptr [return_cs], FLAT_RING1_CS | 1 << 16      # the frame is shown as it is, with its event mask
     mov dword ptr [return_eflags], VM | 2
     faults_with "the iret hypercall to virtual-8086 mode", TRAP_gp_fault, 0, "jmp return_hypercall"
     mov eax, cs
@@ -183,7 +183,8 @@ _start:
     equal "popf with IOPL and VM", edi, 0
     push 2 | IOPL | VM | EFLAGS_IF
     push FLAT_RING1_CS
-    push .iret_done
+    mov eax, .iret_done
+    push eax
     iretd
 .iret_done:
     pushfd
@@ -192,7 +193,8 @@ _start:
     equal "iret with IOPL and VM", edi, 0
     push 2 | IOPL
     push FLAT_RING1_CS
-    push .hypercall_done
+    mov eax, .hypercall_done
+    push eax
     iret_hypercall
 .hypercall_done:
     pushfd
@@ -283,23 +285,28 @@ entry_wrapped:                                  # SS has a base; the other segme
 
 return_iret:
     push [return_ss]
-    push user_stack_top
+    mov eax, user_stack_top
+    push eax
     push [return_eflags]
     push [return_cs]
-    push user_ud2
+    mov eax, user_ud2
+    push eax
     iretd
 
 return_hypercall:
     push [return_ss]
-    push user_stack_top
+    mov eax, user_stack_top
+    push eax
     push [return_eflags]
     push [return_cs]
-    push user_ud2
+    mov eax, user_ud2
+    push eax
     iret_hypercall
 
 to_ring3:                                       # edi = eip
     push FLAT_RING3_DS
-    push user_stack_top
+    mov eax, user_stack_top
+    push eax
     push 2 | EFLAGS_IF
     push FLAT_RING3_CS
     push edi
@@ -307,7 +314,8 @@ to_ring3:                                       # edi = eip
 
 to_ring2:                                       # edi = eip
     push GDT_DATA2 | 2
-    push ring2_stack_top
+    mov eax, ring2_stack_top
+    push eax
     push 2
     push GDT_CODE2 | 2
     push edi
