@@ -297,9 +297,12 @@ class World:
             self._left_processor(guest)
 
     def pass_time(self, ns: int) -> None:
-        """Let machine time pass: timers fire, the dead are buried."""
+        """Let machine time pass: timers fire, the dead are buried, the suspended are sent on."""
         self.machine.clock.advance_to(self.machine.clock.now() + ns)
         self.machine.run(stop=lambda: True)
+        for guest in self.guests:
+            if guest.domain.suspended:
+                self.machine.resume(guest.domain, cancelled=True)
 
     def switch_vcpu(self, guest: Guest, number: int) -> None:
         """Put another vCPU of a guest on its engine, if there is one that may run."""

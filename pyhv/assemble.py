@@ -31,6 +31,7 @@ from pyhv.loader.layout import plan
 from pyhv.mmu.memory import FramePage, PhysicalMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
+from pyhv.mmu.segdesc import put_descriptor_page
 from pyhv.mmu.tables import PageTables
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.startup import boot_registers, first_state
@@ -313,7 +314,7 @@ def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> No
         cpu.vcpu = vcpu
         cpu.drop_ldt()
         for mfn in vcpu.gdt_frames:
-            cpu.put_descriptor_page(mfn)
+            put_descriptor_page(domain.tables, mfn)
         vcpu.gdt_frames = []
         for table in (vcpu.kernel_l4, vcpu.user_l4):
             if table:

@@ -46,7 +46,10 @@ APT_CACHE = """#!/bin/sh
 for package; do :; done
 case "$package" in
     linux-image-rt-amd64)
-        printf '%s\\n' "$package" "  Depends: linux-base" "  Depends: linux-image-7.3.4+deb13-rt-amd64"; exit 0 ;;
+        echo "$package"
+        echo "  Depends: linux-base"
+        echo "  Depends: linux-image-7.3.4+deb13-rt-amd64"
+        exit 0 ;;
     linux-image-7.3.4+deb13-rt-amd64)
         printf '%s\\n' "$package" "  Depends: linux-binary-7.3.4+deb13-rt-amd64"; exit 0 ;;
     linux-image-[0-9]*) echo "$package"; exit 0 ;;

@@ -3,6 +3,7 @@
 fuzzers themselves: their checks notice damage, and no hypercall is left out.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from fuzz.findings import minimise, outcome, signature
 from fuzz.names import TARGETS, make
 from fuzz.requests import NUMBERS
-from fuzz.target import Finding, Target, watched
+from fuzz.target import Finding, Target, arm, watched
 from fuzz.world import World
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import Status
@@ -130,6 +131,15 @@ def test_a_finding_is_made_small() -> None:
     assert outcome(toy, data) == "Finding:toy"
     assert outcome(toy, b"xa") is None
     assert minimise(toy, data, "Finding:toy") == b"ax"
+
+
+def test_a_step_is_bounded_only_while_somebody_watches() -> None:
+    arm()
+    assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+    with watched():
+        arm()
+        assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
 
 
 def test_signatures_name_the_place() -> None:

@@ -35,7 +35,7 @@ from pyhv.mmu import tables
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.tables import PageTables
-from pyhv.traps import guestcpu, msr
+from pyhv.traps import longmode, msr
 
 ROOT = Path(__file__).parent.parent
 PAGES = 4096
@@ -177,7 +177,7 @@ MUTATIONS = [
     ("foreign", context.Call, "own_frame", _adopt),
     ("descriptors", cpu_calls, "fix_descriptor", lambda value, _width: value),
     ("edges", cpu_calls, "is_canonical", _always(True)),
-    ("edges", guestcpu, "IRET_FLAGS", guestcpu.IRET_FLAGS | 0x3000),
+    ("edges", longmode, "IRET_FLAGS", longmode.IRET_FLAGS | 0x3000),
     ("edges", msr, "is_canonical", _always(True)),
     ("vcpu-contexts", GuestContext, "check", _always(None)),
     ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),

@@ -33,6 +33,9 @@ def report():
         cause="no handler for #GP",
         time_ns=1_500_000,
         kernel_mode=True,
+        width=64,
+        pc=0x100012,
+        sp=0x200000,
         registers=registers,
         code=bytes.fromhex("0f0b c3 90".replace(" ", "")),
         stack=(0x100044, 0x1234, *range(20), 0x100110),
@@ -98,3 +101,23 @@ def test_a_report_of_which_little_is_known(report):
 
 def test_code_that_is_no_instruction(report):
     assert "06 is no instruction" in render(dataclasses.replace(report, code=b"\x06"))
+
+
+def test_a_32_bit_guest():
+    """Its registers have its names and 8 digits, its code is 32-bit code, its stack is of 4-byte words."""
+    general = ("eax", "ebx", "ecx", "edx", "esi", "edi", "ebp", "esp", "eip", "eflags", "cr2", "cr3")
+    registers = {name: 0x1000 + number for number, name in enumerate(general)}
+    registers |= dict.fromkeys(("cs", "ss", "ds", "es", "fs", "gs"), 57377)
+    text = render(
+        CrashReport(
+            domid=1, name="narrow", vcpu=0, cause="why", time_ns=0, kernel_mode=False, width=32, pc=0x100040,
+            sp=0xFFFF_FFF8, registers=registers, code=bytes.fromhex("40c3"), stack=(1, 2, 0x100044),
+            last_exits=((ExitKind.HYPERCALL, 29, 0x100004),),
+        ),
+        SYMBOLS,
+    )  # fmt: skip
+    assert "in user mode, at sized+0x0/0x10" in text
+    assert "    eax 00001000     ebx 00001001" in text
+    assert "=> 00100040  inc eax" in text
+    assert "   fffffff8  00000001\n   fffffffc  00000002\n   00000000  00100044  sized+0x4/0x10" in text
+    assert "   00100004  hypercall" in text

@@ -20,6 +20,7 @@ from pyhv.cpu.vmcb import RIP, SEG_BASE
 _decoders = {
     64: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64),
     32: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32),
+    16: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_16),
 }
 for _decoder in _decoders.values():
     _decoder.detail = True
@@ -69,6 +70,14 @@ def prefixed(code: bytes, opcode: int) -> int:
     while at < min(len(code), MAX_LENGTH) - 1 and (code[at] in _PREFIXES or code[at] & 0xF0 == 0x40):
         at += 1
     return at + 1 if code[at : at + 1] == bytes([opcode]) else 0
+
+
+def is_two_byte(code: bytes, second: int) -> bool:
+    """Whether `code` begins with the instruction 0F `second`, prefixes apart."""
+    at = 0
+    while at < len(code) and (code[at] in _PREFIXES or code[at] & 0xF0 == 0x40):
+        at += 1
+    return code[at : at + 2] == bytes([0x0F, second])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -303,6 +312,40 @@ def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
     elif name == "leave":
         references.append(Memory(5, None, 0, 0, None, False))
     return found.size, tuple(references)
+
+
+class FarTransfer(NamedTuple):
+    """A far CALL or JMP: its selector, or the place of the far pointer that holds it behind the offset."""
+
+    length: int
+    jump: bool
+    selector: int
+    pointer: Memory | None
+    address_mask: int
+    offset_size: int
+
+
+_FAR_DIRECT = {0x9A: False, 0xEA: True}
+_FAR_INDIRECT = {3: False, 5: True}
+
+
+@functools.lru_cache(maxsize=256)
+def far_transfer(code: bytes, width: int = 32) -> FarTransfer | None:
+    """Decode 32- or 16-bit `code` as a far CALL or JMP; None for anything else."""
+    found = next(_decoders[width].disasm(code, 0, 1), None)
+    if found is None:
+        return None
+    mask = (1 << 8 * found.addr_size) - 1
+    offset_size = 4 if (width == 32) != (0x66 in found.prefix) else 2
+    opcode, operands = found.opcode[0], list(found.operands)
+    if opcode in _FAR_DIRECT:
+        selector = operands[0].imm & 0xFFFF
+        return FarTransfer(found.size, _FAR_DIRECT[opcode], selector, None, mask, offset_size)
+    form = found.modrm >> 3 & 7
+    if opcode != 0xFF or form not in _FAR_INDIRECT or operands[0].type != cx86.X86_OP_MEM:
+        return None
+    pointer = _operand(operands[0].mem, 32)
+    return FarTransfer(found.size, _FAR_INDIRECT[form], 0, pointer, mask, offset_size)
 
 
 def length(code: bytes, width: int = 64) -> int:

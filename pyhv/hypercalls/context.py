@@ -43,12 +43,6 @@ class Processor(Protocol):
     def load_ldtr(self) -> None:
         """The LDT's base or size has changed."""
 
-    def take_descriptor_page(self, mfn: int) -> bool:
-        """Take a descriptor-page reference."""
-
-    def put_descriptor_page(self, mfn: int) -> None:
-        """Drop one."""
-
     def set_fs_base(self, base: int) -> None:
         """Set the hidden FS base."""
 

@@ -10,11 +10,12 @@ from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, FLAT_RING1_CS, Vector
 from pyhv.address import Mfn, is_canonical
 from pyhv.domain import NO_TRAP, CallbackEntry, Domain, Vcpu
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call, Processor
+from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Status, hypercall
 from pyhv.mmu.descriptors import fix_descriptor
 from pyhv.mmu.frames import SEGDESC
 from pyhv.mmu.pae import PaePageTables
+from pyhv.mmu.segdesc import get_descriptor_page, put_descriptor_page
 
 _MASKS = 4
 """Flag of a trap: entering it masks events."""
@@ -56,18 +57,16 @@ def fix_rpl(selector: int, width: int) -> int:
     return selector if selector & 3 else selector | 1
 
 
-def install_gdt(
-    processor: Processor, domain: Domain, vcpu: Vcpu, frames: tuple[int, ...], entries: int
-) -> None:
+def install_gdt(domain: Domain, vcpu: Vcpu, frames: tuple[int, ...], entries: int) -> None:
     """Make `frames` the vCPU's GDT of `entries` descriptors; EINVAL, and the old one stays, if one is bad."""
     taken: list[Mfn] = []
     for mfn in frames:
-        if not processor.take_descriptor_page(mfn):
+        if not get_descriptor_page(domain.tables, mfn, domain.width):
             for other in taken:
-                processor.put_descriptor_page(other)
+                put_descriptor_page(domain.tables, other)
             raise XenError(Errno.EINVAL, f"{domain.physical.frames.describe(mfn)} cannot hold descriptors")
         taken.append(Mfn(mfn))
-    drop_gdt(processor, domain, vcpu)
+    drop_gdt(domain, vcpu)
     for page, mfn in enumerate(taken):
         domain.area.map(vcpu.number, page, mfn)
     vcpu.gdt_frames, vcpu.gdt_entries = taken, entries
@@ -75,11 +74,11 @@ def install_gdt(
     domain.tables.flush = True
 
 
-def drop_gdt(processor: Processor, domain: Domain, vcpu: Vcpu) -> None:
+def drop_gdt(domain: Domain, vcpu: Vcpu) -> None:
     """Remove the vCPU's GDT: its pages read as null descriptors."""
     for page, mfn in enumerate(vcpu.gdt_frames):
         domain.area.map(vcpu.number, page, domain.zero_frame)
-        processor.put_descriptor_page(mfn)
+        put_descriptor_page(domain.tables, mfn)
     vcpu.gdt_frames, vcpu.gdt_entries = [], 0
     vcpu.forget_segments()
     domain.tables.flush = True
@@ -91,7 +90,7 @@ def set_gdt(call: Call, frames: int, entries: int) -> int:
     if entries > FIRST_RESERVED_GDT_ENTRY:
         raise XenError(Errno.EINVAL, f"GDT of {entries} entries")
     listed = call.memory.read_words(frames, (entries + 511) // 512) if entries else ()
-    install_gdt(call.processor, call.domain, call.vcpu, listed, entries)
+    install_gdt(call.domain, call.vcpu, listed, entries)
     return 0
 
 

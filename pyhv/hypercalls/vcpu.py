@@ -195,7 +195,7 @@ def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
         tables.put_table(kernel)
         raise
     try:
-        install_gdt(call.processor, call.domain, vcpu, context.gdt_frames, context.gdt_entries)
+        install_gdt(call.domain, vcpu, context.gdt_frames, context.gdt_entries)
     except XenError:
         tables.put_table(kernel)
         if user:

@@ -22,6 +22,14 @@ _GENERAL = (
     ("r12", "r13", "r14"), ("r15", "rip", "rflags"),
 )  # fmt: skip
 _SYSTEM = (("cs", "ss", "cr2"), ("cr3", "fs_base", "gs_base"))
+_ROWS = {
+    64: (*_GENERAL, *_SYSTEM),
+    32: (
+        ("eax", "ebx", "ecx", "edx"), ("esi", "edi", "ebp", "esp"), ("eip", "eflags", "cr2", "cr3"),
+        ("cs", "ss", "ds"), ("es", "fs", "gs"),
+    ),
+}  # fmt: skip
+"""Which registers stand in one line, by the guest's width."""
 _FLAGS = (
     (11, "OF"), (10, "DF"), (9, "IF"), (8, "TF"), (7, "SF"), (6, "ZF"), (4, "AF"), (2, "PF"), (0, "CF"),
 )  # fmt: skip
@@ -56,9 +64,9 @@ def render(report: CrashReport, symbols: Sequence[Symbol] = (), tail: Sequence[b
     mode = "kernel" if report.kernel_mode else "user"
     parts = [
         f"Domain {report.domid} ({report.name}) crashed at {report.time_ns / 1e9:.6f} s: {report.cause}",
-        f"vCPU {report.vcpu}, in {mode} mode" + _at(names.name(report.registers["rip"])),
+        f"vCPU {report.vcpu}, in {mode} mode" + _at(names.name(report.pc)),
         "",
-        *_registers(report.registers),
+        *_registers(report),
         "",
         *_code(report, names),
         "",
@@ -75,12 +83,16 @@ def _at(name: str | None) -> str:
     return f", at {name}" if name else ""
 
 
-def _registers(registers: dict[str, int]) -> list[str]:
-    lines = []
-    for row in (*_GENERAL, *_SYSTEM):
-        cells = [f"{name:>7} {registers[name]:016x}" for name in row if name in registers]
+def _word(report: CrashReport, value: int) -> str:
+    return f"{value:0{report.width // 4}x}"
+
+
+def _registers(report: CrashReport) -> list[str]:
+    registers, lines = report.registers, []
+    for row in _ROWS[report.width]:
+        cells = [f"{name:>7} {_word(report, registers[name])}" for name in row if name in registers]
         lines.append(" ".join(cells))
-    rflags = registers["rflags"]
+    rflags = registers["rflags" if report.width == 64 else "eflags"]
     set_flags = " ".join(name for bit, name in _FLAGS if rflags >> bit & 1) or "none"
     return [*lines, f"  flags {set_flags}"]
 
@@ -88,27 +100,28 @@ def _registers(registers: dict[str, int]) -> list[str]:
 def _code(report: CrashReport, names: Symbols) -> list[str]:
     if not report.code:
         return ["Code: not readable at RIP"]
-    rip = report.registers["rip"]
-    instructions = disassemble(report.code, rip, INSTRUCTIONS)
+    instructions = disassemble(report.code, report.pc, INSTRUCTIONS, report.width)
     if not instructions:
         return [f"Code: {report.code.hex(' ')} is no instruction"]
     lines = ["Code:"]
     for address, text in instructions:
-        mark = "=>" if address == rip else "  "
-        lines.append(f"{mark} {address:016x}  {text}")
+        mark = "=>" if address == report.pc else "  "
+        lines.append(f"{mark} {_word(report, address)}  {text}")
     return lines
 
 
 def _stack(report: CrashReport, names: Symbols) -> list[str]:
     """The words that lead into the image, by name; of the others just the first few."""
     if not report.stack:
-        return ["Stack: not readable at RSP"]
-    rsp = report.registers["rsp"]
-    lines = [f"Stack ({len(report.stack)} words from RSP; those with a name may be return addresses):"]
+        return ["Stack: not readable at its pointer"]
+    lines = [
+        f"Stack ({len(report.stack)} words from its pointer; those with a name may be return addresses):"
+    ]
     for number, word in enumerate(report.stack):
         name = names.name(word)
         if name or number < 8:
-            lines.append(f"   {rsp + 8 * number & (1 << 64) - 1:016x}  {word:016x}  {name or ''}".rstrip())
+            at = report.sp + report.width // 8 * number & (1 << report.width) - 1
+            lines.append(f"   {_word(report, at)}  {_word(report, word)}  {name or ''}".rstrip())
     return lines
 
 
@@ -119,7 +132,7 @@ def _exits(report: CrashReport, names: Symbols) -> list[str]:
     for kind, detail, rip in report.last_exits[-LAST_EXITS:]:
         name = names.name(rip) or ""
         what = detail_name(kind, detail)
-        lines.append(f"   {rip:016x}  {kind.name.lower():<20} {what:<24} {name}".rstrip())
+        lines.append(f"   {_word(report, rip)}  {kind.name.lower():<20} {what:<24} {name}".rstrip())
     return lines
 
 

@@ -67,6 +67,9 @@ class CompatCpu(GuestCpu):
         """Kernel and user have rings of their own: nothing is merged."""
         return False
 
+    def split_until_mode_change(self) -> None:
+        """There is but one arrangement."""
+
     def linear_rip(self) -> int:
         """Linear address of the instruction."""
         return (self._q[v.SEG_BASE[v.CS]] + self._q[RIP]) & MASK32
@@ -118,9 +121,9 @@ class CompatCpu(GuestCpu):
     ) -> None:
         """Push a bounce frame and go to `selector:address`; `masks` masks events.
 
-                        `origin` replaces (eip, cs, esp, ss) in the frame; `extra` words go below it. Crashes the domain when
-                there is no handler, no stack, or one of their segments cannot be loaded.
-                """
+        `origin` replaces (eip, cs, esp, ss) in the frame; `extra` words go below it. Crashes the domain
+        when there is no handler, no stack, or one of their segments cannot be loaded.
+        """
         vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
         if selector & ~3 == 0:
             raise GuestCrash("an event or exception has no handler")
@@ -176,7 +179,19 @@ class CompatCpu(GuestCpu):
         vmcb.set_segment(v.CS, cs, code.base, code.limit, code.flags)
         vmcb.set_segment(v.SS, ss, stack.base, stack.limit, stack.flags)
         hflags = d[v.HFLAGS] & (v.HF_TS | v.HF_TF | v.HF_RF) | v.HF_BASE64 | cs & 3
-        d[v.HFLAGS] = self._compatibility_mode(hflags, code)
+        d[v.HFLAGS] = self.compatibility_mode(hflags, code)
+
+    def far_jump(
+        self, selector: int, code: Segment, eip: int, stack: tuple[int, Segment] | None = None
+    ) -> None:
+        """Continue at `selector:eip`, on the stack segment `stack` (selector, hidden part) if it changes."""
+        q, d = self._q, self._d
+        if stack is None:
+            segment = Segment(q[v.SEG_BASE[v.SS]], d[v.SEG_LIMIT[v.SS]], d[v.SEG_FLAGS[v.SS]])
+            stack = d[v.SEG_SEL[v.SS]] & 0xFFFF, segment
+        self._load_code_and_stack(selector, code, *stack)
+        q[RIP] = eip
+        self.vcpu.in_kernel = selector & 3 == 1
 
     # -- out of the kernel ---------------------------------------------------------------------------------
 

@@ -31,10 +31,11 @@ from pyhv.hypercalls.table import compat_words, invoke, invoke_compat
 from pyhv.mmu.frames import L1
 from pyhv.mmu.memory import walk
 from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
-from pyhv.traps import privileged, segments
+from pyhv.traps import gates, privileged, segments
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
+from pyhv.traps.longmode import LongModeCpu
 from pyhv.traps.ports import Ports
 from pyhv.traps.ptwr import emulate_store
 
@@ -92,7 +93,7 @@ class Dispatcher:
     def attach(self, engine: Engine) -> None:
         """Connect to the engine once it exists (it needs its sink first)."""
         self.engine = engine
-        self.cpu = GuestCpu(self.domain, engine) if self._wide else CompatCpu(self.domain, engine)
+        self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(self.domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
         self._d, self._q = engine.vmcb.d, engine.vmcb.q
         services = ProcessorServices(self.cpu)
@@ -329,14 +330,17 @@ class Dispatcher:
     def _general_protection(self) -> None:
         cpu = self.cpu
         error = self._d[v.ERROR_CODE]
-        if error:
+        if error and isinstance(cpu, CompatCpu):
+            if gates.transfer(cpu, error):
+                self._emulated()
+        elif error:
             self._other_exception(Vector.GP)
         elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, cpu.linear_rip())):
             self._emulated()
         elif cpu.vcpu.in_kernel and cpu.is_merged:
             cpu.split_until_mode_change()  # ring 1 may be to blame (a far return): see what ring 3 says
         else:
-            cpu.raise_exception(Vector.SS if privileged.off_the_stack(cpu) else Vector.GP, 0)
+            cpu.raise_exception(privileged.refused_as(cpu), 0)
 
     def _emulated(self) -> None:
         """An instruction was done for the guest: it is counted, and traps if the guest steps."""
@@ -478,7 +482,7 @@ class Dispatcher:
         elif privileged.icebp(self.cpu):
             self.cpu.raise_exception(Vector.DB)
         else:
-            self.cpu.raise_exception(Vector.UD)
+            self.cpu.raise_exception(privileged.undefined_as(self.cpu))
 
     # -- instructions intercepted inside a block -------------------------------------------------------------
 
@@ -524,8 +528,6 @@ class ProcessorServices:
         self.new_base_pointers = cpu.new_base_pointers
         self.drop_ldt = cpu.drop_ldt
         self.load_ldtr = cpu.load_ldtr
-        self.take_descriptor_page = cpu.take_descriptor_page
-        self.put_descriptor_page = cpu.put_descriptor_page
 
     def set_fs_base(self, base: int) -> None:
         """Set the hidden FS base."""

@@ -1,78 +1,46 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A vCPU on its engine: kernel and user mode, bounce frames, iret, segments, base pointers.
+"""A vCPU on its engine: what guests of both widths have in common.
 
-A 64-bit PV guest has two modes, kernel and user, which the hardware does not know: the hypervisor switches
-between them. Into the kernel the way is always a *bounce frame* on the kernel's stack (Xen's traps, event
-upcalls and system calls all look alike):
-
-    low   rcx  r11  [error code]  rip  cs | mask << 32  rflags  rsp  ss   high
-
-and back to user mode (or elsewhere in the kernel) the iret hypercall, whose frame is
-
-    low   rax  r11  rcx  flags  rip  cs  rflags  rsp  ss                  high
-
-(public header `arch-x86/xen-x86_64.h`, `struct iret_context`). With each switch go the page tables
-(`mmu/paging.py`), the GS base and the stack. This module moves state; `dispatch.py` decides when.
+A vCPU is loaded and saved whole; exceptions and events enter its kernel through a *bounce frame*; segment
+registers are filled from its GDT and LDT, whose pages are approved and mapped on first use. How a frame
+looks, how kernel and user mode are told apart and which page tables go with them depends on the guest's
+width: `longmode.py` for 64 bits, `compat.py` for 32. This module moves state; `dispatch.py` decides when.
 """
 
-import struct
+from abc import ABC, abstractmethod
+from typing import Final
 
-from pyhv.abi.numbers import Assist
-from pyhv.abi.shared import VGCF_IN_SYSCALL
 from pyhv.abi.x86 import (
     ERROR_CODE_VECTORS,
-    FLAG_AC,
-    FLAG_DF,
-    FLAG_IF,
-    FLAG_IOPL,
-    FLAG_NT,
     FLAG_RF,
-    FLAG_TF,
-    FLAG_VM,
-    FLAT_RING3_CS64,
-    FLAT_RING3_DS,
     GDT_GUEST_BYTES,
     RESERVED_DESCRIPTORS,
     RESERVED_DESCRIPTORS_COMPAT,
     Vector,
 )
-from pyhv.address import MASK32, PAGE_SIZE, Mfn, is_canonical
+from pyhv.address import PAGE_SIZE, Mfn
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
-from pyhv.cpu.vmcb import R11, RAX, RCX, RIP, RSP
 from pyhv.domain import CallbackEntry, Domain, Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.descriptors import Segment
-from pyhv.mmu.frames import SEGDESC
-from pyhv.mmu.paging import LDT_AREA, MERGED, SPLIT_KERNEL, SPLIT_USER, DomainArea
+from pyhv.mmu.paging import LDT_AREA, DomainArea
+from pyhv.mmu.segdesc import get_descriptor_page, put_descriptor_page
 
-_PUSH = struct.Struct("<7Q").pack_into
-_PUSH_ERROR = struct.Struct("<8Q").pack_into
-_IRET = struct.Struct("<9Q")
-IRET_FLAGS = 0x3D4DD5
+IRET_FLAGS: Final = 0x3D4DD5
 """RFLAGS bits that an iret frame may set: CF PF AF ZF SF TF DF OF NT RF AC VIF VIP ID."""
-_TRAPS = frozenset({Vector.DB, Vector.NMI, Vector.BP, Vector.OF})
+_TRAPS: Final = frozenset({Vector.DB, Vector.NMI, Vector.BP, Vector.OF})
 """Exceptions that are reported after the instruction, and #DB, whose faults leave RF alone too."""
-_DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
-_CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
-_CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
-_CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
-_CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
-_GS_BASE = v.SEG_BASE[v.GS]
-_GDT_LIMIT = 0xEFFF
+_GDT_LIMIT: Final = 0xEFFF
 """What SGDT shows: the guest's 14 pages and Xen's own one."""
-_HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
-CODE64_FLAGS = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
-DATA_FLAGS = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
-FLAT_LIMIT = 0xFFFF_FFFF
+CODE64_FLAGS: Final = RESERVED_DESCRIPTORS[0xE030] >> 32 & 0xFFFF00
+DATA_FLAGS: Final = RESERVED_DESCRIPTORS[0xE028] >> 32 & 0xFFFF00
+FLAT_LIMIT: Final = 0xFFFF_FFFF
 _TSS_SELECTOR, _LDT_SELECTOR = 0xE040, 0xE050
 
-_MOST_PAIRS = 1024
-"""(CS, SS) pairs that are remembered decoded."""
 
-
-class GuestCpu:
+class GuestCpu(ABC):
     """The current vCPU of one domain, as its engine runs it."""
 
     def __init__(self, domain: Domain, engine: Engine) -> None:
@@ -97,10 +65,62 @@ class GuestCpu:
         """The value of `bounces` when the iret hypercall last set TF: a trap comes before it is due."""
         self.bounces = 0
 
-    # -- loading -----------------------------------------------------------------------------------------
+    # -- what depends on the guest's width ---------------------------------------------------------------
 
+    @abstractmethod
     def note_mode(self) -> None:
-        """An exit. The hypervisor switches the mode of a 64-bit guest itself, so it knows."""
+        """An exit has come: find out which mode the guest is in, where the processor decides that."""
+
+    @abstractmethod
+    def arrange(self) -> None:
+        """Set CR3, and what else depends on base pointers and mode."""
+
+    @property
+    @abstractmethod
+    def is_merged(self) -> bool:
+        """Whether kernel and user share one hardware table although their rings are one to the guest."""
+
+    @abstractmethod
+    def split_until_mode_change(self) -> None:
+        """Leave the merged arrangement for now."""
+
+    @abstractmethod
+    def linear_rip(self) -> int:
+        """Linear address of the instruction."""
+
+    @abstractmethod
+    def has_handler(self, vector: int) -> bool:
+        """Whether the guest's trap table has an entry for `vector`."""
+
+    @abstractmethod
+    def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
+        """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
+
+    @abstractmethod
+    def enter_callback(self, callback: CallbackEntry) -> None:
+        """Enter one of the guest's callbacks with an ordinary frame."""
+
+    @abstractmethod
+    def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
+        """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
+
+    @abstractmethod
+    def system_call(self, length: int) -> None:
+        """SYSCALL, of `length` bytes, executed in user mode."""
+
+    @abstractmethod
+    def system_enter(self) -> None:
+        """SYSENTER."""
+
+    @abstractmethod
+    def iret(self) -> None:
+        """The iret hypercall: load the frame on the stack and go where it says."""
+
+    @abstractmethod
+    def load_return_segments(self, cs: int, ss: int) -> None:
+        """Load CS and SS as a return to the guest does; an exception at the target if one cannot be."""
+
+    # -- loading -----------------------------------------------------------------------------------------
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine, taking the other one off."""
@@ -138,12 +158,6 @@ class GuestCpu:
         if cs & ~3:
             self.load_return_segments(cs & 0xFFFF, registers.get("ss", 0) & 0xFFFF)
 
-    def load_return_segments(self, cs: int, ss: int) -> None:
-        """Load CS and SS as a return to the guest does; #GP at the target if one cannot be."""
-        fault = self._load_return_segments(cs | 3, ss | 3)
-        if fault is not None:
-            self.raise_exception(Vector.GP, fault)
-
     def normalise_flags(self) -> None:
         """Compute the lazy flags into the state block, so that it can be saved or shown."""
         self.vmcb.set_rflags(self.engine.rflags())
@@ -157,32 +171,6 @@ class GuestCpu:
         self.vmcb.set_system_table(v.LDT_OFFSET, base, limit, selector, 0x8200)
 
     # -- page tables -------------------------------------------------------------------------------------
-
-    def arrange(self) -> None:
-        """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
-        vcpu, vmcb = self.vcpu, self.vmcb
-        cache = self.domain.cache
-        if vcpu.merge_known != cache.generation:
-            vcpu.merge_known = cache.generation
-            vcpu.merged = cache.merge_allowed(vcpu.kernel_l4, vcpu.user_l4)
-        if vcpu.merged and not vcpu.force_split:
-            cr3 = cache.hardware_l4(vcpu.kernel_l4, MERGED) << 12
-            cpl = 1 if vcpu.in_kernel else 3
-        elif vcpu.in_kernel:
-            cr3 = cache.hardware_l4(vcpu.kernel_l4, SPLIT_KERNEL) << 12
-            cpl = 3
-        else:
-            cr3 = cache.hardware_l4(vcpu.user_l4, SPLIT_USER) << 12
-            cpl = 3
-        if vmcb.q[v.CR + 3] != cr3:
-            vmcb.q[v.CR + 3] = cr3
-            self.tables.flush = True
-        vmcb.d[v.HFLAGS] = vmcb.d[v.HFLAGS] & ~3 & v.MINUS_ONE | cpl
-
-    @property
-    def is_merged(self) -> bool:
-        """Whether kernel and user share one hardware table right now."""
-        return self.vcpu.merged and not self.vcpu.force_split
 
     def new_base_pointers(self) -> None:
         """A base pointer changed: merge anew at the end of this exit."""
@@ -203,112 +191,7 @@ class GuestCpu:
         if old:
             tables.put_table(old)
 
-    def split_until_mode_change(self) -> None:
-        """Use the guest's real tables in ring 3, as hardware would, until the mode changes."""
-        self.vcpu.force_split = True
-        self.arrange()
-
-    def _change_mode(self, to_kernel: bool) -> None:
-        vcpu, q = self.vcpu, self._q
-        vcpu.in_kernel = to_kernel
-        q[_GS_BASE], vcpu.other_gs_base = vcpu.other_gs_base, q[_GS_BASE]
-        if vcpu.merged and not vcpu.force_split and vcpu.merge_known == self.domain.cache.generation:
-            return  # same table; the caller sets CPL with the rest of hflags
-        vcpu.force_split = False
-        self.arrange()
-
-    def _hardware_cpl(self) -> int:
-        vcpu = self.vcpu
-        return 1 if vcpu.in_kernel and vcpu.merged and not vcpu.force_split else 3
-
-    def linear_rip(self) -> int:
-        """Linear address of the instruction; 64-bit code has no segment base, 32-bit processes may."""
-        rip = self._q[RIP]
-        if self._d[v.HFLAGS] & v.HF_CS64:
-            return rip
-        return (rip + self._q[_CS_BASE]) & MASK32
-
     # -- into the kernel ---------------------------------------------------------------------------------
-
-    def bounce(
-        self,
-        address: int,
-        masks: bool,
-        error: int | None = None,
-        *,
-        flat: bool = False,
-        frame: tuple[int, int, int, int] | None = None,
-        extra: tuple[int, ...] = (),
-        rflags: int | None = None,
-    ) -> None:
-        """Enter the guest kernel at `address` with a bounce frame; `masks` masks events.
-
-        `flat` puts the flat selectors into the frame whatever the real ones are (system calls). `frame`
-        replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP.
-        `rflags` are the guest's if known. Crashes the domain when there is no handler or no stack.
-        """
-        vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
-        if address == 0:
-            raise GuestCrash("an event or exception has no handler")
-        if rflags is None:
-            rflags = self.engine.rflags()
-        info = vcpu.info
-        masked = raw[info + 1]
-        if vcpu.in_kernel:
-            cs, stack = d[_CS_SEL] & 0xFFFC, q[RSP]
-        else:
-            cs, stack = d[_CS_SEL] & 0xFFFF, vcpu.kernel_sp
-        if flat:
-            rip, cs, rsp, ss = q[RIP], FLAT_RING3_CS64, q[RSP], FLAT_RING3_DS
-        elif frame is None:
-            rip, rsp, ss = q[RIP], q[RSP], d[_SS_SEL] & 0xFFFF
-        else:
-            rip, cs, rsp, ss = frame
-        saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL)
-        if masked:
-            cs |= masked << 32  # the byte as the guest wrote it
-        else:
-            saved_flags |= FLAG_IF
-        if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
-            saved_flags |= vcpu.iopl << 12
-        if not vcpu.in_kernel:
-            self._change_mode(to_kernel=True)
-        size = (56 if error is None else 64) + 8 * len(extra)
-        stack = (stack & ~15) - size
-        if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
-            where = stack & (1 << 64) - 1
-            raise GuestCrash(f"a bounce frame at {where:#x} would be in the hypervisor's area")
-        try:
-            if stack & 0xFFF <= PAGE_SIZE - size and not extra:
-                at = self.memory.for_write(stack)
-                if error is None:
-                    _PUSH(raw, at, q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
-                else:
-                    _PUSH_ERROR(raw, at, q[RCX], q[R11], error, rip, cs, saved_flags, rsp, ss)
-                if self._code[at >> 12]:
-                    self.domain.physical.code_written(at >> 12)
-            else:
-                words = [q[RCX], q[R11], *extra, rip, cs, saved_flags, rsp, ss]
-                if error is not None:
-                    words.insert(2, error)
-                self.memory.write(stack, struct.pack(f"<{len(words)}Q", *words))
-        except XenError as refusal:
-            raise GuestCrash(f"no kernel stack for a bounce frame: {refusal.why}") from refusal
-        if masks:
-            raw[info + 1] = 1
-        rflags &= ~(_DROPPED_ON_ENTRY | FLAG_DF) if flat else ~_DROPPED_ON_ENTRY
-        q[RSP] = stack
-        q[RIP] = q[RCX] = address
-        q[R11] = rflags
-        self.vmcb.set_rflags(rflags)
-        if d[v.HFLAGS] & v.HF_CS64:
-            d[_CS_SEL], d[_CS_FLAGS] = FLAT_RING3_CS64, CODE64_FLAGS
-            d[_SS_SEL], d[_SS_FLAGS] = FLAT_RING3_DS, DATA_FLAGS
-        else:
-            self.vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
-            self.vmcb.set_segment(v.SS, FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
-        d[v.HFLAGS] = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
-        self.bounces += 1
 
     def raise_exception(self, vector: int, error: int = 0, *, restart: bool = True) -> None:
         """Deliver an exception to the guest's handler; RIP is at the faulting instruction.
@@ -326,15 +209,6 @@ class GuestCpu:
             rflags |= FLAG_RF
         self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None, rflags)
 
-    def has_handler(self, vector: int) -> bool:
-        """Whether the guest's trap table has an entry for `vector`."""
-        return self.vcpu.traps[vector][0] != 0
-
-    def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
-        """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
-        address, flags = self.vcpu.traps[vector]
-        self.bounce(address, bool(flags & 4), error, rflags=rflags)
-
     def raise_page_fault(self, address: int, error: int) -> None:
         """Deliver #PF: the address goes to vcpu_info.cr2, where the guest looks for it."""
         self.vcpu.cr2 = address
@@ -351,121 +225,9 @@ class GuestCpu:
         if vcpu.event_deliverable():
             self.enter_callback(vcpu.event_callback)
 
-    def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
-        """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
-        callback = self.vcpu.failsafe_callback
-        self.bounce(callback.address, callback.mask_events, extra=selectors)
+    # -- segments ----------------------------------------------------------------------------------------
 
-    def enter_callback(self, callback: CallbackEntry) -> None:
-        """Enter one of the guest's callbacks with an ordinary frame."""
-        self.bounce(callback.address, callback.mask_events)
-
-    def system_call(self, length: int) -> None:
-        """SYSCALL executed in user mode: enter the syscall callback."""
-        vcpu, vmcb = self.vcpu, self.vmcb
-        callback = vcpu.syscall_callback
-        if callback.address == 0 or not vmcb.d[v.HFLAGS] & v.HF_CS64:
-            self.raise_exception(Vector.UD, restart=False)
-            return
-        q = self._q
-        q[RIP] = q[RCX] = (q[RIP] + length) & (1 << 64) - 1
-        q[R11] = rflags = self.engine.rflags()
-        self.bounce(callback.address, callback.mask_events, flat=True, rflags=rflags)
-
-    def system_enter(self) -> None:
-        """SYSENTER: the user's RIP and RSP are lost, as on hardware."""
-        callback = self.vcpu.sysenter_callback
-        frame = (0, 3, 0, FLAT_RING3_DS)
-        if callback.address:
-            self.bounce(callback.address, callback.mask_events, frame=frame)
-        else:
-            address, flags = self.vcpu.traps[Vector.GP]
-            self.bounce(address, bool(flags & 4), 0, frame=frame)
-
-    # -- out of the kernel -------------------------------------------------------------------------------
-
-    def iret(self) -> None:
-        """The iret hypercall: load the frame at RSP and go where it says."""
-        vcpu, q, raw = self.vcpu, self._q, self._raw
-        stack = q[RSP]
-        try:
-            if stack & 0xFFF <= PAGE_SIZE - 72:
-                words = _IRET.unpack_from(raw, self.memory.for_read(stack))
-            else:
-                words = _IRET.unpack(self.memory.read(stack, 72))
-        except XenError as refusal:
-            raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
-        rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = words
-        if cs & 3 == 3:
-            if not vcpu.user_l4:
-                raise GuestCrash("iret to user mode without a user page table")
-            self._change_mode(to_kernel=False)
-        if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
-            vcpu.iopl = rflags >> 12 & 3
-        live = rflags & IRET_FLAGS | 0x202
-        if live & (FLAG_TF | FLAG_RF):
-            live = self._debug_flags(live, bool(flags & VGCF_IN_SYSCALL))
-        q[RIP], q[RSP], q[RAX] = rip, rsp, rax
-        if flags & VGCF_IN_SYSCALL:
-            q[RCX], q[R11] = rip, live
-        else:
-            q[RCX], q[R11] = rcx, r11
-        raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
-        self.vmcb.set_rflags(live)
-        fault = self._load_return_segments((cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF)
-        if fault is None and not is_canonical(rip):
-            fault = 0
-        if fault is not None:
-            self.raise_exception(self._return_fault(fault, (cs | 3) & 0xFFFF), fault, restart=False)
-
-    def _return_fault(self, selector: int, cs: int) -> Vector:
-        """The exception for a selector that iret could not load: a good segment may just be absent."""
-        value = self.descriptor(selector) if selector else None
-        if value is None or value & descriptors.PRESENT:
-            return Vector.GP
-        value |= descriptors.PRESENT
-        if selector == cs & ~3:
-            return Vector.NP if descriptors.loadable_code(value, 3) else Vector.GP
-        return Vector.SS if descriptors.loadable_stack(value, 3) else Vector.GP
-
-    def _debug_flags(self, rflags: int, as_sysret: bool) -> int:
-        """TF and RF as they are returned with, in RFLAGS."""
-        if not self.stepping:
-            rflags &= ~FLAG_RF  # it would only make the emulator translate the code once more
-        if rflags & FLAG_TF and not as_sysret:
-            self.unstepped = self.bounces
-        return rflags
-
-    def _load_return_segments(self, cs: int, ss: int) -> int | None:
-        """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
-        known = self.vcpu.return_segments
-        pair = known.get((cs, ss))
-        if pair is None:
-            pair = (self.segment(cs, code=True), self.segment(ss, code=False))
-            if None not in pair:
-                if len(known) >= _MOST_PAIRS:
-                    known.clear()  # a full GDT and LDT have tens of millions of pairs
-                known[cs, ss] = pair
-        code, stack = pair
-        q, d, vmcb = self._q, self._d, self.vmcb
-        hflags = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
-        if code is None or stack is None:
-            vmcb.set_segment(v.SS, ss, 0, FLAT_LIMIT, DATA_FLAGS)
-            if code is None:
-                vmcb.set_segment(v.CS, cs, 0, FLAT_LIMIT, CODE64_FLAGS)
-                d[v.HFLAGS] = hflags
-                return cs & ~3
-        else:
-            d[_SS_SEL] = ss
-            q[_SS_BASE], d[_SS_LIMIT], d[_SS_FLAGS] = stack
-        d[_CS_SEL] = cs
-        q[_CS_BASE], d[_CS_LIMIT], d[_CS_FLAGS] = code
-        if not code.flags & descriptors.LONG >> 32:
-            hflags = self._compatibility_mode(hflags, code)
-        d[v.HFLAGS] = hflags
-        return ss & ~3 if stack is None else None
-
-    def _compatibility_mode(self, hflags: int, code: Segment) -> int:
+    def compatibility_mode(self, hflags: int, code: Segment) -> int:
         """hflags for a 32- or 16-bit code segment."""
         hflags &= ~(v.HF_CS64 | v.HF_CS32 | v.HF_SS32)
         if code.flags & descriptors.DEFAULT_BIG >> 32:
@@ -477,8 +239,6 @@ class GuestCpu:
         if bases or not hflags & v.HF_CS32:
             hflags |= v.HF_ADDSEG
         return hflags
-
-    # -- segments ----------------------------------------------------------------------------------------
 
     def descriptor(self, selector: int) -> int | None:
         """The 8 bytes that a selector names in the vCPU's GDT or LDT, None beyond their limits."""
@@ -523,7 +283,7 @@ class GuestCpu:
             mfn = Mfn(self.memory.for_read(vcpu.ldt_base + page * PAGE_SIZE) >> 12)
         except XenError:
             return None
-        if not self.take_descriptor_page(mfn):
+        if not get_descriptor_page(self.tables, mfn, self.domain.width):
             return None
         vcpu.ldt_mapped[page] = mfn
         self.domain.area.map(vcpu.number, 16 + page, mfn)
@@ -537,32 +297,7 @@ class GuestCpu:
             return
         for page, mfn in vcpu.ldt_mapped.items():
             self.domain.area.map(vcpu.number, 16 + page, None)
-            self.put_descriptor_page(mfn)
+            put_descriptor_page(self.tables, mfn)
         self.tables.flush = True
         vcpu.ldt_mapped.clear()
         vcpu.forget_segments()
-
-    def take_descriptor_page(self, mfn: int) -> bool:
-        """Take a SEGDESC reference on an own frame, checking its descriptors if it is the first."""
-        frames = self.domain.physical.frames
-        if not 0 < mfn < frames.count or frames.owner[mfn] != self.domain.domid or frames.xen_heap[mfn]:
-            return False
-        if frames.type_count[mfn] == 0:
-            if not descriptors.approve_page(self.domain.ram.tables[mfn], self.domain.width):
-                return False
-            if frames.code[mfn]:
-                self.domain.physical.code_written(mfn)
-            if self.tables.stale:
-                self.tables.flush = True
-            frames.type[mfn] = SEGDESC
-        elif frames.type[mfn] != SEGDESC:
-            return False
-        frames.type_count[mfn] += 1
-        frames.refs[mfn] += 1
-        return True
-
-    def put_descriptor_page(self, mfn: int) -> None:
-        """Drop what `take_descriptor_page` took."""
-        frames = self.domain.physical.frames
-        frames.type_count[mfn] -= 1
-        frames.put(mfn)

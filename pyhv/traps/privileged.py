@@ -26,6 +26,7 @@ from pyhv.cpu.decode import (
     MAX_LENGTH,
     Op,
     Privileged,
+    is_two_byte,
     linear_address,
     prefixed,
     privileged,
@@ -39,6 +40,8 @@ from pyhv.traps.msr import Refused, read_msr, write_msr
 
 FORCED_EMULATION: Final = b"\x0f\x0bxen"
 _ICEBP: Final = 0xF1
+_SYSRET: Final = 0x07
+_RDPMC: Final = 0x33
 _CR4_SETTABLE: Final = 0x4 | 0x8
 """TSD and DE; FSGSBASE and OSXSAVE are not offered by the CPUID policy."""
 _CR4_VISIBLE: Final = 0x660
@@ -156,6 +159,21 @@ def off_the_stack(cpu: GuestCpu) -> bool:
         return False
     length, references = found
     return not all(is_canonical(linear_address(one, length, q, MASK64)) for one in references)
+
+
+def refused_as(cpu: GuestCpu) -> Vector:
+    """What hardware raises where the emulator raised #GP(0): #SS, or #UD for SYSRET outside 64-bit code."""
+    if off_the_stack(cpu):
+        return Vector.SS
+    wide = cpu.vmcb.d[v.HFLAGS] & v.HF_CS64
+    if not wide and is_two_byte(fetch(cpu, cpu.linear_rip()), _SYSRET):
+        return Vector.UD
+    return Vector.GP
+
+
+def undefined_as(cpu: GuestCpu) -> Vector:
+    """What hardware raises where the emulator raised #UD: #GP for RDPMC, which it does not know."""
+    return Vector.GP if is_two_byte(fetch(cpu, cpu.linear_rip()), _RDPMC) else Vector.UD
 
 
 def icebp(cpu: GuestCpu) -> bool:

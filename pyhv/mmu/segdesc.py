@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Descriptor pages: frames of type SEGDESC, which a GDT or an LDT is made of.
+
+The first reference approves all descriptors of the frame (`descriptors.py`); while references are held, no
+guest can map it writable. The frame table's rules are those of page tables; who takes references is the
+trap layer, when a GDT is set or an LDT page is first used.
+"""
+
+from pyhv.mmu import descriptors
+from pyhv.mmu.frames import SEGDESC
+from pyhv.mmu.tables import PageTables
+
+
+def get_descriptor_page(tables: PageTables, mfn: int, width: int) -> bool:
+    """Take a SEGDESC reference on an own frame of a guest of `width` bits; False if it cannot be one."""
+    frames = tables.frames
+    if not 0 < mfn < frames.count or frames.owner[mfn] != tables.domid or frames.xen_heap[mfn]:
+        return False
+    if frames.type_count[mfn] == 0:
+        if not descriptors.approve_page(tables.ram.tables[mfn], width):
+            return False
+        if frames.code[mfn]:
+            tables.physical.code_written(mfn)
+        if tables.stale:
+            tables.flush = True
+        frames.type[mfn] = SEGDESC
+    elif frames.type[mfn] != SEGDESC:
+        return False
+    frames.type_count[mfn] += 1
+    frames.refs[mfn] += 1
+    return True
+
+
+def put_descriptor_page(tables: PageTables, mfn: int) -> None:
+    """Drop what `get_descriptor_page` took."""
+    tables.frames.type_count[mfn] -= 1
+    tables.frames.put(mfn)
