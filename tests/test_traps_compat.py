@@ -12,19 +12,24 @@ from compat_machine import (
     DATA1,
     DATA3,
     EVENT,
+    KERNEL_RW,
     PRESENT,
+    READ_ONLY,
     RING1_CS,
     RING1_DS,
     RING3_CS,
     RING3_DS,
     SYSENTER,
+    USER_RW,
     Paused32,
     paused32,
     with_base,
 )
+from guest_machine import DOMID_SELF
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
+from pyhv.address import MASK32
 from pyhv.cpu import vmcb as v
 from pyhv.domain import CallbackEntry
 
@@ -500,3 +505,326 @@ def test_a_handler_in_a_segment_with_a_base(guest: Paused32) -> None:
     guest.user("ud2", guest.handler(UD) - 0x3000)
     assert guest.cpu.vmcb.rip == guest.handler(UD) - 0x3000
     assert guest.cpu.linear_rip() == guest.handler(UD)
+
+
+# -- hypercalls ----------------------------------------------------------------------------------------------
+
+GARBAGE = 0xDEAD_BEEF << 32
+SET_TIMER_OP, UPDATE_DESCRIPTOR, UPDATE_VA_MAPPING, MMU_UPDATE, MULTICALL = 15, 10, 14, 1, 13
+
+
+def test_a_hypercall_from_code(guest: Paused32) -> None:
+    """INT 0x82: the number in EAX, and only the result changes."""
+    code = "mov eax, 17; xor ebx, ebx; xor ecx, ecx; mov edx, 5; mov esi, 6; mov ebp, 7; int 0x82"
+    assert guest.execute(code) is None
+    q = guest.q
+    assert q[v.RAX] == 0x00040011
+    assert (q[v.RBX], q[v.RCX], q[v.RDX], q[v.RSI], q[v.RBP]) == (0, 0, 5, 6, 7)
+
+
+@pytest.mark.parametrize("number", [63, 64, 0x7FFFFFFF, 0xFFFFFFFF, GARBAGE | 63])
+def test_hypercalls_that_do_not_exist(guest: Paused32, number: int) -> None:
+    guest.q[v.RAX] = number
+    guest.cpu.vmcb.d[v.EXCEPTION_IS_INT] = 1
+    guest.dispatcher.exception(0x82)
+    assert guest.q[v.RAX] == 0xFFFFFFDA
+
+
+def test_64_bit_arguments_are_pairs_of_words(guest: Paused32, monkeypatch: pytest.MonkeyPatch) -> None:
+    armed: list[int] = []
+    monkeypatch.setattr(guest.machine, "set_timer", lambda _vcpu, deadline: armed.append(deadline))
+    assert guest.hypercall(SET_TIMER_OP, GARBAGE | 0x9234_5678, GARBAGE | 3) == 0
+    assert armed == [0x3_9234_5678]
+
+
+def test_an_entry_and_its_flags_are_four_words(guest: Paused32) -> None:
+    page = guest.page(3)
+    before = guest.mfn(page)
+    entry = guest.mfn(guest.page(4)) << 12 | USER_RW | 1 << 63
+    arguments = (GARBAGE | page, GARBAGE | entry & MASK32, GARBAGE | entry >> 32, GARBAGE | 2)
+    assert guest.hypercall(UPDATE_VA_MAPPING, *arguments) == 0
+    assert guest.mfn(page) == entry >> 12 & 0xFFFFF != before
+    assert guest.domain.ram.q[guest.entry(page) >> 3] & ~0x60 == entry & ~0x60
+
+
+def test_a_descriptor_and_its_address_are_four_words(guest: Paused32) -> None:
+    guest.gdt(*GDT)
+    address = guest.mfn(guest.page(0)) << 12 | G_DATA1
+    value = with_base(DATA1, 0x12345678)
+    halves = (address & MASK32, address >> 32, value & MASK32, value >> 32)
+    assert guest.hypercall(UPDATE_DESCRIPTOR, *(GARBAGE | half for half in halves)) == 0
+    assert guest.domain.ram.q[address >> 3] == value
+
+
+def test_results_are_words(guest: Paused32) -> None:
+    assert guest.hypercall(UPDATE_DESCRIPTOR, 1, 0, 0, 0) == 0xFFFFFFEA
+    assert guest.hypercall(MMU_UPDATE, 0xF5800000, 1, 0, DOMID_SELF) == 0xFFFFFFF2
+
+
+@pytest.mark.parametrize("pointer", [0xF5800000, 0xFFFFFFFC, 0xF57FFFFF, 0x3FF000])
+def test_pointers_that_lead_nowhere(guest: Paused32, pointer: int) -> None:
+    if pointer == 0x3FF000:
+        assert guest.call(UPDATE_VA_MAPPING, pointer, 0, 0, 2) == 0
+    assert guest.hypercall(MULTICALL, pointer, 1) == 0xFFFFFFF2
+
+
+def test_a_long_call_is_made_again_with_what_is_left(guest: Paused32) -> None:
+    """EIP goes back over INT 0x82, and the arguments are words again."""
+    entry = guest.entry(guest.page(3))
+    value = guest.domain.ram.q[entry >> 3]
+    guest.put(struct.pack("<2Q", entry, value) * 1024, 0x2000)
+    clock, q = guest.machine.clock, guest.q
+    q[v.RIP] = guest.page(8) + 2
+    turns = 0
+    arguments: tuple[int, ...] = (guest.page(2), 1024, 0, DOMID_SELF)
+    while q[v.RIP] == guest.page(8) + 2:
+        q[v.RIP] = guest.page(8) + 2
+        clock.begin(guest.domain.engine, clock.now() + 10_000)
+        try:
+            guest.hypercall(MMU_UPDATE, *arguments)
+        finally:
+            clock.end()
+        if q[v.RIP] == guest.page(8) + 2:
+            break
+        assert q[v.RIP] == guest.page(8)
+        arguments = (q[v.RBX], q[v.RCX], q[v.RDX], q[v.RSI])
+        assert max(arguments) <= MASK32
+        q[v.RIP] += 2
+        turns += 1
+    assert turns > 1
+    assert q[v.RAX] == 0
+
+
+def test_iret_in_a_multicall_leaves_it(guest: Paused32) -> None:
+    calls = struct.pack("<8I", 23, 0x5A, *[0] * 6) + struct.pack("<8I", 17, 0x5A, *[0] * 6)
+    at = guest.put(calls, 0x2000)
+    frame = struct.pack("<6I", 9, guest.code, RING3_CS, 0x202, guest.user_stack, RING3_DS)
+    guest.q[v.RSP] = guest.put(frame, 0xC000)
+    guest.hypercall(MULTICALL, at, 2)
+    assert guest.cpu.vmcb.cpl == 3
+    assert guest.cpu.vmcb.rip == guest.code
+    assert guest.words(at + 32 + 4, 1) == (0x5A,)
+
+
+# -- writable page tables ----------------------------------------------------------------------------------
+
+
+def table_va(guest: Paused32, address: int) -> int:
+    """Where the guest sees the word at a machine address in one of its page tables."""
+    m2p = guest.machine.frames.m2p
+    assert m2p is not None
+    return m2p[address >> 12] << 12 | address & 0xFFF
+
+
+@pytest.fixture
+def tables(guest: Paused32) -> Paused32:
+    assert guest.call(21, 0, Assist.WRITABLE_PAGETABLES) == 0
+    return guest
+
+
+def test_a_store_to_a_page_table_is_done(tables: Paused32) -> None:
+    address = tables.entry(tables.page(3))
+    va = table_va(tables, address)
+    wanted = tables.mfn(tables.page(4)) << 12 | USER_RW
+    assert tables.execute(f"mov ebx, {va}; mov dword ptr [ebx], {wanted}") is None
+    assert tables.domain.ram.q[address >> 3] & ~0x60 == wanted & ~0x60
+    assert tables.execute(f"mov ebx, {va}; lock btr dword ptr [ebx], 1; setc al") is None
+    assert tables.q[v.RAX] & 0xFF == 1
+    assert tables.domain.ram.q[address >> 3] & 2 == 0
+
+
+def test_the_upper_half_first_waits_for_the_lower_one(tables: Paused32) -> None:
+    """A kernel that writes the halves in the wrong order gets an entry that is not present in between."""
+    address = tables.entry(tables.page(3))
+    va = table_va(tables, address)
+    before = tables.domain.ram.q[address >> 3]
+    assert tables.execute(f"mov dword ptr [{va + 4}], 0x7") is None
+    assert tables.domain.ram.q[address >> 3] & ~0x60 == (before & MASK32 | 7 << 32) & ~0x61
+    low = before & MASK32
+    assert tables.execute(f"mov dword ptr [{va + 4}], 0; mov dword ptr [{va}], {low}") is None
+    assert tables.domain.ram.q[address >> 3] & ~0x60 == before & ~0x60
+
+
+@pytest.mark.parametrize("store", ["lock or dword ptr [ebx + 4], 7", "mov [ebx], ecx", "movq [ebx], mm0"])
+def test_other_stores_that_are_refused_are_page_faults(tables: Paused32, store: str) -> None:
+    address = tables.entry(tables.page(3))
+    va = table_va(tables, address)
+    before = tables.domain.ram.q[address >> 3]
+    assert tables.execute(f"mov ebx, {va}; mov ecx, 0x7fffff63; {store}") == PF
+    assert tables.frame(error=True)["error"] == 3
+    assert tables.domain.ram.q[address >> 3] & ~0x60 == before & ~0x60
+
+
+def test_ring_3_does_not_write_page_tables(tables: Paused32) -> None:
+    va = table_va(tables, tables.entry(tables.page(3)))
+    assert tables.user(f"mov dword ptr [{va}], 0") == PF
+    assert tables.frame(error=True)["error"] == 7
+    assert tables.vcpu.cr2 == va
+
+
+def test_a_step_over_a_page_table_store_traps(tables: Paused32) -> None:
+    va = table_va(tables, tables.entry(tables.page(3)))
+    code = f"mov ebx, {va}; mov ecx, [ebx]; pushfd; or dword ptr [esp], 0x100; popfd; mov [ebx], ecx; nop"
+    assert tables.execute(code) == DB
+    assert tables.frame()["eip"] == tables.load(code) - 1
+
+
+# -- descriptors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("selector", "kernel", "user"),
+    [
+        # (LAR's access rights, LSL's limit, VERR, VERW)
+        (0, None, None),
+        (G_CODE3 | 3, (0xC0FB00, MASK32, 1, 0), (0xC0FB00, MASK32, 1, 0)),
+        (G_DATA3, (0xC0F300, MASK32, 1, 1), (0xC0F300, MASK32, 1, 1)),
+        (G_DATA1, (0xC0B300, MASK32, 1, 1), None),
+        (G_DATA1 | 3, None, None),
+        (G_READ_ONLY | 3, (0xC0F100, MASK32, 1, 0), (0xC0F100, MASK32, 1, 0)),
+        (G_CONFORMING, (0xC0BF00, MASK32, 1, 0), (0xC0BF00, MASK32, 1, 0)),
+        (G_ABSENT_DATA | 3, (0xC07300, MASK32, 1, 1), (0xC07300, MASK32, 1, 1)),
+        (RING1_CS, (0xC0BB00, MASK32, 1, 0), None),
+        (RING3_DS, (0xC0F300, MASK32, 1, 1), (0xC0F300, MASK32, 1, 1)),
+        (0xE008, None, None),
+        (0xE040, None, None),
+        (0x1007, None, None),
+    ],
+)
+def test_what_descriptors_look_like(
+    guest: Paused32, selector: int, kernel: tuple[int, ...] | None, user: tuple[int, ...] | None
+) -> None:
+    guest.gdt(*GDT)
+    code = (
+        f"mov ecx, {selector}; xor eax, eax; lar eax, ecx; setz dl; lsl esi, ecx; setz dh; "
+        "verr cx; setz bl; verw cx; setz bh"
+    )
+    for run, wanted in ((guest.execute, kernel), (guest.user, user)):
+        assert run(code) is None
+        q = guest.q
+        if wanted is None:
+            assert (q[v.RDX] & 0xFFFF, q[v.RBX] & 0xFFFF) == (0, 0)
+        else:
+            assert q[v.RDX] & 0xFFFF == 0x101
+            seen = (q[v.RAX], q[v.RSI], q[v.RBX] & 1, q[v.RBX] >> 8 & 1)
+            assert seen == wanted
+
+
+@pytest.mark.parametrize("register", ["ds", "es", "fs", "gs"])
+@pytest.mark.parametrize(
+    ("selector", "vector"),
+    [
+        (G_DATA3 | 3, None),
+        (G_READ_ONLY | 3, None),
+        (G_CODE3 | 3, None),
+        (G_CONFORMING | 3, None),
+        (3, None),
+        (G_DATA1 | 1, GP),
+        (G_ABSENT_DATA | 3, NP),
+        (0x203, GP),
+        (0xE008, GP),
+        (0x1007, GP),
+    ],
+)
+def test_loading_segments_in_ring_3(
+    guest: Paused32, register: str, selector: int, vector: int | None
+) -> None:
+    guest.gdt(*GDT)
+    assert guest.user(f"mov eax, {selector}; mov {register}, eax") == vector
+    if vector is not None:
+        assert guest.frame(error=True)["error"] == selector & 0xFFFC
+
+
+@pytest.mark.parametrize(
+    ("selector", "vector"),
+    [
+        (G_DATA1 | 1, None),
+        (RING1_DS, None),
+        (G_DATA1, GP),
+        (G_DATA3 | 3, GP),
+        (G_DATA3 | 1, GP),
+        (G_CODE1 | 1, GP),
+        (G_ABSENT_DATA | 1, GP),
+        (0, GP),
+    ],
+)
+def test_loading_the_stack_segment_in_ring_1(guest: Paused32, selector: int, vector: int | None) -> None:
+    guest.gdt(*GDT)
+    assert guest.execute(f"mov eax, {selector}; mov ss, eax") == vector
+    if vector is not None:
+        assert guest.frame(error=True)["error"] == selector & 0xFFFC
+
+
+def test_the_ldt_comes_page_by_page(guest: Paused32) -> None:
+    assert guest.remap(guest.page(2), READ_ONLY) == 0
+    guest.ldt(0, DATA3)
+    guest.set_ldt(guest.page(1), 1024)
+    assert guest.vcpu.ldt_mapped == {}
+    assert guest.user("mov eax, 0xf; mov fs, eax; lsl ecx, eax") is None
+    assert set(guest.vcpu.ldt_mapped) == {0}
+    assert guest.q[v.RCX] == MASK32
+    assert guest.user("mov eax, 0x1007; mov gs, eax") == GP
+    assert guest.frame(error=True)["error"] == 0x1004
+    assert set(guest.vcpu.ldt_mapped) == {0, 1}
+    guest.into_kernel()
+    guest.set_ldt(0, 0)
+    assert guest.vcpu.ldt_mapped == {}
+    assert guest.user("mov eax, 0xf; mov fs, eax") == GP
+    assert guest.frame(error=True)["error"] == 0xC
+
+
+def test_the_ldt_may_be_written_until_it_is_used(guest: Paused32) -> None:
+    guest.ldt(0, DATA3)
+    guest.into_kernel()
+    assert guest.remap(guest.page(1), KERNEL_RW) == 0
+    assert guest.user("mov eax, 0xf; mov fs, eax") == PF
+    frame = guest.frame(error=True)
+    assert (frame["error"], guest.vcpu.cr2) == (4, guest.page(1) + 8)
+
+
+def test_an_update_of_the_ldt_is_seen(guest: Paused32) -> None:
+    guest.ldt(0, with_base(DATA3, guest.page(6)))
+    code = "mov eax, 0xf; mov fs, eax; mov ecx, fs:[0]"
+    assert guest.user(code) is None
+    guest.into_kernel()
+    guest.put(struct.pack("<I", 0x600D), 0x5000)
+    value = with_base(DATA3, guest.page(5))
+    address = guest.mfn(guest.page(1)) << 12 | 8
+    assert guest.call(10, address & MASK32, address >> 32, value & MASK32, value >> 32) == 0
+    assert guest.user(code) is None
+    assert guest.q[v.RCX] == 0x600D
+
+
+def test_gs_with_a_negative_offset(guest: Paused32) -> None:
+    """What thread-local storage does: addresses wrap around at 4 GiB."""
+    guest.gdt(with_base(DATA3, guest.page(5) + 16))
+    guest.put(struct.pack("<I", 0x600D), 0x5000)
+    assert guest.user("mov eax, 11; mov gs, eax; mov ecx, gs:[0xfffffff0]") is None
+    assert guest.q[v.RCX] == 0x600D
+
+
+# -- vCPUs -------------------------------------------------------------------------------------------------
+
+
+def test_segments_are_kept_when_vcpus_take_turns() -> None:
+    with paused32(vcpus=2) as guest:
+        guest.handlers()
+        guest.gdt(with_base(DATA3, 0x5000), with_base(DATA3, 0x7000))
+        code = "mov eax, 11; mov fs, eax; mov eax, 19; mov gs, eax; mov ecx, ds; fld1"
+        assert guest.user(code.replace("fld1", "nop")) is None
+        other = guest.domain.vcpus[1]
+        other.kernel_l4 = guest.vcpu.kernel_l4
+        guest.dispatcher.load(other)
+        vmcb = guest.cpu.vmcb
+        for segment in (v.ES, v.DS, v.FS, v.GS):
+            vmcb.set_segment(segment, 0, 0, 0, 0)
+        guest.dispatcher.load(guest.vcpu)
+        assert [vmcb.selector(segment) for segment in (v.DS, v.ES, v.FS, v.GS)] == [
+            RING3_DS,
+            RING3_DS,
+            11,
+            19,
+        ]
+        assert (guest.q[v.SEG_BASE[v.FS]], guest.q[v.SEG_BASE[v.GS]]) == (0x5000, 0x7000)
+        assert vmcb.cpl == 3
+        other.kernel_l4 = type(other.kernel_l4)(0)
