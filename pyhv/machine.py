@@ -203,15 +203,22 @@ class Machine:
         """Show every exit of every domain to `observer`."""
         self._observers.append(observer)
 
-    def introduce_peers(self) -> None:
-        """Pair the domains in order - first and second, third and fourth - and tell each its peer's domid,
-        in `data/peer` of its store directory. An odd one out is its own peer."""
-        domids = sorted(self.domains)
-        for index, domid in enumerate(domids):
-            partner = index ^ 1 if index ^ 1 < len(domids) else index
-            path = f"/local/domain/{domid}/data/peer"
-            self.store.write(path, domids[partner])
-            self.store.set_permissions(path, ["n0", f"r{domid}"])
+    def introduce_peers(self, *couples: tuple[Domain, Domain]) -> None:
+        """Pair the domains and tell each its peer's domid, in `data/peer` of its store directory.
+
+        `couples` belong together; the others are paired in order, and an odd one out is its own peer.
+        """
+        pairs = [(one.domid, other.domid) for one, other in couples]
+        taken = {domid for pair in pairs for domid in pair}
+        rest = [domid for domid in sorted(self.domains) if domid not in taken]
+        pairs += zip(rest[::2], rest[1::2], strict=False)
+        if len(rest) % 2:
+            pairs.append((rest[-1], rest[-1]))
+        for one, other in pairs:
+            for domid, peer in ((one, other), (other, one)):
+                path = f"/local/domain/{domid}/data/peer"
+                self.store.write(path, peer)
+                self.store.set_permissions(path, ["n0", f"r{domid}"])
 
     def feed(self, domain: Domain, data: bytes) -> int:
         """Offer console input; returns how many bytes the guest's ring took."""

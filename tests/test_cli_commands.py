@@ -293,7 +293,8 @@ class TestBadEnds:
         """Also of a guest that sleeps and waits for input. (Whoever ran the tests may ignore signals.)"""
         reader, writer = os.pipe()
         process = subprocess.Popen(
-            ["env", "--default-signal", sys.executable, "-m", "pyhv.cli.main", "boot", str(kernels[guest]), "-v", "--stats"],
+            ["env", "--default-signal", sys.executable, "-m", "pyhv.cli.main", "boot", str(kernels[guest]),
+             "-v", "--stats"],
             stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None

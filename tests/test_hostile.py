@@ -25,17 +25,17 @@ from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.table import GrantTable, MapFlag
 from pyhv.guests.build import HOSTILE, build_builtin, source_of
 from pyhv.guests.catalogue import document, read
-from pyhv.hypercalls import context
+from pyhv.hypercalls import context, exchange, grantmap
 from pyhv.hypercalls import cpustate as cpu_calls
 from pyhv.hypercalls import grants as grant_calls
-from pyhv.hypercalls import memory as memory_calls
-from pyhv.hypercalls import vcpu as vcpu_calls
+from pyhv.hypercalls.guest_context import GuestContext
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
-from pyhv.mmu import memory, tables
+from pyhv.mmu import tables
 from pyhv.mmu.frames import FrameTable
+from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.tables import PageTables
-from pyhv.traps import longmode, privileged
+from pyhv.traps import longmode, msr
 
 ROOT = Path(__file__).parent.parent
 PAGES = 4096
@@ -146,6 +146,13 @@ def _every_half(self: Maptrack, handle: int, _host: int, _device: int) -> tuple[
     return self.get(handle), self.get(handle).halves
 
 
+def _miss_without_hole(
+    self: GuestMemory, va: int, write: bool, miss: Callable[..., int] = GuestMemory._miss
+) -> int:
+    self._hole_start = self._hole_end
+    return miss(self, va, write)
+
+
 def _adopt(self: context.Call, mfn: int) -> int:
     return mfn
 
@@ -159,22 +166,22 @@ MUTATIONS = [
     ("type-confusion", FrameTable, "get_writable", _get_writable_always),
     ("type-counts", FrameTable, "get_writable", _get_writable_always),
     ("stale-tlb", PageTables, "__setattr__", _no_flush),
-    ("pointers", memory, "HYPERVISOR_VIRT_END", memory.LOWER_HALF_END),
+    ("pointers", GuestMemory, "_miss", _miss_without_hole),
     ("counts", grant_calls, "_COUNT_LIMIT", 1 << 32),
-    ("counts", memory_calls, "guest_may_use", _always(True)),
+    ("counts", exchange, "guest_may_use", _always(True)),
     ("events", EventChannels, "_check_port", _always(None)),
     ("events", EventChannels, "_check_vcpu", _always(None)),
-    ("grants", grant_calls, "guest_may_use", _always(True)),
+    ("grants", grantmap, "guest_may_use", _always(True)),
     ("grants", GrantTable, "_check_offer", _always(None)),
     ("grants", Maptrack, "select", _every_half),
     ("foreign", context.Call, "own_frame", _adopt),
-    ("descriptors", cpu_calls, "fix_descriptor", lambda value: value),
+    ("descriptors", cpu_calls, "fix_descriptor", lambda value, _width: value),
     ("edges", cpu_calls, "is_canonical", _always(True)),
     ("edges", longmode, "IRET_FLAGS", longmode.IRET_FLAGS | 0x3000),
-    ("edges", privileged, "is_canonical", _always(True)),
-    ("vcpu-contexts", vcpu_calls.GuestContext, "check", _always(None)),
+    ("edges", msr, "is_canonical", _always(True)),
+    ("vcpu-contexts", GuestContext, "check", _always(None)),
     ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),
-    ("exhaustion", EventChannels, "_check_space", _always(None)),
+    ("exhaustion", EventChannels, "_free_port", lambda self: self._unused),
     ("races", PageTables, "__setattr__", _no_flush),
 ]  # fmt: skip
 

@@ -18,7 +18,9 @@ from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 
 DEBIAN = "debian"
-DEMONSTRATION = ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder")
+DEMONSTRATION = (
+    "hello", "hello32", "ticker", "pages", "pages32", "usermode", "usermode32", "ping", "pong", "intruder",
+)  # fmt: skip
 """What `pyhv boot` shows when it is not told what to boot; ping and pong need each other."""
 BUILTIN_MIB = 16
 FILE_MIB = 128

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -241,7 +242,7 @@ def run(plan: Plan) -> int:
         for guest in plan.guests:
             session.seats.append(_seat(session, guest, target))
         if len(session.seats) > 1:
-            machine.introduce_peers()
+            machine.introduce_peers(*_couples(session.seats))
         try:
             outcome = session.run()
             if not session.left:
@@ -255,6 +256,15 @@ def run(plan: Plan) -> int:
         if plan.stats:
             _print_statistics(machine, session.real_ns)
         return code
+
+
+def _couples(seats: list[Seat]) -> list[tuple[Domain, Domain]]:
+    """Each ping and the pong that comes next to it."""
+    return [
+        (one.domain, other.domain)
+        for one, other in pairwise(seats)
+        if (one.guest.image.name, other.guest.image.name) == ("ping", "pong")
+    ]
 
 
 def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:

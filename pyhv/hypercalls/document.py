@@ -13,9 +13,10 @@ from pyhv.hypercalls.table import SUBOPERATIONS, Entry, Status
 _INTRODUCTION = """\
 # Hypercalls
 
-A PV kernel calls the hypervisor with SYSCALL: number in RAX, arguments in RDI, RSI, RDX, R10, R8, result in
-RAX. A result from -4095 to -1 is an errno of Xen's public header `errno.h`. The calls below are those of
-Xen 4.17 for a 64-bit PV domU; what they mean is told by the public headers (`xen.h`, `memory.h`,
+A 64-bit PV kernel calls the hypervisor with SYSCALL: number in RAX, arguments in RDI, RSI, RDX, R10, R8,
+result in RAX; a 32-bit one with INT 0x82 from ring 1: number in EAX, arguments in EBX, ECX, EDX, ESI, EDI,
+EBP, result in EAX. A result from -4095 to -1 is an errno of Xen's public header `errno.h`. The calls below
+are those of Xen 4.17 for a PV domU; what they mean is told by the public headers (`xen.h`, `memory.h`,
 `event_channel.h`, `sched.h`, `vcpu.h`, `grant_table.h`, ...).
 
 *This page is generated:* `python -m pyhv.hypercalls.document > docs/hypercalls.md`.
@@ -31,6 +32,8 @@ Every number that is not here returns ENOSYS, and so does every sub-operation th
 Argument types: `u32` takes the lower half of its register, as the C types `int` and `unsigned int` do;
 `ulong` and `u64` take all of it; `ptr` is a virtual address in the caller's current kernel tables: EFAULT if
 it is not mapped, not writable where something is returned, or in the hypervisor's part of the address space.
+To a 32-bit guest `ulong` and `ptr` are 32 bits, and a `u64` takes two registers, the low half first. Where
+its arguments are others, they stand behind a semicolon.
 """
 _WORDS = {Status.COMPLETE: "complete", Status.PARTIAL: "partial", Status.REFUSED: "refused"}
 
@@ -56,7 +59,11 @@ def document() -> str:
         (
             str(entry.number),
             f"`{entry.name}`",
-            ", ".join(f"`{name}: {kind}`" for name, kind in entry.arguments),
+            "; ".join(
+                ", ".join(f"`{name}: {kind}`" for name, kind in arguments)
+                for arguments in (entry.arguments, entry.compat)
+                if arguments is not None
+            ),
             _WORDS[entry.status],
             "; ".join(text for text in (_summary(entry).rstrip("."), entry.note) if text),
         )

@@ -98,19 +98,19 @@ _start:
     mov [rip + exchange_arg + 32], rax
     exchange "exchange of unequal amounts", -EINVAL, 2, 0, 1, 0, 0
     exchange "exchange whose amounts are equal modulo 2^64", -EINVAL, 1 << 63, 1, 1 << 60, 4, 0
-    exchange "exchange of 2^64-1 extents", -EINVAL, -1, 0, -1, 0, 0
+    exchange "exchange of 2^64-1 extents", -EFAULT, -1, 0, -1, 0, 0
     exchange "exchange of 2^54 extents of order 9", -EINVAL, 1 << 54, 9, 1 << 54, 9, 0
-    exchange "exchange of order 64", -EINVAL, 1, 64, 1, 64, 0
-    exchange "exchange of order 31", -EINVAL, 1, 31, 1, 31, 0
+    exchange "exchange of order 64", -EPERM, 1, 64, 1, 64, 0
+    exchange "exchange of order 31", -EPERM, 1, 31, 1, 31, 0
     exchange "exchange that has done more than there is", -EINVAL, 1, 0, 1, 0, 2
     exchange "exchange that has done 2^64-1", -EINVAL, 1, 0, 1, 0, -1
     exchange "exchange of a frame that is in use", -EINVAL, 1, 0, 1, 0, 0
     exchange_at "exchange, out list in the hypervisor", -EFAULT, frame_list, HYPERVISOR_HOLE, 0
     exchange_at "exchange, in list in the hypervisor", -EFAULT, HYPERVISOR_HOLE, out_list, 0
     exchange_at "exchange, out list reaching there when resumed", -EFAULT, frame_list, 0xffff7fffffffffc8, 8
-    exchange_at "exchange, out list over the end", -EFAULT, frame_list, 0xffffffffffffffc8, 0
+    exchange_at "exchange of a frame in use, out list over the end", -EINVAL, frame_list, 0xffffffffffffffc8, 0
     exchange_at "exchange, out list not canonical", -EFAULT, frame_list, NOT_CANONICAL, 0
-    exchange_at "exchange, out list up to the end of the lower half", -EFAULT, frame_list, LOWER_HALF_END - 64, 0
+    exchange_at "exchange of a frame in use, out list up to the end of the lower half", -EINVAL, frame_list, LOWER_HALF_END - 64, 0
     mov word ptr [rip + exchange_arg + 24], 0
     exchange "exchange with domain 0's frames", -EINVAL, 1, 0, 1, 0, 0
     mov word ptr [rip + exchange_arg + 24], DOMID_SELF
@@ -144,12 +144,37 @@ _start:
     attack "multicall of nothing", 0, multicall, 0, 0, 0, 0
     attack "multicall of 2^32-1, behind one good call the end of memory", -EFAULT, multicall, gap - 64, 0xffffffff, 0, 0
     equal "the good one was made", [rip + gap - 56], -ENOSYS
+    lea rbx, [rip + spare]                      # 16 frames that nothing maps, and a list for 8 answers
+    lea rbp, [rip + frame_list]
+.unmap:
+    mov rdi, rbx
+    call va_to_mfn
+    mov [rbp], rax
+    mov rdi, rbx
+    xor esi, esi
+    call update_mapping
+    must_succeed "unmapping a page"
+    add rbx, PAGE_SIZE
+    add rbp, 8
+    lea rax, [rip + frame_list + 128]
+    cmp rbp, rax
+    jne .unmap
+    exchange_at "exchange, out list that ends in no page", -EFAULT, frame_list, gap - 64, 0
+    equal "exactly those with a place were exchanged", [rip + exchange_arg + 64], 8
+    mov qword ptr [rip + frame_list + 64], 1
+    exchange_at "resumed with the hypervisor's frame", -EINVAL, frame_list, out_list, 8
+    equal "nothing more was exchanged", [rip + exchange_arg + 64], 8
+    mov rax, [rip + frame_list + 72]
+    mov [rip + frame_list + 64], rax
+    exchange_at "resumed with one frame twice", -EINVAL, frame_list, out_list, 8
+    equal "the first time it counts", [rip + exchange_arg + 64], 9
 
     # Grants
     attack "2^31 grants to map", -EINVAL, grant_table_op, GNTTABOP_map_grant_ref, big_page, 0x80000000, 0
     attack "2^32-1 grants to map", -EINVAL, grant_table_op, GNTTABOP_map_grant_ref, big_page, 0xffffffff, 0
     attack "2^31 grants to copy", -EINVAL, grant_table_op, GNTTABOP_copy, big_page, 0x80000000, 0
-    attack "no grants to map", 0, grant_table_op, GNTTABOP_map_grant_ref, HYPERVISOR_HOLE, 0, 0
+    attack "no grants to map, from the hypervisor's space", -EFAULT, grant_table_op, GNTTABOP_map_grant_ref, HYPERVISOR_HOLE, 0, 0
+    attack "no grants to map", 0, grant_table_op, GNTTABOP_map_grant_ref, NOWHERE, 0, 0
     attack "no table", -EINVAL, grant_table_op, GNTTABOP_setup_table, setup_arg, 0, 0
     attack "2^31-1 tables", -EINVAL, grant_table_op, GNTTABOP_setup_table, setup_arg, MANY, 0
     attack "a table of 2^32-1 frames", 0, grant_table_op, GNTTABOP_setup_table, setup_arg, 1, 0
@@ -222,3 +247,4 @@ words:          .quad 0, 0
 page:           .zero PAGE_SIZE
 big_page:       .zero PAGE_SIZE
 gap:            .zero PAGE_SIZE
+spare:          .zero 16 * PAGE_SIZE

@@ -15,6 +15,7 @@
 .set REF_1, GNTTAB_RESERVED_ENTRIES + 1
 .set REF_2, GNTTAB_RESERVED_ENTRIES + 2
 .set REF_3, GNTTAB_RESERVED_ENTRIES + 3
+.set GNTTABOP_transfer, 4
 .set GNTMAP_device_map, 1
 .set GNTMAP_readonly, 4
 .set GNTMAP_contains_pte, 16
@@ -26,6 +27,7 @@
 .set GNTST_bad_handle, -4
 .set GNTST_bad_dev_addr, -6
 .set GNTST_permission_denied, -8
+.set GNTST_bad_page, -9
 .set GNTST_bad_copy_arg, -10
 .set GNTST_eagain, -12
 
@@ -85,6 +87,19 @@
     status_is \answer, copy_arg + 36, "\what"
 .endm
 
+.macro transfer what, answer, frame, domid, ref
+    mov rax, \frame
+    mov [rip + transfer_arg], rax
+    mov rax, \domid
+    mov [rip + transfer_arg + 8], ax
+    mov dword ptr [rip + transfer_arg + 12], \ref
+    mov edi, GNTTABOP_transfer
+    lea rsi, [rip + transfer_arg]
+    mov edx, 1
+    hypercall grant_table_op
+    status_is \answer, transfer_arg + 16, "\what"
+.endm
+
 .macro map_negative what                        # entry REF, for writing
     mov rax, window
     mov [rip + map_arg], rax
@@ -127,6 +142,10 @@ _start:
     lea rdi, [rip + page]
     call va_to_mfn
     mov r13, rax                                # r13 = the frame that we lend
+    mov rdi, [rip + start_info]
+    mov rdi, [rdi + START_INFO_pt_base]
+    call va_to_mfn
+    mov [rip + l4_frame], rax
 
     # What was not lent
     map "an empty entry", GNTST_general_error, REF, r12, GNTMAP_host_map, window
@@ -360,7 +379,27 @@ _start:
     movsx rax, word ptr [rip + swap_arg + 8]
     answer_is GNTST_eagain, "its status"
     attack "command 99", -ENOSYS, grant_table_op, 99, swap_arg, 1, 0
-    attack "transferring a frame", -EOPNOTSUPP, grant_table_op, 4, swap_arg, 1, 0
+    transfer "giving away a frame that is mapped", GNTST_bad_page, r13, r12, REF_1
+    transfer "giving away our L4", GNTST_bad_page, [rip + l4_frame], r12, REF_1
+    transfer "giving away a frame that is not ours", GNTST_bad_page, r14, r12, REF_1
+    transfer "giving away the hypervisor's frame", GNTST_bad_page, 1, r12, REF_1
+    transfer "giving away frame 2^64-1", GNTST_bad_page, -1, r12, REF_1
+    transfer "giving away our grant table", GNTST_bad_page, [rip + frame_list], r12, REF_1
+    lea rdi, [rip + gift]
+    call va_to_mfn
+    mov rbx, rax
+    lea rdi, [rip + gift]
+    xor esi, esi
+    call update_mapping
+    must_succeed "unmapping a page"
+    transfer "giving it where none is awaited", GNTST_general_error, rbx, r12, REF
+    transfer "and again: it is gone", GNTST_bad_page, rbx, r12, REF
+    lea rdi, [rip + gift]
+    mov rsi, rbx
+    shl rsi, PAGE_SHIFT
+    or rsi, READ_WRITE
+    call update_mapping
+    answer_is -EBUSY, "mapping it"
 
     # Die with mappings of both kinds
     map "a last mapping, of both halves", 0, REF_1, r12, 7, window_2
@@ -374,6 +413,8 @@ copy_arg:       .quad 0, 0, 0, 0, 0             # source, domid, offset; dest at
 setup_arg:      .long DOMID_SELF, 1
                 .quad 0, 0
 swap_arg:       .quad 0, 0
+transfer_arg:   .quad 0, 0, 0                   # frame, u16 domid, u32 ref at 12, s16 status at 16
+l4_frame:       .quad 0
 frame_list:     .quad 0
 
 .bss
@@ -383,6 +424,7 @@ page:           .zero PAGE_SIZE
 other:          .zero PAGE_SIZE
 window:         .zero PAGE_SIZE
 window_2:       .zero PAGE_SIZE
+gift:           .zero PAGE_SIZE
 l1:             .zero PAGE_SIZE
 l2:             .zero PAGE_SIZE
 l3:             .zero PAGE_SIZE

@@ -142,11 +142,18 @@ _start:
     mov [rip + inner_mfns + 8], rbp
     quietly -EFAULT, "a memory map there", memory_op, 9, inner_mfns, 0
     mov [rip + inner_setup + 16], rbp
-    quietly 0, "a grant table's frames there", grant_table_op, 2, inner_setup, 1
-    mov rax, [rip + inner_setup + 8]
-    movsx rax, ax
-    cmp rax, -5                                 # GNTST_bad_virt_addr
+    mov word ptr [rip + inner_setup + 8], 1
+    mov edi, 2                                  # GNTTABOP_setup_table
+    mov rsi, inner_setup
+    mov edx, 1
+    hypercall grant_table_op
+    cmp rax, -EFAULT                            # what no address of the guest's can be is refused at once
+    je .no_frames
+    test rax, rax
+    must z, "a grant table's frames there"
+    cmp word ptr [rip + inner_setup + 8], -5    # GNTST_bad_virt_addr
     must e, "the status of a grant table's frames there"
+.no_frames:
     mov [rip + inner_flush + 16], rbp
     quietly -EINVAL, "a mask of vcpus there", mmuext_op, inner_flush, 1, 0
     inc qword ptr [rip + attacks]

@@ -57,7 +57,7 @@
     equal "\what as GDT", [rip + answers + 24], -EINVAL
     equal "\what, as it was", [rip + answers + 32], 0
     attack "\what, given back", 1, memory_op, XENMEM_decrease_reservation, reservation, 0, 0
-    attack "\what, given back twice", 0, memory_op, XENMEM_decrease_reservation, reservation, 0, 0
+    attack "\what, given back twice, which takes no second reference", 1, memory_op, XENMEM_decrease_reservation, reservation, 0, 0
     attack "\what, exchanged", -EINVAL, memory_op, 11, exchange, 0, 0
 .endm
 

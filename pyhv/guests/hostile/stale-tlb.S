@@ -91,7 +91,8 @@ _start:
     mov qword ptr [rip + pf], 0x1234
     equal "it is still what we wrote", [rip + pf], 0x1234
     call give_back
-    answer_is 0, "giving it back twice"
+    answer_is 1, "giving it back twice, which takes no second reference"
+    equal "it is still what we wrote then", [rip + pf], 0x1234
     try_pin "pinning it meanwhile", -EINVAL, 1, pf
     drop_writable pf, 0, UVMF_NONE
     faults "writing it after its last mapping has gone", TRAP_page_fault, "mov qword ptr [rip + pf], 7"

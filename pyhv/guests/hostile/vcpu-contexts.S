@@ -125,6 +125,8 @@ _start:
     mov word ptr [rip + context_page + C_cs], XEN_RING0_CS64
     mov word ptr [rip + context_page + C_ss], XEN_RING0_DS
     mov word ptr [rip + context_page + C_kernel_ss], XEN_RING0_DS
+    lea rax, [rip + second_fault]
+    mov [rip + context_page + C_traps + 13 * 16 + 8], rax
     attack "a context of ring 0 with all flags", 0, vcpu_op, VCPUOP_initialise, 1, context_page, 0
     attack "a second one", -EEXIST, vcpu_op, VCPUOP_initialise, 1, context_page, 0
     attack "its one-shot timer, from here", -EINVAL, vcpu_op, VCPUOP_set_singleshot_timer, 1, info_arg, 0
@@ -140,6 +142,7 @@ _start:
     jnz .wait
     fail "the second vcpu did not run"
 .ran:
+    equal "the error code of starting in ring 0's code", [rip + second_error], XEN_RING0_CS64
     movzx eax, word ptr [rip + second_cs]
     and eax, 3
     equal "its ring", rax, 3
@@ -149,6 +152,9 @@ _start:
     mov rax, [rip + second_flags]
     and eax, 0x23000
     equal "its VM flag and IOPL", rax, 0
+    mov rax, [rip + second_first_flags]
+    and eax, 0x23000
+    equal "the VM flag and IOPL of its first frame", rax, 0
     mov ebx, 1000                               # up and down, again and again
 .up_down:
     mov edi, VCPUOP_down
@@ -171,7 +177,7 @@ _start:
     mov rbx, rax
     vcpu_info "vcpu_info over the end of its page", -ENXIO, rbx, 4040
     vcpu_info "vcpu_info at offset 2^32-8", -ENXIO, rbx, 0xfffffff8
-    vcpu_info "vcpu_info at offset 4", -EINVAL, rbx, 4
+    vcpu_info "vcpu_info at offset 4", -ENXIO, rbx, 4
     vcpu_info "vcpu_info in frame 0", -EINVAL, 0, 0
     vcpu_info "vcpu_info in the hypervisor's frame", -EINVAL, 1, 0
     vcpu_info "vcpu_info beyond the machine", -EINVAL, 1 << 52, 0
@@ -218,6 +224,12 @@ good_context:                                   # all registers but rax, rcx, rd
     mov [rip + context_page + C_kernel_table], rax
     ret
 
+second_fault:                                   # its first selectors cannot be loaded: a general protection fault
+    mov rax, [rsp + 16]                         # rcx, r11, error code, rip, cs, rflags
+    mov [rip + second_error], rax
+    mov rax, [rsp + 40]
+    mov [rip + second_first_flags], rax
+    lea rsp, [rip + second_stack_top]
 second:                                         # the second vcpu
     pushfq
     pop rax
@@ -242,6 +254,8 @@ info_arg:       .quad 0, 0
 list:           .quad 0
 reservation:    .quad list, 1, 0, DOMID_SELF
 second_flags:   .quad 0
+second_error:   .quad 0
+second_first_flags: .quad 0
 second_cs:      .short 0
 second_ss:      .short 0
 second_done:    .byte 0
