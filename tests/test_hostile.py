@@ -18,6 +18,7 @@ from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Sched, Shutdown
 from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
+from pyhv.cpu.vmcb import RBX, RDI
 from pyhv.domain import DomainConfig
 from pyhv.errors import ImageError, XenError
 from pyhv.events.channels import EventChannels
@@ -54,8 +55,8 @@ class Auditor:
 
     def exit(self, record: ExitRecord) -> None:
         self._exits += 1
-        rdi = record.registers[7]
-        ending = record.kind is ExitKind.HYPERCALL and record.detail == SCHED_OP and rdi == Sched.SHUTDOWN
+        first = record.registers[RDI if self._machine.domains[record.domid].width == 64 else RBX]
+        ending = record.kind is ExitKind.HYPERCALL and record.detail == SCHED_OP and first == Sched.SHUTDOWN
         if ending or self._exits % INTERVAL == 0:
             self.endings += ending
             assert self._machine.audit() == [], record

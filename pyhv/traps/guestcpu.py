@@ -167,9 +167,9 @@ class GuestCpu(ABC):
     def leave_vm86(self, rflags: int) -> int:
         """Make a process of what is in virtual-8086 mode; RFLAGS as they should have been.
 
-        A processor in long mode has no such mode and ignores VM; the emulator's IRET enters it, in every ring,
-        and takes IOPL along. The selectors there are the guest's free choice: unchanged, they could make its
-        kernel believe that it was interrupted itself.
+        A processor in long mode has no such mode and ignores VM; the emulator's IRET enters it, in every
+        ring, and takes IOPL along. The selectors there are the guest's free choice: unchanged, they could
+        make its kernel believe that it was interrupted itself.
         """
         wide = self.domain.width == 64
         selectors = (FLAT_RING3_CS64, FLAT_RING3_DS) if wide else (COMPAT_RING3_CS, COMPAT_RING3_DS)
