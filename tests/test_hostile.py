@@ -37,6 +37,7 @@ from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.tables import PageTables
 from pyhv.traps import longmode, msr
+from pyhv.traps.guestcpu import IRET_FLAGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = 4096
@@ -178,7 +179,7 @@ MUTATIONS = [
     ("foreign", context.Call, "own_frame", _adopt),
     ("descriptors", cpu_calls, "fix_descriptor", lambda value, _width: value),
     ("edges", cpu_calls, "is_canonical", _always(True)),
-    ("edges", longmode, "IRET_FLAGS", longmode.IRET_FLAGS | 0x3000),
+    ("edges", longmode, "IRET_FLAGS", IRET_FLAGS | 0x3000),
     ("edges", msr, "is_canonical", _always(True)),
     ("vcpu-contexts", GuestContext, "check", _always(None)),
     ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),
