@@ -129,6 +129,8 @@ class CompatCpu(GuestCpu):
             raise GuestCrash("an event or exception has no handler")
         if rflags is None:
             rflags = self.engine.rflags()
+        if rflags & FLAG_VM:
+            rflags = self.leave_vm86(rflags)
         info = vcpu.info
         masked = raw[info + 1]
         ring = d[v.HFLAGS] & v.HF_CPL

@@ -139,6 +139,8 @@ class LongModeCpu(GuestCpu):
             raise GuestCrash("an event or exception has no handler")
         if rflags is None:
             rflags = self.engine.rflags()
+        if rflags & FLAG_VM:
+            rflags = self.leave_vm86(rflags)
         info = vcpu.info
         masked = raw[info + 1]
         if vcpu.in_kernel:
