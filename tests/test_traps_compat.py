@@ -24,6 +24,7 @@ from compat_machine import (
     Paused32,
     paused32,
     with_base,
+    with_limit,
 )
 from guest_machine import DOMID_SELF
 
@@ -828,3 +829,36 @@ def test_segments_are_kept_when_vcpus_take_turns() -> None:
         assert (guest.q[v.SEG_BASE[v.FS]], guest.q[v.SEG_BASE[v.GS]]) == (0x5000, 0x7000)
         assert vmcb.cpl == 3
         other.kernel_l4 = type(other.kernel_l4)(0)
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(0xFFFF, True), (0xF7FF, True), (0xF7FE, False), (0xFF, False)])
+@pytest.mark.parametrize("code", ["ud2", "int 0x80"])
+def test_a_bounce_frame_stays_within_the_stack_segment(
+    guest: Paused32, limit: int, fits: bool, code: str
+) -> None:
+    guest.gdt(with_base(with_limit(DATA1, limit), guest.scratch))
+    guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = 8 | 1, 0xF800
+    assert (guest.user(code) is not None) is fits
+    assert guest.domain.crashed is not fits
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(0xF7EB, True), (0xF7EC, False)])
+def test_a_bounce_frame_in_an_expand_down_segment(guest: Paused32, limit: int, fits: bool) -> None:
+    guest.gdt(with_base(with_limit(DATA1 | 4 << 40, limit), guest.scratch))
+    guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = 8 | 1, 0xF800
+    assert (guest.user("ud2") == UD) is fits
+    assert guest.domain.crashed is not fits
+
+
+def test_iret_beyond_the_limit_of_a_code_segment(guest: Paused32) -> None:
+    guest.gdt(with_limit(CODE3, 0xFFF))
+    guest.iret(cs=8 | 3, eip=0x1000)
+    assert guest.handled == GP
+    assert guest.words(guest.q[v.RSP], 3) == (0, 0x1000, 8 | 3)
+    guest.into_kernel()
+    guest.iret(cs=8 | 3, eip=0xFFF)
+    assert guest.handled is None
+    assert guest.cpu.vmcb.rip == 0xFFF

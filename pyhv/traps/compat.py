@@ -13,8 +13,9 @@ stack otherwise; and the way back is the iret hypercall (23), or a native IRET, 
     low   eax  eip  cs  eflags  [esp  ss]                         high
 
 (public header `arch-x86/xen-x86_32.h`). Segments matter here: the handler's code segment is the guest's
-choice, stacks may have a base, and a return to an outer ring empties segment registers that are too
-privileged for it, as the processor does it. Segment limits are not enforced by the engine.
+choice, stacks may have a base and a limit, and a return to an outer ring empties segment registers that are
+too privileged for it, as the processor does it. What the guest itself accesses beyond a segment's limit, or
+by a null selector, the engine does not notice.
 """
 
 import struct
@@ -158,6 +159,8 @@ class CompatCpu(GuestCpu):
         if code is None or selector & 3 != stack_selector & 3:
             raise GuestCrash(f"a handler's code segment {selector:#x} cannot be loaded")
         stack = (stack - _WORD * len(words)) & MASK32
+        if not segment.holds(stack, _WORD * len(words)):
+            raise GuestCrash(f"a bounce frame at {stack:#x} would be outside of its stack segment")
         self._push(segment.base, stack, words)
         if masks:
             raw[info + 1] = 1
@@ -238,6 +241,8 @@ class CompatCpu(GuestCpu):
         self.vcpu.in_kernel = ring == 1
         self._empty_inner_segments(ring)
         if code is not None and stack is not None:
+            if self._q[RIP] > code.limit:
+                self.raise_exception(Vector.GP, 0, restart=False)
             return
         if ring == 1 and stack is None:
             raise GuestCrash(f"the kernel's stack segment {ss:#x} cannot be loaded")
