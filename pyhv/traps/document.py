@@ -51,17 +51,17 @@ prefix (`ud2; "xen"`). A kernel that sets bit 0 of MISC_FEATURES_ENABLES makes i
 ## Segments of 32-bit guests
 
 Bases, privileges, presence, the LDT and the emptying of segment registers on the way out are the processor's.
-Frames that the hypervisor builds, and the iret hypercall, respect limits; what the guest itself accesses beyond
-a limit or by a null selector goes through, as if the limit were 4 GiB and the base of a null segment 0.
+Frames that the hypervisor builds, and the iret hypercall, respect limits; what the guest itself accesses
+beyond a limit or by a null selector goes through, as if the limit were 4 GiB and a null segment's base 0.
 
 Far CALL and JMP through call gates (type 0xc) are performed by the hypervisor, as Xen does it: the processor
 raises #GP with the gate's selector, because it knows no 32-bit gates in long mode. A CALL that leads from
 ring 3 to ring 1 changes to kernel_ss:kernel_sp and copies the gate's parameters; there is no way into other
-inner rings. What is not allowed stays #GP(gate), or is #GP, #NP, #TS or #SS of whatever cannot be loaded. In a
-64-bit guest every call gate is #GP(gate). There are no task gates and no other TSS than Xen's.
+inner rings. What is not allowed stays #GP(gate), or is #GP, #NP, #TS or #SS of whatever cannot be loaded. In
+a 64-bit guest every call gate is #GP(gate). There are no task gates and no other TSS than Xen's.
 
-SYSENTER enters its callback from ring 1 and ring 3 alike, and the frame says 3:0, because where it came from is
-lost. SYSCALL and SYSRET are #UD, as on an Intel part; virtual-8086 mode is #GP(0) of the iret hypercall.
+SYSENTER enters its callback from ring 1 and ring 3 alike, and the frame says 3:0, because where it came from
+is lost. SYSCALL and SYSRET are #UD, as on an Intel part; virtual-8086 mode is #GP(0) of the iret hypercall.
 
 ## The FPU
 
