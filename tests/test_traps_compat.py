@@ -27,6 +27,7 @@ from compat_machine import (
     with_limit,
 )
 from guest_machine import DOMID_SELF
+from test_traps_frames import VIRTUAL_8086
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
@@ -263,6 +264,21 @@ def test_sysenter_without_a_callback(guest: Paused32, kernel: bool) -> None:
     assert (guest.execute("sysenter") if kernel else guest.user("sysenter")) == GP
     frame = guest.frame(error=True)
     assert (frame["error"], frame["eip"], frame["cs"]) == (0, 0, 3 | 1 << 16 if kernel else 3)
+
+
+def test_a_process_in_virtual_8086_mode_looks_like_one(guest: Paused32) -> None:
+    """The emulator enters that mode at any privilege level; a real-mode CS must not pass for the kernel's."""
+    code = VIRTUAL_8086.format(sp="esp", eip=0x10, cs=0xF001)
+    vector = guest.user(code)  # to where only the kernel may be
+    words = guest.words(guest.q[v.RSP], 6)
+    if vector == GP and words[1] != 0x10:
+        pytest.skip("this emulator refuses virtual-8086 mode, as hardware does")
+    assert vector == PF
+    assert (words[1], words[2] & 3) == (0x10, 3)
+    assert words[3] & 0x23000 == 0
+    assert guest.q[v.RSP] == guest.kernel_stack - 24
+    assert guest.vcpu.in_kernel
+    assert guest.user("xor eax, eax; hlt") == GP
 
 
 # -- the iret hypercall ----------------------------------------------------------------------------------

@@ -133,12 +133,13 @@ class CompatCpu(GuestCpu):
         info = vcpu.info
         masked = raw[info + 1]
         ring = d[v.HFLAGS] & v.HF_CPL
-        eip, cs = q[RIP] & MASK32, d[v.SEG_SEL[v.CS]] & 0xFFFF
+        # RPL and CPL are equal on hardware; but the emulator lets a native IRET enter virtual-8086 mode.
+        eip, cs = q[RIP] & MASK32, d[v.SEG_SEL[v.CS]] & 0xFFFC | ring
         esp, ss = q[RSP] & MASK32, d[v.SEG_SEL[v.SS]] & 0xFFFF
         if origin is not None:
             eip, cs, esp, ss = origin
             ring = cs & 3
-        saved = rflags & ~(FLAG_IF | FLAG_IOPL) & MASK32
+        saved = rflags & ~(FLAG_IF | FLAG_IOPL | FLAG_VM) & MASK32
         if not masked:
             saved |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
