@@ -5,7 +5,6 @@
 The victim's progress is compared with what it makes alone in half of the time.
 """
 
-import pytest
 from guest_machine import HEADER, PAGES, image_of, machine
 
 from pyhv.domain import DomainConfig
@@ -323,7 +322,6 @@ patched:
 }
 
 
-
 class Beginning:
     """A console that keeps the first words only."""
 
@@ -359,13 +357,17 @@ def progress(attack: str | None, *, virtual: bool = True) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    import sys, time
+    import sys
+    import time
+
     for virtual in (True, False):
         alone, _ = progress(None, virtual=virtual)
         for name in sys.argv[1:] or ATTACKS:
-            t=time.time()
+            t = time.time()
             try:
                 done, exits = progress(name, virtual=virtual)
-                print(f"{virtual} {name:30} {done/alone:.3f} exits {exits} {time.time()-t:.2f}s", flush=True)
+                print(
+                    f"{virtual} {name:30} {done / alone:.3f} exits {exits} {time.time() - t:.2f}s", flush=True
+                )
             except Exception as e:
                 print(name, repr(e)[:300], flush=True)
