@@ -65,9 +65,9 @@ is lost. SYSCALL and SYSRET are #UD, as on an Intel part; virtual-8086 mode is #
 
 ## The FPU
 
-A vCPU starts with the FPU as after power-on (FCW 0x40, all registers zero and in use, MXCSR 0x1f80), or with
-the FXSAVE image in the context that VCPUOP_initialise gets, if VGCF_i387_valid is set. So does Xen since
-4.20; 4.17 starts vCPUs as FNINIT leaves the FPU (FCW 0x37f, all registers empty; measured).
+A vCPU starts with the FPU as FNINIT leaves it (FCW 0x37f, all registers empty, MXCSR 0x1f80), which was
+measured on Xen 4.17 - from 4.20 on it is the state after power-on - or with the FXSAVE image in the context
+that VCPUOP_initialise gets, if VGCF_i387_valid is set.
 
 ## Breakpoints
 
