@@ -2,7 +2,7 @@
 """`vcpu_guest_context`: the state in which VCPUOP_initialise starts a vCPU (public headers `vcpu.h`,
 `arch-x86/xen.h`), decoded for either width and checked as Xen checks it.
 
-The FXSAVE image at its beginning counts if a flag says so; otherwise the FPU is as after power-on.
+The FXSAVE image at its beginning counts if a flag says so; otherwise the FPU is as FNINIT leaves it.
 """
 
 import struct
