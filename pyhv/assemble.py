@@ -215,6 +215,7 @@ def build_domain(
         _abandon(machine, domain, wiring)
         raise ConfigError(f"{config.name}: the image's page tables are refused: {refusal.why}.") from refusal
     _first_vcpu(machine, domain, boot)
+    domain.tables.take_work()  # the builder's tables are no work that the guest has to pay for
     return domain, dispatcher, wiring
 
 

@@ -118,6 +118,8 @@ class Vcpu:
         self.nmi_pending = False
         self.initial_registers: dict[str, int] = {}
         """What VCPUOP_initialise (or the builder) wants the registers to be at the first run."""
+        self.initial_fpu = b""
+        """A FXSAVE image to start with; empty: the FPU is as after power-on."""
         self.registers: bytes | None = None
         """Saved VMCB while not loaded in the engine."""
         self.time_stamp = -1

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P
 from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
-from pyhv.cpu import binding
+from pyhv.cpu import binding, fpu
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
 from pyhv.cpu.guard import guard
@@ -140,6 +140,7 @@ class Engine:
         self._write_register(binding.REG_CR4, 0x20 | 0x200 | 0x400 | (_CR4_TSD if self._trap_time else 0))
         self._write_register(binding.REG_CR3, self._hole)
         self._write_register(binding.REG_CR0, 0x8005_0033)
+        fpu.reset(self.handle)
 
     def _suppress_exit_requests(self) -> bool:
         """Remove the stop check after each load and store, if this library is the one we know."""
@@ -352,6 +353,10 @@ class Engine:
             return q[v.EFLAGS] & ~0xCD5 | q[v.CC_SRC] & v.CONDITION_BITS | direction
         _fast_reg_read(self._handle, _EFLAGS, self._flags_pointer)
         return self._flags_cell.value
+
+    def load_fpu(self, image: bytes) -> None:
+        """Load the FPU and SSE registers from a FXSAVE image of 512 bytes."""
+        fpu.load(self.handle, image)
 
     def trap_user_time(self, on: bool) -> None:
         """The guest's own CR4.TSD: RDTSC traps where it would not by itself."""

@@ -23,6 +23,8 @@ STEPS_A_LOOK = 64
 """Steps of a long hypercall between two looks at the clock."""
 _STEP_NS = 250
 """What a step costs in virtual time."""
+_STEPS_A_TABLE = 16
+"""What approving or dropping a whole page table costs, in steps: it is as much work as so many hypercalls."""
 
 
 class Processor(Protocol):
@@ -151,8 +153,26 @@ class Call:
         self.performed[number] += 1
 
     def preempted(self, steps: int) -> bool:
-        """Ask between steps of a long hypercall, after every `STEPS_A_LOOK`: whether to raise `Again`."""
+        """Charge the caller for `steps` of a long hypercall; whether its turn is over, so that it should raise
+        `Again` if anything is left. To be asked at least after every `STEPS_A_LOOK`.
+        """
         return self.domain.clock.work(steps * _STEP_NS)
+
+    def gives_way(self, done: int, count: int) -> bool:
+        """Ask after step `done` of a list of `count`: whether to raise `Again`, never after the last.
+
+        Charges the caller for its steps, and for page tables that they have approved or dropped; after such
+        heavy ones it looks at the clock at once.
+        """
+        tables = self.tables.take_work() * _STEPS_A_TABLE
+        due = done % STEPS_A_LOOK == 0
+        if done == count:
+            if tables or count > 1:
+                self.preempted(tables + (done % STEPS_A_LOOK or STEPS_A_LOOK))
+            return False
+        if not (tables or due):
+            return False
+        return self.preempted(tables + (STEPS_A_LOOK if due else 0))
 
     def read(self, kind: type[_S], address: int) -> _S:
         """Read a structure as the caller lays it out; EFAULT."""

@@ -93,6 +93,7 @@ class _Exchange:
                 self._one(number)
                 number += 1
                 steps += self._chunk
+            call.preempted(steps)
         finally:
             request.nr_exchanged = number * self._in_step
             call.write(self._argument, request)

@@ -27,7 +27,7 @@ from pyhv.domain import Domain
 from pyhv.errors import XenError
 from pyhv.grants.status import GrantError, GrantStatus
 from pyhv.grants.table import GrantTable
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.table import Commands, hypercall
 
 _R = TypeVar("_R", bound=AbiStruct)
@@ -83,9 +83,8 @@ def perform_each(kind: type[_R], perform: Callable[[Call, _R], None]) -> Callabl
 
 def look(call: Call, number: int, count: int, rest: int) -> None:
     """After element `number` of `count`: give way if the turn is over. `rest` is where the next one is."""
-    left = count - number - 1
-    if left and left % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
-        raise Again(rest, left)
+    if call.gives_way(number + 1, count):
+        raise Again(rest, count - number - 1)
 
 
 def _single(kind: type[_R], perform: Callable[[Call, _R], None]) -> Callable[[Call, int, int], int]:

@@ -2,7 +2,7 @@
 """`vcpu_guest_context`: the state in which VCPUOP_initialise starts a vCPU (public headers `vcpu.h`,
 `arch-x86/xen.h`), decoded for either width and checked as Xen checks it.
 
-The FXSAVE image at its beginning is not used: every vCPU starts with a fresh FPU.
+The FXSAVE image at its beginning counts if a flag says so; otherwise the FPU is as after power-on.
 """
 
 import struct
@@ -19,6 +19,7 @@ from pyhv.hypercalls.cpustate import fix_rpl, set_trap
 from pyhv.hypercalls.debugreg import set_debugreg
 
 _GDT_FRAMES = 16
+_FXSAVE_SIZE = 512
 _SELECTORS = frozenset({"cs", "ss", "ds", "es", "fs", "gs"})
 _NOT_LOADED = frozenset({"error_code", "entry_vector", "saved_upcall_mask"})
 
@@ -35,6 +36,7 @@ class GuestContext:
             return 0 if offset is None else int.from_bytes(raw[offset : offset + size], "little")
 
         self.flags = word(layout.flags) & MASK32
+        self.fpu = raw[:_FXSAVE_SIZE] if self.flags & shared.VGCF_I387_VALID else b""
         names = shared.USER_REGS if width == 64 else shared.USER_REGS_32
         self.registers = {
             _wide_name(name): int.from_bytes(raw[at : at + (2 if name in _SELECTORS else size)], "little")

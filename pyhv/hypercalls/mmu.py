@@ -12,7 +12,7 @@ from pyhv.abi.numbers import UVMF_FLUSH_MASK, UVMF_INVLPG, Mmu, Mmuext
 from pyhv.abi.structs import MmuextOp, MmuUpdate
 from pyhv.address import PAGE_MASK, PAGE_SIZE, Mfn, Va, guest_may_use
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.table import Commands, hypercall
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
 
@@ -74,7 +74,7 @@ def _each(
         while completed < count:
             perform(call.memory.read(at + size * completed, size))
             completed += 1
-            if completed % STEPS_A_LOOK == 0 and completed < count and call.preempted(STEPS_A_LOOK):
+            if call.gives_way(completed, count):
                 _finish(call, done, before + completed)
                 raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
     except XenError:

@@ -6,7 +6,7 @@ import struct
 from pyhv.abi.errno import Errno
 from pyhv.abi.structs import MulticallEntry
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.table import HYPERCALLS, Entry, compat_words, hypercall, invoke, invoke_compat
 
 MULTICALL = 13
@@ -49,9 +49,8 @@ def multicall(call: Call, calls: int, count: int) -> int:
                 raise
         if call.left_context:
             return 0
-        left = count - number - 1
-        if left and left % STEPS_A_LOOK == 0 and call.preempted(STEPS_A_LOOK):
-            raise Again(at + layout.size, left)
+        if call.gives_way(number + 1, count):
+            raise Again(at + layout.size, count - number - 1)
     return 0
 
 

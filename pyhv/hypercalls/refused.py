@@ -29,7 +29,7 @@ def console_io(call: Call, command: int, count: int, buffer: int) -> int:
         step = min(count - written, _CONSOLE_CHUNK)
         call.host.debug_output(call.domain, call.memory.read(buffer + written, step))
         written += step
-        if written < count and call.preempted(STEPS_A_LOOK):
+        if call.preempted(step * STEPS_A_LOOK // _CONSOLE_CHUNK) and written < count:
             raise Again(command, count - written, buffer + written)
     return 0
 

@@ -100,6 +100,7 @@ def _extents(
             steps = 0
         steps += 1 << request.extent_order
         yield number
+    call.preempted(steps)
 
 
 def _populate(call: Call, operation: Memory, argument: int, start: int) -> int:

@@ -178,7 +178,7 @@ def _get_physid(_call: Call, _vcpu: Vcpu, _argument: int) -> int:
 # -- initialise --------------------------------------------------------------------------------------------
 
 
-@_commands.command(VcpuOp.INITIALISE, Status.PARTIAL, "the FPU image is not loaded")
+@_commands.command(VcpuOp.INITIALISE)
 def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
     if vcpu.initialised:
         raise XenError(Errno.EEXIST, f"{vcpu.name} is initialised already")
@@ -203,6 +203,6 @@ def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
         raise
     context.apply(vcpu)
     vcpu.kernel_l4, vcpu.user_l4 = Mfn(kernel), Mfn(user)
-    vcpu.initial_registers = context.registers
+    vcpu.initial_registers, vcpu.initial_fpu = context.registers, context.fpu
     vcpu.initialised = True
     return 0

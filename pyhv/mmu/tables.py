@@ -86,6 +86,12 @@ class PageTables:
         self.stale = False
         self.updates = 0
         """Entries changed since the domain was created, for the statistics."""
+        self._work = 0
+
+    def take_work(self) -> int:
+        """How many whole tables were approved or dropped since the last time this was asked."""
+        work, self._work = self._work, 0
+        return work
 
     def flush_page(self, va: int) -> None:
         """Ask for the flush of one page; of so many that a full flush is cheaper, ask for that."""
@@ -332,6 +338,7 @@ class PageTables:
             self.flush = True
         frames.type[mfn] = level
         frames.type_count[mfn] = 1
+        self._work += 1
         self.memory.forget()
         try:
             if level == L1:
@@ -346,6 +353,7 @@ class PageTables:
             self.physical.code_written(mfn)
 
     def _demote(self, mfn: int, level: int) -> None:
+        self._work += 1
         self.memory.forget()
         self.flush = True
         if level == L1:

@@ -13,8 +13,9 @@ stack otherwise; and the way back is the iret hypercall (23), or a native IRET, 
     low   eax  eip  cs  eflags  [esp  ss]                         high
 
 (public header `arch-x86/xen-x86_32.h`). Segments matter here: the handler's code segment is the guest's
-choice, stacks may have a base, and a return to an outer ring empties segment registers that are too
-privileged for it, as the processor does it. Segment limits are not enforced by the engine.
+choice, stacks may have a base and a limit, and a return to an outer ring empties segment registers that are
+too privileged for it, as the processor does it. What the guest itself accesses beyond a segment's limit, or
+by a null selector, the engine does not notice.
 """
 
 import struct
@@ -160,6 +161,8 @@ class CompatCpu(GuestCpu):
         if code is None or selector & 3 != stack_selector & 3:
             raise GuestCrash(f"a handler's code segment {selector:#x} cannot be loaded")
         stack = (stack - _WORD * len(words)) & MASK32
+        if not segment.holds(stack, _WORD * len(words)):
+            raise GuestCrash(f"a bounce frame at {stack:#x} would be outside of its stack segment")
         self._push(segment.base, stack, words)
         if masks:
             raw[info + 1] = 1
@@ -198,23 +201,23 @@ class CompatCpu(GuestCpu):
     # -- out of the kernel ---------------------------------------------------------------------------------
 
     def iret(self) -> None:
-        """The iret hypercall: load the frame at SS:ESP and go where it says."""
+        """The iret hypercall: load the frame at ESP, whatever the base of SS, and go where it says."""
         vcpu, q, raw = self.vcpu, self._q, self._raw
-        base, esp = q[v.SEG_BASE[v.SS]], q[RSP] & MASK32
-        eax, eip, cs, eflags = self._pop(base, esp, 4)
+        esp = q[RSP] & MASK32
+        eax, eip, cs, eflags = self._pop(esp, 4)
         cs &= 0xFFFF
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = eflags >> 12 & 3
         q[RAX] = eax
         if eflags & FLAG_VM:
-            self._refuse_vm86(base, esp, eflags)
+            self._refuse_vm86(esp, eflags)
             return
         if cs & 3 == 0:
             raise GuestCrash(f"iret to ring 0: cs {cs:#x}")
         if cs & 3 == 1:
             esp, ss = (esp + 16) & MASK32, self._d[v.SEG_SEL[v.SS]] & 0xFFFF
         else:
-            esp, ss = self._pop(base, esp + 16, 2)
+            esp, ss = self._pop(esp + 16, 2)
             ss &= 0xFFFF
         raw[vcpu.info + 1] = 0 if eflags & FLAG_IF else 1
         live = eflags & IRET_FLAGS | 0x202
@@ -224,14 +227,14 @@ class CompatCpu(GuestCpu):
         self.vmcb.set_rflags(live)
         self.load_return_segments(cs, ss)
 
-    def _pop(self, base: int, esp: int, count: int) -> tuple[int, ...]:
+    def _pop(self, esp: int, count: int) -> tuple[int, ...]:
         try:
-            return struct.unpack(f"<{count}I", self.memory.read((base + esp) & MASK32, _WORD * count))
+            return struct.unpack(f"<{count}I", self.memory.read(esp & MASK32, _WORD * count))
         except XenError as refusal:
             raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
 
     def load_return_segments(self, cs: int, ss: int) -> None:
-        """Load CS and SS for their ring; what cannot be loaded is the target's #GP."""
+        """Load CS and SS for their ring; what cannot be loaded is a fault at the target. GuestCrash."""
         ring = cs & 3
         code = self.segment(cs, code=True, ring=ring)
         stack = self.segment(ss, code=False, ring=ring) if ss & 3 == ring else None
@@ -239,8 +242,27 @@ class CompatCpu(GuestCpu):
         self._load_code_and_stack(cs, code or flat_code, ss, stack or flat_data)
         self.vcpu.in_kernel = ring == 1
         self._empty_inner_segments(ring)
-        if code is None or stack is None:
-            self.raise_exception(Vector.GP, (cs if code is None else ss) & ~3)
+        if code is not None and stack is not None:
+            if self._q[RIP] > code.limit:
+                self.raise_exception(Vector.GP, 0, restart=False)
+            return
+        if ring == 1 and stack is None:
+            raise GuestCrash(f"the kernel's stack segment {ss:#x} cannot be loaded")
+        if code is None:
+            absent, selector = self._is_absent(cs, code=True), cs
+            vector = Vector.NP if absent else Vector.GP
+        else:
+            absent, selector = ss & 3 == ring and self._is_absent(ss, code=False), ss
+            vector = Vector.SS if absent else Vector.GP
+        self.raise_exception(vector, selector & ~3, restart=False)
+
+    def _is_absent(self, selector: int, *, code: bool) -> bool:
+        """Whether nothing is wrong with a descriptor but that it is not present."""
+        value = self.descriptor(selector) if selector & ~3 else None
+        if value is None or value & descriptors.PRESENT:
+            return False
+        allowed = descriptors.loadable_code if code else descriptors.loadable_stack
+        return allowed(value | descriptors.PRESENT, selector & 3)
 
     def _flat(self, code: int, data: int) -> tuple[Segment, Segment]:
         return (
@@ -257,7 +279,7 @@ class CompatCpu(GuestCpu):
             if d[v.SEG_SEL[segment]] & ~3 and not conforming and flags >> 13 & 3 < ring:
                 self.vmcb.set_segment(segment, 0, 0, 0, 0)
 
-    def _refuse_vm86(self, base: int, esp: int, eflags: int) -> None:
+    def _refuse_vm86(self, esp: int, eflags: int) -> None:
         """There is no virtual-8086 mode: the kernel gets #GP(0), with the frame left as it is below it."""
         vcpu, q = self.vcpu, self._q
         kernel_sp = vcpu.kernel_sp & MASK32
@@ -265,10 +287,10 @@ class CompatCpu(GuestCpu):
         code = self.segment(vcpu.trap_selectors[Vector.GP], code=True, ring=1)
         if stack is None or code is None:
             raise GuestCrash("iret to virtual-8086 mode without a handler for #GP")
-        frame = list(self._pop(base, esp, _VM86_FRAME_WORDS))
+        frame = list(self._pop(esp, _VM86_FRAME_WORDS))
         frame[0] = 0  # where EAX was is the error code
         target = (kernel_sp - _WORD * _VM86_FRAME_WORDS) & MASK32
-        self._push(stack.base, target, frame)
+        self._push(0, target, frame)
         address, flags = vcpu.traps[Vector.GP]
         masked = flags & 4 or not eflags & FLAG_IF
         self._raw[vcpu.info + 1] = 1 if masked else 0

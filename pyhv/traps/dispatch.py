@@ -400,7 +400,7 @@ class Dispatcher:
             and error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W
             and self._writable_page_table(address)
         ):
-            self.emulated += 1
+            self._emulated()
             return
         if address > MASK32 and self._ldt_fault(address, error):
             return

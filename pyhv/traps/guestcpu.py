@@ -150,6 +150,9 @@ class GuestCpu(ABC):
         if vcpu.initial_registers:
             self._load_first_segments(vcpu.initial_registers)
             vcpu.initial_registers = {}
+        if vcpu.initial_fpu:
+            self.engine.load_fpu(vcpu.initial_fpu)
+            vcpu.initial_fpu = b""
 
     def _load_first_segments(self, registers: dict[str, int]) -> None:
         """Load the selectors with which a vCPU starts; data segments that cannot be loaded stay null."""
