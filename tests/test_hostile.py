@@ -21,23 +21,29 @@ from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.cpu.vmcb import RBX, RDI
 from pyhv.domain import DomainConfig
 from pyhv.errors import ImageError, XenError
+from pyhv.events import channels
 from pyhv.events.channels import EventChannels
+from pyhv.events.fifo import Fifo
+from pyhv.grants import entries
 from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.table import GrantTable, MapFlag
 from pyhv.guests.build import HOSTILE, build_builtin, source_of
 from pyhv.guests.catalogue import document, read
-from pyhv.hypercalls import context, exchange, grantmap
+from pyhv.hypercalls import context, debugreg, exchange, grantmap
 from pyhv.hypercalls import cpustate as cpu_calls
 from pyhv.hypercalls import grants as grant_calls
+from pyhv.hypercalls import vcpu as vcpu_calls
 from pyhv.hypercalls.guest_context import GuestContext
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
 from pyhv.mmu import tables
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory
+from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.tables import PageTables
 from pyhv.traps import longmode, msr
-from pyhv.traps.guestcpu import IRET_FLAGS
+from pyhv.traps.compat import CompatCpu
+from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu
 
 ROOT = Path(__file__).parent.parent
 PAGES = 4096
@@ -155,6 +161,18 @@ def _miss_without_hole(
     return miss(self, va, write)
 
 
+def _miss_read_only(
+    self: GuestMemory, va: int, write: bool, miss: Callable[..., int] = GuestMemory._miss
+) -> int:
+    base = miss(self, va, write=False)
+    self._writable[va >> 12] = base
+    return base
+
+
+def _kernel_always(self: CompatCpu) -> None:
+    self.vcpu.in_kernel = True
+
+
 def _adopt(self: context.Call, mfn: int) -> int:
     return mfn
 
@@ -185,6 +203,20 @@ MUTATIONS = [
     ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),
     ("exhaustion", EventChannels, "_free_port", lambda self: self._unused),
     ("races", PageTables, "__setattr__", _no_flush),
+    ("pae32", PaePageTables, "check_slot", _always(None)),
+    ("pae32", PaePageTables, "forbidden", _always(0)),
+    ("pae32", PaePageTables, "_demote", PageTables._demote),
+    ("pointers32", vcpu_calls, "guest_may_use", _always(True)),
+    ("pointers32", GuestMemory, "_miss", _miss_read_only),
+    ("privilege32", cpu_calls, "fix_descriptor", lambda value, _width: value),
+    ("privilege32", GuestCpu, "leave_vm86", lambda _self, rflags: rflags),
+    ("privilege32", CompatCpu, "note_mode", _kernel_always),
+    ("fifo", channels, "check_control_block", _always(None)),
+    ("fifo", Fifo, "is_busy", _always(False)),
+    ("fifo", Fifo, "check_array", _always(None)),
+    ("grants-v2", GrantTable, "_check_offer", _always(None)),
+    ("grants-v2", entries, "_START_MASK", 0x7),
+    ("debug", debugreg, "guest_may_use", _always(True)),
 ]  # fmt: skip
 
 
@@ -318,6 +350,33 @@ user_code:
     must_succeed "a handler there"
     ud2
 """),
+    "a breakpoint on the handler of breakpoints": ("", """
+    lea rsi, [rip + entry_1]
+    xor edi, edi
+    hypercall set_debugreg
+    must_succeed "a breakpoint"
+    mov edi, 7
+    mov esi, 1
+    hypercall set_debugreg
+    must_succeed "enabling it"
+    .byte 0xf1
+"""),
+    "a breakpoint inside the handler of breakpoints": ("", """
+    lea rdi, [rip + boot_stack]                 # the stack has an end
+    xor esi, esi
+    mov edx, UVMF_INVLPG
+    hypercall update_va_mapping
+    must_succeed "unmapping a page"
+    lea rsi, [rip + trap_common]
+    xor edi, edi
+    hypercall set_debugreg
+    must_succeed "a breakpoint"
+    mov edi, 7
+    mov esi, 1
+    hypercall set_debugreg
+    must_succeed "enabling it"
+    .byte 0xf1
+"""),
     "the code that runs, unmapped": ("", """
     xor edi, edi
     hypercall set_trap_table
@@ -337,15 +396,118 @@ list: .quad 0
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", DEATHS)
+DYING_32 = """
+.width 32
+.include "hostile/hostile32.inc"
+.text
+_start:
+    hostile_entry "dying"
+"""
+
+ENTER_RING3 = """
+    mov eax, code
+    mov edx, PTE_P | PTE_US | PTE_A
+    call remap
+    push FLAT_RING3_DS
+    push 0
+    push 2
+    push FLAT_RING3_CS
+    mov eax, code
+    push eax
+    iret_hypercall
+.balign PAGE_SIZE
+code:
+    ud2
+.balign PAGE_SIZE
+"""
+
+DEATHS_32 = {
+    "iret to ring 0": ("ring 0", """
+    push 2
+    push XEN_RING0_CS64
+    push 0
+    iret_hypercall
+"""),
+    "iret with its frame in the M2P's end": ("unreadable frame", """
+    mov esp, HYPERVISOR_HOLE
+    mov eax, __HYPERVISOR_iret
+    int 0x82
+"""),
+    "iret with its frame over the end of 4 GiB": ("unreadable frame", """
+    mov esp, 0xfffffff8
+    mov eax, __HYPERVISOR_iret
+    int 0x82
+"""),
+    "an exception with the stack in the M2P": ("no kernel stack", """
+    mov esp, MACH2PHYS_VIRT_START + 64
+    ud2
+"""),
+    "an exception with the stack at address 0, which wraps": ("no kernel stack", """
+    xor esp, esp
+    ud2
+"""),
+    "an exception with the stack in a page table": ("read-only", """
+    mov esp, [start_info]
+    mov esp, [esp + START_INFO_pt_base]
+    add esp, 4096
+    ud2
+"""),
+    "ring 3 leaves to a stack in the hypervisor's segment": ("cannot be loaded", """
+    mov ebx, XEN_RING0_DS
+    mov ecx, boot_stack_top
+    hypercall stack_switch
+""" + ENTER_RING3),
+    "ring 3 leaves to a stack of ring 3": ("cannot be loaded", """
+    mov ebx, FLAT_RING3_DS
+    mov ecx, boot_stack_top
+    hypercall stack_switch
+""" + ENTER_RING3),
+    "ring 3 leaves to a stack in the hypervisor's space": ("no kernel stack", """
+    mov ebx, FLAT_RING1_DS
+    mov ecx, HYPERVISOR_HOLE + 64
+    hypercall stack_switch
+""" + ENTER_RING3),
+    "a handler in the hypervisor's 64-bit code": ("cannot be loaded", """
+    mov word ptr [trap_table + 5 * 8 + 2], XEN_RING0_CS64
+    mov ebx, trap_table
+    hypercall set_trap_table
+    must_succeed "a handler there"
+    ud2
+"""),
+    "a handler in ring 3": ("cannot be loaded", """
+    mov word ptr [trap_table + 5 * 8 + 2], FLAT_RING3_CS
+    mov ebx, trap_table
+    hypercall set_trap_table
+    must_succeed "a handler there"
+    ud2
+"""),
+    "an event callback in the hypervisor's code": ("cannot be loaded", """
+    mov dword ptr [callback_arg], 0
+    mov dword ptr [callback_arg + 4], XEN_RING0_CS64
+    mov ebx, CALLBACKOP_register
+    mov ecx, callback_arg
+    hypercall callback_op
+    must_succeed "a callback there"
+    mov byte ptr [shared_info + VCPU_INFO_upcall_pending], 1
+    mov byte ptr [shared_info + VCPU_INFO_upcall_mask], 0
+    xor ebx, ebx
+    hypercall xen_version
+"""),
+}  # fmt: skip
+
+DYING_OF = {how: (why, DYING + body) for how, (why, body) in DEATHS.items()}
+DYING_OF |= {f"{how}, 32 bits": (why, DYING_32 + body) for how, (why, body) in DEATHS_32.items()}
+
+
+@pytest.mark.parametrize("how", DYING_OF)
 def test_who_digs_a_pit_falls_into_it(how: str) -> None:
     """A crash of the guest, with its cause told, and of nothing else."""
-    why, body = DEATHS[how]
+    why, source = DYING_OF[how]
     machine = Machine(MachineConfig(2 * 1024, virtual_time=True))
     try:
         free = machine.frames.free_count
         sinks = [Sink(), Sink()]
-        image = load_image(image_of(DYING + body), "dying")
+        image = load_image(image_of(source), "dying")
         dying = machine.create(image, DomainConfig("dying", 1024), console=sinks[0])
         machine.create(
             load_image(build_builtin("hello"), "hello"), DomainConfig("hello", 1024), console=sinks[1]
@@ -381,7 +543,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_source_is_listed_and_described() -> None:
     sources = sorted(path.stem for path in (ROOT / "pyhv" / "guests" / "hostile").glob("*.S"))
-    assert [f"hostile/{name}" for name in sources] == list(HOSTILE)
+    assert sorted(f"hostile/{name}" for name in sources) == sorted(HOSTILE)
     assert len(sources) >= 19
     assert len({read(name).flaw for name in HOSTILE}) == len(HOSTILE)
 

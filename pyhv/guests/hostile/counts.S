@@ -169,6 +169,15 @@ _start:
     exchange_at "resumed with one frame twice", -EINVAL, frame_list, out_list, 8
     equal "the first time it counts", [rip + exchange_arg + 64], 9
 
+    # 32-bit arguments in 64-bit registers
+    attack "2^32 requests, which are none", 0, mmu_update, requests, 1 << 32, 0, DOMID_SELF
+    attack "2^32 operations, which are none", 0, mmuext_op, operations, 1 << 32, 0, DOMID_SELF
+    attack "2^32 grants, which are none", 0, grant_table_op, GNTTABOP_map_grant_ref, big_page, 1 << 32, 0
+    attack "2^32 calls, which are none", 0, multicall, HYPERVISOR_HOLE, 1 << 32, 0, 0
+    attack "2^63 plus yield, which is yield", 0, sched_op, 0x8000000000000000, 0, 0, 0
+    attack "register 2^32", 0, set_debugreg, 1 << 32, 0, 0, 0
+    attack "vcpu 2^32, which is 0", -ENOSYS, vcpu_op, 99, 1 << 32, 0, 0
+
     # Grants
     attack "2^31 grants to map", -EINVAL, grant_table_op, GNTTABOP_map_grant_ref, big_page, 0x80000000, 0
     attack "2^32-1 grants to map", -EINVAL, grant_table_op, GNTTABOP_map_grant_ref, big_page, 0xffffffff, 0

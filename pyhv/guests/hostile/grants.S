@@ -10,26 +10,7 @@
 
 .include "hostile.inc"
 .include "domid.inc"
-
-.set REF, GNTTAB_RESERVED_ENTRIES
-.set REF_1, GNTTAB_RESERVED_ENTRIES + 1
-.set REF_2, GNTTAB_RESERVED_ENTRIES + 2
-.set REF_3, GNTTAB_RESERVED_ENTRIES + 3
-.set GNTTABOP_transfer, 4
-.set GNTMAP_device_map, 1
-.set GNTMAP_readonly, 4
-.set GNTMAP_contains_pte, 16
-.set GTF_accept_transfer, 2
-.set GTF_readonly, 4
-.set GTF_sub_page, 256
-.set GNTST_bad_domain, -2
-.set GNTST_bad_gntref, -3
-.set GNTST_bad_handle, -4
-.set GNTST_bad_dev_addr, -6
-.set GNTST_permission_denied, -8
-.set GNTST_bad_page, -9
-.set GNTST_bad_copy_arg, -10
-.set GNTST_eagain, -12
+.include "grants.inc"
 
 .macro offer ref, flags, domid, frame           # fill an entry: frame and domain first, flags last
     mov rax, \frame
@@ -37,67 +18,6 @@
     mov rax, \domid
     mov [rip + table + \ref * 8 + 2], ax
     mov word ptr [rip + table + \ref * 8], \flags
-.endm
-
-.macro map what, answer, ref, domid, flags, address
-    mov rax, \address
-    mov [rip + map_arg], rax
-    mov dword ptr [rip + map_arg + 8], \flags
-    mov dword ptr [rip + map_arg + 12], \ref
-    mov rax, \domid
-    mov [rip + map_arg + 16], ax
-    mov edi, GNTTABOP_map_grant_ref
-    lea rsi, [rip + map_arg]
-    mov edx, 1
-    hypercall grant_table_op
-    status_is \answer, map_arg + 18, "\what"
-.endm
-
-.macro unmap what, answer, handle, address, device
-    mov rax, \address
-    mov [rip + unmap_arg], rax
-    mov rax, \device
-    mov [rip + unmap_arg + 8], rax
-    mov eax, \handle
-    mov [rip + unmap_arg + 16], eax
-    mov edi, GNTTABOP_unmap_grant_ref
-    lea rsi, [rip + unmap_arg]
-    mov edx, 1
-    hypercall grant_table_op
-    status_is \answer, unmap_arg + 20, "\what"
-.endm
-
-.macro copy what, answer, source, source_dom, source_offset, dest, dest_dom, dest_offset, length, flags
-    mov rax, \source
-    mov [rip + copy_arg], rax
-    mov rax, \source_dom
-    mov [rip + copy_arg + 8], ax
-    mov word ptr [rip + copy_arg + 10], \source_offset
-    mov rax, \dest
-    mov [rip + copy_arg + 16], rax
-    mov rax, \dest_dom
-    mov [rip + copy_arg + 24], ax
-    mov word ptr [rip + copy_arg + 26], \dest_offset
-    mov word ptr [rip + copy_arg + 32], \length
-    mov word ptr [rip + copy_arg + 34], \flags
-    mov edi, GNTTABOP_copy
-    lea rsi, [rip + copy_arg]
-    mov edx, 1
-    hypercall grant_table_op
-    status_is \answer, copy_arg + 36, "\what"
-.endm
-
-.macro transfer what, answer, frame, domid, ref
-    mov rax, \frame
-    mov [rip + transfer_arg], rax
-    mov rax, \domid
-    mov [rip + transfer_arg + 8], ax
-    mov dword ptr [rip + transfer_arg + 12], \ref
-    mov edi, GNTTABOP_transfer
-    lea rsi, [rip + transfer_arg]
-    mov edx, 1
-    hypercall grant_table_op
-    status_is \answer, transfer_arg + 16, "\what"
 .endm
 
 .macro map_negative what                        # entry REF, for writing
@@ -407,13 +327,9 @@ _start:
 
 .data
 .balign 8
-map_arg:        .quad 0, 0, 0, 0                # address, u32 flags, u32 ref, u16 domid, s16 status at 18, u32 handle at 20
-unmap_arg:      .quad 0, 0, 0                   # address, bus address, u32 handle, s16 status at 20
-copy_arg:       .quad 0, 0, 0, 0, 0             # source, domid, offset; dest at 16; u16 length at 32, flags, s16 status
 setup_arg:      .long DOMID_SELF, 1
                 .quad 0, 0
 swap_arg:       .quad 0, 0
-transfer_arg:   .quad 0, 0, 0                   # frame, u16 domid, u32 ref at 12, s16 status at 16
 l4_frame:       .quad 0
 frame_list:     .quad 0
 
