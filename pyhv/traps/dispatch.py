@@ -15,9 +15,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Assist
-from pyhv.abi.x86 import FLAG_RF, FLAG_TF, PF_I, PF_P, PF_RSVD, PF_U, PF_W, PTE_NX, PTE_RW, PTE_US, Vector
-from pyhv.address import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, MASK32, MASK64, is_canonical
+from pyhv.abi.x86 import FLAG_RF, FLAG_TF, Vector
+from pyhv.address import MASK32, MASK64
 from pyhv.clock import Clock, VirtualClock
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
@@ -28,16 +27,14 @@ from pyhv.errors import GuestCrash, XenError
 from pyhv.hypercalls.context import Again, Call, Host
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import compat_words, invoke, invoke_compat
-from pyhv.mmu.frames import L1
-from pyhv.mmu.memory import walk
-from pyhv.mmu.paging import LDT_AREA, VCPU_AREA_SIZE, DomainArea
 from pyhv.traps import gates, privileged, segments
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.debug import DR6_BS, Breakpoints
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.longmode import LongModeCpu
+from pyhv.traps.pagefault import compat_page_fault, page_fault
 from pyhv.traps.ports import Ports
-from pyhv.traps.ptwr import emulate_store
+from pyhv.traps.services import ProcessorServices
 
 _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP})
 IRET: Final = 23
@@ -95,6 +92,7 @@ class Dispatcher:
         self.engine = engine
         self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(self.domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
+        self._page_fault = page_fault if self._wide else compat_page_fault
         self._d, self._q = engine.vmcb.d, engine.vmcb.q
         services = ProcessorServices(self.cpu)
         self.calls = [
@@ -318,7 +316,8 @@ class Dispatcher:
             if kind is ExitKind.GENERAL_PROTECTION:
                 self._general_protection()
             elif kind is ExitKind.PAGE_FAULT:
-                self._page_fault()
+                if self._page_fault(self.cpu):
+                    self._emulated()
             elif kind is ExitKind.SOFTWARE_INTERRUPT:
                 self._software_interrupt(vector)
             else:
@@ -365,89 +364,6 @@ class Dispatcher:
                 return
             cpu.vcpu.debug[6] |= hits
         cpu.raise_exception(vector, error & 0xFFFF)
-
-    def _page_fault(self) -> None:
-        cpu, q = self.cpu, self._q
-        vcpu = cpu.vcpu
-        address, error = q[v.CR + 2], self._d[v.ERROR_CODE] & (PF_P | PF_W | PF_RSVD | PF_I)
-        if not self._wide:
-            self._compat_page_fault(address, error)
-            return
-        if vcpu.in_kernel:
-            if cpu.is_merged and cpu.vmcb.cpl == 3:
-                cpu.vmcb.cpl = 1  # the kernel returned to itself with a ring-3 selector: put it back
-                return
-            if error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W and self._writable_page_table(address):
-                self._emulated()
-                return
-        elif cpu.is_merged and not address < HYPERVISOR_VIRT_START:
-            found = walk(self.domain.ram, vcpu.user_l4, address) if address >= HYPERVISOR_VIRT_END else None
-            if found is not None and self._allowed(found.flags, error):
-                cpu.split_until_mode_change()
-                return
-            if address >= HYPERVISOR_VIRT_END:
-                error = error & ~PF_P | (PF_P if found is not None else 0)
-        if HYPERVISOR_VIRT_START <= address < HYPERVISOR_VIRT_END and self._ldt_fault(address, error):
-            return
-        cpu.raise_page_fault(address, error if vcpu.in_kernel else error | PF_U)
-
-    def _compat_page_fault(self, address: int, error: int) -> None:
-        """#PF of a 32-bit guest: its ring 2 reaches what ring 1 does, but to Xen it is user mode."""
-        cpu = self.cpu
-        in_kernel = cpu.vcpu.in_kernel
-        if (
-            in_kernel
-            and error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W
-            and self._writable_page_table(address)
-        ):
-            self._emulated()
-            return
-        if address > MASK32 and self._ldt_fault(address, error):
-            return
-        cpu.raise_page_fault(address & MASK32, error if in_kernel else error | PF_U)
-
-    @staticmethod
-    def _allowed(flags: int, error: int) -> bool:
-        """Whether a user access of the kind in `error` is permitted by a walk's `flags`."""
-        if not flags & PTE_US or error & PF_RSVD:
-            return False
-        if error & PF_W and not flags & PTE_RW:
-            return False
-        return not (error & PF_I and flags & PTE_NX)
-
-    def _ldt_fault(self, address: int, error: int) -> bool:
-        """A descriptor access to the LDT window: bring the page in, or blame the guest's LDT."""
-        vcpu = self.cpu.vcpu
-        offset = address - DomainArea.address(vcpu.number) - LDT_AREA
-        if not 0 <= offset < VCPU_AREA_SIZE - LDT_AREA or offset >= vcpu.ldt_entries * 8:
-            return False
-        if error & PF_P:
-            return False  # the page is there: no descriptor access, but the guest where it may not go
-        if self.cpu.ldt_page(offset >> 12) is not None:
-            return True
-        target = (vcpu.ldt_base + offset) & (MASK64 if self._wide else MASK32)
-        if not is_canonical(target):
-            self.cpu.raise_exception(Vector.GP, offset & 0xFFF8 | 4)
-        else:
-            self.cpu.raise_page_fault(target, error | (0 if vcpu.in_kernel else PF_U))
-        return True
-
-    def _writable_page_table(self, address: int) -> bool:
-        domain = self.domain
-        if Assist.WRITABLE_PAGETABLES not in domain.assists.enabled:
-            return False
-        found = walk(domain.ram, self.cpu.vcpu.kernel_l4, address, domain.width)
-        if found is None or found.flags & PTE_RW:
-            return False
-        frames = self.host.frames
-        mfn = found.address >> 12
-        if frames.type[mfn] != L1 or not frames.type_count[mfn] or frames.owner[mfn] != domain.domid:
-            return False
-        width = 64 if self._d[v.HFLAGS] & v.HF_CS64 else 32
-        store = decode.store(privileged.fetch(self.cpu, self.cpu.linear_rip()), width)
-        if store is None:
-            return False
-        return emulate_store(self.cpu, domain.tables, store, address, found.address & ~7)
 
     def _software_interrupt(self, vector: int) -> None:
         """INT n: by the DPL in the guest's trap table; INT3 and INTO need none."""
@@ -516,35 +432,3 @@ class Dispatcher:
     def port_fault(self) -> None:
         """A refused IN, OUT or CPUID: #GP(0) at the instruction."""
         self._guarded(ExitKind.GENERAL_PROTECTION, Vector.GP, lambda: self.cpu.raise_exception(Vector.GP, 0))
-
-
-class ProcessorServices:
-    """`hypercalls.context.Processor` over a `GuestCpu`."""
-
-    def __init__(self, cpu: GuestCpu) -> None:
-        self._cpu = cpu
-        self.iret = cpu.iret
-        self.new_baseptr = cpu.new_baseptr
-        self.new_base_pointers = cpu.new_base_pointers
-        self.drop_ldt = cpu.drop_ldt
-        self.load_ldtr = cpu.load_ldtr
-
-    def set_fs_base(self, base: int) -> None:
-        """Set the hidden FS base."""
-        self._cpu.vmcb.q[v.SEG_BASE[v.FS]] = base
-
-    def set_gs_base(self, base: int) -> None:
-        """Set the active GS base."""
-        self._cpu.vmcb.q[v.SEG_BASE[v.GS]] = base
-
-    def load_user_gs(self, selector: int) -> None:
-        """Load a selector into user mode's GS: its base, and the selector itself."""
-        segments.load_user_gs(self._cpu, selector | 3 if selector > 3 else selector)
-
-    def breakpoints_changed(self) -> None:
-        """Debug registers were written: look at them at the end of this exit."""
-        self._cpu.rearrange = True
-
-    def set_task_switched(self, on: bool) -> None:
-        """Set or clear CR0.TS."""
-        self._cpu.vmcb.task_switched = on
