@@ -18,6 +18,7 @@ from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Sched, Shutdown
 from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
+from pyhv.cpu.vmcb import RBX, RDI
 from pyhv.domain import DomainConfig
 from pyhv.errors import ImageError, XenError
 from pyhv.events.channels import EventChannels
@@ -36,6 +37,7 @@ from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.tables import PageTables
 from pyhv.traps import longmode, msr
+from pyhv.traps.guestcpu import IRET_FLAGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = 4096
@@ -54,8 +56,8 @@ class Auditor:
 
     def exit(self, record: ExitRecord) -> None:
         self._exits += 1
-        rdi = record.registers[7]
-        ending = record.kind is ExitKind.HYPERCALL and record.detail == SCHED_OP and rdi == Sched.SHUTDOWN
+        first = record.registers[RDI if self._machine.domains[record.domid].width == 64 else RBX]
+        ending = record.kind is ExitKind.HYPERCALL and record.detail == SCHED_OP and first == Sched.SHUTDOWN
         if ending or self._exits % INTERVAL == 0:
             self.endings += ending
             assert self._machine.audit() == [], record
@@ -177,7 +179,7 @@ MUTATIONS = [
     ("foreign", context.Call, "own_frame", _adopt),
     ("descriptors", cpu_calls, "fix_descriptor", lambda value, _width: value),
     ("edges", cpu_calls, "is_canonical", _always(True)),
-    ("edges", longmode, "IRET_FLAGS", longmode.IRET_FLAGS | 0x3000),
+    ("edges", longmode, "IRET_FLAGS", IRET_FLAGS | 0x3000),
     ("edges", msr, "is_canonical", _always(True)),
     ("vcpu-contexts", GuestContext, "check", _always(None)),
     ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),

@@ -24,9 +24,9 @@ from compat_machine import (
     Paused32,
     paused32,
     with_base,
+    with_limit,
 )
 from guest_machine import DOMID_SELF
-from test_traps_frames import VIRTUAL_8086
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
@@ -263,21 +263,6 @@ def test_sysenter_without_a_callback(guest: Paused32, kernel: bool) -> None:
     assert (guest.execute("sysenter") if kernel else guest.user("sysenter")) == GP
     frame = guest.frame(error=True)
     assert (frame["error"], frame["eip"], frame["cs"]) == (0, 0, 3 | 1 << 16 if kernel else 3)
-
-
-def test_a_process_in_virtual_8086_mode_looks_like_one(guest: Paused32) -> None:
-    """The emulator enters that mode at any privilege level; a real-mode CS must not pass for the kernel's."""
-    code = VIRTUAL_8086.format(sp="esp", eip=0x10, cs=0xF001)
-    vector = guest.user(code)  # to where only the kernel may be
-    words = guest.words(guest.q[v.RSP], 6)
-    if vector == GP and words[1] != 0x10:
-        pytest.skip("this emulator refuses virtual-8086 mode, as hardware does")
-    assert vector == PF
-    assert (words[1], words[2] & 3) == (0x10, 3)
-    assert words[3] & 0x23000 == 0
-    assert guest.q[v.RSP] == guest.kernel_stack - 24
-    assert guest.vcpu.in_kernel
-    assert guest.user("xor eax, eax; hlt") == GP
 
 
 # -- the iret hypercall ----------------------------------------------------------------------------------
@@ -844,3 +829,36 @@ def test_segments_are_kept_when_vcpus_take_turns() -> None:
         assert (guest.q[v.SEG_BASE[v.FS]], guest.q[v.SEG_BASE[v.GS]]) == (0x5000, 0x7000)
         assert vmcb.cpl == 3
         other.kernel_l4 = type(other.kernel_l4)(0)
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(0xFFFF, True), (0xF7FF, True), (0xF7FE, False), (0xFF, False)])
+@pytest.mark.parametrize("code", ["ud2", "int 0x80"])
+def test_a_bounce_frame_stays_within_the_stack_segment(
+    guest: Paused32, limit: int, fits: bool, code: str
+) -> None:
+    guest.gdt(with_base(with_limit(DATA1, limit), guest.scratch))
+    guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = 8 | 1, 0xF800
+    assert (guest.user(code) is not None) is fits
+    assert guest.domain.crashed is not fits
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(0xF7EB, True), (0xF7EC, False)])
+def test_a_bounce_frame_in_an_expand_down_segment(guest: Paused32, limit: int, fits: bool) -> None:
+    guest.gdt(with_base(with_limit(DATA1 | 4 << 40, limit), guest.scratch))
+    guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = 8 | 1, 0xF800
+    assert (guest.user("ud2") == UD) is fits
+    assert guest.domain.crashed is not fits
+
+
+def test_iret_beyond_the_limit_of_a_code_segment(guest: Paused32) -> None:
+    guest.gdt(with_limit(CODE3, 0xFFF))
+    guest.iret(cs=8 | 3, eip=0x1000)
+    assert guest.handled == GP
+    assert guest.words(guest.q[v.RSP], 3) == (0, 0x1000, 8 | 3)
+    guest.into_kernel()
+    guest.iret(cs=8 | 3, eip=0xFFF)
+    assert guest.handled is None
+    assert guest.cpu.vmcb.rip == 0xFFF

@@ -623,33 +623,3 @@ def test_alignment_is_never_checked(guest: Paused) -> None:
     """EFLAGS.AC changes without an exit, and nothing looks at every access."""
     guest.allow_user_mode()
     assert guest.user("pushfq; or dword ptr [rsp], 0x40000; popfq; mov eax, [rsp + 1]") is None
-
-
-VIRTUAL_8086 = """
-    sub {sp}, 64
-    mov dword ptr [{sp}], {eip}
-    mov dword ptr [{sp} + 4], {cs}
-    mov dword ptr [{sp} + 8], 0x23202
-    mov dword ptr [{sp} + 12], 0x100
-    mov dword ptr [{sp} + 16], 0x1000
-    iretd
-"""
-"""Return to virtual-8086 mode, with IF and IOPL 3: the emulator does it at any privilege level."""
-
-
-def test_a_process_in_virtual_8086_mode_looks_like_one(guest: Paused) -> None:
-    """Its kernel tells who was interrupted by the RPL of CS, which a real-mode segment does not have."""
-    guest.allow_user_mode()
-    code = VIRTUAL_8086.format(sp="rsp", eip=0x10, cs=0xF000)
-    guest.domain.memory.write(0xF0010, b"\xf4")  # HLT: #GP in that mode too
-    vector = guest.user(code)
-    if vector == GP and guest.frame(error=True)["rip"] != 0x10:
-        pytest.skip("this emulator refuses virtual-8086 mode, as hardware does")
-    frame = guest.frame(error=True)
-    assert vector == GP
-    assert (frame["rip"], frame["cs"] & 3) == (0x10, 3)
-    assert frame["rflags"] & 0x23000 == 0
-    assert guest.vcpu.in_kernel
-    assert guest.cpu.vmcb.d[v.HFLAGS] & (v.HF_VM | v.HF_CS64) == v.HF_CS64
-    assert guest.user("xor eax, eax; hlt") == GP
-    assert guest.frame(error=True)["cs"] == 0xE033

@@ -24,6 +24,8 @@ from compat_machine import (
     with_limit,
 )
 from guest_machine import paused
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyhv.cpu import vmcb as v
 
@@ -329,3 +331,47 @@ def test_a_gate_beyond_the_ldt_of_a_64_bit_guest() -> None:
         wide.put(struct.pack("<IH", 0, 0x1007), 0xC000)
         assert wide.execute(b"\xff\x1b") == GP
         assert wide.frame(error=True)["error"] == 0x1004
+
+
+def _descriptors() -> st.SearchStrategy[int]:
+    gates = st.builds(
+        gate,
+        st.sampled_from([*range(0, 96, 8), 0xE018, 0xE028]),
+        st.integers(0, 0xFFFF_FFFF),
+        dpl=st.integers(0, 3),
+        parameters=st.integers(0, 31),
+        present=st.booleans(),
+    )
+    kinds = st.sampled_from([CODE1, CODE3, CONFORMING1, DATA1, DATA3, DATA1 | 4 << 40])
+    shaped = st.builds(with_base, kinds, st.integers(0, 0xFFFF_FFFF))
+    limited = st.builds(with_limit, shaped, st.integers(0, 0xF_FFFF))
+    return st.one_of(gates, gates, kinds, shaped, limited, kinds.map(lambda value: value & ~PRESENT))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    table=st.lists(_descriptors(), min_size=11, max_size=11),
+    used=st.integers(1, 11),
+    rpl=st.integers(0, 3),
+    in_kernel=st.booleans(),
+    opcode=st.sampled_from([CALL, JMP]),
+    stack=st.sampled_from([RING1_DS, 0, *(8 * n | 1 for n in range(1, 12))]),
+    kernel_sp=st.one_of(st.integers(0, 0xFFFF_FFFF), st.just(0x10F800)),
+)
+def test_no_gate_surprises_the_hypervisor(
+    table: list[int], used: int, rpl: int, in_kernel: bool, opcode: int, stack: int, kernel_sp: int
+) -> None:
+    """Whatever the descriptors: the guest goes on in its own rings, or its domain ends as a crash."""
+    with paused32() as guest:
+        guest.handlers()
+        guest.gdt(*table)
+        guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = stack, kernel_sp
+        run = guest.execute if in_kernel else guest.user
+        try:
+            run(direct(opcode, 8 * used | rpl))
+        except AssertionError as busy:  # somewhere in its memory
+            if "still busy" not in str(busy):
+                raise
+        assert guest.cpu.vmcb.cpl in (1, 2, 3)
+        assert guest.domain.crashed or guest.cpu.vmcb.selector(v.CS) & 3 == guest.cpu.vmcb.cpl
+        assert guest.machine.audit() == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The FPU and SSE registers of an engine: their state after power-on, and a FXSAVE image loaded into them.
+"""The FPU and SSE registers of an engine: the state that a vCPU starts with, and a FXSAVE image loaded into them.
 
 Everything else of a processor is read and written in its state block (`vmcb.py`). Here that would not do:
 the emulator derives rounding modes from FCW and MXCSR when they are loaded, so they go through its public
@@ -15,10 +15,10 @@ from unicorn import x86_const
 from pyhv.cpu import binding
 
 IMAGE_SIZE: Final = 512
-_RESET_FCW: Final = 0x0040
+_RESET_FCW: Final = 0x037F
 _RESET_MXCSR: Final = 0x1F80
-_ALL_ZERO: Final = 0x5555
-"""The full tag word of eight registers that hold zero."""
+_ALL_EMPTY: Final = 0xFFFF
+"""The full tag word of eight empty registers."""
 _MXCSR_DEFINED: Final = 0xFFFF
 _WORD_SIZE: Final = 511
 """Offset of a byte that says in which form Xen saved the instruction and data pointers."""
@@ -36,10 +36,10 @@ def _write_number(handle: int, register: int, value: int) -> None:
 
 
 def reset(handle: int) -> None:
-    """Put the FPU into the state that it has after power-on."""
+    """Put the FPU into the state in which Xen 4.17 starts a vCPU, that of FNINIT."""
     _write_number(handle, x86_const.UC_X86_REG_FPCW, _RESET_FCW)
     _write_number(handle, x86_const.UC_X86_REG_FPSW, 0)
-    _write_number(handle, x86_const.UC_X86_REG_FPTAG, _ALL_ZERO)
+    _write_number(handle, x86_const.UC_X86_REG_FPTAG, _ALL_EMPTY)
     _write_number(handle, x86_const.UC_X86_REG_MXCSR, _RESET_MXCSR)
 
 

@@ -10,7 +10,8 @@
 #   - both ways back: the iret hypercall, which sets the event mask, and the processor's iret, which does not;
 #   - what Xen does for the kernel when an instruction is not allowed in ring 1: cli, sti, in, out, mov cr, clts,
 #     rdmsr, cpuid behind the forced-emulation prefix; and what it leaves to the kernel as #GP;
-#   - segments: a GDT of our own whose pages are not ours to write any more, the LDT, descriptors for ring 0.
+#   - segments: a GDT of our own whose pages are not ours to write any more, the LDT, descriptors for ring 0, a call
+#     gate, which Xen disarms and then emulates.
 #
 # Steps: as the headlines below; SUCCESS.
 
@@ -42,6 +43,7 @@
 .set GDT_TLS, 0x20
 .set GDT_ABSENT, 0x28
 .set GDT_DPL0, 0x30
+.set GDT_GATE, 0x38
 .set EFER_LONG, 0x500                           # LME and LMA
 
 # Frames. `taken` is for exceptions of ring 1 in a straight line: eip must be at label `where`, and the frame where the
@@ -680,6 +682,22 @@ _start:
     ljmp [flat_code_far]
 .in_flat_code:
 
+    # A call gate: its DPL is 0 in the table and where the guest wanted it in the RPL of the selector
+    cmp word ptr [gdt + GDT_GATE + 2], GDT_CODE1 | 3
+    check e, "the gate's selector does not tell its DPL"
+    cmp word ptr [gdt + GDT_GATE + 4], 0x8c01
+    check e, "the gate is not disarmed"
+    trap_begin .u_gate
+    enter_user user_gate
+.u_gate:
+    from_user TRAP_invalid_op, user_after_gate, "a call through a gate"
+    cmp dword ptr [gate_parameter], 0x77
+    check e, "the gate did not take the parameter along"
+    trap_begin .u_gate_jump
+    enter_user user_gate_jump
+.u_gate_jump:
+    from_user_error TRAP_gp_fault, GDT_CODE1, user_gate_jump, "a jump inwards through a gate"
+
     trap_begin .absent_fault
     mov eax, GDT_ABSENT | 1
 .absent:
@@ -1004,6 +1022,10 @@ use_own_gdt:
     mov eax, other_word
     mov edx, tls_other
     call set_base
+    mov eax, gate_target
+    mov [gdt + GDT_GATE], ax
+    shr eax, 16
+    mov [gdt + GDT_GATE + 6], ax
     mov eax, gdt
     call va_to_mfn
     mov [gdt_frames], eax
@@ -1029,6 +1051,19 @@ set_base:
     mov [edx + 4], al
     mov [edx + 7], ah
     ret
+
+# Behind the call gate: ring 1 on the registered stack, with eip, cs, one parameter, esp, ss of ring 3
+gate_target:
+    mov eax, cs
+    cmp eax, GDT_CODE1 | 1
+    check e, "the gate leads to another code segment"
+    mov eax, [kernel_sp]
+    sub eax, 5 * 4
+    cmp eax, esp
+    check e, "the gate leads to another stack"
+    mov eax, [esp + 8]
+    mov [gate_parameter], eax
+    retf 4
 
 # --- What runs in ring 3: ecx = address of a kernel word, edx = of a missing page ---------------------------------
 .balign PAGE_SIZE
@@ -1083,6 +1118,14 @@ user_ring1:
 user_load:
     mov gs, eax
     ud2
+user_gate:
+    push 0x77
+    .byte 0x9a, 0, 0, 0, 0, GDT_GATE | 3, 0     # lcall
+user_after_gate:
+    ud2
+user_gate_jump:
+    .byte 0xea, 0, 0, 0, 0, GDT_GATE | 3, 0     # ljmp
+    ud2
 user_segments:
     mov eax, ds
     test eax, eax
@@ -1103,6 +1146,7 @@ gdt:                                            # bases of 0 where one is filled
     .quad 0x0040b3000000ffff                    # 0x20: data, ring 1, 64 KiB somewhere
     .quad 0x00cf33000000ffff                    # 0x28: data, not present
     .quad 0x00cf93000000ffff                    # 0x30: data, ring 0
+    .quad 0x0000ec0100080000                    # 0x38: call gate for ring 3 with a parameter; the offset is filled in
 .balign PAGE_SIZE
 ldt:
     .quad 0
@@ -1126,6 +1170,7 @@ soft_table:
     .long 0, 0
 gdt_frames:     .long 0
 iopl_arg:       .long 0
+gate_parameter: .long 0
 bounds:         .long 0, 4                      # for bound: 5 is outside
 kernel_word:    .long 0x5ec2e7
 other_word:     .long 0x07e5

@@ -29,7 +29,7 @@ _TYPE_SHIFT = 40
 _CALL_GATE = 0xC
 LONG = 1 << 53
 DEFAULT_BIG = 1 << 54
-CONFORMING = 1 << 42
+CONFORMING = _EXPAND_DOWN = 1 << 42
 WRITABLE_DATA = READABLE_CODE = 1 << 41
 _WHOLE_LIMIT = 0x000F_0000_0000_FFFF
 
@@ -92,6 +92,14 @@ class Segment(NamedTuple):
     base: int
     limit: int
     flags: int
+
+    def holds(self, offset: int, size: int) -> bool:
+        """Whether `size` bytes from `offset` lie within the limit; an expand-down segment begins above it."""
+        last = offset + size - 1
+        kind = self.flags << 32
+        if kind & CODE or not kind & _EXPAND_DOWN:
+            return last <= self.limit
+        return offset > self.limit and last <= (0xFFFF_FFFF if kind & DEFAULT_BIG else 0xFFFF)
 
 
 def decode(value: int) -> Segment:

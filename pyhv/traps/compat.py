@@ -13,8 +13,9 @@ stack otherwise; and the way back is the iret hypercall (23), or a native IRET, 
     low   eax  eip  cs  eflags  [esp  ss]                         high
 
 (public header `arch-x86/xen-x86_32.h`). Segments matter here: the handler's code segment is the guest's
-choice, stacks may have a base, and a return to an outer ring empties segment registers that are too
-privileged for it, as the processor does it. Segment limits are not enforced by the engine.
+choice, stacks may have a base and a limit, and a return to an outer ring empties segment registers that are
+too privileged for it, as the processor does it. What the guest itself accesses beyond a segment's limit, or
+by a null selector, the engine does not notice.
 """
 
 import struct
@@ -129,16 +130,17 @@ class CompatCpu(GuestCpu):
             raise GuestCrash("an event or exception has no handler")
         if rflags is None:
             rflags = self.engine.rflags()
+        if rflags & FLAG_VM:
+            rflags = self.leave_vm86(rflags)
         info = vcpu.info
         masked = raw[info + 1]
         ring = d[v.HFLAGS] & v.HF_CPL
-        # RPL and CPL are equal on hardware; but the emulator lets a native IRET enter virtual-8086 mode.
-        eip, cs = q[RIP] & MASK32, d[v.SEG_SEL[v.CS]] & 0xFFFC | ring
+        eip, cs = q[RIP] & MASK32, d[v.SEG_SEL[v.CS]] & 0xFFFF
         esp, ss = q[RSP] & MASK32, d[v.SEG_SEL[v.SS]] & 0xFFFF
         if origin is not None:
             eip, cs, esp, ss = origin
             ring = cs & 3
-        saved = rflags & ~(FLAG_IF | FLAG_IOPL | FLAG_VM) & MASK32
+        saved = rflags & ~(FLAG_IF | FLAG_IOPL) & MASK32
         if not masked:
             saved |= FLAG_IF
         if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
@@ -159,6 +161,8 @@ class CompatCpu(GuestCpu):
         if code is None or selector & 3 != stack_selector & 3:
             raise GuestCrash(f"a handler's code segment {selector:#x} cannot be loaded")
         stack = (stack - _WORD * len(words)) & MASK32
+        if not segment.holds(stack, _WORD * len(words)):
+            raise GuestCrash(f"a bounce frame at {stack:#x} would be outside of its stack segment")
         self._push(segment.base, stack, words)
         if masks:
             raw[info + 1] = 1
@@ -239,6 +243,8 @@ class CompatCpu(GuestCpu):
         self.vcpu.in_kernel = ring == 1
         self._empty_inner_segments(ring)
         if code is not None and stack is not None:
+            if self._q[RIP] > code.limit:
+                self.raise_exception(Vector.GP, 0, restart=False)
             return
         if ring == 1 and stack is None:
             raise GuestCrash(f"the kernel's stack segment {ss:#x} cannot be loaded")

@@ -392,7 +392,7 @@ class Dispatcher:
         cpu.raise_page_fault(address, error if vcpu.in_kernel else error | PF_U)
 
     def _compat_page_fault(self, address: int, error: int) -> None:
-        """#PF of a 32-bit guest: the rings tell kernel from user, as on hardware."""
+        """#PF of a 32-bit guest: its ring 2 reaches what ring 1 does, but to Xen it is user mode."""
         cpu = self.cpu
         in_kernel = cpu.vcpu.in_kernel
         if (
@@ -404,7 +404,7 @@ class Dispatcher:
             return
         if address > MASK32 and self._ldt_fault(address, error):
             return
-        cpu.raise_page_fault(address & MASK32, error | self._d[v.ERROR_CODE] & PF_U)
+        cpu.raise_page_fault(address & MASK32, error if in_kernel else error | PF_U)
 
     @staticmethod
     def _allowed(flags: int, error: int) -> bool:

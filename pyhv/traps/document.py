@@ -48,6 +48,27 @@ prefix (`ud2; "xen"`). A kernel that sets bit 0 of MISC_FEATURES_ENABLES makes i
 | SMSW | CR0's lower half: 0x33, and TS while TS is set | the same |
 | LAR, LSL, VERR, VERW | descriptors of the GDT and LDT that ring 3 may know, Xen's own ones too | the same |
 
+## Segments of 32-bit guests
+
+Bases, privileges, presence, the LDT and the emptying of segment registers on the way out are the processor's.
+Frames that the hypervisor builds, and the iret hypercall, respect limits; what the guest itself accesses
+beyond a limit or by a null selector goes through, as if the limit were 4 GiB and a null segment's base 0.
+
+Far CALL and JMP through call gates (type 0xc) are performed by the hypervisor, as Xen does it: the processor
+raises #GP with the gate's selector, because it knows no 32-bit gates in long mode. A CALL that leads from
+ring 3 to ring 1 changes to kernel_ss:kernel_sp and copies the gate's parameters; there is no way into other
+inner rings. What is not allowed stays #GP(gate), or is #GP, #NP, #TS or #SS of whatever cannot be loaded. In
+a 64-bit guest every call gate is #GP(gate). There are no task gates and no other TSS than Xen's.
+
+SYSENTER enters its callback from ring 1 and ring 3 alike, and the frame says 3:0, because where it came from
+is lost. SYSCALL and SYSRET are #UD, as on an Intel part; virtual-8086 mode is #GP(0) of the iret hypercall.
+
+## The FPU
+
+A vCPU starts with the FPU as FNINIT leaves it (FCW 0x37f, all registers empty, MXCSR 0x1f80), which was
+measured on Xen 4.17 - from 4.20 on it is the state after power-on - or with the FXSAVE image in the context
+that VCPUOP_initialise gets, if VGCF_i387_valid is set.
+
 ## Breakpoints
 
 DR0 to DR3 fire as on hardware, for whichever vCPU set them, in both modes: instruction breakpoints before the
@@ -63,7 +84,7 @@ hypervisor reads and writes for the guest is not seen by them.
 | #DE #NM #TS #NP #SS #GP #PF #MF | as on hardware; #SS also for non-canonical addresses by RSP or RBP |
 | #DB | single steps, breakpoints, ICEBP |
 | #BP #OF #BR | INT3; INTO and BOUND in 32-bit code |
-| #UD | as on hardware, and SYSCALL from a 32-bit process, as on an Intel part |
+| #UD | as on hardware, and SYSCALL in 32-bit code, as on an Intel part |
 | #AC | never: EFLAGS.AC changes without an exit, and checking every access would cost all guests dearly |
 | #XM | never: the emulator computes SSE with all exceptions masked |
 | NMI | VCPUOP_send_nmi, if there is a handler |

@@ -30,7 +30,6 @@ from pyhv.traps.privileged import fetch
 
 _CALL_GATE: Final = 0xC00
 _TYPE_AND_S: Final = 0x1F00
-_EXPAND_DOWN: Final = descriptors.CONFORMING
 _WORD: Final = 4
 
 
@@ -118,7 +117,7 @@ class _Transfer:
         if segment != v.CS and d[v.SEG_SEL[segment]] & 0xFFFC == 0:
             self._refuse()
         hidden = Segment(q[v.SEG_BASE[segment]], d[v.SEG_LIMIT[segment]], d[v.SEG_FLAGS[segment]])
-        if offset + 1 > hidden.limit:
+        if not hidden.holds(offset, 2):
             self._refuse()
         return self._read(hidden.base + offset & MASK32, 2)
 
@@ -144,7 +143,7 @@ class _Transfer:
         q, d = cpu.vmcb.q, cpu.vmcb.d
         stack = Segment(q[v.SEG_BASE[v.SS]], d[v.SEG_LIMIT[v.SS]], d[v.SEG_FLAGS[v.SS]])
         esp = q[v.RSP] & MASK32
-        if not _has_room(stack, esp, 2 * _WORD):
+        if not stack.holds(esp - 2 * _WORD & MASK32, 2 * _WORD):
             raise _Fault(Vector.SS, 0)
         self._push(stack, esp, [back, d[v.SEG_SEL[v.CS]] & 0xFFFF])
         cpu.far_jump(target | self._cpl, code, offset)
@@ -161,14 +160,14 @@ class _Transfer:
         selector, esp = vcpu.kernel_ss, vcpu.kernel_sp & MASK32
         stack = self._kernel_stack(selector, ring)
         size = (4 + parameters) * _WORD
-        if not _has_room(stack, esp, size):
+        if not stack.holds(esp - size & MASK32, size):
             raise _Fault(Vector.SS, selector & ~3)
         outer = Segment(q[v.SEG_BASE[v.SS]], d[v.SEG_LIMIT[v.SS]], d[v.SEG_FLAGS[v.SS]])
         outer_esp, outer_ss = q[v.RSP] & MASK32, d[v.SEG_SEL[v.SS]] & 0xFFFF
         taken: list[int] = []
         if parameters:
             length = parameters * _WORD
-            if not _has_room(outer, outer_esp + length & MASK32, length):
+            if not outer.holds(outer_esp, length):
                 self._refuse()
             at = outer.base + outer_esp & MASK32
             if at + length > COMPAT_VIRT_START:
@@ -226,14 +225,6 @@ class _Transfer:
                 break
         error = PF_W if write else 0
         return _Fault(Vector.PF, error | (0 if self._cpl == self._cpu.kernel_ring else PF_U), address)
-
-
-def _has_room(stack: Segment, esp: int, size: int) -> bool:
-    """Whether `size` bytes below ESP lie within the stack segment, without wrapping around."""
-    low, last = esp - size & MASK32, esp - 1 & MASK32
-    if low > last:
-        return False
-    return low > stack.limit if stack.flags << 32 & _EXPAND_DOWN else last <= stack.limit
 
 
 def transfer(cpu: CompatCpu, selector: int) -> bool:

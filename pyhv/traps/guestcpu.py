@@ -11,8 +11,14 @@ from abc import ABC, abstractmethod
 from typing import Final
 
 from pyhv.abi.x86 import (
+    COMPAT_RING3_CS,
+    COMPAT_RING3_DS,
     ERROR_CODE_VECTORS,
+    FLAG_IOPL,
     FLAG_RF,
+    FLAG_VM,
+    FLAT_RING3_CS64,
+    FLAT_RING3_DS,
     GDT_GUEST_BYTES,
     RESERVED_DESCRIPTORS,
     RESERVED_DESCRIPTORS_COMPAT,
@@ -160,6 +166,21 @@ class GuestCpu(ABC):
                 vmcb.set_segment(segment, selector, *descriptors.decode(value | 1 << 40))
         if cs & ~3:
             self.load_return_segments(cs & 0xFFFF, registers.get("ss", 0) & 0xFFFF)
+
+    def leave_vm86(self, rflags: int) -> int:
+        """Make a process of what is in virtual-8086 mode; RFLAGS as they should have been.
+
+        A processor in long mode has no such mode and ignores VM; the emulator's IRET enters it, in every
+        ring, and takes IOPL along. The selectors there are the guest's free choice: unchanged, they could
+        make its kernel believe that it was interrupted itself.
+        """
+        wide = self.domain.width == 64
+        selectors = (FLAT_RING3_CS64, FLAT_RING3_DS) if wide else (COMPAT_RING3_CS, COMPAT_RING3_DS)
+        for segment, selector in zip((v.CS, v.SS), selectors, strict=True):
+            self._d[v.SEG_SEL[segment]] = selector
+        for segment in (v.ES, v.DS, v.FS, v.GS):
+            self.vmcb.set_segment(segment, 0, 0, 0, 0)
+        return rflags & ~(FLAG_VM | FLAG_IOPL)
 
     def normalise_flags(self) -> None:
         """Compute the lazy flags into the state block, so that it can be saved or shown."""

@@ -139,20 +139,21 @@ class LongModeCpu(GuestCpu):
             raise GuestCrash("an event or exception has no handler")
         if rflags is None:
             rflags = self.engine.rflags()
+        if rflags & FLAG_VM:
+            rflags = self.leave_vm86(rflags)
         info = vcpu.info
         masked = raw[info + 1]
         if vcpu.in_kernel:
             cs, stack = d[_CS_SEL] & 0xFFFC, q[RSP]
         else:
-            # RPL 3, as on hardware; but the emulator lets IRETD of a process enter virtual-8086 mode.
-            cs, stack = d[_CS_SEL] & 0xFFFF | 3, vcpu.kernel_sp
+            cs, stack = d[_CS_SEL] & 0xFFFF, vcpu.kernel_sp
         if flat:
             rip, cs, rsp, ss = q[RIP], FLAT_RING3_CS64, q[RSP], FLAT_RING3_DS
         elif frame is None:
             rip, rsp, ss = q[RIP], q[RSP], d[_SS_SEL] & 0xFFFF
         else:
             rip, cs, rsp, ss = frame
-        saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL | FLAG_VM)
+        saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL)
         if masked:
             cs |= masked << 32  # the byte as the guest wrote it
         else:

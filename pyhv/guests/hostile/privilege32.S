@@ -79,6 +79,23 @@
     faults_with "\selector in SS", TRAP_gp_fault, \selector, "mov ss, cx"
 .endm
 
+.macro from_vm86 what                           # whatever the exception is: it comes from ring 3, and VM is not shown
+    mov edi, user_vm86
+    trap_begin .after\@
+    jmp to_ring3
+.after\@:
+    mov edi, [trapped_cs]
+    and edi, 3
+    equal "\what: the ring of the frame", edi, 3
+    mov edi, [trapped_eflags]
+    and edi, VM | IOPL
+    equal "\what: VM and IOPL", edi, 0
+    pushfd
+    pop edi
+    and edi, VM | IOPL
+    equal "\what: VM and IOPL in the handler", edi, 0
+.endm
+
 .text
 _start:
     hostile_entry "privilege32"
@@ -181,7 +198,7 @@ _start:
     pop edi
     and edi, IOPL | VM
     equal "popf with IOPL and VM", edi, 0
-    push 2 | IOPL | VM | EFLAGS_IF
+    push 2 | IOPL | EFLAGS_IF
     push FLAT_RING1_CS
     mov eax, .iret_done
     push eax
@@ -190,7 +207,7 @@ _start:
     pushfd
     pop edi
     and edi, IOPL | VM
-    equal "iret with IOPL and VM", edi, 0
+    equal "iret with IOPL", edi, 0
     push 2 | IOPL
     push FLAT_RING1_CS
     mov eax, .hypercall_done
@@ -217,8 +234,6 @@ _start:
     and edi, IOPL
     equal "of which the processor knows nothing", edi, 0
     in_ring3 "cli in ring 3, which may do it now: it does nothing", TRAP_invalid_op, -1, user_cli
-    test dword ptr [trapped_eflags], EFLAGS_IF
-    must nz, "ring 3 has disabled interrupts"
     mov dword ptr [iopl], 0
     attack "IOPL 0", 0, physdev_op, PHYSDEVOP_set_iopl, iopl, 0, 0
 
@@ -237,6 +252,12 @@ _start:
     in_ring3 "a jump into ring 1", TRAP_gp_fault, FLAT_RING1_CS & ~3, user_jump
     in_ring3 "a jump into ring 0", TRAP_gp_fault, XEN_RING0_CS64, user_jump0
     in_ring3 "ring 1's data segment", TRAP_gp_fault, FLAT_RING1_DS & ~3, user_segment
+    mov dword ptr [vm86_frame + 4], FLAT_RING1_CS      # a real processor ignores VM here, and refuses these returns
+    from_vm86 "a process that returns to virtual-8086 mode, with the kernel's selectors"
+    mov dword ptr [vm86_frame + 4], XEN_RING0_CS64
+    from_vm86 "with the hypervisor's"
+    mov dword ptr [vm86_frame + 4], 0x1001
+    from_vm86 "with others"
     in_ring3 "syscall, which this processor has not in 32 bits", TRAP_invalid_op, -1, user_syscall
     mov edi, user_sysenter
     faults_with "sysenter without a callback", TRAP_gp_fault, 0, "jmp to_ring3"
@@ -307,7 +328,7 @@ to_ring3:                                       # edi = eip
     push FLAT_RING3_DS
     mov eax, user_stack_top
     push eax
-    push 2 | EFLAGS_IF
+    push 2                                      # events stay masked: we have no callback
     push FLAT_RING3_CS
     push edi
     iret_hypercall
@@ -330,6 +351,13 @@ prepare:
     mov edx, USER_RW
     call remap
     must_succeed "mapping the user's stack"
+    mov eax, vm86_frame
+    mov edx, USER_RW
+    call remap
+    must_succeed "mapping a page for the user"
+    mov dword ptr [vm86_frame], 0x10
+    mov dword ptr [vm86_frame + 8], VM | IOPL | 2
+    mov dword ptr [vm86_frame + 12], 0x100
     mov ebx, FLAT_RING1_DS
     mov ecx, kernel_stack_top
     hypercall stack_switch
@@ -436,6 +464,13 @@ user_segment:
     mov eax, FLAT_RING1_DS
     mov fs, ax
     ud2
+user_vm86:                                      # the frame that leads there has nine words
+    mov ecx, 9
+.next:
+    push ss:[vm86_frame + ecx * 4 - 4]
+    dec ecx
+    jnz .next
+    iretd
 user_syscall:
     .byte 0x0f, 0x05
     ud2
@@ -475,6 +510,7 @@ ring2_target:   .long 0
 .balign PAGE_SIZE
 user_stack:     .zero PAGE_SIZE
 user_stack_top:
+vm86_frame:     .zero PAGE_SIZE                 # eip, cs, eflags, esp, ss, es, ds, fs, gs
 kernel_stack:   .zero PAGE_SIZE
 kernel_stack_top:
 ring2_stack:    .zero PAGE_SIZE
