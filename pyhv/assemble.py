@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from pyhv.machine import Machine
 
 STORE_PORT, CONSOLE_PORT = 1, 2
+_STORE_NS = 1000
+"""What a request to the store, or an event that it causes, costs its domain in virtual time."""
 _GDT_GUEST_PAGES = 14
 RESERVED_PAGE = 14
 """Page of the GDT window that holds Xen's descriptors."""
@@ -137,8 +139,11 @@ class Wiring:
             self.sink.output(data)
 
     def store_event(self) -> None:
-        """The guest rang: serve its requests."""
+        """The guest rang: serve its requests, and let it pay for them and for the events that they cause."""
+        store = self._machine.store
+        before = store.work
         self.store.service()
+        self._machine.clock.work((store.work - before) * _STORE_NS)
 
 
 def build_domain(

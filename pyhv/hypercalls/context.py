@@ -153,8 +153,8 @@ class Call:
         self.performed[number] += 1
 
     def preempted(self, steps: int) -> bool:
-        """Charge the caller for `steps` of a long hypercall; whether its turn is over, so that it should raise
-        `Again` if anything is left. To be asked at least after every `STEPS_A_LOOK`.
+        """Charge the caller for `steps` of a long hypercall. True if its turn is over: if anything is left to
+        do, it should raise `Again`. To be asked at least after every `STEPS_A_LOOK`.
         """
         return self.domain.clock.work(steps * _STEP_NS)
 

@@ -111,6 +111,8 @@ class Store(Accessor):
         self._clients: list[Client] = []
         self._callbacks: dict[bytes, Callable[[str], None]] = {}
         self._watches_made = 0
+        self.work = 0
+        """Requests executed and events queued for guests; who serves a ring charges its guest for them."""
         for path in ("/tool/xenstored", domain_path(DOM0), "/vm"):
             self._database.make_directory(path)
 

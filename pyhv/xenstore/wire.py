@@ -197,6 +197,7 @@ class Connection:
         self._event_bytes = 0
 
     def _event(self, path: str, token: bytes) -> None:
+        self._store.work += 1
         payload = path.encode("ascii") + b"\0" + token + b"\0"
         event = encode(Message.WATCH_EVENT, 0, NO_TRANSACTION, payload)
         if event in self._events:
@@ -222,6 +223,7 @@ class Connection:
             return False
         payload = bytes(self._input[HEADER.size : HEADER.size + length])
         del self._input[: HEADER.size + length]
+        self._store.work += 1
         self._executing = True
         try:
             answer = self._answer(Request(kind, req_id, tx_id, payload))
