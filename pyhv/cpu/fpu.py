@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The FPU and SSE registers of an engine: the state that a vCPU starts with, and a FXSAVE image loaded into them.
+"""The FPU and SSE registers of an engine: the state that a vCPU starts with, and loading a FXSAVE image.
 
 Everything else of a processor is read and written in its state block (`vmcb.py`). Here that would not do:
 the emulator derives rounding modes from FCW and MXCSR when they are loaded, so they go through its public
