@@ -62,6 +62,19 @@ def test_the_state_is_found_whatever_points_nearby(handle: int) -> None:
     assert {probe._state_path(handle) for _ in range(3)} == set(probe._known_path)
 
 
+def test_a_copy_of_the_state_is_not_taken_for_it(handle: int) -> None:
+    """What the search has read may lie on the heap, in reach of a pointer."""
+    pattern = probe._set_pattern(handle, 0x1357_9BDF_0000_0000)
+    copy = ctypes.create_string_buffer(pattern)
+    block = probe.find_live_state(handle)
+    state = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    descriptor = probe._reader()
+    try:
+        assert probe._following(handle, descriptor, {state, ctypes.addressof(copy)}) == {state}
+    finally:
+        os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     "code",
     [

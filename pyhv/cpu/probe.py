@@ -39,6 +39,22 @@ def _set_general_registers(handle: int, values: list[int]) -> None:
         binding.uc_reg_write(handle, register, ctypes.byref(cell))
 
 
+def _set_pattern(handle: int, base: int) -> bytes:
+    """Give the general registers values of their own; returns how these lie in memory."""
+    values = [base | n << 8 | 0xA5 for n in range(16)]
+    _set_general_registers(handle, values)
+    return struct.pack("<16Q", *values)
+
+
+def _following(handle: int, descriptor: int, places: set[int]) -> set[int]:
+    """Those addresses at which the registers are, and not a copy of what they were.
+
+    The heap may hold one, left over from the search itself.
+    """
+    pattern = _set_pattern(handle, 0x2468_ACE0_0000_0000)
+    return {place for place in places if os.pread(descriptor, len(pattern), place) == pattern}
+
+
 def _state_path(handle: int) -> tuple[int, int]:
     """(offset of the processor pointer in the engine, offset of the state block in the processor).
 
@@ -46,9 +62,7 @@ def _state_path(handle: int) -> tuple[int, int]:
     is then found through them too. The nearest one points at the processor itself (or into it), whatever
     the heap looks like.
     """
-    values = [0x1357_9BDF_0000_0000 | n << 8 | 0xA5 for n in range(16)]
-    _set_general_registers(handle, values)
-    pattern = struct.pack("<16Q", *values)
+    pattern = _set_pattern(handle, 0x1357_9BDF_0000_0000)
     candidates: list[tuple[int, int, int]] = []
     descriptor = _reader()
     try:
@@ -63,15 +77,15 @@ def _state_path(handle: int) -> tuple[int, int]:
             at = block.find(pattern)
             if at >= 0:
                 candidates.append((at, index * 8, word + at))
+        places = _following(handle, descriptor, {address for _, _, address in candidates})
     finally:
         os.close(descriptor)
     _set_general_registers(handle, [0] * 16)
-    places = {address for _, _, address in candidates}
     if len(places) != 1:
         raise EngineError(
             f"The emulator keeps its registers in {len(places)} places instead of one. {REMEDY}"
         )
-    at, pointer, _ = min(candidates)
+    at, pointer, _ = min(candidate for candidate in candidates if candidate[2] in places)
     return pointer, at
 
 
