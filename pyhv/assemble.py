@@ -28,6 +28,7 @@ from pyhv.grants.table import GrantTable
 from pyhv.loader.builder import FRAMES_BELOW_4G, BootState, build, check_cmdline, lower_l3
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import plan
+from pyhv.mmu import stepwise
 from pyhv.mmu.memory import FramePage, PhysicalMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
@@ -328,6 +329,8 @@ def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> No
         vcpu.kernel_l4 = vcpu.user_l4 = Mfn(0)
         if vcpu.info_moved:
             frames.put_writable(vcpu.info_page.mfn)
+    stepwise.release(domain.tables)
+    stepwise.settle(domain.tables)
     for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():
         domain.tables.unpin(pinned)
     _release_memory(machine, domain, machine.wirings[domain.domid])

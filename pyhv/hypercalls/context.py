@@ -158,6 +158,10 @@ class Call:
         """
         return self.domain.clock.work(steps * _STEP_NS)
 
+    def gives_way_to_tables(self) -> bool:
+        """Ask between two tables of a large tree: whether the turn is over. Charges the caller for them."""
+        return self.preempted(self.tables.take_work() * _STEPS_A_TABLE)
+
     def gives_way(self, done: int, count: int) -> bool:
         """Ask after step `done` of a list of `count`: whether to raise `Again`, never after the last.
 

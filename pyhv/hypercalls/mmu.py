@@ -14,7 +14,9 @@ from pyhv.address import PAGE_MASK, PAGE_SIZE, Mfn, Va, guest_may_use
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.table import Commands, hypercall
+from pyhv.mmu import stepwise
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
+from pyhv.mmu.tables import MOST_AT_ONCE, NO_LIMIT, TooMuch
 
 _REQUEST = MmuUpdate.layout64.packer
 _CONTINUED = 1 << 31
@@ -42,13 +44,9 @@ def mmu_update(call: Call, requests: int, count: int, done: int, foreigndom: int
     _foreign(call, foreigndom)
     if count == 1 and requests & PAGE_MASK <= PAGE_SIZE - 16:
         address, value = _REQUEST.unpack_from(call.domain.ram.raw, call.memory.for_read(requests))
-        try:
-            _update(call, address, value)
-        except XenError:
-            _finish(call, done, 0)
-            raise
-        _finish(call, done, 1)
-        return 0
+        mfn = address >> 12
+        if mfn >= call.frames.count or not L1 < call.frames.type[mfn] <= L4:
+            return _only_one(call, address, value, done)
 
     def perform(raw: bytes) -> None:
         _update(call, *_REQUEST.unpack(raw))
@@ -56,32 +54,76 @@ def mmu_update(call: Call, requests: int, count: int, done: int, foreigndom: int
     return _each(call, (requests, count, done, foreigndom), _REQUEST.size, perform)
 
 
+def _only_one(call: Call, address: int, value: int, done: int) -> int:
+    """A list of one entry that is in no upper table, by far the most common one."""
+    try:
+        _update(call, address, value)
+    except XenError:
+        _finish(call, done, 0)
+        raise
+    _finish(call, done, 1)
+    return 0
+
+
 def _each(
     call: Call, arguments: tuple[int, int, int, int], size: int, perform: Callable[[bytes], None]
 ) -> int:
     """Perform each structure of a list; (list, count, done*, domain) are the hypercall's arguments.
 
-    The first refusal ends the list. A long list is continued in another turn: bit 31 of the count then says
-    that `*done` already holds a number.
+    The first refusal ends the list. A long list, or one with large trees of page tables in it, is continued
+    in another turn: bit 31 of the count then says that `*done` already holds a number, and the count is of
+    what is left, which may be nothing but tables to drop.
     """
     at, count, done, foreigndom = arguments
     before = 0
     if count & _CONTINUED:
         count &= ~_CONTINUED
         before = call.memory.read_u32(done) if done else 0
-    completed = 0
+    completed, tables = 0, call.tables
+    tables.in_steps = True
     try:
-        while completed < count:
-            perform(call.memory.read(at + size * completed, size))
-            completed += 1
-            if call.gives_way(completed, count):
-                _finish(call, done, before + completed)
-                raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
+        way = stepwise.settle(tables, call.gives_way_to_tables)
+        while way and completed < count:
+            way = _approved(call, call.memory.read(at + size * completed, size), perform)
+            if way:
+                completed += 1
+                way = stepwise.settle(tables, call.gives_way_to_tables)
+                way = way and not call.gives_way(completed, count)
+        if not way:
+            _finish(call, done, before + completed)
+            raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
     except XenError:
+        stepwise.release(tables)
+        stepwise.settle_some(tables)
         _finish(call, done, before + completed)
         raise
+    finally:
+        tables.in_steps = False
     _finish(call, done, before + completed)
     return 0
+
+
+def _approved(call: Call, raw: bytes, perform: Callable[[bytes], None]) -> bool:
+    """Perform one structure; False if it wants a large tree approved, which has to go on in another turn."""
+    tables = call.tables
+    tables.take_work()
+    tables.limit = MOST_AT_ONCE
+    try:
+        perform(raw)
+        if tables.ahead_of and call.frames.type_count[tables.ahead_of]:
+            stepwise.release(tables)  # so little was left that it went at once
+        return True
+    except TooMuch as big:
+        root = big.root
+    finally:
+        tables.limit = NO_LIMIT
+    if not stepwise.approve(tables, *root, call.gives_way_to_tables):
+        return False
+    try:
+        perform(raw)  # nothing is left below but what will be refused
+    finally:
+        stepwise.release(tables)
+    return True
 
 
 def _update(call: Call, pointer: int, value: int) -> None:

@@ -68,7 +68,7 @@ from pyhv.mmu.paging import (
     L4Cache,
     MachineToPhysical,
 )
-from pyhv.mmu.tables import FIRST_GUEST_SLOT_ABOVE, L1_FORBIDDEN, UPPER_FORBIDDEN, XEN_SLOTS
+from pyhv.mmu.tables import FIRST_GUEST_SLOT_ABOVE, L1_FORBIDDEN, UPPER_FORBIDDEN, XEN_SLOTS, PageTables
 
 _MOST: Final = 8
 """Findings of one kind that are told one by one."""
@@ -136,6 +136,7 @@ class AuditedDomain(Protocol):
     shared_info: FramePage
     cache: L4Cache
     area: DomainArea
+    tables: PageTables
 
     @property
     def vcpus(self) -> Sequence[AuditedVcpu]:
@@ -340,6 +341,8 @@ class _Audit:
                 self._hold(mfn, SEGDESC, f"an LDT page of {name}")
             if vcpu.info_moved:
                 self._hold(vcpu.info_page.mfn, WRITABLE, f"a vcpu_info page of {name}")
+        for held in domain.tables.held_tables():
+            self._hold(held, self.frames.type[held], f"a table that {name} holds")
         for mfn in domain.events.shared_frames():
             self._hold(mfn, WRITABLE, f"an event channel page of {name}")
         for mfn in (domain.shared_info.mfn, *domain.grants.shared_frames):

@@ -70,6 +70,10 @@ class PaePageTables(PageTables):
             if not int(row[LAST_SLOT]) & PTE_P:
                 raise XenError(Errno.EINVAL, "the L3 has no entry in slot 3, where the hypervisor lives")
 
+    def may_go_ahead(self, level: int, slot: int) -> bool:
+        """The last L2 is one only as that: its L3 has to be approved first."""
+        return not (level == L3 and slot == LAST_SLOT)
+
     def guest_slots(self, mfn: int, level: int) -> list[int]:
         """Present entries, without the hypervisor's."""
         slots = super().guest_slots(mfn, level)

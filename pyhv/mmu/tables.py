@@ -58,7 +58,19 @@ FIRST_GUEST_SLOT_ABOVE: Final = 272
 MOST_FLUSH_PAGES: Final = 32
 """Single pages flushed in one exit; also what keeps a guest's list of them from growing without bound."""
 
+NO_LIMIT: Final = 1 << 62
+MOST_AT_ONCE: Final = 64
+"""Tables that are approved in one step where large trees are approved in several."""
+
 _u64 = np.uint64
+
+
+class TooMuch(XenError):
+    """More tables would have to be approved than may be at once; `root` is the (frame, level) asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(Errno.EAGAIN, "a large tree of page tables")
+        self.root = (0, 0)
 
 
 class PageTables:
@@ -87,6 +99,23 @@ class PageTables:
         self.updates = 0
         """Entries changed since the domain was created, for the statistics."""
         self._work = 0
+        self.in_steps = False
+        """What is below a dropped table is dropped in steps (`stepwise.py`), not at once."""
+        self.limit = NO_LIMIT
+        """Tables that may be approved at once; one more is `TooMuch`."""
+        self.ahead: list[int] = []
+        """Tables approved ahead of the one that is to refer to them, `ahead_of`: one reference each."""
+        self.ahead_of = 0
+        self.doomed: list[int] = []
+        """Tables that nothing refers to any more but this list, one reference each."""
+
+    def held_tables(self) -> list[int]:
+        """Tables that are held by a reference for a large tree in the making or in dissolution."""
+        return self.ahead + self.doomed
+
+    def may_go_ahead(self, _level: int, _slot: int) -> bool:
+        """Whether the table in a slot may be approved before the one that it is in."""
+        return True
 
     def take_work(self) -> int:
         """How many whole tables were approved or dropped since the last time this was asked."""
@@ -278,6 +307,9 @@ class PageTables:
         if self.frames.type[mfn] == level:
             self.frames.linear_out[table] -= 1
             self.frames.linear_in[mfn] -= 1
+        elif self.in_steps and self.frames.type_count[mfn] == 1:
+            self.doomed.append(mfn)
+            return
         self.put_table(mfn)
 
     def update_upper(self, address: int, level: int, new: int, preserve_ad: bool = False) -> None:
@@ -341,13 +373,17 @@ class PageTables:
         self._work += 1
         self.memory.forget()
         try:
+            if self._work > self.limit:
+                raise TooMuch
             if level == L1:
                 self._validate_l1(mfn)
             else:
                 self._validate_upper(mfn, level)
-        except XenError:
+        except XenError as refusal:
             frames.type[mfn] = NONE
             frames.type_count[mfn] = 0
+            if isinstance(refusal, TooMuch):
+                refusal.root = (mfn, level)
             raise
         if frames.code[mfn]:
             self.physical.code_written(mfn)
