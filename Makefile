@@ -33,6 +33,8 @@ lint: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m pyhv.hypercalls.document > docs/hypercalls.md
+	$(BIN)/python -m pyhv.traps.document > docs/cpu.md
+	$(BIN)/python -m pyhv.guests.catalogue > docs/hostile.md
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench peer
