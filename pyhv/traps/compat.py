@@ -84,6 +84,8 @@ class CompatCpu(GuestCpu):
     def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
         """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
         address, flags = self.vcpu.traps[vector]
+        if not self.has_handler(vector):
+            raise self.unhandled(vector, error)
         self._enter(self.vcpu.trap_selectors[vector], address, bool(flags & 4), error, rflags=rflags)
 
     def enter_callback(self, callback: CallbackEntry) -> None:

@@ -223,15 +223,16 @@ class GuestCpu(ABC):
         A fault's frame has RF set, so that breakpoints do not stop the instruction again that is to be
         restarted; `restart` is false where none has begun.
         """
-        if not self.has_handler(vector):
-            raise GuestCrash(
-                f"exception {Vector(vector).name if vector in Vector._value2member_map_ else vector}"
-                f" (error code {error:#x}) without a handler"
-            )
         rflags = self.engine.rflags()
         if restart and vector not in _TRAPS:
             rflags |= FLAG_RF
         self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None, rflags)
+
+    @staticmethod
+    def unhandled(vector: int, error: int | None) -> GuestCrash:
+        """The end of a guest that has no handler for an exception."""
+        name = Vector(vector).name if vector in Vector._value2member_map_ else vector
+        return GuestCrash(f"exception {name} (error code {error or 0:#x}) without a handler")
 
     def raise_page_fault(self, address: int, error: int) -> None:
         """Deliver #PF: the address goes to vcpu_info.cr2, where the guest looks for it."""

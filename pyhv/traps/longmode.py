@@ -206,6 +206,8 @@ class LongModeCpu(GuestCpu):
     def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
         """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
         address, flags = self.vcpu.traps[vector]
+        if address == 0:
+            raise self.unhandled(vector, error)
         self.bounce(address, bool(flags & 4), error, rflags=rflags)
 
     def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
@@ -260,8 +262,10 @@ class LongModeCpu(GuestCpu):
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
-        if live & (FLAG_TF | FLAG_RF):
-            live = self._debug_flags(live, bool(flags & VGCF_IN_SYSCALL))
+        if not self.stepping:
+            live &= ~FLAG_RF  # it would only make the emulator translate the code once more
+        if live & FLAG_TF and not flags & VGCF_IN_SYSCALL:
+            self.unstepped = self.bounces
         q[RIP], q[RSP], q[RAX] = rip, rsp, rax
         if flags & VGCF_IN_SYSCALL:
             q[RCX], q[R11] = rip, live
@@ -290,14 +294,6 @@ class LongModeCpu(GuestCpu):
         if selector == cs & ~3:
             return Vector.NP if descriptors.loadable_code(value, 3) else Vector.GP
         return Vector.SS if descriptors.loadable_stack(value, 3) else Vector.GP
-
-    def _debug_flags(self, rflags: int, as_sysret: bool) -> int:
-        """TF and RF as they are returned with, in RFLAGS."""
-        if not self.stepping:
-            rflags &= ~FLAG_RF  # it would only make the emulator translate the code once more
-        if rflags & FLAG_TF and not as_sysret:
-            self.unstepped = self.bounces
-        return rflags
 
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
