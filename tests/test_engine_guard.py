@@ -47,7 +47,7 @@ def test_very_many_of_them_cost_nothing() -> None:
 
 def test_an_abort_outside_guests_still_ends_the_process() -> None:
     code = (
-        "import ctypes; from pyhv.cpu import guard; assert guard.guard().active;"
-        "ctypes.CFUNCTYPE(None)(guard._slot_of('abort').value)()"
+        "import ctypes; from pyhv.cpu import guard, slots; assert guard.guard().active;"
+        "ctypes.CFUNCTYPE(None)(slots.library().slot('abort').value)()"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGABRT

@@ -15,7 +15,7 @@ This module knows registers and callbacks. It knows no hypercall, no domain and 
 
 import ctypes
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P
 from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
@@ -27,6 +27,10 @@ from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_addr
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.errors import GuestCrash
+
+if TYPE_CHECKING:
+    from pyhv.cpu.tuning.block import Block
+    from pyhv.cpu.tuning.gate import Tuning
 
 _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
@@ -73,7 +77,8 @@ class Engine:
 
     `count_blocks` installs the byte budget (virtual time); without it the engine runs until stopped from
     outside. `trap_time` makes RDTSC fault at every level but ring 0. `hole` is an empty page table (machine
-    address) used to make the processor harmless while a refused port access drains.
+    address) used to make the processor harmless while a refused port access drains. With `tuning` the
+    emulator's hot paths are pyhv's (`tuning/`), where they can be.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Engine:
         hole: int,
         trap_time: bool = True,
         native: bool = True,
+        tuning: "Tuning | None" = None,
     ) -> None:
         self.sink = sink
         self._hole = hole
@@ -120,6 +126,7 @@ class Engine:
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
         self._invalidate = _invalidator()
+        self._block: Block | None = None if tuning is None else tuning.attach(self.handle, ram)
 
     # -- set-up ------------------------------------------------------------------------------------------
 
@@ -385,6 +392,11 @@ class Engine:
             self._code_pages.pop(va >> PAGE_SHIFT, None)
 
     @property
+    def tuned(self) -> bool:
+        """Whether this engine runs on pyhv's own hot paths."""
+        return self._block is not None
+
+    @property
     def watches_memory(self) -> bool:
         """Whether `watch_memory` is on."""
         return self._memory_hook is not None
@@ -422,6 +434,8 @@ class Engine:
         if self.handle:
             self.vmcb.q.release()
             self.vmcb.d.release()
+            if self._block is not None:
+                self._block.detach()
             binding.uc_close(self.handle)
             self.handle = 0
 

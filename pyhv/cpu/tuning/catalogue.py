@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""All changes to the emulator, in the order in which their stubs stand where they share a slot."""
+
+from typing import Final
+
+from pyhv.cpu.tuning.form import Patch
+from pyhv.cpu.tuning.walks import WALKS
+
+PATCHES: Final[tuple[Patch, ...]] = (WALKS,)
