@@ -12,7 +12,6 @@ import time
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from pyhv.cpu.binding import uc_emu_stop
 from pyhv.cpu.clockwork import Ticker
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.tsc import HostTsc, TscRate, rate
@@ -180,7 +179,7 @@ class RealClock(Clock):
         self._deadline = self._start + deadline
         if engine.async_stop_safe:
             self._ticker.deadline = self._deadline
-            self._ticker.running = engine.handle
+            self._ticker.running = engine.stop
             return
         # An engine that may not be stopped at any moment stops itself, after about that much code.
         assert engine.budget is not None
@@ -198,9 +197,9 @@ class RealClock(Clock):
             self._deadline = self._ticker.deadline = deadline
             self._ticker.expedite()
             left = deadline - time.monotonic_ns()
-            engine = self._ticker.running
-            if engine is not None and left <= 0:
-                uc_emu_stop(engine)
+            stop = self._ticker.running
+            if stop is not None and left <= 0:
+                stop()
             elif self._left is not None:
                 self._left[0] = min(self._left[0], max(left, 0) * BYTES_PER_NS)
 

@@ -25,8 +25,7 @@ from pyhv.address import Mfn
 from pyhv.assemble import ConsoleSink, Wiring, build_domain, prepare_vcpu, take_apart
 from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu import vmcb as v
-from pyhv.cpu.engine import ExitSink
-from pyhv.cpu.probe import find_no_exit_request
+from pyhv.cpu.engine import ExitSink, can_stop_at_any_time
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.selftest import self_test
 from pyhv.cpu.tsc import host_tsc
@@ -131,7 +130,7 @@ class Machine:
         }
         """The page with the hypervisor's part of the GDT, by the guest's width."""
         self.clock: Clock = VirtualClock() if config.virtual_time else RealClock(host_tsc())
-        self.counts_blocks = config.virtual_time or find_no_exit_request() is None
+        self.counts_blocks = config.virtual_time or not can_stop_at_any_time()
         self.scheduler = SCHEDULERS[config.scheduler]()
         self.store = Store()
         self.domains: dict[int, Domain] = {}

@@ -90,9 +90,16 @@ class Recorder:
 class Bare:
     """RAM, page tables, an engine and its recorder."""
 
-    def __init__(self, *, count_blocks: bool = False, native: bool = True, ram: Ram | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        count_blocks: bool = False,
+        native: bool = True,
+        ram: Ram | None = None,
+        sink: Recorder | None = None,
+    ) -> None:
         self.ram = ram or Ram(64)
-        self.sink = Recorder()
+        self.sink = sink or Recorder()
         self.engine = Engine(
             self.ram, self.sink, count_blocks=count_blocks, hole=at(HOLE), native=native
         )  # fmt: skip

@@ -24,7 +24,12 @@ counter: .quad 0
 
 def test_without_the_switch_turns_are_bounded_by_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyhv.cpu.engine.find_no_exit_request", lambda: None)
-    monkeypatch.setattr("pyhv.machine.find_no_exit_request", lambda: None)
+    done = run(HEADER + START + COUNT, virtual_time=False, timeout_ns=SECOND)
+    assert done.passed, (done.outcome, done.output)
+
+
+def test_without_posted_stops_turns_are_bounded_by_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyhv.cpu.engine.posted_stops", lambda: None)
     done = run(HEADER + START + COUNT, virtual_time=False, timeout_ns=SECOND)
     assert done.passed, (done.outcome, done.output)
 

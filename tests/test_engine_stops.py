@@ -158,7 +158,7 @@ def test_the_ticker_stops_at_its_deadline_and_leaves_a_released_engine_alone(bar
         bare.write("again: jmp again")
         bare.q[v.RIP] = START
         ticker.deadline = time.monotonic_ns() + 3_000_000
-        ticker.running = bare.engine.handle
+        ticker.running = bare.engine.stop
         began = time.monotonic_ns()
         bare.engine.run()
         assert 2_900_000 < time.monotonic_ns() - began < 2_000_000_000

@@ -5,8 +5,8 @@
 size in bytes from a budget and stops the engine when it is spent. The hook is native code (five
 instructions), because Python at every block would be a hundred times slower; where no executable memory is
 to be had, `PythonBlockBudget` does the same, exactly and slowly. `Ticker` is the fast one: a thread that
-asks the running engine to stop at a deadline, which is exact only when the engine looks at its stop flag at
-block starts alone (`Engine.async_stop_safe`).
+asks the running engine to stop at a deadline, which is exact only when the engine feels a stop at block
+starts alone (`Engine.async_stop_safe`).
 
 A budget counts *bytes of guest code executed*; what they are worth in nanoseconds is `clock.py`'s affair.
 """
@@ -16,6 +16,7 @@ import mmap
 import platform
 import threading
 import time
+from collections.abc import Callable
 
 import keystone
 
@@ -100,15 +101,16 @@ _NEVER = 3_600_000_000_000
 class Ticker:
     """Stops the engine that is running when a deadline on the host's monotonic clock has passed.
 
-    `running` is the engine's raw handle while it executes guest code, else None; `deadline` is in ns of
-    `time.monotonic_ns`. A stop that comes too early to be seen is repeated at the next look.
+    `running` is how to stop the engine that executes guest code (`Engine.stop`), None while none does;
+    `deadline` is in ns of `time.monotonic_ns`. A stop that comes too early to be seen is repeated at the
+    next look.
     """
 
     RETRY_NS = 100_000
     """After this time a stop is repeated, should it have come too early."""
 
     def __init__(self) -> None:
-        self._running: int | None = None
+        self._running: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self.deadline = 0
         self._wakes_at = 0
@@ -117,15 +119,15 @@ class Ticker:
         self._thread: threading.Thread | None = None
 
     @property
-    def running(self) -> int | None:
-        """The engine to stop. Once another value is set, the thread does not touch the old one any more."""
+    def running(self) -> Callable[[], None] | None:
+        """How to stop the engine. Once another value is set, the thread calls the old one no more."""
         return self._running
 
     @running.setter
-    def running(self, engine: int | None) -> None:
+    def running(self, stop: Callable[[], None] | None) -> None:
         with self._lock:  # the engine may be freed next
-            self._running = engine
-        if engine is not None:
+            self._running = stop
+        if stop is not None:
             self.expedite()
 
     def expedite(self) -> None:
@@ -160,7 +162,7 @@ class Ticker:
                 if left <= 0:
                     with self._lock:
                         if self._running is not None:
-                            binding.uc_emu_stop(self._running)
+                            self._running()
                     left = self.RETRY_NS
                 self._wakes_at = now + left
             self._changed.wait((self._wakes_at - now) / 1e9)

@@ -14,6 +14,7 @@ This module knows registers and callbacks. It knows no hypercall, no domain and 
 """
 
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,7 @@ from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
 from pyhv.cpu.guard import guard
 from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.stops import Seat, posted_stops
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.errors import GuestCrash
 
@@ -42,6 +44,11 @@ _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
 _TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
 _fast_reg_read, _fast_ctl = binding.fast_reg_read, binding.fast_ctl
 _fast_flush_page = binding.fast_tlb_flush_page
+
+
+def can_stop_at_any_time() -> bool:
+    """Whether this library's engines may be stopped from another thread at any moment, exactly."""
+    return find_no_exit_request() is not None and posted_stops() is not None
 
 
 class ExitSink(Protocol):
@@ -122,7 +129,8 @@ class Engine:
         self._state = ctypes.addressof(ctypes.c_char.from_buffer(self.vmcb.raw))
         self._running = guard().running
         self._processor = ctypes.c_void_p(processor_address(self.handle))
-        self.async_stop_safe = self._suppress_exit_requests()
+        self._seat = self._enter_seat()
+        self.async_stop_safe = self._suppress_exit_requests() and self._seat is not None
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
         self._invalidate = _invalidator()
@@ -156,6 +164,17 @@ class Engine:
             return False
         ctypes.c_bool.from_address(self.handle + offset).value = True
         return True
+
+    def _enter_seat(self) -> Seat | None:
+        """Choose how stops are asked for: posted where that can be (`stops.py`), else straight away."""
+        stops = posted_stops()
+        if stops is None:
+            self.stop_entry = binding.EMU_STOP_ADDRESS, self.handle
+            self._post: Callable[[], None] = functools.partial(binding.uc_emu_stop, self.handle)
+            return None
+        seat, self._post = stops.enter(self.handle, self._processor.value or 0)
+        self.stop_entry = stops.post_address, ctypes.addressof(seat)
+        return seat
 
     def _install_hooks(self, count_blocks: bool, native: bool) -> None:
         sink, vmcb = self.sink, self.vmcb
@@ -284,8 +303,9 @@ class Engine:
             raise GuestCrash(f"the processor shut down: {binding.uc_strerror(code).decode()}")
 
     def stop(self) -> None:
-        """Leave `run` at the next block start; callable from a sink or from another thread."""
-        binding.uc_emu_stop(self.handle)
+        """Leave `run` at the next block start; callable from a sink, from another thread if
+        `async_stop_safe`."""
+        self._post()
 
     def _syscall_length(self) -> int:
         """Length of the SYSCALL or SYSENTER at RIP: 2, and its prefixes.
@@ -328,7 +348,7 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
-        binding.uc_emu_stop(self.handle)
+        self._post()
 
     def _begin_port_fault(self) -> None:
         """Refuse IN, OUT or CPUID although the rest of its block will still run.
@@ -341,7 +361,7 @@ class Engine:
         self._drained = bytes(self.vmcb.raw)
         self.vmcb.q[v.CR + 3] = self._hole
         self.flush_tlb()
-        binding.uc_emu_stop(self.handle)
+        self._post()
 
     def _end_port_fault(self) -> None:
         assert self._drained is not None
@@ -436,6 +456,10 @@ class Engine:
             self.vmcb.d.release()
             if self._block is not None:
                 self._block.detach()
+            if self._seat is not None:
+                posted = posted_stops()
+                assert posted is not None
+                posted.leave(self._seat)
             binding.uc_close(self.handle)
             self.handle = 0
 

@@ -100,12 +100,16 @@ def _stops(trial: Trial) -> None:
     if not engine.async_stop_safe:
         return
     q[data] = 0
-    # xor ecx, ecx; in al, 0x80 (which asks for a stop); lock inc qword [rbx]; inc ecx; jmp 1f; 1: ud2
-    at, event = trial.run(b"\x31\xc9\xe4\x80\xf0\x48\xff\x03\xff\xc1\xeb\x00\x0f\x0b")
-    stopped_at = engine.vmcb.rip
-    done = event is None and stopped_at == at + 12 and q[data] == 1 and engine.vmcb.q[v.RCX] == 1
+    # xor ecx, ecx; in al, 0x80 (which asks for a stop); cpuid; mov rdi, rax; lock inc qword [rbx]; inc ecx;
+    # jmp 1f; 1: ud2
+    code = b"\x31\xc9\xe4\x80\x0f\xa2\x48\x89\xc7\xf0\x48\xff\x03\xff\xc1\xeb\x00\x0f\x0b"
+    at, event = trial.run(code)
+    end = at + len(code) - 2
+    registers = engine.vmcb.q
+    done = event is None and registers[v.RIP] == end and q[data] == 1 and registers[v.RCX] == 1
     trial.expect("a stop from outside waits for the end of the block", done)
-    trial.expect("a stopped guest goes on", trial.go() == ("invalid opcode", at + 12, 0) and q[data] == 1)
+    trial.expect("no exit is lost to a stop that waits", registers[v.RDI] == 0x1234)
+    trial.expect("a stopped guest goes on", trial.go() == ("invalid opcode", end, 0) and q[data] == 1)
 
 
 @functools.cache

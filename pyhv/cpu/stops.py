@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Stops that no instruction can see: a request waits beside the emulator until a block has ended.
+
+`uc_emu_stop` sets a flag that the emulator also looks at in the middle of a block. CPUID, IN, OUT, SYSENTER
+and SYSCALL walk the list of instruction hooks, and give up half-way when that flag is set: the instruction
+is then skipped, or answered by the emulator itself. So pyhv never sets it while a block executes. A request
+is *posted*: a word of our own is set, and the emulator is asked, by the flag that it looks at only where a
+block starts (`cpu_exit`), to come back to its outer loop. That loop calls `cpu_exec`, through the library's
+own table of procedure pointers; a few instructions stand in that slot, and when `cpu_exec` has returned
+they turn the posted word into the stop:
+
+    any thread            post: wanted = 1, cpu_exit           nothing is seen inside the block
+    the engine's thread   next block starts                    the emulator leaves, RIP at that block
+                          cpu_exec has returned                wanted? 0, and uc_emu_stop
+
+Specified by nothing but the library's source (2.1.4). Where a slot or a function is missing - another build,
+another host - `posted_stops` is None; engines then stop themselves by counting blocks (`clockwork.py`).
+"""
+
+import ctypes
+import functools
+import mmap
+import platform
+from collections.abc import Callable
+
+import keystone
+
+from pyhv.cpu import binding
+from pyhv.cpu.slots import library
+
+_EXCP_INTERRUPT = 0x10000
+"""What `cpu_exec` returns when it was asked to come back, and for no other reason."""
+
+_CODE = """
+came_back:
+    push rbx
+    mov rbx, rdi
+    movabs rax, {cpu_exec}
+    call rax
+    cmp eax, {interrupted}
+    jne done
+    movabs rcx, {first}
+look:
+    mov rcx, [rcx + 8]
+    test rcx, rcx
+    jz done
+    cmp [rcx], rbx
+    jne look
+    xor edx, edx
+    xchg [rcx + 16], rdx
+    test rdx, rdx
+    jz done
+    mov rdi, rbx
+    movabs rax, {emu_stop}
+    call rax
+    mov eax, {interrupted}
+done:
+    pop rbx
+    ret
+post:
+    mov qword ptr [rdi + 16], 1
+    mov rdi, [rdi + 24]
+    movabs rax, {cpu_exit}
+    jmp rax
+"""
+
+
+class Seat(ctypes.Structure):
+    """One engine's place in the list that the native code walks. A seat is used again, never freed: another
+    thread may be walking over it."""
+
+    _fields_ = (
+        ("engine", ctypes.c_uint64),
+        ("next", ctypes.c_uint64),
+        ("wanted", ctypes.c_uint64),
+        ("processor", ctypes.c_uint64),
+    )
+
+
+class PostedStops:
+    """The process's list of engines that can be stopped by posting, and the native code that serves it."""
+
+    def __init__(self, slot: ctypes.c_uint64, cpu_exec: int, cpu_exit: int) -> None:
+        self._seats = [Seat()]
+        self._free: list[Seat] = []
+        self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        assembler = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+        source = _CODE.format(
+            cpu_exec=cpu_exec, cpu_exit=cpu_exit, emu_stop=binding.EMU_STOP_ADDRESS,
+            interrupted=_EXCP_INTERRUPT, first=ctypes.addressof(self._seats[0]),
+        )  # fmt: skip
+        code, _ = assembler.asm(source)
+        self._code.write(bytes(code))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
+        tail, _ = assembler.asm(source[source.index("post:") :])
+        self.post_address = address + len(code) - len(tail)
+        """A native function of one argument, an engine's seat: what `Engine.stop` calls; any thread may."""
+        self._post = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(self.post_address)
+        slot.value = address
+
+    def enter(self, engine: int, processor: int) -> tuple[Seat, Callable[[], None]]:
+        """A seat for an engine, by its handle and its processor's address, and how to post a stop to it."""
+        if self._free:
+            seat = self._free.pop()
+        else:
+            seat = Seat(next=self._seats[0].next)
+            self._seats.append(seat)
+            self._seats[0].next = ctypes.addressof(seat)
+        seat.wanted, seat.processor, seat.engine = 0, processor, engine
+        return seat, functools.partial(self._post, ctypes.addressof(seat))
+
+    def leave(self, seat: Seat) -> None:
+        """Give a seat back; its engine must not run, and nobody may post to it any more."""
+        seat.engine = 0
+        self._free.append(seat)
+
+
+@functools.cache
+def posted_stops() -> PostedStops | None:
+    """The process's list, set up at the first call; None if this library cannot be served so."""
+    cpu_exec = binding.symbol_address("cpu_exec_x86_64")
+    cpu_exit = binding.symbol_address("cpu_exit")
+    slot = library().slot("cpu_exec_x86_64")
+    if platform.machine() != "x86_64" or cpu_exec is None or cpu_exit is None or slot is None:
+        return None
+    try:
+        return PostedStops(slot, cpu_exec, cpu_exit)
+    except OSError:  # a host that refuses writable and executable memory
+        return None
