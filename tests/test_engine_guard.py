@@ -4,8 +4,10 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+from bare_engine import CODE, Bare, Exit, at
 from guest_machine import paused
 
 from pyhv.abi.x86 import Vector
@@ -21,7 +23,7 @@ LOCKED = {
 
 
 def test_it_is_active_with_the_library_that_we_install() -> None:
-    assert guard().active
+    assert guard() is not None
 
 
 @pytest.mark.parametrize("code", LOCKED.values(), ids=list(LOCKED))
@@ -47,7 +49,37 @@ def test_very_many_of_them_cost_nothing() -> None:
 
 def test_an_abort_outside_guests_still_ends_the_process() -> None:
     code = (
-        "import ctypes; from pyhv.cpu import guard, slots; assert guard.guard().active;"
+        "import ctypes; from pyhv.cpu import guard, slots; assert guard.guard();"
         "ctypes.CFUNCTYPE(None)(slots.library().slot('abort').value)()"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGABRT
+
+
+def test_two_engines_in_two_threads_do_not_meet() -> None:
+    """Each thread's abort is its own engine's #UD, also while the other engine executes."""
+    engines = [Bare(), Bare()]
+    failures: list[BaseException] = []
+
+    def execute(bare: Bare, busy: int) -> None:
+        try:
+            for number in range(300):
+                bare.set_data(0)
+                # The code differs each time: only what is translated anew can abort.
+                seen = bare.run(f"mov ecx, {busy}; again:; lock inc qword ptr [rbx]; dec ecx; jnz again; ud2")
+                assert (seen.kind, bare.data()) == ("invalid", busy)
+                code = bytes([0xB8, *number.to_bytes(4, "little")]) + bytes.fromhex("f0480fa3db")
+                assert bare.run(code) == Exit("invalid", at(CODE))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=execute, args=(bare, busy))
+        for bare, busy in zip(engines, (100, 3000), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for bare in engines:
+        bare.close()
+    assert not failures

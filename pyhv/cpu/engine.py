@@ -127,7 +127,7 @@ class Engine:
         self._ram = ram
         self.vmcb = Vmcb(find_live_state(self.handle))
         self._state = ctypes.addressof(ctypes.c_char.from_buffer(self.vmcb.raw))
-        self._running = guard().running
+        guard()
         self._processor = ctypes.c_void_p(processor_address(self.handle))
         self._seat = self._enter_seat()
         self.async_stop_safe = self._suppress_exit_requests() and self._seat is not None
@@ -172,7 +172,7 @@ class Engine:
             self.stop_entry = binding.EMU_STOP_ADDRESS, self.handle
             self._post: Callable[[], None] = functools.partial(binding.uc_emu_stop, self.handle)
             return None
-        seat, self._post = stops.enter(self.handle, self._processor.value or 0)
+        seat, self._post = stops.enter(self.handle, self._processor.value or 0, self._state)
         self.stop_entry = stops.post_address, ctypes.addressof(seat)
         return seat
 
@@ -289,10 +289,7 @@ class Engine:
 
         Raises whatever the sink raised, and GuestCrash if the emulator cannot go on with this guest.
         """
-        running = self._running
-        running[0] = self._state
         code = binding.uc_emu_start(self.handle, self.vmcb.q[v.RIP], _NOWHERE, 0, 0)
-        running[0] = 0
         failure = self._failure
         if failure is not None:
             self._failure = None

@@ -3,29 +3,36 @@
 
 Unicorn 2.1.4 aborts when it translates `LOCK BT`, `BTS`, `BTR` or `BTC` with a register operand, two bytes
 and a prefix that any process may execute. On hardware that is #UD. So the library's own pointer to `abort`
-(its slot in the procedure linkage table) is led to eight instructions that raise #UD in the engine that is
-running, the way the emulator leaves a translation that hits an unmapped page, and to the real `abort` when
-none runs. Specified by nothing but that build; where it does not fit - another host, no such slot, the
-emulator's own functions not exported - nothing is changed and `guard` says so.
+(its slot in the procedure linkage table) is led to a few instructions that raise #UD in the engine that the
+calling thread executes (`stops.py` notes which), the way the emulator leaves a translation that hits an
+unmapped page, and to the real `abort` when it executes none. Specified by nothing but that build; where it
+does not fit - another host, no such slot, the emulator's own functions not exported - nothing is changed and
+`guard` says so.
 """
 
 import ctypes
 import functools
 import mmap
-import platform
 
 import keystone
 
 from pyhv.cpu import binding
 from pyhv.cpu.slots import library
+from pyhv.cpu.stops import posted_stops
 
 _UD = 6
 
 _CODE = """
-    movabs rax, {cell}
-    mov rdi, [rax]
-    test rdi, rdi
+    xor edx, edx
+    mov rdx, fs:[rdx]
+    movabs rax, {first}
+look:
+    mov rax, [rax + 8]
+    test rax, rax
     jz really
+    cmp [rax + 40], rdx
+    jne look
+    mov rdi, [rax + 32]
     mov esi, {vector}
     xor edx, edx
     movabs rax, {raise_exception}
@@ -36,41 +43,24 @@ really:
 """
 
 
-class Guard:
-    """`running[0]` is the address of the state block of the engine that executes guest code, 0 if none does.
-
-    `active`: an abort meanwhile becomes #UD.
-    """
-
-    def __init__(self) -> None:
-        self._cell = ctypes.c_uint64(0)
-        self.running = memoryview(self._cell).cast("B").cast("Q")
-        self._code: mmap.mmap | None = None
-        self.active = self._install()
-
-    def _install(self) -> bool:
-        raise_exception = binding.raise_exception_address
-        if platform.machine() != "x86_64" or raise_exception is None:
-            return False
-        slot = library().slot("abort")
-        if slot is None:
-            return False
-        source = _CODE.format(
-            cell=ctypes.addressof(self._cell), vector=_UD, raise_exception=raise_exception,
-            abort=ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value,
-        )  # fmt: skip
-        try:
-            code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        except OSError:
-            return False
-        encoding, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(source)
-        code.write(bytes(encoding))
-        self._code = code
-        slot.value = ctypes.addressof(ctypes.c_char.from_buffer(code))
-        return True
+def _install(slot: ctypes.c_uint64, first_seat: int, raise_exception: int) -> mmap.mmap:
+    """Lead the slot to new native code; the page with it, which must live as long as the process."""
+    source = _CODE.format(
+        first=first_seat, vector=_UD, raise_exception=raise_exception,
+        abort=ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value,
+    )  # fmt: skip
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    encoding, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(source)
+    page.write(bytes(encoding))
+    slot.value = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    return page
 
 
 @functools.cache
-def guard() -> Guard:
-    """The process's guard, installed at the first call."""
-    return Guard()
+def guard() -> mmap.mmap | None:
+    """Guard the process, at the first call; the native code that does it, None where that cannot be."""
+    stops, slot = posted_stops(), library().slot("abort")
+    raise_exception = binding.raise_exception_address
+    if stops is None or slot is None or raise_exception is None:
+        return None
+    return _install(slot, stops.first_seat, raise_exception)

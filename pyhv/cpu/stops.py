@@ -13,6 +13,8 @@ they turn the posted word into the stop:
     the engine's thread   next block starts                    the emulator leaves, RIP at that block
                           cpu_exec has returned                wanted? 0, and uc_emu_stop
 
+The same instructions note which host thread executes which engine, for `guard.py`.
+
 Specified by nothing but the library's source (2.1.4). Where a slot or a function is missing - another build,
 another host - `posted_stops` is None; engines then stop themselves by counting blocks (`clockwork.py`).
 """
@@ -32,22 +34,31 @@ _EXCP_INTERRUPT = 0x10000
 """What `cpu_exec` returns when it was asked to come back, and for no other reason."""
 
 _CODE = """
-came_back:
+around:
     push rbx
+    push r12
+    sub rsp, 8
     mov rbx, rdi
+    movabs r12, {first}
+look:
+    mov r12, [r12 + 8]
+    test r12, r12
+    jz execute
+    cmp [r12], rbx
+    jne look
+    xor ecx, ecx
+    mov rcx, fs:[rcx]
+    mov [r12 + 40], rcx
+execute:
     movabs rax, {cpu_exec}
     call rax
+    test r12, r12
+    jz done
+    mov qword ptr [r12 + 40], 0
     cmp eax, {interrupted}
     jne done
-    movabs rcx, {first}
-look:
-    mov rcx, [rcx + 8]
-    test rcx, rcx
-    jz done
-    cmp [rcx], rbx
-    jne look
     xor edx, edx
-    xchg [rcx + 16], rdx
+    xchg [r12 + 16], rdx
     test rdx, rdx
     jz done
     mov rdi, rbx
@@ -55,6 +66,8 @@ look:
     call rax
     mov eax, {interrupted}
 done:
+    add rsp, 8
+    pop r12
     pop rbx
     ret
 post:
@@ -66,14 +79,20 @@ post:
 
 
 class Seat(ctypes.Structure):
-    """One engine's place in the list that the native code walks. A seat is used again, never freed: another
-    thread may be walking over it."""
+    """One engine's place in the list that the native code walks: its handle, the next seat's address, whether
+    a stop is posted, where its processor and that one's state are, and the host thread that executes it (the
+    address of the thread's control block, 0 while none does).
+
+    A seat is used again, never freed: another thread may be walking over it.
+    """
 
     _fields_ = (
         ("engine", ctypes.c_uint64),
         ("next", ctypes.c_uint64),
         ("wanted", ctypes.c_uint64),
         ("processor", ctypes.c_uint64),
+        ("state", ctypes.c_uint64),
+        ("thread", ctypes.c_uint64),
     )
 
 
@@ -82,12 +101,14 @@ class PostedStops:
 
     def __init__(self, slot: ctypes.c_uint64, cpu_exec: int, cpu_exit: int) -> None:
         self._seats = [Seat()]
+        self.first_seat = ctypes.addressof(self._seats[0])
+        """Where the list begins, with a seat that no engine has."""
         self._free: list[Seat] = []
         self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         assembler = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
         source = _CODE.format(
             cpu_exec=cpu_exec, cpu_exit=cpu_exit, emu_stop=binding.EMU_STOP_ADDRESS,
-            interrupted=_EXCP_INTERRUPT, first=ctypes.addressof(self._seats[0]),
+            interrupted=_EXCP_INTERRUPT, first=self.first_seat,
         )  # fmt: skip
         code, _ = assembler.asm(source)
         self._code.write(bytes(code))
@@ -98,15 +119,16 @@ class PostedStops:
         self._post = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(self.post_address)
         slot.value = address
 
-    def enter(self, engine: int, processor: int) -> tuple[Seat, Callable[[], None]]:
-        """A seat for an engine, by its handle and its processor's address, and how to post a stop to it."""
+    def enter(self, engine: int, processor: int, state: int) -> tuple[Seat, Callable[[], None]]:
+        """A seat for an engine, by its handle and the addresses of its processor and of the state block, and
+        how to post a stop to it."""
         if self._free:
             seat = self._free.pop()
         else:
             seat = Seat(next=self._seats[0].next)
             self._seats.append(seat)
             self._seats[0].next = ctypes.addressof(seat)
-        seat.wanted, seat.processor, seat.engine = 0, processor, engine
+        seat.wanted, seat.processor, seat.state, seat.engine = 0, processor, state, engine
         return seat, functools.partial(self._post, ctypes.addressof(seat))
 
     def leave(self, seat: Seat) -> None:
