@@ -8,9 +8,9 @@
         guest.power_off()
 
 The guest is `pyhv boot` as a process of its own, as a user starts it, with a pipe for its keyboard and one
-for its console. Its ramdisk is the initramfs of `pyhv boot debian` with a second cpio archive behind it: Linux
-unpacks one after the other into the same tree. In the guest the script `serve` reads numbered commands from
-the console, runs each in a shell of its own, and ends its output with a line that has the number and the
+for its console. Its ramdisk is the initramfs of `pyhv boot debian` with a second cpio archive behind it;
+Linux unpacks one after the other into the same tree. In the guest the script `serve` reads numbered commands
+from the console, runs each in a shell of its own, and ends its output with a line that has the number and the
 status, so that output and status are found whatever else the console shows.
 
 A guest or a pyhv that dies, or is silent for too long, raises GuestLost, whose text has the end of the
