@@ -272,7 +272,7 @@ def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
     dispatcher = Dispatcher(machine, domain)
     engine = Engine(
         machine.physical.ram, machine.sink_for(dispatcher), count_blocks=machine.counts_blocks,
-        hole=machine.zero_frame << 12, trap_time=machine.clock.traps_tsc,
+        hole=machine.zero_frame << 12, trap_time=machine.clock.traps_tsc, tuning=machine.tuning,
     )  # fmt: skip
     domain.engine = engine
     machine.physical.invalidators.append(engine.invalidate_code)

@@ -29,6 +29,7 @@ from pyhv.cpu.engine import ExitSink, can_stop_at_any_time
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.selftest import self_test
 from pyhv.cpu.tsc import host_tsc
+from pyhv.cpu.tuning.gate import tuning
 from pyhv.domain import Domain, DomainConfig, Vcpu
 from pyhv.errors import ConfigError, GuestCrash, XenError
 from pyhv.events.channels import EventChannels
@@ -63,6 +64,8 @@ class MachineConfig:
     """A machine: `memory_pages` for the guests together, the scheduler's name, how time passes.
 
     `seed` is the source of all chance (identifiers today). `measure` times handlers for the statistics.
+    `tuned` changes the emulator's hot paths where that is proven to be right (`cpu/tuning/`); what guests
+    compute is the same without, but for code that is overwritten through another page than it runs from.
     """
 
     memory_pages: int
@@ -70,6 +73,7 @@ class MachineConfig:
     virtual_time: bool = False
     seed: int = 0
     measure: bool = False
+    tuned: bool = True
 
 
 class InputSource(Protocol):
@@ -115,6 +119,7 @@ class Machine:
             )
         self_test()
         self.config = config
+        self.tuning = tuning() if config.tuned else None
         self.seed = config.seed
         self.ram = Ram(config.memory_pages + config.memory_pages // 256 + OVERHEAD_FRAMES)
         self.frames = FrameTable(self.ram)

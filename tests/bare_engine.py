@@ -9,10 +9,13 @@ from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.tuning.gate import tuning
 
 HOLE, L4, L3, L2, L1 = range(1, 6)
 CODE, CODE_2, DATA, SUPERVISOR, READ_ONLY, NO_EXECUTE, ABSENT, ALIAS = range(16, 24)
 """Frames; each is mapped at the address that equals its machine address, ALIAS maps CODE once more."""
+TUNED = True
+"""Whether engines are tuned that are not told; `both_engines` in conftest.py runs tests with either."""
 USER = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 
 
@@ -97,11 +100,13 @@ class Bare:
         native: bool = True,
         ram: Ram | None = None,
         sink: Recorder | None = None,
+        tuned: bool | None = None,
     ) -> None:
         self.ram = ram or Ram(64)
         self.sink = sink or Recorder()
         self.engine = Engine(
-            self.ram, self.sink, count_blocks=count_blocks, hole=at(HOLE), native=native
+            self.ram, self.sink, count_blocks=count_blocks, hole=at(HOLE), native=native,
+            tuning=tuning() if (TUNED if tuned is None else tuned) else None,
         )  # fmt: skip
         self.sink.engine = self.engine
         self.vmcb, self.q = self.engine.vmcb, self.engine.vmcb.q

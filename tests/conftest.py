@@ -4,6 +4,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bare_engine
 import pytest
 from hypothesis import settings
 
@@ -77,3 +78,9 @@ def bench(tmp_path: Path) -> Iterator[BenchMaker]:
     yield make
     for one in made:
         one.machine.close()
+
+
+@pytest.fixture(params=["tuned", "plain"])
+def both_engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test twice: with the emulator's hot paths changed, and with the emulator as it is."""
+    monkeypatch.setattr(bare_engine, "TUNED", request.param == "tuned")

@@ -31,6 +31,8 @@ from pyhv.cpu import binding, decode
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 
+pytestmark = pytest.mark.usefixtures("both_engines")
+
 START = at(CODE)
 BOTH_RINGS = pytest.mark.parametrize("ring", [1, 3])
 

@@ -19,6 +19,8 @@ from bare_engine import CODE, DATA, Bare, Recorder, at
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 
+pytestmark = pytest.mark.usefixtures("both_engines")
+
 ROUNDS = 1_000_000 if "CI" in os.environ else 50_000
 MOST_TIMES = 20
 

@@ -12,6 +12,8 @@ from bare_engine import CODE, DATA, Bare, Exit, at
 from pyhv.cpu import clockwork
 from pyhv.cpu import vmcb as v
 
+pytestmark = pytest.mark.usefixtures("both_engines")
+
 START = at(CODE)
 
 

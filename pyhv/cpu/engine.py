@@ -130,11 +130,12 @@ class Engine:
         guard()
         self._processor = ctypes.c_void_p(processor_address(self.handle))
         self._seat = self._enter_seat()
-        self.async_stop_safe = self._suppress_exit_requests() and self._seat is not None
+        looks_once = self._suppress_exit_requests()
+        self.async_stop_safe = looks_once and self._seat is not None
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
         self._invalidate = _invalidator()
-        self._block: Block | None = None if tuning is None else tuning.attach(self.handle, ram)
+        self._block: Block | None = tuning.attach(self.handle, ram) if tuning and looks_once else None
 
     # -- set-up ------------------------------------------------------------------------------------------
 

@@ -142,16 +142,20 @@ class Trial:
         self._next += len(code) + 15 & ~15
         assert self._next <= LANDING
         self.ram.raw[at : at + len(code)] = code
+        self.enter(at, cpl)
+        return at, self.go()
+
+    def enter(self, at: int, cpl: int = 3) -> None:
+        """Let the processor stand at an address, with RBX at the data page and a stack."""
         vmcb = self.engine.vmcb
         vmcb.d[v.HFLAGS] = v.HF_BASE64 | cpl
         vmcb.rip, vmcb.rsp = at, (DATA << 12) + 0x800
         vmcb.q[v.RBX] = DATA << 12
-        return at, self.go()
 
-    def go(self) -> Event | None:
-        """Go on from where the engine stands."""
+    def go(self, budget: int = 1 << 40) -> Event | None:
+        """Go on from where the engine stands, for so many bytes of code."""
         self.sink.events.clear()
-        self.budget[0] = 1 << 40
+        self.budget[0] = budget
         self.engine.run()
         return self.sink.events[-1] if self.sink.events else None
 

@@ -4,6 +4,8 @@
 from typing import Final
 
 from pyhv.cpu.tuning.form import Patch
+from pyhv.cpu.tuning.stops import STOPS
+from pyhv.cpu.tuning.stores import STORES
 from pyhv.cpu.tuning.walks import WALKS
 
-PATCHES: Final[tuple[Patch, ...]] = (WALKS,)
+PATCHES: Final[tuple[Patch, ...]] = (WALKS, STORES, STOPS)

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import keystone
 
 from pyhv.cpu import binding
+from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.slots import Library, library
 from pyhv.cpu.trial import BrokenPromise, Trial
@@ -167,6 +168,8 @@ def make_tuning(patches: tuple[Patch, ...] = PATCHES) -> Tuning:
         return Tuning(why_not=f"it is for x86-64 hosts, and this is {platform.machine()}")
     if lib.build_id != layout.BUILD_ID:
         return Tuning(why_not=f"the library is another build ({lib.build_id or 'without a build-id'})")
+    if find_no_exit_request() is None:
+        return Tuning(why_not="the library's look for a stop after each load and store cannot be removed")
     try:
         installation = _Installation(patches, lib)
         installation.check()

@@ -15,9 +15,49 @@ SUFFIX: Final = "_x86_64"
 
 UC_MEMORY_MAPPING: Final = 0x120
 """`uc_struct.memory_mapping`: the function that finds the region of a physical address."""
+UC_CPU: Final = 0x1B8
+"""`uc_struct.cpu`."""
+UC_TCG: Final = 0x300
+"""`uc_struct.tcg_ctx`."""
 
+CPU_ENV: Final = 0x128
+"""`CPUState.env_ptr`: the processor's registers, our VMCB."""
 CPU_UC: Final = 0x81A8
 """`CPUState.uc`."""
 
+# The TLB lies right before the registers: for each of the MMU's modes (kernel, user, kernel under SMAP) the
+# size of the main table in bytes less one entry, and its address; before that, each mode's victim table.
+MMU_MODES: Final = 3
+ENV_TLB: Final = -0x40
+TLB_STRIDE: Final = 16
+ENV_VICTIMS: Final = -0x840
+VICTIM_ENTRIES: Final = 8
+VICTIMS_STRIDE: Final = 0x2B8
+ENV_ICOUNT: Final = -0x10
+"""`icount_decr`: negative when somebody has asked the processor to come back."""
+
+# One entry of a TLB: addresses with flags in their low bits, all ones if the access is not allowed.
+ENTRY_BITS: Final = 6
+ENTRY_WRITE: Final = 8
+ENTRY_PADDR: Final = 24
+NOT_DIRTY: Final = 0x400
+"""The flag by which a store takes the slow path, to look for translations of what it overwrites."""
+PAGE_WRITE: Final = 2
+"""In the argument `prot` of `tlb_set_page_with_attrs`."""
+
+TB_PAGES: Final = (0x48, 0x50)
+"""`TranslationBlock.page_addr`: the one or two frames from which the block was translated, or -1."""
+
+TCG_OPS: Final = 0x38
+"""`TCGContext.nb_ops`."""
+TCG_ENV: Final = 0x98F0
+"""`TCGContext.cpu_env`: the temporary that holds the address of the registers, as an offset."""
 TCG_UC: Final = 0x9970
 """`TCGContext.uc`."""
+OP_SET_LABEL: Final = 1
+OP_LD_I32: Final = 0x0D
+COND_LT: Final = 2
+LABEL_PRESENT: Final = 1
+"""`TCGLabel.present`, in the label's first bytes."""
+TB_EXIT_REQUESTED: Final = 3
+"""The exit of a block that was not begun, because somebody has asked for a stop."""
