@@ -135,7 +135,8 @@ class Engine:
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
         self._invalidate = _invalidator()
-        self._block: Block | None = tuning.attach(self.handle, ram) if tuning and looks_once else None
+        self.block: Block | None = tuning.attach(self.handle, ram) if tuning and looks_once else None
+        """What the changed paths of this engine know of it; None if it is as the library made it."""
 
     # -- set-up ------------------------------------------------------------------------------------------
 
@@ -412,7 +413,7 @@ class Engine:
     @property
     def tuned(self) -> bool:
         """Whether this engine runs on pyhv's own hot paths."""
-        return self._block is not None
+        return self.block is not None
 
     @property
     def watches_memory(self) -> bool:
@@ -452,8 +453,8 @@ class Engine:
         if self.handle:
             self.vmcb.q.release()
             self.vmcb.d.release()
-            if self._block is not None:
-                self._block.detach()
+            if self.block is not None:
+                self.block.detach()
             if self._seat is not None:
                 posted = posted_stops()
                 assert posted is not None

@@ -7,8 +7,9 @@ tuned, do something better for it, and otherwise - for another user of Unicorn i
 of ours that is to stay plain - jump to the function that was asked for, with all registers as they were.
 
     slots.library() ── build-id, slots ──► gate.tuning() ── Tuning.attach ──► Block of one engine
-                                             ▲    │
-                          catalogue.PATCHES ─┘    └─ proofs on a throwaway engine (cpu/trial.py)
+                                             ▲    │  │
+                          catalogue.PATCHES ─┘    │  └─ install.py: stubs into slots
+                                                  └──── proofs on a throwaway engine (cpu/trial.py)
 
 There is one gate (`gate.py`). Unless the library is exactly the build that the patches were written for,
 each slot is there and leads where the loader lets it lead, and each patch's proof holds on a throwaway

@@ -11,8 +11,9 @@ right before that function's first byte:
     │ patches        │                │                │           │ find_memory_mapping         │
     └────────────────┴────────────────┴────────────────┴───────────┴─────────────────────────────┘
 
-A stub loads the pointer and compares the word before it with MAGIC. In an engine that is not ours the pointer
-leads to the library's own function, and the eight bytes before that are some code.
+A stub loads the pointer and compares the word before it with MAGIC, a number that no other tuning of this
+process has. In an engine that is not ours the pointer leads to the library's own function, and the eight
+bytes before that are some code.
 
 The block is one page of private memory (after a `fork` parent and child have their own), freed with the
 engine.
@@ -20,10 +21,10 @@ engine.
 
 import ctypes
 import functools
+import itertools
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Final
 
 import keystone
@@ -33,7 +34,8 @@ from pyhv.cpu.ram import Ram
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.form import Patch, Word
 
-MAGIC: Final = 0x7079_6876_4E61_C301
+_MAGIC: Final = 0x7079_6876_4E61_0000
+_tunings = itertools.count(1)
 _CODE_AT: Final = 2048
 _CODE_SIZE: Final = mmap.PAGESIZE - _CODE_AT
 _MOST_WORDS: Final = _CODE_AT // 8
@@ -41,19 +43,20 @@ _MOST_WORDS: Final = _CODE_AT // 8
 
 @dataclass(frozen=True)
 class Facts:
-    """What an initial value of a word may depend on. `keep` holds memory for as long as the engine lives."""
+    """What an initial value of a word may depend on."""
 
     ram: Ram
-    handle: int
     region: int
     """Address of the library's description of RAM as a memory region."""
     find_region: int
     """Address of the library's function that the engine's own one replaces."""
-    keep: list[object]
+    magic: int
+    allocate: Callable[[int], int]
+    """Zeroed memory of so many bytes for as long as the engine lives; its address."""
 
 
 COMMON: Final = (
-    Word("magic", lambda _facts: MAGIC),
+    Word("magic", lambda facts: facts.magic),
     Word("ram_address", lambda facts: facts.ram.address),
     Word("ram_size", lambda facts: facts.ram.size),
     Word("region", lambda facts: facts.region),
@@ -72,55 +75,54 @@ elsewhere:
 """
 
 
-def words_of(patches: Sequence[Patch]) -> SimpleNamespace:
-    """The words of a block for these patches, as attributes: offsets from the block's address.
+class Layout:
+    """The words of one tuning's blocks. ValueError if two patches use one name, or they do not fit."""
 
-    ValueError if two patches use one name, or if the words do not fit.
-    """
-    words = [*COMMON, *(word for patch in patches for word in patch.words)]
-    offsets = {word.name: -8 * number for number, word in enumerate(words, 1)}
-    if len(offsets) != len(words) or len(words) > _MOST_WORDS:
-        raise ValueError("two words of the engine's block have one name, or there are too many")
-    return SimpleNamespace(**offsets)
+    def __init__(self, patches: Sequence[Patch]) -> None:
+        self.magic = _MAGIC | next(_tunings)
+        self.words = [*COMMON, *(word for patch in patches for word in patch.words)]
+        self.offsets = {word.name: -8 * number for number, word in enumerate(self.words, 1)}
+        """Of each word, from the block's address."""
+        if len(self.offsets) != len(self.words) or len(self.words) > _MOST_WORDS:
+            raise ValueError("two words of the engine's block have one name, or there are too many")
 
 
 class Block:
-    """The block of one engine, attached to it from the start until `detach`."""
+    """The block of one engine, from its start until `detach`. Words are read and set by name."""
 
-    def __init__(
-        self, handle: int, ram: Ram, region: int, patches: Sequence[Patch], words: SimpleNamespace
-    ) -> None:
+    def __init__(self, handle: int, ram: Ram, region: int, form: Layout) -> None:
         self._pointer = ctypes.c_uint64.from_address(handle + layout.UC_MEMORY_MAPPING)
         self._original = self._pointer.value
-        self._page = mmap.mmap(
-            -1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC,
-        )  # fmt: skip
-        self._keep: list[object] = []
-        facts = Facts(ram, handle, region, self._original, self._keep)
-        self._offsets = words
-        self._words = memoryview(self._page).cast("Q")
-        for word in (*COMMON, *(word for patch in patches for word in patch.words)):
+        self._offsets = form.offsets
+        self._memory: list[mmap.mmap] = []
+        base = self._allocate(mmap.PAGESIZE, mmap.PROT_EXEC)
+        self.address = base + _CODE_AT
+        facts = Facts(ram, region, self._original, form.magic, self._allocate)
+        for word in form.words:
             self[word.name] = word.initial(facts)
-        code = _find_region_code(words.ram_size, words.region, words.find_region)
-        self._page[_CODE_AT : _CODE_AT + len(code)] = code
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._page)) + _CODE_AT
+        code = _find_region_code(*(form.offsets[name] for name in ("ram_size", "region", "find_region")))
+        self._memory[0][_CODE_AT : _CODE_AT + len(code)] = code
         self._pointer.value = self.address
 
-    def _index(self, name: str) -> int:
-        offset: int = getattr(self._offsets, name)
-        return (_CODE_AT + offset) // 8
+    def _allocate(self, size: int, more: int = 0) -> int:
+        made = mmap.mmap(
+            -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE | more,
+        )  # fmt: skip
+        self._memory.append(made)
+        return ctypes.addressof(ctypes.c_char.from_buffer(made))
 
     def __getitem__(self, name: str) -> int:
-        return self._words[self._index(name)]
+        return ctypes.c_uint64.from_address(self.address + self._offsets[name]).value
 
     def __setitem__(self, name: str, value: int) -> None:
-        self._words[self._index(name)] = value
+        ctypes.c_uint64.from_address(self.address + self._offsets[name]).value = value
 
     def detach(self) -> None:
-        """Give the engine its own function back: it is plain again, and about to be freed."""
+        """Give the engine its own function back, and the memory to the host. It must be freed next."""
         self._pointer.value = self._original
-        self._keep.clear()
+        for made in self._memory:
+            made.close()
 
 
 @functools.cache

@@ -27,7 +27,6 @@ again, it is a page of both, and next time that takes twice as many. The word is
 number of times that it has run out.
 """
 
-import ctypes
 import mmap
 from typing import Final
 
@@ -46,10 +45,7 @@ _PAGE_BITS: Final = 12
 
 
 def _make_words(facts: Facts) -> int:
-    size = facts.ram.frames * 4
-    words = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    facts.keep.append(words)
-    return ctypes.addressof(ctypes.c_char.from_buffer(words))
+    return facts.allocate(facts.ram.frames * 4)
 
 
 # void tlb_protect_code(uc, address)
