@@ -108,7 +108,7 @@ class Grammar:
             hidden += [copy for _, _, copy in self.guest.domain.cache.copies()]
             return hidden[source.u8() % len(hidden)]
         if how < 232:
-            free = machine.frames.free_list()
+            free = machine.frames.free_list().tolist()
             return free[source.u8() % len(free)] if free else 0
         if how < 240:
             return int(self.guest.vcpu.kernel_l4 if how & 1 else self.guest.vcpu.user_l4)

@@ -180,7 +180,7 @@ def build_domain(
     domain.cache = L4Cache(physical.ram, frames, machine.m2p, domain.area)
     tables = PageTables if image.width == 64 else PaePageTables
     domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
-    p2m = np.array(frames.allocate(domid, config.memory_pages), dtype=np.uint64)
+    p2m = frames.allocate_many(domid, config.memory_pages).astype(np.uint64)
     if not lower_l3(p2m, image, layout):
         _release_frames(machine, domain)
         raise ConfigError(

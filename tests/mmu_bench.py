@@ -168,9 +168,14 @@ class Bench:
         self.dropped: list[int] = []
         """Frames whose translated code was dropped."""
         self.physical.invalidators.append(self.dropped.append)
+        self.frames.on_free = self._freed
         self.m2p = MachineToPhysical(self.ram, self.frames)
         self.empty = self.frames.free_count
         self.domains = [BareDomain(self, domid, width=width) for domid in range(1, domains + 1)]
+
+    def _freed(self, mfn: int, _owner: int) -> None:
+        if self.frames.code[mfn]:
+            self.physical.code_written(mfn)
 
     def audit(self) -> list[str]:
         """What is wrong."""

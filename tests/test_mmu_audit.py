@@ -66,6 +66,21 @@ class Sound:
             bench.frames.get_writable(self.events)
             guest.events.frames.append(Mfn(self.events))
 
+    @property
+    def free(self) -> int:
+        """A frame that nobody owns."""
+        return int(self.bench.frames.free_list()[0])
+
+    def free_again(self) -> None:
+        """Put a free frame on the stack of free frames once more."""
+        frames = self.bench.frames
+        frames._free[frames.free_count] = self.free
+        frames.free_count += 1
+
+    def lose(self) -> None:
+        """Forget that a frame is free."""
+        self.bench.frames.free_count -= 1
+
     def entry(self, mfn: int, slot: int, change: int) -> None:
         """Flip bits of an entry behind everybody's back."""
         self.bench.ram.q[mfn << 9 | slot] ^= change
@@ -127,17 +142,21 @@ DAMAGE: dict[str, tuple[Callable[[Sound], object], str]] = {
     "an LDT page that is gone": (lambda s: s.guest.area.map(0, 18, None), "descriptor page 18"),
     "an LDT page too many": (lambda s: s.guest.area.map(0, 19, s.page), "descriptor page 19"),
     "a free frame with an owner": (
-        lambda s: s.bench.frames.owner.__setitem__(s.bench.frames.free_list()[0], 1),
+        lambda s: s.bench.frames.owner.__setitem__(s.free, 1),
         "is free but has an owner",
     ),
     "a frame freed twice": (
-        lambda s: s.bench.frames._free.append(s.bench.frames.free_list()[0]),
+        lambda s: s.free_again(),
         "free more than once",
     ),
-    "a lost frame": (lambda s: s.bench.frames._free.pop(), "has no owner but is not free"),
+    "a lost frame": (lambda s: s.lose(), "has no owner but is not free"),
     "a free frame in the M2P": (
-        lambda s: s.bench.m2p.table.__setitem__(s.bench.frames.free_list()[0], 5),
+        lambda s: s.bench.m2p.table.__setitem__(s.free, 5),
         "no guest's but in the M2P",
+    ),
+    "a free frame with translations": (
+        lambda s: s.bench.frames.code.__setitem__(s.free, 1),
+        "is free but may have translated code",
     ),
     "a writable M2P": (lambda s: s.entry(s.bench.m2p.user_entry >> 12, 0, PTE_RW), "M2P is mapped writable"),
     "code that is not tracked": (
@@ -515,7 +534,7 @@ class HostileGuest(RuleBasedStateMachine):
         assert self.bench.audit() == []
         self.other.die()
         assert frames.free_count == self.bench.empty
-        assert not self.bench.ram.tables[list(frames.free_list())].any()
+        assert not self.bench.ram.tables[frames.free_list()].any()
 
 
 TestHostileGuest = HostileGuest.TestCase

@@ -91,7 +91,7 @@ def outside(bench: Bench) -> dict[str, tuple[int, Errno]]:
         "another guest's": (bench.domains[1].one(), Errno.EBUSY),
         "another guest's shared_info": (bench.domains[1].shared_info.mfn, Errno.EBUSY),
         "the hypervisor's": (bench.m2p.frames[0], Errno.EBUSY),
-        "nobody's": (bench.frames.free_list()[0], Errno.EBUSY),
+        "nobody's": (int(bench.frames.free_list()[0]), Errno.EBUSY),
     }
 
 

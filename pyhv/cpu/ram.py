@@ -17,9 +17,11 @@ import numpy.typing as npt
 from pyhv.address import PAGE_SHIFT, PAGE_SIZE
 from pyhv.errors import ConfigError
 
+MfnArray = npt.NDArray[np.int64]
+
 
 class Ram:
-    """`frames` zeroed page frames of machine memory."""
+    """`frames` zeroed page frames of machine memory; the host provides a frame when it is first written."""
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
@@ -41,6 +43,24 @@ class Ram:
         """The bytes of one frame."""
         return self.raw[mfn << PAGE_SHIFT : (mfn << PAGE_SHIFT) + PAGE_SIZE]
 
-    def clear(self, mfn: int) -> None:
-        """Zero one frame."""
-        self.tables[mfn] = 0
+    def clear(self, mfns: MfnArray) -> None:
+        """Zero frames, given in ascending order, and give their memory back to the host until they are used.
+
+        The host is told of whole runs: it knows which of their pages exist, whereas storing zeros would bring
+        the others into existence.
+        """
+        if not mfns.size:
+            return
+        breaks = np.flatnonzero(np.diff(mfns) != 1)
+        firsts = mfns[np.concatenate(([0], breaks + 1))].tolist()
+        lasts = mfns[np.concatenate((breaks, [mfns.size - 1]))].tolist()
+        for first, last in zip(firsts, lasts, strict=True):
+            self.clear_run(first, last - first + 1)
+
+    def clear_run(self, first: int, count: int = 1) -> None:
+        """`clear` for `count` frames from `first` on."""
+        try:
+            # Private anonymous memory that was given back reads as zeros (madvise(2), MADV_DONTNEED).
+            self._map.madvise(mmap.MADV_DONTNEED, first << PAGE_SHIFT, count << PAGE_SHIFT)
+        except OSError:  # memory that the process has locked cannot be given back
+            self.tables[first : first + count] = 0

@@ -401,7 +401,7 @@ class _Audit:
 
     def _free_frames(self) -> None:
         frames = self.frames
-        free = np.array(frames.free_list(), dtype=np.int64)
+        free = frames.free_list()
         listed = np.zeros(frames.count, dtype=np.int64)
         self._count(listed, free)
         unowned = frames.owner_np == DOMID_INVALID
@@ -411,6 +411,8 @@ class _Audit:
         self._tell(np.flatnonzero((listed > 0) & ~unowned), "{} is free but has an owner")
         used = (frames.refs_np > 0) | (frames.pinned_np > 0) | (frames.xen_heap_np > 0)
         self._tell(np.flatnonzero((listed > 0) & used), "{} is free but in use")
+        coded = (listed > 0) & (frames.code_np > 0)
+        self._tell(np.flatnonzero(coded), "{} is free but may have translated code")
         if frames.m2p_np.size:
             nobodys = unowned | (frames.owner_np == DOMID_XEN)
             self._tell(

@@ -12,6 +12,10 @@ This is Xen's `page_info` as a structure of arrays. A frame is used in one way a
 The type can change only while the type count is 0. That single rule gives the invariant of a PV machine:
 **no frame is at once a page table (or descriptor page) and writable by a guest.** `audit.py` checks it.
 
+**A free frame is zero, and no engine has translations of it.** That is seen to when its last reference goes;
+after that nobody can reach it until it is allocated again. So whoever is given a frame finds zeros, by
+whatever way it came back. The one exception is a frame that is handed over with its contents: `change_owner`.
+
 Each column exists twice over the same bytes: a `memoryview` for single entries (fast in Python) and a numpy
 array (`*_np`) for whole tables. This module counts; what makes a page table valid is `tables.py`.
 """
@@ -24,7 +28,7 @@ import numpy.typing as npt
 
 from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
 from pyhv.address import MASK32, Mfn
-from pyhv.cpu.ram import Ram
+from pyhv.cpu.ram import MfnArray, Ram
 from pyhv.errors import ConfigError
 
 NONE: Final = 0
@@ -59,7 +63,7 @@ class PfnTable:
         self._wide[mfn] = pfn
         self._narrow[mfn] = pfn & MASK32
 
-    def set_many(self, mfns: npt.NDArray[np.int64], pfns: npt.NDArray[np.uint64] | int) -> None:
+    def set_many(self, mfns: MfnArray, pfns: npt.NDArray[np.uint64] | int) -> None:
         """Store the PFNs of many frames, or one for all of them."""
         self.wide_np[mfns] = pfns
         narrow = pfns & MASK32 if isinstance(pfns, int) else pfns.astype(np.uint32)
@@ -103,7 +107,10 @@ class FrameTable:
         self.last_l2_np = np.zeros(count, dtype=np.uint8)
         self.last_l2 = self.last_l2_np.data
         """1 for an L2 that is in slot 3 of a 32-bit guest's L3, and so holds the hypervisor's entries."""
-        self._free: list[int] = list(range(count - 1, 0, -1))
+        self._free = np.arange(count - 1, -1, -1, dtype=np.uint32)
+        """A stack of the free frames in its first `free_count` places; the next to be given out is on top."""
+        self.free_count = count - 1
+        """Frames that nobody owns."""
         self.m2p: PfnTable | None = None
         self.on_free: Callable[[int, int], None] = lambda _mfn, _owner: None
         """Called with (frame, owner) when a frame is about to be free: stale translations must go."""
@@ -115,48 +122,46 @@ class FrameTable:
         """The 64-bit machine-to-physical table for reading; empty if the machine has none."""
         return self.m2p.wide_np if self.m2p is not None else np.empty(0, dtype=np.uint64)
 
-    @property
-    def free_count(self) -> int:
-        """Frames that nobody owns."""
-        return len(self._free)
-
-    def free_list(self) -> tuple[int, ...]:
+    def free_list(self) -> MfnArray:
         """The frames that nobody owns, in no particular order."""
-        return tuple(self._free)
+        return self._free[: self.free_count].astype(np.int64)
 
-    def allocate(self, owner: int, count: int = 1) -> list[Mfn]:
-        """Take `count` zeroed frames for `owner`; MemoryError-free: ConfigError when none are left."""
-        if count > len(self._free):
+    def allocate_many(self, owner: int, count: int) -> MfnArray:
+        """Take `count` zeroed frames for `owner`; ConfigError when so many are not left."""
+        if count > self.free_count:
             raise ConfigError(
-                f"The machine has {len(self._free)} free page frames and {count} are wanted;"
+                f"The machine has {self.free_count} free page frames and {count} are wanted;"
                 " give it more memory or boot fewer guests."
             )
-        taken = self._free[len(self._free) - count :][::-1]
-        del self._free[len(self._free) - count :]
-        index = np.array(taken, dtype=np.int64)
-        self.owner_np[index] = owner
-        self.type_np[index] = NONE
-        self.type_count_np[index] = 0
-        self.refs_np[index] = 1
-        self.allocated_np[index] = 1
-        return [Mfn(mfn) for mfn in taken]
+        rest = self.free_count - count
+        taken = self._free[rest : self.free_count][::-1].astype(np.int64)
+        self.free_count = rest
+        self.owner_np[taken] = owner
+        self.type_np[taken] = NONE
+        self.type_count_np[taken] = 0
+        self.refs_np[taken] = 1
+        self.allocated_np[taken] = 1
+        return taken
+
+    def allocate(self, owner: int, count: int = 1) -> list[Mfn]:
+        """`allocate_many` as a list."""
+        return [Mfn(mfn) for mfn in self.allocate_many(owner, count).tolist()]
 
     def allocate_extent(self, owner: int, order: int) -> list[Mfn]:
         """Take 2**order contiguous, naturally aligned frames for `owner`; ConfigError if there are none."""
         if order == 0:
             return self.allocate(owner)
         size = 1 << order
-        free = np.sort(np.array(self._free, dtype=np.int64))
-        starts = free[free % size == 0]
-        whole = starts[np.isin(starts + size - 1, free)]
-        for first in whole.tolist():
-            at = int(np.searchsorted(free, first))
-            if at + size <= free.size and free[at + size - 1] == first + size - 1:
-                wanted = set(range(first, first + size))
-                self._free = [mfn for mfn in self._free if mfn not in wanted] + list(
-                    range(first + size - 1, first - 1, -1)
-                )
-                return self.allocate(owner, size)
+        free = self.owner_np == DOMID_INVALID
+        free[0] = False
+        extents = free[: self.count // size * size].reshape(-1, size).all(axis=1)
+        if extents.any():
+            first = int(extents.argmax()) << order
+            stack = self._free[: self.free_count]
+            others = stack[(stack < first) | (stack >= first + size)]
+            stack[: others.size] = others
+            stack[others.size :] = np.arange(first + size - 1, first - 1, -1)
+            return self.allocate(owner, size)
         raise ConfigError(f"The machine has no {size} contiguous free page frames.")
 
     def allocate_xen(self, count: int = 1) -> list[Mfn]:
@@ -171,10 +176,12 @@ class FrameTable:
 
         `below` is a bound for its frame number: what a 32-bit guest must name in 32 bits. ConfigError.
         """
-        if below is not None and self._free and self._free[-1] >= below:
-            low = min(self._free)
-            self._free.remove(low)
-            self._free.append(low)
+        stack = self._free[: self.free_count]
+        if below is not None and stack.size and stack[-1] >= below:
+            at = int(stack.argmin())
+            low = int(stack[at])
+            stack[at:-1] = stack[at + 1 :].copy()
+            stack[-1] = low
             if low >= below:
                 raise ConfigError(
                     "The machine has no free page frame below 4 GiB, where a 32-bit guest needs one;"
@@ -234,17 +241,17 @@ class FrameTable:
         """A dying domain gives back its whole reservation; frames that others still map live on."""
         mine = np.flatnonzero((self.owner_np == domid) & (self.allocated_np == 1))
         self.allocated_np[mine] = 0
-        last = mine[(self.refs_np[mine] == 1) & (self.code_np[mine] == 0)]
-        others = np.setdiff1d(mine, last, assume_unique=True)
-        self.refs_np[last] = 0
+        self.refs_np[mine] -= 1
+        last = mine[self.refs_np[mine] == 0]
+        for mfn in last[self.code_np[last] == 1].tolist():
+            self.on_free(mfn, domid)
         self.owner_np[last] = DOMID_INVALID
         self.type_np[last] = NONE
-        self.ram.tables[last] = 0
+        self.ram.clear(last)
         if self.m2p is not None:
             self.m2p.set_many(last, INVALID_M2P)
-        self._free.extend(last[::-1].tolist())
-        for mfn in others.tolist():
-            self.put(mfn)
+        self._free[self.free_count : self.free_count + last.size] = last[::-1]
+        self.free_count += last.size
 
     def release_shared(self, mfn: int) -> None:
         """Undo `allocate_shared` when its domain has died."""
@@ -257,14 +264,15 @@ class FrameTable:
         self.owner[mfn] = DOMID_INVALID
         self.type[mfn] = NONE
         self.pinned[mfn] = self.allocated[mfn] = self.xen_heap[mfn] = 0
-        self.ram.clear(mfn)
+        self.ram.clear_run(mfn)
         if self.m2p is not None:
             self.m2p[mfn] = INVALID_M2P
-        self._free.append(mfn)
+        self._free[self.free_count] = mfn
+        self.free_count += 1
 
     # -- questions ---------------------------------------------------------------------------------------
 
-    def owned_by(self, domid: int) -> npt.NDArray[np.int64]:
+    def owned_by(self, domid: int) -> MfnArray:
         """All frames of a domain, ascending."""
         return np.flatnonzero(self.owner_np == domid)
 
