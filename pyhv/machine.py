@@ -124,7 +124,7 @@ class Machine:
         self.ram = Ram(config.memory_pages + config.memory_pages // 256 + OVERHEAD_FRAMES)
         self.frames = FrameTable(self.ram)
         self.physical = PhysicalMemory(self.ram, self.frames)
-        self.frames.on_free = self._frame_freed
+        self.frames.on_free, self.frames.on_death = self._frame_freed, self.physical.code_gone
         self.m2p = MachineToPhysical(self.ram, self.frames)
         self.m2p_frames = self.m2p.frames
         self.compat_m2p_frames = self.m2p.compat_frames

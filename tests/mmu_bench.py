@@ -167,8 +167,8 @@ class Bench:
         self.physical = PhysicalMemory(self.ram, self.frames)
         self.dropped: list[int] = []
         """Frames whose translated code was dropped."""
-        self.physical.invalidators.append(self.dropped.append)
-        self.frames.on_free = self._freed
+        self.physical.invalidators.append(lambda mfn, count: self.dropped.extend(range(mfn, mfn + count)))
+        self.frames.on_free, self.frames.on_death = self._freed, self.physical.code_gone
         self.m2p = MachineToPhysical(self.ram, self.frames)
         self.empty = self.frames.free_count
         self.domains = [BareDomain(self, domid, width=width) for domid in range(1, domains + 1)]

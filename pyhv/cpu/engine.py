@@ -444,9 +444,9 @@ class Engine:
             self._memory_hook = self._hook(binding.HOOK_MEMORY, self._memory_callback)
         self._control(binding.CTL_FLUSH_TB)
 
-    def invalidate_code(self, mfn: int) -> None:
-        """Forget translated code of one frame, because the hypervisor wrote to it."""
-        self._invalidate(self.handle, mfn)
+    def invalidate_code(self, mfn: int, count: int = 1) -> None:
+        """Forget translated code of `count` frames from `mfn` on, because the hypervisor changed them."""
+        self._invalidate(self.handle, mfn << PAGE_SHIFT, (mfn + count) << PAGE_SHIFT)
 
     def close(self) -> None:
         """Free the engine; the VMCB must not be touched afterwards."""
@@ -463,12 +463,11 @@ class Engine:
             self.handle = 0
 
 
-def _invalidator() -> Callable[[int, int], None]:
-    """How to forget the translations of a frame: by physical range where the library exports that (about
-    1 us), else by dropping all translations."""
-    by_range = binding.tb_invalidate_phys_range
-    if by_range is not None:
-        return lambda handle, mfn: by_range(handle, mfn << PAGE_SHIFT, (mfn + 1) << PAGE_SHIFT)
-    return lambda handle, _mfn: binding.check(
+def _invalidator() -> Callable[[int, int, int], None]:
+    """How to forget translations of an engine: by the range of machine addresses where the library exports
+    that (about 1 us), else by dropping all of them."""
+    if binding.tb_invalidate_phys_range is not None:
+        return binding.tb_invalidate_phys_range
+    return lambda handle, _start, _end: binding.check(
         binding.uc_ctl(ctypes.c_void_p(handle), ctypes.c_uint(binding.CTL_FLUSH_TB)), "dropping translations"
     )

@@ -20,6 +20,15 @@ from pyhv.errors import ConfigError
 MfnArray = npt.NDArray[np.int64]
 
 
+def runs(mfns: MfnArray) -> list[tuple[int, int]]:
+    """Ascending frame numbers as runs of consecutive ones: (first, count)."""
+    if not mfns.size:
+        return []
+    breaks = np.flatnonzero(np.diff(mfns) != 1) + 1
+    starts, ends = np.concatenate(([0], breaks)), np.concatenate((breaks, [mfns.size]))
+    return list(zip(mfns[starts].tolist(), (ends - starts).tolist(), strict=True))
+
+
 class Ram:
     """`frames` zeroed page frames of machine memory; the host provides a frame when it is first written."""
 
@@ -49,13 +58,8 @@ class Ram:
         The host is told of whole runs: it knows which of their pages exist, whereas storing zeros would bring
         the others into existence.
         """
-        if not mfns.size:
-            return
-        breaks = np.flatnonzero(np.diff(mfns) != 1)
-        firsts = mfns[np.concatenate(([0], breaks + 1))].tolist()
-        lasts = mfns[np.concatenate((breaks, [mfns.size - 1]))].tolist()
-        for first, last in zip(firsts, lasts, strict=True):
-            self.clear_run(first, last - first + 1)
+        for first, count in runs(mfns):
+            self.clear_run(first, count)
 
     def clear_run(self, first: int, count: int = 1) -> None:
         """`clear` for `count` frames from `first` on."""

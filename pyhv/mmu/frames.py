@@ -114,6 +114,8 @@ class FrameTable:
         self.m2p: PfnTable | None = None
         self.on_free: Callable[[int, int], None] = lambda _mfn, _owner: None
         """Called with (frame, owner) when a frame is about to be free: stale translations must go."""
+        self.on_death: Callable[[MfnArray], None] = lambda _mfns: None
+        """Called with all frames that are about to be free because their owner is gone: the same."""
 
     # -- allocation --------------------------------------------------------------------------------------
 
@@ -243,8 +245,7 @@ class FrameTable:
         self.allocated_np[mine] = 0
         self.refs_np[mine] -= 1
         last = mine[self.refs_np[mine] == 0]
-        for mfn in last[self.code_np[last] == 1].tolist():
-            self.on_free(mfn, domid)
+        self.on_death(last)
         self.owner_np[last] = DOMID_INVALID
         self.type_np[last] = NONE
         self.ram.clear(last)

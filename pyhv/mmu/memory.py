@@ -27,7 +27,7 @@ from pyhv.address import (
     Mfn,
     Va,
 )
-from pyhv.cpu.ram import Ram
+from pyhv.cpu.ram import MfnArray, Ram, runs
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
 
@@ -43,15 +43,22 @@ class PhysicalMemory:
     def __init__(self, ram: Ram, frames: FrameTable) -> None:
         self.ram = ram
         self.frames = frames
-        self.invalidators: list[Callable[[int], None]] = []
-        """One per engine: forget the translated code of a frame."""
+        self.invalidators: list[Callable[[int, int], None]] = []
+        """One per engine: forget the translated code of so many frames from a frame on."""
 
     def code_written(self, mfn: int) -> None:
         """Drop translations of a frame that the hypervisor has just written."""
         for invalidate in self.invalidators:
-            invalidate(mfn)
+            invalidate(mfn, 1)
         if self.frames.exec_count[mfn] == 0:
             self.frames.code[mfn] = 0
+
+    def code_gone(self, mfns: MfnArray) -> None:
+        """`code_written` for many frames, ascending, that nobody maps."""
+        for first, count in runs(mfns[self.frames.code_np[mfns] == 1]):
+            for invalidate in self.invalidators:
+                invalidate(first, count)
+        self.frames.code_np[mfns] = 0
 
     def write(self, address: int, data: bytes) -> None:
         """Write within one frame."""
