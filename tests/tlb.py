@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a tuned engine's TLB and block say, read from outside: the invariant of `pyhv/cpu/tuning/stores.py`."""
+"""A tuned engine's TLB and block, read from outside: the invariant of `pyhv/cpu/tuning/stores.py`."""
 
 import ctypes
 from collections.abc import Iterator

@@ -133,6 +133,9 @@ def _find_region_code(ram_size: int, region: int, find_region: int) -> bytes:
     return bytes(encoding)
 
 
+_FIND_REGION_TYPE: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
+
+
 def region_of(handle: int, ram: Ram) -> int | None:
     """The one memory region of an engine over `ram`; None if its memory is not exactly that.
 
@@ -141,9 +144,7 @@ def region_of(handle: int, ram: Ram) -> int | None:
     address = binding.symbol_address("find_memory_mapping" + layout.SUFFIX)
     if address is None or ctypes.c_uint64.from_address(handle + layout.UC_MEMORY_MAPPING).value != address:
         return None
-    find: Callable[[int, int], int | None] = ctypes.CFUNCTYPE(
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64
-    )(address)
+    find: Callable[[int, int], int | None] = _FIND_REGION_TYPE(address)
     region = find(handle, 0)
     if not region or find(handle, ram.size - 1) != region or find(handle, ram.size):
         return None
