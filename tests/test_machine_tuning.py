@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whole machines on tuned engines and on plain ones: the same run, exit for exit; and both in one process."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from conftest import Capture
+
+from pyhv.cpu.tuning import gate
+from pyhv.domain import DomainConfig
+from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.loader.elf import load_image
+from pyhv.machine import Machine, MachineConfig
+from pyhv.observe.digest import Digest
+
+PAGES = 4096
+SECOND = 1_000_000_000
+VCPUS = {"smp32": 4}
+PEERS = {"ping": ("ping", "pong")}
+GUESTS = [name for name in BUILTIN if name != "pong"]
+
+
+def run(*names: str, tuned: bool) -> str:
+    """Run built-in guests in virtual time: the digest of all their exits, the outcome, their consoles."""
+    machine = Machine(MachineConfig(PAGES * len(names), virtual_time=True, seed=1, tuned=tuned))
+    digest = Digest()
+    machine.observe(digest)
+    consoles = []
+    try:
+        for name in names:
+            consoles.append(Capture())
+            config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
+            domain = machine.create(load_image(build_builtin(name), name), config, console=consoles[-1])
+            assert domain.engine.tuned == tuned
+        machine.introduce_peers()
+        outcome = machine.run(timeout_ns=20 * SECOND)
+        return f"{digest.summary()}{outcome}\n" + "".join(console.text for console in consoles)
+    finally:
+        machine.close()
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_the_same_run_tuned_and_plain(name: str) -> None:
+    names = PEERS.get(name, (name,))
+    assert run(*names, tuned=True) == run(*names, tuned=False)
+
+
+def test_machines_in_two_threads() -> None:
+    """One tuned, one plain, at the same time and again: each computes what it computes alone."""
+    names = ("usermode", "pages32", "ticker")
+    alone = run(*names, tuned=True)
+    seen: dict[tuple[bool, int], str] = {}
+
+    def work(tuned: bool, number: int) -> Callable[[], None]:
+        def body() -> None:
+            seen[tuned, number] = run(*names, tuned=tuned)
+
+        return body
+
+    for turn in range(2):
+        threads = [threading.Thread(target=work(tuned, turn)) for tuned in (True, False)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == {(tuned, turn): alone for tuned in (True, False) for turn in range(2)}
+
+
+def test_the_variable_makes_machines_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gate.SWITCH, "0")
+    monkeypatch.setattr("pyhv.machine.tuning", lambda: gate.make_tuning(()))
+    machine = Machine(MachineConfig(PAGES))
+    domain = machine.create(
+        load_image(build_builtin("hello"), "hello"), DomainConfig("hello", PAGES), console=Capture()
+    )
+    assert not domain.engine.tuned
+    machine.close()
