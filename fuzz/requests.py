@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fuzz.grammar import Grammar
 from fuzz.world import DOMID_SELF, FLAT_RING1_CS, FLAT_RING1_DS
-from pyhv.abi import shared, structs
+from pyhv.abi import physdev, shared, structs
 from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Memory, Mmuext, Sched, VcpuOp
 from pyhv.address import MASK32
@@ -382,13 +382,13 @@ def physdev_op(g: Grammar) -> Arguments:
     """IOPL and I/O bitmap."""
     if g.source.chance(128):
         return 6, g.guest.put(struct.pack("<I", g.source.below(5)))
-    request = ask(structs.PhysdevSetIobitmap, bitmap=g.va(), nr_ports=g.source.pick((0, 1024, 65536, 65537)))
+    request = ask(physdev.PhysdevSetIobitmap, bitmap=g.va(), nr_ports=g.source.pick((0, 1024, 65536, 65537)))
     return g.source.pick((7, 7, 7, 8)), _store(g, request)
 
 
 def physdev_op_compat(g: Grammar) -> Arguments:
     """Command and arguments in one structure."""
-    return (g.guest.put(struct.pack("<IIQI", g.source.pick((6, 7, 1)), 0, g.source.below(5), g.source.u8())),)
+    return (g.guest.put(struct.pack("<IIQQ", g.source.pick((6, 7, 1)), 0, g.source.below(5), g.source.u8())),)
 
 
 def multicall(g: Grammar) -> Arguments:

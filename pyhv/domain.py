@@ -10,6 +10,7 @@ Nothing here decides anything about an exit; that is `traps/` and `hypercalls/`.
 """
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pyhv.abi.hypercall_page import hypercall_page
@@ -25,6 +26,7 @@ from pyhv.abi.shared import (
 from pyhv.address import Mfn
 from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
+from pyhv.errors import XenError
 from pyhv.events.channels import DEFAULT_MAX_PORT, EventChannels
 from pyhv.events.delivery import TwoLevel
 from pyhv.events.timers import PeriodicTimer
@@ -198,7 +200,8 @@ class Vcpu:
         )
         ram.d[at >> 2] = (version + 1) & 0xFFFF_FFFF
         if self.time_area:
-            self.domain.memory.write(self.time_area, bytes(ram.raw[at : at + 32]))
+            with suppress(XenError):  # an area that is not mapped now is written another time
+                self.domain.memory.write(self.time_area, bytes(ram.raw[at : at + 32]))
 
 
 @dataclass(slots=True)

@@ -31,11 +31,11 @@ from pyhv.cpu.selftest import self_test
 from pyhv.cpu.tsc import host_tsc
 from pyhv.cpu.tuning.gate import tuning
 from pyhv.domain import Domain, DomainConfig, Vcpu
-from pyhv.errors import ConfigError, GuestCrash, XenError
+from pyhv.errors import ConfigError, GuestCrash
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import Unshared
 from pyhv.events.timers import TimerQueue
-from pyhv.hypercalls.vcpu import runstate_record
+from pyhv.hypercalls.vcpu import write_runstate
 from pyhv.loader.image import KernelImage
 from pyhv.mmu.audit import audit
 from pyhv.mmu.frames import FrameTable
@@ -484,13 +484,9 @@ class Machine:
             self.scheduler.sleep(vcpu, end)
 
     def _write_areas(self, vcpu: Vcpu, now: int) -> None:
-        """Refresh what the guest reads of its time and runstate; unmapped areas are left for later."""
-        try:
-            vcpu.update_time()
-            if vcpu.runstate_area:
-                vcpu.domain.memory.write(vcpu.runstate_area, runstate_record(vcpu, now))
-        except XenError:
-            return
+        """Refresh what the guest reads of its time and runstate."""
+        vcpu.update_time()
+        write_runstate(vcpu, now)
 
     def _expire(self, now: int) -> None:
         """Let due timers fire."""

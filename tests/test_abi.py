@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from pyhv.abi import numbers, shared, structs, x86
+from pyhv.abi import numbers, physdev, shared, structs, x86
 from pyhv.abi.errno import Errno
 from pyhv.abi.hypercall_page import HYPERCALL_PAGE32, HYPERCALL_PAGE64, hypercall_page
 from pyhv.abi.layout import AbiStruct
@@ -57,7 +57,7 @@ PUBLISHED = {
         40,
         "domid 0 pad 2 nr_vnodes 4 nr_vcpus 8 nr_vmemranges 12 vdistance 16 vcpu_to_vnode 24 vmemrange 32",
     ),
-    "AcquireResource": (32, 32, "domid 0 type 2 id 4 nr_frames 8 pad 12 frame 16 frame_list 24"),
+    "AcquireResource": (32, 28, "domid 0 type 2 id 4 nr_frames 8 pad 12 frame 16 frame_list 24"),
     "GnttabQuerySize": (16, 16, "dom 0 nr_frames 4 max_nr_frames 8 status 12"),
     "GnttabSetVersion": (4, 4, "version 0"),
     "GnttabGetVersion": (8, 8, "dom 0 version 4"),
@@ -89,18 +89,36 @@ PUBLISHED = {
     "VcpuSetSingleshotTimer": (16, 12, "timeout_abs_ns 0 flags 8"),
     "VcpuRegisterVcpuInfo": (16, 16, "mfn 0 offset 8 rsvd 12"),
     "VcpuRunstateInfo": (48, 44, "state 0 state_entry_time 8/4 time0 16/12 time3 40/36"),
-    "CallbackUnregister": (2, 2, "type 0"),
+    "CallbackUnregister": (4, 4, "type 0 unused 2"),
     "CallbackRegisterCompat": (12, 12, "type 0 flags 2 cs 4 eip 8"),
     "TrapInfo": (16, 8, "vector 0 flags 1 cs 2 address 8/4"),
     "PhysdevSetIopl": (4, 4, "iopl 0"),
     "PhysdevSetIobitmap": (16, 8, "bitmap 0 nr_ports 8/4"),
+    "PhysdevIrq": (8, 8, "irq 0 vector 4"),
+    "PhysdevEoi": (4, 4, "irq 0"),
+    "PhysdevApic": (16, 12, "apic_physbase 0 reg 8/4 value 12/8"),
+    "PhysdevMapPirq": (40, 36, "domid 0 type 4 index 8 pirq 12 bus 16 devfn 20 entry_nr 24 table_base 32/28"),
+    "PhysdevUnmapPirq": (8, 8, "domid 0 pirq 4"),
+    "PhysdevSetupGsi": (8, 8, "gsi 0 triggering 4 polarity 5"),
+    "PhysdevManagePci": (2, 2, "bus 0 devfn 1"),
+    "PhysdevManagePciExt": (16, 16, "bus 0 devfn 1 is_extfn 4 is_virtfn 8 physfn_bus 12 physfn_devfn 13"),
+    "PhysdevPciDeviceAdd": (12, 12, "seg 0 bus 2 devfn 3 flags 4 physfn_bus 8 physfn_devfn 9"),
+    "PhysdevPciDevice": (4, 4, "seg 0 bus 2 devfn 3"),
+    "XennmiCallback": (16, 8, "handler_address 0 pad 8/4"),
+    "PhysdevOp": (24, 16, "cmd 0 u 8/4"),
+    "EvtchnOp": (28, 28, "cmd 0 u 4"),
+    "Sysctl": (136, 136, "cmd 0 interface_version 4 u 8"),
+    "PlatformOp": (136, 136, "cmd 0 interface_version 4 u 8"),
+    "Domctl": (144, 144, "cmd 0 interface_version 4 domain 8 u 16"),
+    "RemoteShutdown": (8, 8, "domain_id 0 reason 4"),
+    "VcpuRegisterArea": (8, 4, "address 0"),
     "FeatureInfo": (8, 8, "submap_idx 0 submap 4"),
 }
 ONLY_64_BIT = {"CallbackRegister": (16, "type 0 flags 2 address 8")}
 
 CLASSES = {
     name: value
-    for name, value in vars(structs).items()
+    for name, value in (vars(structs) | vars(physdev)).items()
     if isinstance(value, type) and issubclass(value, AbiStruct) and value is not AbiStruct
 }
 

@@ -12,7 +12,7 @@ from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.machine import Outcome
 
 EPERM, ENOENT, ESRCH, EACCES, EFAULT, EBUSY, EEXIST, EDOM = -1, -2, -3, -13, -14, -16, -17, -33
-EINVAL, ENOSPC, ENOSYS, ENODATA, EOPNOTSUPP = -22, -28, -38, -61, -95
+EINVAL, ENODEV, ENOSPC, ENOSYS, ENODATA, EOPNOTSUPP = -22, -19, -28, -38, -61, -95
 UNMAPPED = 0x7FFF00000000
 DIRTY = b"\xaa" * 4096
 
@@ -103,10 +103,11 @@ def test_refused_calls(guest: Paused, number: int, errno: int) -> None:
 @pytest.mark.parametrize(
     ("number", "words", "errno"),
     [
-        (7, (0x03000000, 9), EACCES), (7, (9, 0x03000000), EPERM),
-        (35, (0x14, 1), EACCES), (35, (0x16, 1), EACCES), (35, (0x15, 1), EPERM),
-        (36, (0x16, 2, 1), EACCES), (36, (0x15, 2, 1), EPERM), (36, (0x15, 2, 0), EPERM),
-        (36, (0x15, 2, 77), ESRCH), (36, (0x15, 2, DOMID_SELF), ESRCH), (36, (0x15, 1, 77), EPERM),
+        (7, (0x03000001, 9), EACCES), (7, (9, 0x03000000), EACCES), (7, (9, 0x03000001), EPERM),
+        (35, (0x15, 1), EACCES), (35, (1, 0x14), EACCES), (35, (1, 0x16), EACCES), (35, (1, 0x15), EPERM),
+        (36, (0x15, 2, 1), EACCES), (36, (2, 0x16, 1), EACCES), (36, (2, 0x15, 1), EPERM),
+        (36, (2, 0x15, 0), EPERM), (36, (2, 0x15, 77), ESRCH), (36, (2, 0x15, DOMID_SELF), ESRCH),
+        (36, (1, 0x15, 77), EPERM), (36, (5, 0x15, 77), EPERM),
     ],
 )  # fmt: skip
 def test_control_calls_look_at_the_version_first(
@@ -120,15 +121,16 @@ def test_control_calls_look_at_the_version_first(
     ("command", "errno"),
     [
         (4, 0), (5, EINVAL), (8, EPERM), (9, EPERM), (10, EPERM), (12, EINVAL), (13, EPERM), (14, EPERM),
-        (15, EPERM), (16, EPERM), (19, EPERM), (20, EPERM), (21, EPERM), (24, EPERM), (25, EPERM),
-        (26, EPERM), (27, EPERM), (30, EPERM), (31, EPERM), (17, ENOSYS), (28, ENOSYS), (23, ENOSYS),
+        (15, EPERM), (16, EPERM), (19, ENODEV), (20, EPERM), (21, EPERM), (24, EPERM), (25, EPERM),
+        (26, EPERM), (27, ENODEV), (30, EPERM), (31, EPERM), (17, ENOSYS), (28, ENOSYS), (23, ENOSYS),
         (0, ENOSYS), (32, ENOSYS),
     ],
 )  # fmt: skip
 def test_physical_devices_are_others(guest: Paused, command: int, errno: int) -> None:
     at = guest.put(struct.pack("<H", DOMID_SELF).ljust(64, b"\0"))
     assert guest.call(33, command, at) == errno
-    assert guest.call(33, command, UNMAPPED) == (errno if errno in (0, ENOSYS) else EFAULT)
+    unread = errno in (0, ENOSYS) or command == 24
+    assert guest.call(33, command, UNMAPPED) == (errno if unread else EFAULT)
     if command in (13, 14):
         assert guest.call(33, command, guest.put(struct.pack("<H", 77))) == ESRCH
 
@@ -417,6 +419,22 @@ def test_the_old_form_of_event_operations(guest: Paused) -> None:
     assert guest.get(4, 8) == struct.pack("<I", 3)
     assert guest.call(16, guest.put(struct.pack("<IHHI", 6, 77, 0, 0))) == ESRCH
     assert guest.call(16, guest.put(struct.pack("<II", 99, 0))) == ENOSYS
+
+
+@pytest.mark.parametrize("command", range(10, 15))
+def test_event_operations_that_are_younger_than_the_old_form(guest: Paused, command: int) -> None:
+    assert guest.call(16, guest.put(struct.pack("<IH", command, DOMID_SELF).ljust(28, b"\0"))) == ENOSYS
+
+
+@pytest.mark.parametrize(("number", "size"), [(16, 28), (19, 24)])
+def test_old_forms_are_read_whole(guest: Paused, number: int, size: int) -> None:
+    """A structure whose union reaches into a page that is not mapped is EFAULT."""
+    at = guest.page(1) - size
+    guest.put(struct.pack("<IHHI", 6, DOMID_SELF, 0, 0), 0x1000 - size)
+    assert guest.call(14, guest.page(1), 0, 2) == 0
+    assert guest.call(number, at) == 0
+    guest.put(struct.pack("<IHHI", 6, DOMID_SELF, 0, 0), 0x1004 - size)
+    assert guest.call(number, at + 4) == EFAULT
 
 
 # -- memory_op ---------------------------------------------------------------------------------------------

@@ -67,6 +67,46 @@ def test_runstate_area(guest: Paused) -> None:
     assert guest.call(24, 5, 0, UNMAPPED) == EFAULT
 
 
+def test_areas_of_another_vcpu_are_written_at_once(guest: Paused) -> None:
+    assert guest.call(24, 5, 1, guest.put(struct.pack("<Q", guest.page(2)))) == 0
+    assert struct.unpack_from("<i", guest.get(48, 0x2000)) == (State.OFFLINE,)
+    assert guest.call(24, 13, 1, guest.put(struct.pack("<Q", guest.page(3)))) == 0
+    assert guest.get(32, 0x3000) != bytes(32)
+
+
+def test_an_area_that_is_not_mapped_does_not_stop_the_other() -> None:
+    """The time of a process may be unmapped while the kernel's runstate is not."""
+    passes(
+        f"""
+    mov rax, {UNMAPPED:#x}
+    mov [rip + area], rax
+    lea rdx, [rip + area]
+    mov edi, 13                                 # VCPUOP_register_vcpu_time_memory_area
+    xor esi, esi
+    hypercall vcpu_op
+    must_succeed "the time"
+    lea rax, [rip + runstate]
+    mov [rip + area], rax
+    lea rdx, [rip + area]
+    mov edi, 5                                  # VCPUOP_register_runstate_memory_area
+    xor esi, esi
+    hypercall vcpu_op
+    must_succeed "the runstate"
+    mov rbx, [rip + runstate + 16]              # ns spent running
+    xor edi, edi
+    xor esi, esi
+    hypercall sched_op
+    cmp rbx, [rip + runstate + 16]
+    check b, "the runstate is an old one"
+    succeed
+.data
+.balign 8
+area: .quad 0
+runstate: .zero 48
+"""
+    )
+
+
 def test_timers(guest: Paused) -> None:
     def periodic(period: int) -> int:
         return guest.call(24, 6, 0, guest.put(struct.pack("<Q", period)))

@@ -569,6 +569,60 @@ def test_pointers_that_lead_nowhere(guest: Paused32, pointer: int) -> None:
     assert guest.hypercall(MULTICALL, pointer, 1) == 0xFFFFFFF2
 
 
+STRUCTURES = {
+    "set_trap_table": (0, (-8,), 8),
+    "multicall": (13, (-32, 1), 32),
+    "mmuext_op": (26, (-12, 1, 0, DOMID_SELF), 12),
+    "machphys_mapping": (12, (12, -12), 12),
+    "memory_map": (12, (9, -8), 8),
+    "acquire_resource": (12, (28, -28), 28),
+    "setup_table": (20, (2, -16, 1), 16),
+    "get_status_frames": (20, (9, -12, 1), 12),
+    "grant copy": (20, (5, -24, 1), 24),
+    "poll": (29, (3, -16), 16),
+    "runstate": (24, (4, 0, -44), 44),
+    "runstate area": (24, (5, 0, -4), 4),
+    "one-shot timer": (24, (8, 0, -12), 12),
+    "time area": (24, (13, 0, -4), 4),
+    "callback_op": (30, (0, -12), 12),
+    "nmi_op": (28, (0, -8), 8),
+    "set_iobitmap": (33, (7, -8), 8),
+    "apic_read": (33, (8, -12), 12),
+    "map_pirq": (33, (13, -36), 36),
+    "physdev_op_compat": (19, (-16,), 16),
+    "event_channel_op_compat": (16, (-28,), 28),
+    "platform_op": (7, (-136,), 136),
+    "sysctl": (35, (-136,), 136),
+    "domctl": (36, (-144,), 144),
+}
+"""Hypercall, its arguments, and the size of the structure at the argument that is minus that size."""
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures_have_the_size_that_the_guest_gives_them(guest: Paused32, name: str) -> None:
+    """One that ends with the last mapped page can be read; one that ends a word later cannot."""
+    number, arguments, size = STRUCTURES[name]
+    assert guest.call(UPDATE_VA_MAPPING, guest.page(8), 0, 0, 2) == 0
+    guest.put(bytes(4096), 0x7000)
+
+    def at(end: int) -> int:
+        words = [end - size if argument == -size else argument for argument in arguments]
+        return guest.hypercall(number, *words)
+
+    assert at(guest.page(8)) != 0xFFFFFFF2
+    assert at(guest.page(8) + 4) == 0xFFFFFFF2
+
+
+@pytest.mark.parametrize(("command", "size"), [(5, 44), (13, 32)])
+def test_areas_are_registered_with_32_bits_of_address(guest: Paused32, command: int, size: int) -> None:
+    """The structure is a union with a 64-bit word, whose upper half a 32-bit kernel need not set."""
+    at = guest.put(struct.pack("<II", guest.page(2), 0x5EADBEEF))
+    assert guest.hypercall(24, command, 0, at) == 0
+    assert guest.get(size, 0x2000) != bytes(size)
+    assert guest.get(8, 0x2000 + size) == bytes(8)
+    assert guest.hypercall(24, command, 0, guest.put(struct.pack("<I", 0xF5800000))) == 0xFFFFFFF2
+
+
 def test_a_long_call_is_made_again_with_what_is_left(guest: Paused32) -> None:
     """EIP goes back over INT 0x82, and the arguments are words again."""
     entry = guest.entry(guest.page(3))

@@ -25,6 +25,10 @@ pointer = Annotated[int, "Q", "I", 8, 4]
 char32 = Annotated[bytes, "32s", "32s", 1, 1]
 char1024 = Annotated[bytes, "1024s", "1024s", 1, 1]
 """C arrays of characters; shorter text is followed by NULs."""
+control_union = Annotated[bytes, "128s", "128s", 8, 8]
+evtchn_union = Annotated[bytes, "24s", "24s", 4, 4]
+physdev_union = Annotated[bytes, "16s", "12s", 8, 4]
+"""Unions of commands' structures, as large and as aligned as their largest and most aligned members."""
 u16_after_struct = Annotated[int, "H", "H", 8, 4]
 """A `uint16_t` behind a nested structure that holds an `unsigned long`, and so ends in padding."""
 

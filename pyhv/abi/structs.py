@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Argument structures of the hypercalls, as the public headers (`xen.h`, `memory.h`, `event_channel.h`,
-`grant_table.h`, `sched.h`, `vcpu.h`, `callback.h`, `physdev.h`, `version.h`) lay them out.
+`grant_table.h`, `sched.h`, `vcpu.h`, `callback.h`, `version.h`, `nmi.h`, `sysctl.h`, `domctl.h`,
+`platform.h`) lay them out; those of physdev_op are in `physdev.py`.
 
 `shared_info` and `vcpu_guest_context` are large and touched field by field: their offsets are named
 constants in `shared.py`.
@@ -10,6 +11,8 @@ from pyhv.abi.layout import (
     AbiStruct,
     char32,
     char1024,
+    control_union,
+    evtchn_union,
     pointer,
     s16,
     s32,
@@ -186,7 +189,7 @@ class AcquireResource(AbiStruct):
     id: u32
     nr_frames: u32
     pad: u32
-    frame: u64_aligned
+    frame: u64
     frame_list: pointer
 
 
@@ -457,19 +460,62 @@ class CallbackUnregister(AbiStruct):
     """`callback_unregister`."""
 
     type: u16
+    unused: u16
 
 
-class PhysdevSetIopl(AbiStruct):
-    """`physdev_set_iopl`."""
+class XennmiCallback(AbiStruct):
+    """`xennmi_callback`."""
 
-    iopl: u32
+    handler_address: ulong
+    pad: ulong
 
 
-class PhysdevSetIobitmap(AbiStruct):
-    """`physdev_set_iobitmap`."""
+class EvtchnOp(AbiStruct):
+    """`evtchn_op`: the old hypercall's form, a command and its structure."""
 
-    bitmap: pointer
-    nr_ports: u32
+    cmd: u32
+    u: evtchn_union
+
+
+class Sysctl(AbiStruct):
+    """`xen_sysctl`: a command, the version of the interface, and what the command says."""
+
+    cmd: u32
+    interface_version: u32
+    u: control_union
+
+
+class PlatformOp(AbiStruct):
+    """`xen_platform_op`: a command, the version of the interface, and what the command says."""
+
+    cmd: u32
+    interface_version: u32
+    u: control_union
+
+
+class Domctl(AbiStruct):
+    """`xen_domctl`: a command, the version of the interface, the domain, and what the command says."""
+
+    cmd: u32
+    interface_version: u32
+    domain: u16
+    u: control_union
+
+
+class RemoteShutdown(AbiStruct):
+    """`sched_remote_shutdown`: a domain and a SHUTDOWN reason."""
+
+    domain_id: u16
+    reason: u32
+
+
+class VcpuRegisterArea(AbiStruct):
+    """`vcpu_register_runstate_memory_area` and `vcpu_register_time_memory_area`: an address.
+
+    It stands in a union with a 64-bit word, of which Xen reads no more than the caller's pointer.
+    """
+
+    address: pointer
 
 
 class FeatureInfo(AbiStruct):

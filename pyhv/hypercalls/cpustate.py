@@ -5,7 +5,13 @@ segment bases (public headers `xen.h`, `callback.h`, `nmi.h`).
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import CALLBACKF_MASK_EVENTS, Assist, Callback
-from pyhv.abi.structs import CallbackRegister, CallbackRegisterCompat, CallbackUnregister, TrapInfo
+from pyhv.abi.structs import (
+    CallbackRegister,
+    CallbackRegisterCompat,
+    CallbackUnregister,
+    TrapInfo,
+    XennmiCallback,
+)
 from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, FLAT_RING1_CS, Vector
 from pyhv.address import Mfn, is_canonical
 from pyhv.domain import NO_TRAP, CallbackEntry, Domain, Vcpu
@@ -249,7 +255,7 @@ def _register_callback(vcpu: Vcpu, kind: int, flags: int, selector: int, address
 def nmi_op(call: Call, command: int, argument: int) -> int:
     """Register (0) or unregister (1) the NMI callback."""
     if command == 0:
-        address = call.read_word(argument)
+        address = call.read(XennmiCallback, argument).handler_address
         if not is_canonical(address):
             raise XenError(Errno.EINVAL, f"NMI callback at {address:#x}")
         _set_nmi(call.vcpu, address, FLAT_RING1_CS)

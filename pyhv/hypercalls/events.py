@@ -13,6 +13,7 @@ from pyhv.abi.structs import (
     EvtchnBindVirq,
     EvtchnExpandArray,
     EvtchnInitControl,
+    EvtchnOp,
     EvtchnPort,
     EvtchnReset,
     EvtchnSetPriority,
@@ -39,8 +40,11 @@ def event_channel_op(call: Call, command: int, argument: int) -> int:
 
 @hypercall(16, "event_channel_op_compat", "operation:ptr")
 def event_channel_op_compat(call: Call, operation: int) -> int:
-    """The old form: command and arguments in one structure."""
-    return event_channel_op(call, call.memory.read_u32(operation), operation + 4)
+    """The old form: command and arguments in one structure. Commands younger than it are ENOSYS."""
+    command = call.read(EvtchnOp, operation).cmd
+    if command > Evtchn.UNMASK:
+        raise XenError(Errno.ENOSYS, f"event_channel_op_compat {command}")
+    return event_channel_op(call, command, operation + EvtchnOp.layout(call.width).offsets["u"])
 
 
 @_commands.command(Evtchn.ALLOC_UNBOUND)
@@ -83,7 +87,7 @@ def _close(call: Call, argument: int) -> None:
 
 @_commands.command(Evtchn.SEND)
 def _send(call: Call, argument: int) -> None:
-    call.domain.events.send(call.memory.read_u32(argument))
+    call.domain.events.send(call.read(EvtchnPort, argument).port)
 
 
 @_commands.command(Evtchn.STATUS)
@@ -108,7 +112,7 @@ def _bind_vcpu(call: Call, argument: int) -> None:
 
 @_commands.command(Evtchn.UNMASK)
 def _unmask(call: Call, argument: int) -> None:
-    call.domain.events.unmask(call.memory.read_u32(argument))
+    call.domain.events.unmask(call.read(EvtchnPort, argument).port)
 
 
 @_commands.command(Evtchn.RESET)

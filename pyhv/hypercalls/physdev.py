@@ -2,12 +2,29 @@
 """physdev_op (public header `physdev.h`): I/O privilege, and what a domU without devices is told.
 
 Devices and their interrupts belong to others: the commands about them are refused after their structure has
-been read, as on Xen. The pages of interrupt acknowledgements (pirq_eoi_gmfn) are not offered.
+been read, as on Xen; a machine without devices has none to restore. The pages of interrupt
+acknowledgements (pirq_eoi_gmfn) are not offered.
 """
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import Physdev
-from pyhv.abi.structs import PhysdevSetIobitmap, PhysdevSetIopl
+from pyhv.abi.physdev import (
+    PhysdevApic,
+    PhysdevEoi,
+    PhysdevIrq,
+    PhysdevManagePci,
+    PhysdevManagePciExt,
+    PhysdevMapPirq,
+    PhysdevOp,
+    PhysdevPciDevice,
+    PhysdevPciDeviceAdd,
+    PhysdevSetIobitmap,
+    PhysdevSetIopl,
+    PhysdevSetupGsi,
+    PhysdevUnmapPirq,
+)
+from pyhv.address import guest_may_use
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.memory import existing
@@ -29,7 +46,8 @@ def physdev_op(call: Call, command: int, argument: int) -> int:
 @hypercall(19, "physdev_op_compat", "operation:ptr")
 def physdev_op_compat(call: Call, operation: int) -> int:
     """The old form: command and arguments in one structure."""
-    return physdev_op(call, call.memory.read_u32(operation), operation + call.word)
+    command = call.read(PhysdevOp, operation).cmd
+    return physdev_op(call, command, operation + PhysdevOp.layout(call.width).offsets["u"])
 
 
 @_commands.command(Physdev.SET_IOPL)
@@ -44,8 +62,8 @@ def _set_iopl(call: Call, argument: int) -> int:
 @_commands.command(Physdev.SET_IOBITMAP)
 def _set_iobitmap(call: Call, argument: int) -> int:
     request = call.read(PhysdevSetIobitmap, argument)
-    if request.nr_ports > 65536:
-        raise XenError(Errno.EINVAL, f"I/O bitmap of {request.nr_ports} ports")
+    if request.nr_ports > 65536 or not guest_may_use(request.bitmap, call.width):
+        raise XenError(Errno.EINVAL, f"I/O bitmap of {request.nr_ports} ports at {request.bitmap:#x}")
     call.vcpu.io_bitmap, call.vcpu.io_bitmap_ports = request.bitmap, request.nr_ports
     return 0
 
@@ -55,28 +73,40 @@ def _irq_unmask_notify(_call: Call, _argument: int) -> int:
     return 0
 
 
-def _refused(command: Physdev, size: int, errno: Errno, *, names_domain: bool = False) -> None:
-    """A command that is refused once its structure of `size` bytes has been read. EFAULT, ESRCH."""
+@_commands.command(Physdev.MAP_PIRQ, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
+def _map_pirq(call: Call, argument: int) -> int:
+    existing(call, call.read(PhysdevMapPirq, argument).domid)
+    raise XenError(Errno.EPERM, "map_pirq is for a domain with devices")
+
+
+@_commands.command(Physdev.UNMAP_PIRQ, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
+def _unmap_pirq(call: Call, argument: int) -> int:
+    existing(call, call.read(PhysdevUnmapPirq, argument).domid)
+    raise XenError(Errno.EPERM, "unmap_pirq is for a domain with devices")
+
+
+def _refused(command: Physdev, kind: type[AbiStruct], errno: Errno) -> None:
+    """A command that is refused once its structure has been read. EFAULT."""
 
     @_commands.command(command, Status.REFUSED, errno.name)
     def refuse(call: Call, argument: int) -> int:
-        raw = call.memory.read(argument, size)
-        if names_domain:
-            existing(call, int.from_bytes(raw[:2], "little"))
+        call.read(kind, argument)
         raise XenError(errno, f"{command.name} is for a domain with devices")
 
 
-_refused(Physdev.IRQ_STATUS_QUERY, 8, Errno.EINVAL)
-_refused(Physdev.EOI, 4, Errno.EINVAL)
-_refused(Physdev.APIC_READ, 16, Errno.EPERM)
-_refused(Physdev.APIC_WRITE, 16, Errno.EPERM)
-_refused(Physdev.ALLOC_IRQ_VECTOR, 8, Errno.EPERM)
-_refused(Physdev.MAP_PIRQ, 16, Errno.EPERM, names_domain=True)
-_refused(Physdev.UNMAP_PIRQ, 8, Errno.EPERM, names_domain=True)
-for _command, _size in (
-    (Physdev.MANAGE_PCI_ADD, 2), (Physdev.MANAGE_PCI_REMOVE, 2), (Physdev.MANAGE_PCI_ADD_EXT, 10),
-    (Physdev.RESTORE_MSI, 2), (Physdev.SETUP_GSI, 6), (Physdev.PCI_MMCFG_RESERVED, 16),
-    (Physdev.PCI_DEVICE_ADD, 12), (Physdev.PCI_DEVICE_REMOVE, 4), (Physdev.RESTORE_MSI_EXT, 4),
-    (Physdev.PREPARE_MSIX, 4), (Physdev.RELEASE_MSIX, 4),
-):  # fmt: skip
-    _refused(_command, _size, Errno.EPERM)
+_refused(Physdev.IRQ_STATUS_QUERY, PhysdevIrq, Errno.EINVAL)
+_refused(Physdev.EOI, PhysdevEoi, Errno.EINVAL)
+_refused(Physdev.APIC_READ, PhysdevApic, Errno.EPERM)
+_refused(Physdev.APIC_WRITE, PhysdevApic, Errno.EPERM)
+_refused(Physdev.ALLOC_IRQ_VECTOR, PhysdevIrq, Errno.EPERM)
+_refused(Physdev.MANAGE_PCI_ADD, PhysdevManagePci, Errno.EPERM)
+_refused(Physdev.MANAGE_PCI_REMOVE, PhysdevManagePci, Errno.EPERM)
+_refused(Physdev.MANAGE_PCI_ADD_EXT, PhysdevManagePciExt, Errno.EPERM)
+_refused(Physdev.RESTORE_MSI, PhysdevManagePci, Errno.ENODEV)
+_refused(Physdev.SETUP_GSI, PhysdevSetupGsi, Errno.EPERM)
+_refused(Physdev.PCI_DEVICE_ADD, PhysdevPciDeviceAdd, Errno.EPERM)
+_refused(Physdev.PCI_DEVICE_REMOVE, PhysdevPciDevice, Errno.EPERM)
+_refused(Physdev.RESTORE_MSI_EXT, PhysdevPciDevice, Errno.ENODEV)
+_refused(Physdev.PREPARE_MSIX, PhysdevPciDevice, Errno.EPERM)
+_refused(Physdev.RELEASE_MSIX, PhysdevPciDevice, Errno.EPERM)
+_commands.refuse({Physdev.PCI_MMCFG_RESERVED: Errno.EPERM})

@@ -5,18 +5,17 @@ This Xen is one without HVM, profiling, Argo and XSM, with verbose console outpu
 others. The control calls look at their structure before they look at the caller, as Xen's do.
 """
 
-import struct
-
 from pyhv.abi.errno import Errno
+from pyhv.abi.structs import Domctl, PlatformOp, Sysctl
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Status, hypercall
 
 _CONSOLE_WRITE = 0
 _CONSOLE_CHUNK = 4096
-_SYSCTL_VERSION, _DOMCTL_VERSION, _PLATFORM_VERSION = 0x15, 0x15, 0x0300_0000
-_SYSCTL_SIZE, _DOMCTL_SIZE, _PLATFORM_SIZE = 136, 144, 136
-_DOMCTL_CREATE = 1
+_SYSCTL_VERSION, _DOMCTL_VERSION, _PLATFORM_VERSION = 0x15, 0x15, 0x0300_0001
+_DOMCTL_WITHOUT_DOMAIN = frozenset({1, 5})
+"""Of createdomain and getdomaininfo the domain need not exist."""
 
 
 @hypercall(18, "console_io", "command:u32 count:u32 buffer:ptr", note="writes go to the -v log; reads: EPERM")
@@ -34,37 +33,33 @@ def console_io(call: Call, command: int, count: int, buffer: int) -> int:
     return 0
 
 
-def _control(call: Call, operation: int, size: int, version: int, at: int) -> int:
-    """Read a control structure whose word `at`, 0 or 1, is its interface version; returns the other word.
-
-    EFAULT; EACCES: another version.
-    """
-    words = struct.unpack("<2I", call.memory.read(operation, size)[:8])
-    if words[at] != version:
-        raise XenError(Errno.EACCES, f"interface version {words[at]:#x}")
-    return int(words[1 - at])
+def _versioned(operation: Sysctl | Domctl | PlatformOp, version: int) -> None:
+    """EACCES for a structure of another interface version than ours."""
+    if operation.interface_version != version:
+        raise XenError(Errno.EACCES, f"interface version {operation.interface_version:#x}")
 
 
 @hypercall(7, "platform_op", "op:ptr", Status.REFUSED, "EACCES, EPERM")
 def platform_op(call: Call, operation: int) -> int:
     """For the hardware domain."""
-    _control(call, operation, _PLATFORM_SIZE, _PLATFORM_VERSION, 1)
+    _versioned(call.read(PlatformOp, operation), _PLATFORM_VERSION)
     raise XenError(Errno.EPERM, "platform_op is not for a plain domU")
 
 
 @hypercall(35, "sysctl", "op:ptr", Status.REFUSED, "EACCES, EPERM")
 def sysctl(call: Call, operation: int) -> int:
     """For the toolstack."""
-    _control(call, operation, _SYSCTL_SIZE, _SYSCTL_VERSION, 0)
+    _versioned(call.read(Sysctl, operation), _SYSCTL_VERSION)
     raise XenError(Errno.EPERM, "sysctl is not for a plain domU")
 
 
 @hypercall(36, "domctl", "op:ptr", Status.REFUSED, "EACCES, ESRCH, EPERM")
 def domctl(call: Call, operation: int) -> int:
     """For the toolstack."""
-    command = _control(call, operation, _DOMCTL_SIZE, _DOMCTL_VERSION, 0)
-    if command != _DOMCTL_CREATE:
-        call.existing(int.from_bytes(call.memory.read(operation + 8, 2), "little"))
+    request = call.read(Domctl, operation)
+    _versioned(request, _DOMCTL_VERSION)
+    if request.cmd not in _DOMCTL_WITHOUT_DOMAIN:
+        call.existing(request.domain)
     raise XenError(Errno.EPERM, "domctl is not for a plain domU")
 
 

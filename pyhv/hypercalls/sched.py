@@ -3,7 +3,7 @@
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Sched
-from pyhv.abi.structs import SchedPoll, SchedShutdown, SchedWatchdog
+from pyhv.abi.structs import RemoteShutdown, SchedPoll, SchedShutdown, SchedWatchdog
 from pyhv.errors import XenError
 from pyhv.events.timers import set_timer_deadline
 from pyhv.hypercalls.context import Call
@@ -114,7 +114,7 @@ def _watchdog(call: Call, argument: int) -> int:
 
 @_commands.command(Sched.REMOTE_SHUTDOWN, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
 def _remote_shutdown(call: Call, argument: int) -> int:
-    call.existing(int.from_bytes(call.memory.read(argument, 8)[:2], "little"))
+    call.existing(call.read(RemoteShutdown, argument).domain_id)
     raise XenError(Errno.EPERM, "remote_shutdown is for privileged domains")
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """vcpu_op: bring vCPUs up and down, their timers, runstates and shared areas (public header `vcpu.h`)."""
 
-from collections.abc import Callable
+from contextlib import suppress
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Shutdown, VcpuOp
 from pyhv.abi.shared import CONTEXT_LAYOUT
 from pyhv.abi.structs import (
+    VcpuRegisterArea,
     VcpuRegisterVcpuInfo,
     VcpuRunstateInfo,
     VcpuSetPeriodicTimer,
@@ -79,7 +80,7 @@ def _get_runstate(call: Call, vcpu: Vcpu, argument: int) -> int:
 
 
 def _area(call: Call, argument: int) -> int:
-    address = call.memory.read_u64(argument)
+    address = call.read(VcpuRegisterArea, argument).address
     if not guest_may_use(address, call.width):
         raise XenError(Errno.EFAULT, f"area at {address:#x}")
     return address
@@ -88,27 +89,22 @@ def _area(call: Call, argument: int) -> int:
 @_commands.command(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA)
 def _register_runstate(call: Call, vcpu: Vcpu, argument: int) -> int:
     vcpu.runstate_area = _area(call, argument)
-    if vcpu is call.vcpu and vcpu.runstate_area:
-        write_area(
-            call, lambda: call.memory.write(vcpu.runstate_area, runstate_record(vcpu, call.host.now()))
-        )
+    write_runstate(vcpu, call.host.now())
     return 0
+
+
+def write_runstate(vcpu: Vcpu, now: int) -> None:
+    """Write the vCPU's runstate to its area; one that is not mapped now is written another time."""
+    if vcpu.runstate_area:
+        with suppress(XenError):
+            vcpu.domain.memory.write(vcpu.runstate_area, runstate_record(vcpu, now))
 
 
 @_commands.command(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA)
 def _register_time(call: Call, vcpu: Vcpu, argument: int) -> int:
     vcpu.time_area = _area(call, argument)
-    if vcpu is call.vcpu and vcpu.time_area:
-        write_area(call, lambda: vcpu.update_time())
+    vcpu.update_time()
     return 0
-
-
-def write_area(_call: Call, write: Callable[[], None]) -> None:
-    """Write a registered area; one that is not mapped now is written another time."""
-    try:
-        write()
-    except XenError:
-        return
 
 
 @_commands.command(VcpuOp.SET_PERIODIC_TIMER)
@@ -156,7 +152,7 @@ def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     page = FramePage(call.host.physical, mfn)
     bits.relocate(vcpu.number, page, request.offset)
     vcpu.use_info(page, request.offset)
-    write_area(call, lambda: vcpu.update_time())
+    vcpu.update_time()
     call.host.wake(vcpu)
     return 0
 
