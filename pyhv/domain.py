@@ -118,6 +118,8 @@ class Vcpu:
         self.blocked = False
         self.polling: frozenset[int] | None = None
         self.nmi_pending = False
+        self.in_nmi = False
+        """An NMI has been delivered and no iret hypercall made since: the next one waits."""
         self.initial_registers: dict[str, int] = {}
         """What VCPUOP_initialise (or the builder) wants the registers to be at the first run."""
         self.initial_fpu = b""
@@ -171,6 +173,11 @@ class Vcpu:
         """An event is pending and not masked."""
         raw, info = self.domain.ram.raw, self.info
         return raw[info] != 0 and raw[info + 1] == 0
+
+    @property
+    def nmi_deliverable(self) -> bool:
+        """An NMI is pending, and the handler of none is running."""
+        return self.nmi_pending and not self.in_nmi
 
     @property
     def cr2(self) -> int:

@@ -502,6 +502,52 @@ def test_events_interrupt_user_mode(guest: Paused) -> None:
     assert guest.q[v.RSP] == guest.kernel_stack - 56
 
 
+def test_an_nmi_waits_for_the_iret_of_the_one_before(guest: Paused) -> None:
+    """Only the hypercall ends an NMI; IRET itself does not."""
+    guest.vcpu.traps[2] = (guest.handler(2), 0)
+    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.execute("nop") == 2
+    assert guest.call(24, 11, 0, 0) == 0
+    code = "mov rax, rsp; push 0xe02b; push rax; push 0x202; push 0xe033; lea rcx, [rip + 3]; push rcx; iretq"
+    assert guest.execute(code) is None, "the second one waits"
+    assert guest.vcpu.nmi_pending
+    guest.load("nop")
+    guest.iret()
+    assert guest.handled == 2
+    assert not guest.vcpu.nmi_pending
+    guest.iret()
+    assert guest.handled is None
+
+
+def test_an_nmi_comes_before_an_event_and_does_not_mask_it(guest: Paused) -> None:
+    guest.vcpu.traps[2] = (guest.handler(2), 0)
+    raise_event(guest, masked=False)
+    guest.vcpu.nmi_pending = True
+    guest.load("nop")
+    guest.iret()
+    assert guest.handled == EVENT
+    assert guest.frame()["rip"] == guest.handler(2)
+
+
+def test_an_nmi_without_a_handler_is_lost(guest: Paused) -> None:
+    guest.vcpu.traps[2] = (0, 0)
+    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.execute("nop") is None
+    assert not guest.vcpu.nmi_pending
+    guest.vcpu.traps[2] = (guest.handler(2), 0)
+    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.execute("nop") == 2, "none is being handled"
+
+
+def test_an_nmi_to_a_process_enters_the_kernel(guest: Paused) -> None:
+    guest.allow_user_mode()
+    guest.vcpu.traps[2] = (guest.handler(2), 4)
+    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.user("nop", rflags=2) == 2
+    assert guest.frame()["cs"] == 0xE033 | 1 << 32
+    assert guest.q[v.RSP] == guest.kernel_stack - 56
+
+
 def test_an_nmi_ignores_the_event_mask(guest: Paused) -> None:
     guest.vcpu.traps[2] = (guest.handler(2), 4)
     guest.vcpu.upcall_masked = True

@@ -49,7 +49,7 @@ def _yield(call: Call, _argument: int) -> int:
 def _block(call: Call, _argument: int) -> int:
     vcpu = call.vcpu
     vcpu.upcall_masked = False
-    if not vcpu.upcall_pending and not vcpu.nmi_pending:
+    if not vcpu.upcall_pending and not vcpu.nmi_deliverable:
         call.host.block(vcpu)
         call.reschedule = True
     return 0

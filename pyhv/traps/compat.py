@@ -97,6 +97,9 @@ class CompatCpu(GuestCpu):
         callback = self.vcpu.failsafe_callback
         self._enter(callback.selector, callback.address, callback.mask_events, extra=selectors)
 
+    def make_flat(self) -> None:
+        """A hypercall of a 32-bit guest ends with IRET, which brings back its own segments."""
+
     def system_call(self, _length: int) -> None:
         """SYSCALL exists in compatibility mode on AMD's processors only; this one is Intel's."""
         self.raise_exception(Vector.UD)
@@ -104,12 +107,15 @@ class CompatCpu(GuestCpu):
     def system_enter(self) -> None:
         """SYSENTER: where the user was is lost, as on hardware."""
         callback = self.vcpu.sysenter_callback
-        origin = (0, 3, 0, COMPAT_RING3_DS)
+        origin, eflags = (0, 3, 0, COMPAT_RING3_DS), self.flags_of_sysenter()
         if callback.selector & ~3:
-            self._enter(callback.selector, callback.address, callback.mask_events, origin=origin)
+            self._enter(
+                callback.selector, callback.address, callback.mask_events, origin=origin, rflags=eflags
+            )
         else:
             address, flags = self.vcpu.traps[Vector.GP]
-            self._enter(self.vcpu.trap_selectors[Vector.GP], address, bool(flags & 4), 0, origin=origin)
+            selector = self.vcpu.trap_selectors[Vector.GP]
+            self._enter(selector, address, bool(flags & 4), 0, origin=origin, rflags=eflags)
 
     def _enter(
         self,
@@ -211,6 +217,7 @@ class CompatCpu(GuestCpu):
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = eflags >> 12 & 3
         q[RAX] = eax
+        vcpu.in_nmi = False
         if eflags & FLAG_VM:
             self._refuse_vm86(esp, eflags)
             return

@@ -175,6 +175,9 @@ class Breakpoints:
     def trap(self) -> int:
         """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: it is not the guest's."""
         cpu = self._cpu
+        if cpu.swallow_step:
+            cpu.swallow_step = False
+            return 0
         if cpu.unstepped == cpu.bounces:  # the emulator traps before the first instruction after an iret
             cpu.unstepped = -1
             return 0

@@ -150,7 +150,7 @@ class Dispatcher:
             self.engine.stop()
         else:
             raw, info = self._raw, vcpu.info
-            if (raw[info] and not raw[info + 1]) or vcpu.nmi_pending:
+            if (raw[info] and not raw[info + 1]) or (vcpu.nmi_pending and not vcpu.in_nmi):
                 self._deliver_event()
         if cpu.rearrange:
             self._rearrange()
@@ -189,7 +189,7 @@ class Dispatcher:
         vcpu = self.cpu.vcpu
         if vcpu.descriptors_changed:
             self._reload_segments()
-        if vcpu.event_deliverable() or vcpu.nmi_pending:
+        if vcpu.event_deliverable() or vcpu.nmi_deliverable:
             self._deliver_event()
         if self.cpu.rearrange:
             self.breakpoints.entering()
@@ -211,9 +211,9 @@ class Dispatcher:
         return decode.length(privileged.fetch(self.cpu, rip), width) or 2
 
     def syscall(self, length: int) -> None:
-        """SYSCALL: a hypercall from the kernel, a system call from user mode."""
+        """SYSCALL: a hypercall from the kernel, a system call from user mode, undefined in 32-bit code."""
         q = self._q
-        if self.cpu.vcpu.in_kernel and self._wide:
+        if self.cpu.vcpu.in_kernel and self._wide and self._d[v.HFLAGS] & v.HF_CS64:
             number = q[v.RAX] & MASK32
             self._count(ExitKind.HYPERCALL, number)
             try:
@@ -230,13 +230,15 @@ class Dispatcher:
 
     def _hypercall(self, number: int, length: int) -> None:
         """Perform hypercall `number` with the registers' arguments."""
+        q = self._q
         if number == IRET:
             self.hypercalls[IRET] += 1
+            q[v.RCX] = (q[v.RIP] + length) & MASK64
             self.cpu.iret()
             return
-        q = self._q
         q[v.R11] = self.engine.rflags()
         q[v.RIP] = q[v.RCX] = (q[v.RIP] + length) & MASK64
+        self.cpu.make_flat()
         entry = HYPERCALLS[number] if number < 64 else None
         if entry is None:
             self.unknown_hypercalls += 1
@@ -394,7 +396,7 @@ class Dispatcher:
 
     def _invalid_opcode(self) -> None:
         if privileged.forced(self.cpu):
-            self.emulated += 1
+            self._emulated()
         elif privileged.icebp(self.cpu):
             self.cpu.raise_exception(Vector.DB)
         else:

@@ -16,6 +16,7 @@ from pyhv.abi.x86 import (
     ERROR_CODE_VECTORS,
     FLAG_IOPL,
     FLAG_RF,
+    FLAG_TF,
     FLAG_VM,
     FLAT_RING3_CS64,
     FLAT_RING3_DS,
@@ -70,6 +71,8 @@ class GuestCpu(ABC):
         self.unstepped = -1
         """The value of `bounces` when the iret hypercall last set TF: a trap comes before it is due."""
         self.bounces = 0
+        self.swallow_step = False
+        """SYSENTER was executed with TF set: the single step that the emulator reports next is not one."""
 
     # -- what depends on the guest's width ---------------------------------------------------------------
 
@@ -109,6 +112,10 @@ class GuestCpu(ABC):
     @abstractmethod
     def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
         """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
+
+    @abstractmethod
+    def make_flat(self) -> None:
+        """The hypercall that begins will end with SYSRET, which loads CS and SS with Xen's flat segments."""
 
     @abstractmethod
     def system_call(self, length: int) -> None:
@@ -228,6 +235,16 @@ class GuestCpu(ABC):
             rflags |= FLAG_RF
         self.enter_trap(vector, error if vector in ERROR_CODE_VECTORS else None, rflags)
 
+    def flags_of_sysenter(self) -> int:
+        """RFLAGS that SYSENTER leaves to the hypervisor.
+
+        TF is among them; the hypervisor's entry takes it away before it can trap. The emulator traps all the
+        same, once, behind the instruction, when the guest's kernel has been entered: that trap is nobody's.
+        """
+        rflags = self.engine.rflags()
+        self.swallow_step = bool(rflags & FLAG_TF)
+        return rflags
+
     @staticmethod
     def unhandled(vector: int, error: int | None) -> GuestCrash:
         """The end of a guest that has no handler for an exception."""
@@ -241,11 +258,12 @@ class GuestCpu(ABC):
         self.raise_exception(Vector.PF, error)
 
     def deliver_event(self) -> None:
-        """Call the event callback if an unmasked event is pending."""
+        """Enter the handlers of what is due: an NMI, which an event's frame may then lie upon, and events."""
         vcpu = self.vcpu
-        if vcpu.nmi_pending:
+        if vcpu.nmi_deliverable:
             vcpu.nmi_pending = False
             if self.has_handler(Vector.NMI):
+                vcpu.in_nmi = True
                 self.enter_trap(Vector.NMI)
         if vcpu.event_deliverable():
             self.enter_callback(vcpu.event_callback)

@@ -28,11 +28,12 @@ from pyhv.abi.x86 import (
     FLAG_RF,
     FLAG_TF,
     FLAG_VM,
+    FLAT_RING3_CS32,
     FLAT_RING3_CS64,
     FLAT_RING3_DS,
     Vector,
 )
-from pyhv.address import MASK32, PAGE_SIZE, is_canonical
+from pyhv.address import MASK32, MASK64, PAGE_SIZE, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import R11, RAX, RCX, RIP, RSP
 from pyhv.domain import CallbackEntry
@@ -51,6 +52,8 @@ _CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
 _CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
 _GS_BASE = v.SEG_BASE[v.GS]
 _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
+
+_SYSCALL_LENGTH = 2
 
 _MOST_PAIRS = 1024
 """(CS, SS) pairs that are remembered decoded."""
@@ -221,25 +224,29 @@ class LongModeCpu(GuestCpu):
 
     def system_call(self, length: int) -> None:
         """SYSCALL executed in user mode: enter the syscall callback."""
-        vcpu, vmcb = self.vcpu, self.vmcb
-        callback = vcpu.syscall_callback
-        if callback.address == 0 or not vmcb.d[v.HFLAGS] & v.HF_CS64:
-            self.raise_exception(Vector.UD, restart=False)
+        if not self._d[v.HFLAGS] & v.HF_CS64:  # on Intel's processors the instruction itself is undefined
+            self.raise_exception(Vector.UD)
             return
-        q = self._q
-        q[RIP] = q[RCX] = (q[RIP] + length) & (1 << 64) - 1
+        callback, q = self.vcpu.syscall_callback, self._q
+        q[RIP] = q[RCX] = (q[RIP] + length) & MASK64
         q[R11] = rflags = self.engine.rflags()
-        self.bounce(callback.address, callback.mask_events, flat=True, rflags=rflags)
+        if callback.address:
+            self.bounce(callback.address, callback.mask_events, flat=True, rflags=rflags)
+        else:
+            q[RIP] = (q[RIP] - _SYSCALL_LENGTH) & MASK64
+            self.make_flat()
+            self.raise_exception(Vector.UD, restart=False)
 
     def system_enter(self) -> None:
         """SYSENTER: the user's RIP and RSP are lost, as on hardware."""
         callback = self.vcpu.sysenter_callback
         frame = (0, 3, 0, FLAT_RING3_DS)
+        rflags = self.flags_of_sysenter()
         if callback.address:
-            self.bounce(callback.address, callback.mask_events, frame=frame)
+            self.bounce(callback.address, callback.mask_events, frame=frame, rflags=rflags)
         else:
             address, flags = self.vcpu.traps[Vector.GP]
-            self.bounce(address, bool(flags & 4), 0, frame=frame)
+            self.bounce(address, bool(flags & 4), 0, frame=frame, rflags=rflags)
 
     # -- out of the kernel -------------------------------------------------------------------------------
 
@@ -262,22 +269,50 @@ class LongModeCpu(GuestCpu):
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
+        raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
+        vcpu.in_nmi = False
+        q[RSP], q[RAX] = rsp, rax
+        cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
+        if flags & VGCF_IN_SYSCALL and is_canonical(rip):
+            self._sysret(rip, live, cs, ss)
+            return
+        q[RIP] = rip
+        q[RCX], q[R11] = (rip, live) if flags & VGCF_IN_SYSCALL else (rcx, r11)
         if not self.stepping:
             live &= ~FLAG_RF  # it would only make the emulator translate the code once more
-        if live & FLAG_TF and not flags & VGCF_IN_SYSCALL:
+        if live & FLAG_TF:
             self.unstepped = self.bounces
-        q[RIP], q[RSP], q[RAX] = rip, rsp, rax
-        if flags & VGCF_IN_SYSCALL:
-            q[RCX], q[R11] = rip, live
-        else:
-            q[RCX], q[R11] = rcx, r11
-        raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
         self.vmcb.set_rflags(live)
-        fault = self._load_return_segments((cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF)
+        fault = self._load_return_segments(cs, ss)
         if fault is None and not is_canonical(rip):
             fault = 0
         if fault is not None:
-            self.raise_exception(self._return_fault(fault, (cs | 3) & 0xFFFF), fault, restart=False)
+            self.raise_exception(self._return_fault(fault, cs), fault, restart=False)
+
+    def make_flat(self) -> None:
+        """Load CS and SS as SYSRET does: with Xen's flat segments, whatever they were."""
+        d = self._d
+        if d[_CS_SEL] != FLAT_RING3_CS64 or d[_SS_SEL] != FLAT_RING3_DS:
+            self._load_return_segments(FLAT_RING3_CS64, FLAT_RING3_DS)
+
+    def _sysret(self, rip: int, rflags: int, cs: int, ss: int) -> None:
+        """The iret hypercall of a system call, which ends with SYSRET.
+
+        That loads flat segments, leaves RIP and RFLAGS in RCX and R11, and cannot set RF. Events that are
+        due come before it: their frame still has the selectors that were asked for, and the RCX and R11 with
+        which the hypercall was entered.
+        """
+        vcpu, q, d = self.vcpu, self._q, self._d
+        self._load_return_segments(
+            FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_DS
+        )
+        if vcpu.event_deliverable() or vcpu.nmi_deliverable:
+            d[_CS_SEL], d[_SS_SEL] = cs, ss
+            q[R11] = self.engine.rflags()
+        else:
+            q[RCX], q[R11] = rip, rflags
+        q[RIP] = rip & MASK32 if cs == FLAT_RING3_CS32 else rip
+        self.vmcb.set_rflags(rflags & ~FLAG_RF)
 
     def load_return_segments(self, cs: int, ss: int) -> None:
         """Load CS and SS as a return to the guest does; #GP at the target if one cannot be."""
