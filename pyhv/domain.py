@@ -285,6 +285,8 @@ class Domain:
         self.suspender: Vcpu | None = None
         """The vCPU whose call suspended the domain, and waits for its result."""
         self.crash_cause: str | None = None
+        self.halted = False
+        """It never shut down: its last vCPU went down, which Xen takes for a power-off."""
         self.dying = False
         self.vcpus = [Vcpu(self, n) for n in range(config.vcpus)]
         self.bits = TwoLevel(self.shared_info, config.vcpus, width)

@@ -21,6 +21,8 @@ class ExitCode(enum.IntEnum):
     CRASH = 6
     DEADLOCK = 7
     BUG = 8
+    ENDED = 9
+    """The guest has ended, but not by powering off: a reboot, a suspension, a soft reset."""
     TIMEOUT = 124
     INTERRUPTED = 130
 

@@ -350,6 +350,16 @@ class Machine:
         elif domain.suspended:
             self._suspend(domain)
 
+    def halt_domain(self, domain: Domain) -> None:
+        """The domain's last vCPU has gone down: to Xen a power-off, but hardly ever one that was meant.
+
+        Linux goes down that way when it halts with interrupts disabled, so after an early panic.
+        """
+        if domain.alive:
+            domain.halted = True
+            self._report(domain, "it halted for good: its last vCPU went down, and it never shut down")
+            self.end_domain(domain, Shutdown.POWEROFF)
+
     def _suspend(self, domain: Domain) -> None:
         """All vCPUs stop. Events and timers still come; they are seen after `resume`."""
         self.wirings[domain.domid].console_event()

@@ -4,6 +4,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,12 @@ class TestBoundary:
             result = run(name, "--help")
             assert result.exit_code == 0
             assert "Examples:" in result.stdout
+
+    def test_help_names_every_exit_code(self, run):
+        text = run("boot", "--help").stdout
+        for code in ExitCode:
+            assert re.search(rf"^ +{code.value} ", text, re.M), code
+        assert "standard output has gone" in text
 
     def test_help_is_light(self):
         """Nothing that takes long to import is imported for help."""
@@ -235,7 +242,34 @@ spin:
     xor esp, esp
     ud2
 """,
+    "halt": """
+    mov edi, 2                                  # VCPUOP_down of the only vCPU
+    xor esi, esi
+    hypercall vcpu_op
+""",
+} | {
+    f"end{reason}": f"""
+    push {reason}
+    mov edi, 2                                  # SCHEDOP_shutdown
+    mov rsi, rsp
+    hypercall sched_op
+"""
+    for reason in (0, 1, 2, 3, 4, 5, 77)
 }
+WRITE = """
+    xor edi, edi                                # CONSOLEIO_write
+    mov esi, 15
+    lea rdx, [rip + words]
+    hypercall console_io
+.data
+words:
+    .ascii "BUG at"
+    .byte 0x1b
+    .ascii "[1m top\\n"
+.text
+"""
+for name in ("crash", "halt", "end0", "end1", "spin", "deadlock"):
+    SOURCES[f"early-{name}"] = WRITE + SOURCES[name]
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +298,45 @@ class TestBadEnds:
         assert result.stderr.startswith("pyhv: Domain 1 (crash) crashed at ")
         assert "ud2" in result.stderr
         assert "hypercall_page+" in result.stderr  # a symbol
+
+    @pytest.mark.parametrize(
+        ("reason", "code", "said"),
+        [
+            (0, ExitCode.OK, ""),
+            (1, ExitCode.ENDED, "pyhv: end1 asked for a reboot, which ended its run\n"),
+            (2, ExitCode.ENDED, "pyhv: end2 has suspended itself, and nobody is there to resume it\n"),
+            (3, ExitCode.CRASH, "the guest reported a crash"),
+            (4, ExitCode.CRASH, "pyhv: end4 crashed: it said so itself\n"),
+            (5, ExitCode.ENDED, "pyhv: end5 asked for a soft reset, which ended its run\n"),
+            (77, ExitCode.FAILURE, "pyhv: end77 ended itself: reason 77, which is none of Xen's\n"),
+        ],
+    )
+    def test_only_a_power_off_is_a_success(self, run, kernels, reason, code, said):
+        result = run("boot", kernels[f"end{reason}"], "--memory", 16)
+        assert result.exit_code == code
+        assert said in result.stderr if said else result.stderr == ""
+
+    def test_a_kernel_that_halts_for_good_has_not_powered_off(self, run, kernels):
+        """Its last vCPU goes down, as Linux' does after an early panic; Xen ends the domain for that."""
+        result = run("boot", kernels["halt"], "--memory", 16)
+        assert result.exit_code == ExitCode.CRASH
+        assert "halted for good: its last vCPU went down" in result.stderr
+        assert "hypercall_page+" in result.stderr
+
+    @pytest.mark.parametrize("name", ["crash", "halt", "end1", "spin", "deadlock"])
+    def test_the_last_words_on_the_hypervisors_console(self, run, kernels, name):
+        """All that there is of a kernel that dies before it has a console; they cannot steer the terminal."""
+        path = kernels[f"early-{name}"]
+        arguments = ("boot", path, "--memory", 16, "--virtual-time", "--timeout", 0.01)
+        result = run(*arguments)
+        assert result.exit_code != ExitCode.OK
+        words = f"pyhv: last lines of early-{name} on the hypervisor's console:\n  BUG at\\x1b[1m top\n"
+        assert result.stderr.endswith(words)
+        assert run(*arguments, "-v").stderr.count("BUG at") == 1, "-v has shown them already"
+
+    def test_a_guest_that_powers_off_needs_no_last_words(self, run, kernels):
+        result = run("boot", kernels["early-end0"], "--memory", 16)
+        assert (result.exit_code, result.stderr) == (ExitCode.OK, "")
 
     def test_deadlock(self, run, kernels):
         result = run("boot", kernels["deadlock"], "--memory", 16, "--virtual-time", "--timeout", 5)

@@ -96,7 +96,8 @@ def test_a_line_is_reported_once_even_if_its_end_comes_later():
 
 def test_the_order_of_severity():
     order = [
-        ExitCode.OK, ExitCode.SKIP, ExitCode.TIMEOUT, ExitCode.DEADLOCK, ExitCode.FAILURE, ExitCode.CRASH,
+        ExitCode.OK, ExitCode.SKIP, ExitCode.ENDED, ExitCode.TIMEOUT, ExitCode.DEADLOCK,
+        ExitCode.FAILURE, ExitCode.CRASH,
     ]  # fmt: skip
     for (i, a), (j, b) in itertools.product(enumerate(order), repeat=2):
         assert worst([a, b]) is order[max(i, j)]

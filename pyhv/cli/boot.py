@@ -37,17 +37,19 @@ Examples:
   echo 'uname -a; exit' | pyhv boot debian --timeout 60
 
 \b
-Exit codes, the gravest guest deciding (6 before 5 before 7 before 124 before 3):
-  0    all guests powered off, or asked for a reboot
+Exit codes, the gravest guest deciding (6 before 5 before 7 before 124 before 9 before 3):
+  0    all guests powered off
   2    the command line is wrong
   3    a guest reported SKIP
   4    the image, the configuration or the environment is wrong
   5    a guest reported a failure
-  6    a guest crashed
+  6    a guest crashed, or halted without powering off
   7    deadlock: all guests wait, and nothing is due
   8    a bug of pyhv
+  9    a guest ended otherwise: it rebooted or suspended itself
   124  the time budget is spent
-  130  Ctrl-] or Ctrl-C (143: SIGTERM, 129: SIGHUP)
+  130  Ctrl-] or Ctrl-C (143: SIGTERM, 129: SIGHUP), or the reader of
+       standard output has gone
 """
 
 

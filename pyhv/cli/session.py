@@ -23,7 +23,7 @@ import click
 from pyhv.abi.numbers import Shutdown
 from pyhv.cli import consoles, terminal
 from pyhv.cli.messages import say
-from pyhv.cli.verdict import Convention, Report, Watcher, readable, worst
+from pyhv.cli.verdict import OTHER_ENDS, Convention, Report, Watcher, readable, worst
 from pyhv.domain import Domain, DomainConfig
 from pyhv.errors import ExitCode
 from pyhv.loader.image import KernelImage
@@ -86,10 +86,15 @@ class Session:
     plan: Plan
     machine: Machine
     seats: list[Seat] = field(default_factory=list)
+    hypervisor_console: "HypervisorConsole" = field(init=False)
     left: bool = False
     """The person, or the reader of the output, has gone."""
     signal: int = 0
     real_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self.hypervisor_console = HypervisorConsole(shown=self.plan.verbose)
+        self.machine.debug_sink = self.hypervisor_console.output
 
     def run(self) -> Outcome:
         """Run until the machine has an outcome; the terminal is restored whatever happens."""
@@ -160,38 +165,43 @@ class Session:
         if outcome is Outcome.DEADLOCK:
             say(f"deadlock: {running} wait for events, and nothing is left that could cause one")
             codes.append(ExitCode.DEADLOCK)
-            codes += [self._reported(seat) for seat in self.seats if seat.domain.alive]
+            codes += [self._unfinished(seat) for seat in self.seats if seat.domain.alive]
         elif outcome is Outcome.TIMEOUT:
             say(f"the time budget is spent; still running: {running}")
             codes.append(ExitCode.TIMEOUT)
-            codes += [self._reported(seat) for seat in self.seats if seat.domain.alive]
+            codes += [self._unfinished(seat) for seat in self.seats if seat.domain.alive]
         return worst(codes)
 
     def _judge(self, seat: Seat) -> ExitCode:
-        """One guest that has ended."""
+        """One guest that has ended. Only one that powered off can have succeeded."""
         domain = seat.domain
         reason = domain.shutdown_reason
-        if reason in (Shutdown.CRASH, Shutdown.WATCHDOG):
+        if reason in (Shutdown.CRASH, Shutdown.WATCHDOG) or domain.halted:
             self._tell_crash(seat)
             return ExitCode.CRASH
-        if reason == Shutdown.REBOOT:
-            say(f"{domain.name} asked for a reboot, which ended its run")
-        elif reason not in list(Shutdown):
+        code = ExitCode.OK
+        if reason == Shutdown.POWEROFF:
+            if self.plan.verbose:
+                say(f"{domain.name} powered off")
+        elif reason in list(Shutdown):
+            say(f"{domain.name} {OTHER_ENDS[Shutdown(reason)]}")
+            code = ExitCode.ENDED
+        else:
             say(f"{domain.name} ended itself: reason {reason}, which is none of Xen's")
-            return ExitCode.FAILURE
-        elif reason != Shutdown.POWEROFF:
-            say(f"{domain.name} ended itself: {Shutdown(reason).name.lower()}")
-        elif self.plan.verbose:
-            say(f"{domain.name} powered off")
+            code = ExitCode.FAILURE
         convention = seat.watcher.convention
-        code = convention.code()
-        if code is not ExitCode.OK:
+        verdict = convention.code()
+        if verdict is not ExitCode.OK:
             reason_text = f": {convention.reason}" if convention.reason else ""
             say(f"{domain.name} {convention.report.value}{reason_text}")
+        code = worst([code, verdict])
+        if code is not ExitCode.OK:
+            self._tell_last_words(seat)
         return code
 
-    def _reported(self, seat: Seat) -> ExitCode:
+    def _unfinished(self, seat: Seat) -> ExitCode:
         """One guest that has not ended but may have reported a failure already."""
+        self._tell_last_words(seat)
         convention = seat.watcher.convention
         if convention.report is not Report.FAILURE:
             return ExitCode.OK
@@ -207,10 +217,22 @@ class Session:
             say(f"{domain.name} crashed: {cause}")
             for line in tail if self.plan.console == "none" else []:
                 click.echo(f"  {readable(line)}", err=True)
-            return
-        from pyhv.observe import crash
+        else:
+            from pyhv.observe import crash
 
-        say(crash.render(report, seat.guest.image.symbols, tail).rstrip("\n"))
+            say(crash.render(report, seat.guest.image.symbols, tail).rstrip("\n"))
+        self._tell_last_words(seat)
+
+    def _tell_last_words(self, seat: Seat) -> None:
+        """What a guest that did not end well has last written to the hypervisor's console.
+
+        A kernel that dies before it has a console of its own says why there, if anywhere.
+        """
+        lines = self.hypervisor_console.tail(seat.domain, TAIL_LINES)
+        if lines and not self.plan.verbose:  # else all of it has been shown
+            say(f"last lines of {seat.domain.name} on the hypervisor's console:")
+            for line in lines:
+                click.echo(f"  {readable(line)}", err=True)
 
 
 def run(plan: Plan) -> int:
@@ -229,8 +251,6 @@ def run(plan: Plan) -> int:
             )
         )
         stack.callback(machine.close)
-        if plan.verbose:
-            machine.debug_sink = _DebugConsoles().output
         digest, trace = Digest(), None
         if digest_file is not None:
             machine.observe(digest)
@@ -287,19 +307,29 @@ def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:
     return Seat(guest, domain, watcher, tail, prefixed)
 
 
-class _DebugConsoles:
-    """What guests write to the hypervisor's own console (console_io), on standard error, line by line."""
+class HypervisorConsole:
+    """What guests write to the hypervisor's own console (console_io): remembered at its end, and shown, line
+    by line, on standard error."""
 
-    def __init__(self) -> None:
-        self._target = consoles.Stream(sys.stderr.buffer, "standard error")
+    def __init__(self, *, shown: bool) -> None:
+        self._target = consoles.Stream(sys.stderr.buffer, "standard error") if shown else None
         self._lines: dict[int, consoles.Prefixed] = {}
+        self._tails: dict[int, consoles.Tail] = {}
 
     def output(self, domain: Domain, text: bytes) -> None:
         """More text from `domain`."""
+        self._tails.setdefault(domain.domid, consoles.Tail()).output(text)
+        if self._target is None:
+            return
         lines = self._lines.get(domain.domid)
         if lines is None:
             lines = self._lines[domain.domid] = consoles.Prefixed(self._target, f"{domain.name} (console_io)")
         lines.output(text)
+
+    def tail(self, domain: Domain, count: int) -> list[bytes]:
+        """Up to `count` last lines of `domain`."""
+        found = self._tails.get(domain.domid)
+        return [] if found is None else found.lines(count)
 
 
 def _output(path: Path | None, what: str, stack: ExitStack) -> consoles.Stream | None:

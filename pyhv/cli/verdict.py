@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import Protocol
 
+from pyhv.abi.numbers import Shutdown
 from pyhv.errors import ExitCode
 
 MAX_LINE = 1024
@@ -40,6 +41,7 @@ _CODES = {
 _SEVERITY = (
     ExitCode.OK,
     ExitCode.SKIP,
+    ExitCode.ENDED,
     ExitCode.TIMEOUT,
     ExitCode.DEADLOCK,
     ExitCode.FAILURE,
@@ -50,6 +52,14 @@ _SEVERITY = (
 A crash outweighs a reported failure, as it was not even able to report; a failure outweighs a deadlock or a
 timeout, because it says more about the cause.
 """
+
+
+OTHER_ENDS = {
+    Shutdown.REBOOT: "asked for a reboot, which ended its run",
+    Shutdown.SUSPEND: "has suspended itself, and nobody is there to resume it",
+    Shutdown.SOFT_RESET: "asked for a soft reset, which ended its run",
+}
+"""What is said of guests that ended neither by powering off nor by crashing."""
 
 
 def worst(codes: Iterable[ExitCode]) -> ExitCode:

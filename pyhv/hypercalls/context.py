@@ -93,6 +93,9 @@ class Host(Protocol):
     def end_domain(self, domain: Domain, reason: int) -> None:
         """The domain has shut down."""
 
+    def halt_domain(self, domain: Domain) -> None:
+        """The domain's last vCPU has gone down."""
+
     def set_timer(self, vcpu: Vcpu, deadline: int) -> None:
         """Arm the one-shot timer (ns), 0 disarms."""
 

@@ -4,7 +4,7 @@
 from contextlib import suppress
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Shutdown, VcpuOp
+from pyhv.abi.numbers import VcpuOp
 from pyhv.abi.shared import CONTEXT_LAYOUT
 from pyhv.abi.structs import (
     VcpuRegisterArea,
@@ -54,7 +54,7 @@ def _up(call: Call, vcpu: Vcpu, _argument: int) -> int:
 @_commands.command(VcpuOp.DOWN)
 def _down(call: Call, vcpu: Vcpu, _argument: int) -> int:
     if not any(other.online for other in call.domain.vcpus if other is not vcpu):
-        call.host.end_domain(call.domain, Shutdown.POWEROFF)
+        call.host.halt_domain(call.domain)
         call.reschedule = True
         return 0
     if vcpu.online:
