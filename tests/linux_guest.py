@@ -74,7 +74,7 @@ class Width(enum.Enum):
     """What a program is compiled for, and what it needs of gcc."""
 
     BITS64 = ()
-    BITS32 = ("-m32", "-no-pie")
+    BITS32 = ("-m32", "-no-pie", "-msse2")
 
     def __str__(self) -> str:
         return "64" if self is Width.BITS64 else "32"
