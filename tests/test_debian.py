@@ -101,16 +101,17 @@ def test_from_files_with_piped_input(files: debian.DebianFiles) -> None:
 
 
 def test_virtual_time_repeats_to_the_byte(files: debian.DebianFiles, tmp_path: Path) -> None:
+    """Also on an emulator whose hot paths are as they were."""
     outputs = []
-    for name in ("first", "second"):
+    for name, more in (("first", []), ("second", []), ("plain", ["--no-engine-tuning"])):
         digest = tmp_path / name
         command = [PYHV, "boot", "debian", "--append", "w=boot", "--virtual-time", "--seed", "1"]
-        command += ["--digest", str(digest), "--console", "stdio"]
+        command += ["--digest", str(digest), "--console", "stdio", *more]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
         outputs.append((done.stdout, digest.read_text()))
     assert b"PYHV-INIT-OK" in outputs[0][0]
-    assert outputs[0] == outputs[1]
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_two_vcpus(files: debian.DebianFiles) -> None:

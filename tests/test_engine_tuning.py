@@ -179,7 +179,7 @@ def test_no_proof_holds_without_its_patch(name: str) -> None:
     """On an engine as the library made it; `walks` changes how fast and not what."""
     (one,) = (one for one in PATCHES if one.name == name)
     with Trial() as trial:
-        if name in ("page walks", "stops"):
+        if name in ("page walks", "stop checks"):
             one.proof(trial)
         else:
             with pytest.raises(BrokenPromise):

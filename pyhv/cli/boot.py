@@ -136,6 +136,12 @@ def _file() -> click.Path:
     "--count", type=click.IntRange(1, 1000), default=1, metavar="N", help="Boot each image N times."
 )
 @kernel_options
+@click.option(
+    "--engine-tuning/--no-engine-tuning",
+    default=True,
+    help="Change the emulator's hot paths where that is proven to be right, or leave it as it is.",
+    show_default=True,
+)
 @click.option("--stats", is_flag=True, help="End with a table of times and counts.")
 @click.option("--trace", type=_file(), metavar="FILE", help="Write every exit as a line of JSON.")
 @click.option("--verdict", type=click.Choice(["xtf"]), help="Read the guests' result: Xen Test Framework.")
@@ -158,6 +164,7 @@ def boot(
     count: int,
     flavour: str | None,
     suite: str | None,
+    engine_tuning: bool,
     stats: bool,
     trace: Path | None,
     verdict: str | None,
@@ -213,6 +220,7 @@ def boot(
         seed=seed,
         virtual_time=virtual_time,
         timeout_ns=None if timeout is None else round(timeout * NANOSECONDS),
+        tuned=engine_tuning,
         console=console,
         stats=stats,
         digest=digest,

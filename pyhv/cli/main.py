@@ -13,6 +13,7 @@ import click
 from pyhv import __version__
 from pyhv.cli.boot import boot
 from pyhv.cli.build import build
+from pyhv.cli.doctor import doctor
 from pyhv.cli.fetch import fetch
 from pyhv.cli.inspect import inspect
 from pyhv.cli.messages import VERBOSE, say
@@ -24,6 +25,7 @@ Examples:
   pyhv boot debian            Debian's stock kernel, with a shell
   pyhv inspect vmlinuz        can this kernel boot?
   pyhv build mine.S -o mine.img && pyhv boot mine.img
+  pyhv doctor                 does it run here, and what is in effect?
 """
 
 
@@ -71,6 +73,7 @@ main.add_command(boot)
 main.add_command(inspect)
 main.add_command(build)
 main.add_command(fetch)
+main.add_command(doctor)
 
 if __name__ == "__main__":
     main()

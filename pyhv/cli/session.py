@@ -54,6 +54,7 @@ class Plan:
     scheduler: str = "credit"
     seed: int = 0
     virtual_time: bool = False
+    tuned: bool = True
     timeout_ns: int | None = None
     console: str = "stdio"
     stats: bool = False
@@ -248,6 +249,7 @@ def run(plan: Plan) -> int:
                 virtual_time=plan.virtual_time,
                 seed=plan.seed,
                 measure=plan.stats,
+                tuned=plan.tuned,
             )
         )
         stack.callback(machine.close)

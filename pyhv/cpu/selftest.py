@@ -8,10 +8,12 @@ volume 3, chapters 4 to 6) or, for SYSCALL and the stop, with what `engine.py` w
 """
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.host import executable_memory_refused
 from pyhv.cpu.probe import REMEDY
 from pyhv.cpu.trial import DATA, L1, LANDING, NO_EXECUTE, READ_ONLY, BrokenPromise, Trial
 from pyhv.errors import EngineError, GuestCrash
@@ -81,7 +83,7 @@ def _flags(trial: Trial) -> None:
         trial.expect("flags are set", trial.ram.q[DATA << 9] == wanted and low_byte == wanted & 0xFF)
 
 
-def _stops(trial: Trial) -> None:
+def check_stops(trial: Trial) -> None:
     """Stopping executes nothing twice: neither when the byte budget is spent nor when asked at any moment."""
     engine, q, data = trial.engine, trial.ram.q, DATA << 9
     q[data] = 0
@@ -112,15 +114,27 @@ def _stops(trial: Trial) -> None:
     trial.expect("a stopped guest goes on", trial.go() == ("invalid opcode", end, 0) and q[data] == 1)
 
 
+CHECKS: Final[Mapping[str, Callable[[Trial], None]]] = {
+    "page faults, privileges": _faults,
+    "calls and ports": _calls,
+    "flags": _flags,
+    "stops": check_stops,
+}
+"""What is tried, in this order; each raises BrokenPromise."""
+
+
 @functools.cache
 def self_test() -> None:
     """Check the crucial behaviour of the installed emulator, once per process.
 
     EngineError with what is wrong and what to install if it is not the emulator that pyhv knows.
     """
+    refused = executable_memory_refused()
+    if refused:
+        raise EngineError(refused)
     try:
         with Trial() as trial:
-            for check in (_faults, _calls, _flags, _stops):
+            for check in CHECKS.values():
                 check(trial)
     except BrokenPromise as broken:
         raise EngineError(

@@ -13,6 +13,7 @@ and branch are three.
 
 from typing import Final
 
+from pyhv.cpu.selftest import check_stops
 from pyhv.cpu.trial import DATA, Trial
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.form import OF_TCG, Patch, Stub, Word, find_block
@@ -95,6 +96,7 @@ def _proof(trial: Trial) -> None:
     with Trial() as plain:
         expected = [_stopped_at(plain, one_operation) for one_operation in (_FITS, _FITS + 1)]
     found = [_stopped_at(trial, one_operation) for one_operation in (_FITS, _FITS + 1)]
+    check_stops(trial)
     trial.expect("a stop is felt at the start of a block", all(at == count > 0 for at, count in found))
     trial.expect("the two blocks of the proof end differently", expected[0] != expected[1])
     trial.expect("blocks end where the emulator itself ends them", found == expected)
@@ -113,7 +115,7 @@ def _stopped_at(trial: Trial, one_operation: int) -> tuple[int, int]:
 
 
 STOPS: Final = Patch(
-    name="stops",
+    name="stop checks",
     promise="a block looks for a stop by a load and a branch of its own",
     stubs=(Stub("tcg_gen_callN", _CALL), Stub("tcg_gen_exit_tb", _EXIT)),
     words=(Word("exit_label"),),
