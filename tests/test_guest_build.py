@@ -17,7 +17,7 @@ from pyhv.guests.build import BUILTIN, BUILTIN_32, LOAD_ADDRESS, build, build_bu
 from pyhv.guests.preprocess import parse_string
 from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
-from pyhv.loader.notes import records
+from pyhv.loader.notes import Record, records
 
 GUESTS = ("debug", "fifo", "grants", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
 GUESTS_32 = ("events32", "grants32", "hello32", "pages32", "smp32", "traps32", "usermode32")
@@ -328,6 +328,10 @@ def test_strings() -> None:
 # --- The image ----------------------------------------------------------------------------------------------
 
 
+def told(raw: bytes) -> list[Record]:
+    return [record for record in records(raw, 0, len(raw)) if record is not None]
+
+
 def test_elf_structure(tmp_path: Path) -> None:
     elf = build_text(
         tmp_path,
@@ -343,7 +347,7 @@ def test_elf_structure(tmp_path: Path) -> None:
     assert (data["p_flags"], data["p_filesz"], data["p_memsz"]) == (6, 4096, 8192)
     assert all((s["p_offset"] - s["p_vaddr"]) % 4096 == 0 for s in (text, data))
     (notes,) = elf.iter_segments("PT_NOTE")
-    assert list(records(notes.data(), "guest")) == [
+    assert [(kind, desc) for kind, desc, _ in told(notes.data())] == [
         (8, b"generic\0"),
         (2, (LOAD_ADDRESS + 4096).to_bytes(8, "little")),
         (14, (1).to_bytes(8, "little")),
@@ -370,7 +374,7 @@ def test_elf_structure_of_a_32_bit_kernel(tmp_path: Path) -> None:
     assert (data["p_flags"], data["p_filesz"], data["p_memsz"], data["p_align"]) == (6, 4096, 8192, 4096)
     assert data["p_vaddr"] == data["p_paddr"] == text["p_vaddr"] + text["p_memsz"]
     (notes,) = elf.iter_segments("PT_NOTE")
-    assert list(records(notes.data(), "guest")) == [
+    assert [(kind, desc) for kind, desc, _ in told(notes.data())] == [
         (9, b"yes\0"),
         (2, (LOAD_ADDRESS + 4096).to_bytes(4, "little")),
     ]

@@ -13,7 +13,7 @@ import zstandard
 from elf_maker import bzimage, kernel
 
 from pyhv.errors import ImageError
-from pyhv.loader import bzimage as module
+from pyhv.loader import decompress as module
 from pyhv.loader.bzimage import unpack
 
 ELF = kernel() + bytes(9 << 20)  # more than one step and more than one LZ4 block
@@ -58,6 +58,38 @@ def test_uncompressed() -> None:
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
+def test_compressed_bzimages(compression: str) -> None:
+    inner = bzimage(PACKED["xz"], trailer=struct.pack("<I", len(ELF)))
+    assert unpack(COMPRESS[compression](inner), "k") == (ELF, f"bzImage (xz) in {compression}")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "xz", "bzip2", "lz4", "zstd"])
+@pytest.mark.parametrize("trailer", [b"", struct.pack("<I", len(ELF)), b"\x1f\x8b\x08\0"])
+def test_several_streams(compression: str, trailer: bytes) -> None:
+    cuts = (ELF[:1000], ELF[1000:1001], b"", ELF[1001:])
+    whole = b"".join(COMPRESS[compression](part) for part in cuts if part or compression != "lz4")
+    assert unpack(whole, "k").elf == ELF
+    assert unpack(bzimage(whole, trailer=trailer), "k").elf == ELF
+    with pytest.raises(ImageError, match=r"ends too early|damaged"):
+        unpack(whole[: len(whole) - len(COMPRESS[compression](cuts[-1])) // 2], "k")
+
+
+def test_frames_of_zstd_that_are_to_be_skipped() -> None:
+    skipped = struct.pack("<II", 0x184D2A57, 5) + b"hello"
+    one, other = zstandard.compress(ELF[:5000]), zstandard.compress(ELF[5000:])
+    assert unpack(skipped + one + skipped + skipped + other + skipped, "k").elf == ELF
+
+
+def test_long_windows_of_zstd() -> None:
+    # What `zstd --long=31` writes, whose window is larger than all that there is.
+    options = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    packed = packer.compress(ELF) + packer.flush()
+    assert zstandard.get_frame_parameters(packed).window_size == 1 << 31
+    assert unpack(packed, "k").elf == ELF
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
 def test_truncated_streams(compression: str) -> None:
     whole = PACKED[compression]
     for size in (len(whole) // 2, len(whole) - 9):
@@ -81,6 +113,12 @@ def test_steps_are_bounded() -> None:
         assert max(map(len, pieces)) <= 1 << 20
 
 
+def test_streams_are_counted() -> None:
+    # Each costs a moment, however little it holds.
+    with pytest.raises(ImageError, match="more than 65536 gzip streams"):
+        unpack(gzip.compress(b"") * 70000, "k")
+
+
 def test_content_must_be_an_elf_file() -> None:
     with pytest.raises(ImageError, match="not an ELF file"):
         unpack(gzip.compress(b"hello"), "k")
@@ -96,5 +134,7 @@ def test_damaged_bzimages() -> None:
         unpack(bzimage(PACKED["xz"], version=0x207), "k")
     with pytest.raises(ImageError, match="empty payload"):
         unpack(bzimage(b"", trailer=b""), "k")
+    unmarked = good[:0x1FE] + bytes(2) + good[0x200:]
+    assert unpack(unmarked, "k").elf == ELF
     with pytest.raises(ImageError, match="compressed with LZO"):
         unpack(bzimage(b"\x89LZO\0\r\n\x1a\n"), "k")

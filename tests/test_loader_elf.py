@@ -13,8 +13,11 @@ from elf_maker import (
     BOOTABLE_PAE,
     EM_386,
     EM_AARCH64,
+    EM_X86_64,
     SHT_NOTE,
     SHT_PROGBITS,
+    SHT_STRTAB,
+    SHT_SYMTAB,
     ElfMaker,
     bzimage,
     kernel,
@@ -28,7 +31,7 @@ from hypothesis import strategies as st
 from pyhv.errors import ImageError
 from pyhv.loader.describe import describe
 from pyhv.loader.elf import load_image
-from pyhv.loader.image import Symbol
+from pyhv.loader.image import KernelImage, Symbol
 from pyhv.loader.notes import NoteSource
 
 LINUX_BASE = 0xFFFFFFFF80000000
@@ -86,17 +89,22 @@ def test_guest_section() -> None:
     assert image.hypercall_page == 0x40002000
 
 
-def test_guest_string_without_section() -> None:
+def test_a_guest_string_needs_its_section() -> None:
     data = b"code\0" + GUEST_STRING + bytes(16)
-    image = load_image(ElfMaker(entry=0x40000000).load(0x40000000, data, 0x8000).make(), "k")
-    assert image.notes.source is NoteSource.XEN_GUEST
-    assert image.notes.guest_os == "GNU Mach"
+    assert "no Xen notes" in refused(ElfMaker(entry=0x40000000).load(0x40000000, data, 0x8000).make())
 
 
-def test_segments_without_rights_or_size_are_not_loaded() -> None:
-    elf = ElfMaker().load(0x100000, b"x" * 16).load(0x900000, b"y" * 16, flags=0).load(0, b"", 0)
+def test_segments_without_rights_are_not_loaded() -> None:
+    elf = ElfMaker().load(0x100000, b"x" * 16).load(0x900000, b"y" * 16, flags=0)
     image = load_image(elf.notes(BOOTABLE).make(), "k")
     assert [segment.paddr for segment in image.segments] == [0x100000]
+
+
+def test_segments_without_size_count_for_the_extent() -> None:
+    elf = ElfMaker().load(0x100000, b"x" * 16).load(0x80000, b"", 0).load(0x180000, b"", 0)
+    image = load_image(elf.notes(BOOTABLE).make(), "k")
+    assert (image.kstart, image.kend) == (0x80000, 0x180000)
+    assert "nothing to load" in refused(ElfMaker().load(0x100000, b"", 0).notes(BOOTABLE).make())
 
 
 def test_symbols() -> None:
@@ -108,47 +116,68 @@ def test_symbols() -> None:
     assert [symbol.name for symbol in load_image(hostile.make(), "k").symbols] == ["a\\x1b[2J", "é" * 256]
 
 
-def test_bsd_symtab() -> None:
-    elf = ElfMaker().load(0x100000, b"x" * 16).notes(BOOTABLE + note(11, "yes"))
-    blob = load_image(elf.symbols([("main", 0x100008, 4)]).make(), "k").bsd_symtab
-    (size,) = struct.unpack_from("<I", blob)
-    assert size == len(blob) - 4
-    header = blob[4:]
-    assert header[:4] == b"\x7fELF"
-    (shoff,) = struct.unpack_from("<Q", header, 40)
-    assert struct.unpack_from("<HHH", header, 58) == (64, 3, 0)
-    kinds = []
-    for number in range(3):
-        _, kind, _, _, offset, length, link, *_ = struct.unpack_from(
-            "<IIQQQQIIQQ", header, shoff + number * 64
-        )
-        kinds.append((kind, link))
-        if kind == 3:
-            assert header[offset : offset + length] == b"\0main\0"
-        if kind == 2:
-            assert (offset + 4) % 8 == 0
-            assert struct.unpack_from("<Q", header, offset + 24 + 8) == (0x100008,)
-    assert kinds == [(0, 0), (2, 2), (3, 0)]
+def with_symbols(bits: int, size: int = 16) -> KernelImage:
+    machine, told = (EM_X86_64, BOOTABLE) if bits == 64 else (EM_386, BOOTABLE_PAE)
+    elf = ElfMaker(bits=bits, machine=machine).load(0x100000, b"x" * 16, size).notes(told + note(11, "yes"))
+    return load_image(elf.symbols([("main", 0x100008, 4)]).make(), "k")
 
 
-def test_bsd_symtab_of_32_bit_kernels() -> None:
-    elf = ElfMaker(bits=32, machine=EM_386).load(0x100000, b"x" * 16).notes(BOOTABLE_PAE + note(11, "yes"))
-    image = load_image(elf.symbols([("main", 0x100008, 4)]).make(), "k")
+@pytest.mark.parametrize(("bits", "room"), [(64, 0x140), (32, 0xE8)])
+def test_bsd_symtab(bits: int, room: int) -> None:
+    image = with_symbols(bits)
+    assert (image.symtab_start, image.kend) == (0x100010, 0x100010 + room)
     blob = image.bsd_symtab
-    assert image.alignment == 4
     assert struct.unpack_from("<I", blob) == (len(blob) - 4,)
     header = blob[4:]
-    assert header[:5] == b"\x7fELF\1"
-    (shoff,) = struct.unpack_from("<I", header, 32)
-    assert struct.unpack_from("<HHH", header, 46) == (40, 3, 0)
-    sections = [struct.unpack_from("<10I", header, shoff + number * 40) for number in range(3)]
-    assert [(kind, link) for _, kind, _, _, _, _, link, *_ in sections] == [(0, 0), (2, 2), (3, 0)]
-    symtab, strtab = sections[1], sections[2]
-    assert (symtab[4] + 4) % 4 == 0
-    assert symtab[9] == 16
-    assert struct.unpack_from("<II", header, symtab[4] + 16) == (1, 0x100008)
-    assert header[strtab[4] : strtab[4] + strtab[5]] == b"\0main\0"
-    assert len(blob) % 4 == 0
+    assert header[:5] == b"\x7fELF" + bytes([bits // 32])
+    address, sizes = ("<Q", 52) if bits == 64 else ("<I", 40)
+    assert struct.unpack_from(address, header, 32 if bits == 64 else 28) == (0,)
+    assert struct.unpack_from(address, header, 40 if bits == 64 else 32) == (64,)
+    own = (64, 64) if bits == 64 else (52, 40)
+    assert struct.unpack_from("<HHHHHH", header, sizes) == (own[0], 0, 0, own[1], 3, 0)
+    form = "<IIQQQQIIQQ" if bits == 64 else "<10I"
+    none, symtab, strtab = (struct.unpack_from(form, header, 64 + own[1] * number) for number in range(3))
+    assert symtab[4] >= 256
+    assert not any(none)
+    assert (symtab[1], symtab[6]) == (2, 2)
+    assert (strtab[1], strtab[6]) == (3, 0)
+    assert (symtab[4] + 4) % (bits // 8) == 0
+    value = symtab[4] + (24 + 8 if bits == 64 else 16 + 4)
+    assert struct.unpack_from(address, header, value) == (0x100008,)
+    assert header[strtab[4] :] == b"\0main\0"
+    assert len(header) == strtab[4] + strtab[5]
+
+
+def test_a_32_bit_symtab_takes_more_than_its_room() -> None:
+    image = with_symbols(32)
+    assert image.memory_end == image.symtab_start + len(image.bsd_symtab) > image.kend
+    image = with_symbols(64)
+    assert image.memory_end == image.kend >= image.symtab_start + len(image.bsd_symtab)
+
+
+def test_symbols_that_are_not_there() -> None:
+    def kernel_with(link: int, kind: int = SHT_STRTAB, told: bytes = note(11, "yes")) -> bytes:
+        elf = ElfMaker().load(0x100000, b"x" * 16).notes(BOOTABLE + told)
+        elf.section(".symtab", SHT_SYMTAB, bytes(24), link).section(".strtab", kind, b"\0")
+        return elf.make()
+
+    assert load_image(kernel_with(2), "k").bsd_symtab
+    for data in (kernel_with(0), kernel_with(9), kernel_with(2, SHT_PROGBITS), kernel_with(2, told=b"")):
+        image = load_image(data, "k")
+        assert (image.bsd_symtab, image.kend, image.memory_end) == (b"", 0x100010, 0x100010)
+    for told in (b"", note(11, "yes")):
+        far = bytearray(kernel_with(2, told=told))
+        (shoff,) = struct.unpack_from("<Q", far, 40)
+        struct.pack_into("<Q", far, shoff + 64 + 32, 1 << 20)
+        if told:
+            assert "symbols" in refused(bytes(far))
+        else:
+            assert load_image(bytes(far), "k").symbols == ()
+
+
+def test_the_entry_may_lie_in_the_symtab() -> None:
+    elf = ElfMaker(entry=0x100020).load(0x100000, b"x" * 16).notes(BOOTABLE + note(11, "yes"))
+    assert load_image(elf.symbols([("main", 0x100008, 4)]).make(), "k").entry == 0x100020
 
 
 def test_path(tmp_path: Path) -> None:
@@ -206,7 +235,11 @@ def test_unacceptable_32_bit_kernels() -> None:
     assert "guest's to use" in refused(pae_kernel(high + note32(1, 0xF5900000)))
     wide = BOOTABLE_PAE + note(3, LINUX_BASE) + note(4, 0) + note(1, LINUX_BASE + 0x100000)
     assert "guest's to use" in refused(pae_kernel(wide))
-    assert "HYPERCALL_PAGE" in refused(pae_kernel(BOOTABLE_PAE + note32(2, 0x103000)))
+    assert "HYPERCALL_PAGE" in refused(
+        pae_kernel(
+            BOOTABLE_PAE + note32(3, 0xC0000000) + note32(4, 0) + note32(1, 0xC0100000) + note32(2, 4096)
+        )
+    )
 
 
 def test_other_files() -> None:
@@ -224,15 +257,26 @@ def test_other_files() -> None:
 def test_unacceptable_notes() -> None:
     assert "XEN_VERSION" in refused(kernel(note(8, "generic")))
     assert "'generic'" in refused(kernel(note(5, "xen-3.0") + note(6, "Linux")))
-    assert "'telepathy'" in refused(kernel(BOOTABLE + note(10, "!writable_page_tables|x|!telepathy")))
+    for name in ("telepathy", "mmu_pt_update_preserve_ad", "highmem_assist", "x" * 70, " dom0", ""):
+        assert f"{name[:62]!r}" in refused(kernel(BOOTABLE + note(10, f"!writable_page_tables|x|!{name}")))
+    assert "'!dom0'" in refused(kernel(BOOTABLE + note(10, "x|!dom0|supervisor_mode_kernel")))
+    assert "'auto_translated_physmap'" in refused(kernel(BOOTABLE + note(10, "!auto_translated_physmap")))
+    for name in (
+        "writable_descriptor_tables",
+        "supervisor_mode_kernel",
+        "pae_pgdir_above_4gb",
+        "hvm_callback_vector",
+    ):
+        assert load_image(kernel(BOOTABLE + note(10, f"dom0|!{name}")), "k")
     assert "PADDR_OFFSET" in refused(kernel(BOOTABLE + note(4, 0)))
     assert "entry point" in refused(kernel(BOOTABLE + note(1, 0x103001)))
     assert "below its VIRT_BASE" in refused(kernel(BOOTABLE + note(3, 0x100000) + note(4, 0x200000)))
     assert "page aligned" in refused(kernel(BOOTABLE + note(3, 0x10)))
-    assert "GiB above" in refused(kernel(BOOTABLE + note(3, 0x1000) + note(1, 0x2000), base=1 << 40))
+    assert "GiB above" in refused(kernel(BOOTABLE + note(3, 0x1000) + note(1, 0x2000), base=1 << 43))
+    assert "first of a page" in refused(kernel(base=0x100010))
     assert "guest's to use" in refused(kernel(BOOTABLE + note(3, 0xFFFF800000000000)))
-    assert "HYPERCALL_PAGE" in refused(kernel(BOOTABLE + note(2, 0x103000)))
-    assert "HYPERCALL_PAGE" in refused(kernel(BOOTABLE + note(2, 0x101010)))
+    assert "HYPERCALL_PAGE" in refused(kernel(BOOTABLE + note(2, (1 << 64) - 4096)))
+    assert "HYPERCALL_PAGE" in refused(kernel(BOOTABLE + note(3, 4096) + note(2, 0) + note(1, 0x101000)))
     assert "INIT_P2M" in refused(kernel(BOOTABLE + note(15, 0x101000)))
     assert "INIT_P2M" in refused(
         kernel(BOOTABLE + note(3, LINUX_BASE) + note(1, LINUX_BASE + 0x100000) + note(15, 1 << 63))
@@ -249,14 +293,32 @@ def test_damaged_headers() -> None:
 
     first = 64
     assert "larger in the file" in refused(patched(first + 40, "<Q", 8))
-    assert "damaged" in refused(patched(first + 40, "<Q", 1 << 40))
+    assert "GiB above" in refused(patched(first + 40, "<Q", 1 << 43))
     assert "damaged" in refused(patched(first + 24, "<Q", (1 << 64) - 16))
     assert "truncated" in refused(patched(first + 8, "<Q", 1 << 63))
     assert "program headers" in refused(patched(56, "<H", 0xFFFF))
-    assert "instead of 56" in refused(patched(54, "<H", 32))
-    assert "overlap" in refused(ElfMaker().load(0, b"", 64).load(63, b"", 64).notes(BOOTABLE).make())
-    assert "past the end" in refused(kernel(struct.pack("<III", 4, 1 << 31, 1) + b"Xen\0"))
-    assert "4 or 8" in refused(kernel(note(3, b"abc")))
+    assert "truncated" in refused(patched(54, "<H", 0x8000))
+    heap = ElfMaker(entry=0).load(0, b"", 4096).load(0, b"", 4096)
+    assert load_image(heap.notes(BOOTABLE).make(), "k").kend == 4096
+    assert "on top of each other" in refused(heap.load(0, b"", 1).make())
+
+
+def test_program_headers_may_be_further_apart() -> None:
+    near = ElfMaker(entry=0x100000).load(0x100000, b"x" * 64, 0x3000).notes(BOOTABLE).make()
+    first, second = near[64:120], near[120:176]
+    wide = bytearray(near[:64] + first + bytes(8) + second + near[176:])
+    struct.pack_into("<H", wide, 54, 64)
+    for at, offset in ((64, 184), (128, 248)):
+        struct.pack_into("<Q", wide, at + 8, offset)
+    image = load_image(bytes(wide), "k")
+    assert (image.kstart, image.kend, image.segments[0].data) == (0x100000, 0x103000, b"x" * 64)
+
+
+def test_the_machine_decides_on_the_width() -> None:
+    for bits, machine, width in ((64, EM_386, 32), (32, EM_X86_64, 64)):
+        elf = ElfMaker(bits=bits, machine=machine).load(0x100000, b"x" * 64).notes(BOOTABLE_PAE)
+        image = load_image(elf.make(), "k")
+        assert (image.elf_class, image.width) == (bits, width)
 
 
 ORIGINALS = {

@@ -11,7 +11,7 @@ from pyhv.address import PAGE_SIZE, pages_of
 from pyhv.errors import ConfigError, ImageError
 from pyhv.loader.image import KernelImage, Segment
 from pyhv.loader.layout import Layout, plan
-from pyhv.loader.notes import NoteSource, XenNotes
+from pyhv.loader.notes import NoteSource, Pae, XenNotes
 
 LINUX_BASE = 0xFFFFFFFF80000000
 MIB = 256
@@ -25,7 +25,7 @@ def image(kstart: int, kend: int, virt_base: int | None = None, width: int = 64,
         xen_version="xen-3.0",
         loader="generic",
         virt_base=virt_base,
-        pae_mode="yes" if width == 32 else None,
+        pae=Pae.EXTENDED_CR3 if width == 32 else Pae.NONE,
         **notes,
     )
     machine = "EM_X86_64" if width == 64 else "EM_386"

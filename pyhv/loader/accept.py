@@ -6,12 +6,12 @@ behaviour), plus a few that keep a hostile image from naming addresses outside i
 function of the image; how much memory the domain has is `layout.py`'s concern.
 """
 
-from pyhv.address import PAGE_MASK, PAGE_SIZE, guest_may_use
+from pyhv.address import PAGE_MASK, guest_may_use
 from pyhv.loader.image import KernelImage
-from pyhv.loader.notes import XENFEATURES, NoteSource, Pae
+from pyhv.loader.notes import NoteSource, Pae
 
-MAX_SPAN = 16 << 30
-"""Largest distance in bytes from VIRT_BASE to the image's end; far above any kernel's."""
+MAX_SPAN = 4 << 40
+"""Largest distance in bytes from VIRT_BASE to the image's end: what the largest domain has."""
 
 
 def objections(image: KernelImage) -> list[str]:
@@ -56,11 +56,20 @@ def _identity(image: KernelImage) -> list[str]:
 
 
 def _features(image: KernelImage) -> list[str]:
-    return [
-        f"it requires the feature {wish.name!r}, which Xen's interface does not know"
-        for wish in image.notes.features
-        if wish.required and wish.name not in XENFEATURES
+    wanted = [wish for wish in image.notes.features if wish.required]
+    reasons = [
+        f"it requires the feature {wish.name!r}, which Xen 4.17's builder does not know"
+        for wish in wanted
+        if not wish.known
     ]
+    names = {wish.name for wish in wanted}
+    if "dom0" in names:
+        reasons.append("it requires to be the privileged domain ('!dom0'), and a guest is never that")
+    if "auto_translated_physmap" in names:
+        reasons.append(
+            "it requires the feature 'auto_translated_physmap', which no PV domain has in Xen 4.17 any more"
+        )
+    return reasons
 
 
 def _addresses(image: KernelImage) -> list[str]:
@@ -69,8 +78,12 @@ def _addresses(image: KernelImage) -> list[str]:
         return ["it has a PADDR_OFFSET note but no VIRT_BASE note"]
     if base & PAGE_MASK:
         return [f"its VIRT_BASE {base:#x} is not page aligned"]
+    if kend <= kstart:
+        return ["its segments take no memory, so there is nothing to load"]
     if kstart < base:
         return [f"its first byte, at {kstart:#x}, lies below its VIRT_BASE {base:#x}"]
+    if kstart & PAGE_MASK:
+        return [f"its first byte, at {kstart:#x}, is not the first of a page"]
     if kend - base > MAX_SPAN:
         distance = (kstart if kstart - base > MAX_SPAN else kend) - base
         return [
@@ -83,10 +96,8 @@ def _addresses(image: KernelImage) -> list[str]:
     if not kstart <= image.entry <= kend:
         reasons.append(f"its entry point {image.entry:#x} lies outside the image {kstart:#x}..{kend:#x}")
     page = notes.hypercall_page
-    if page is not None and (page & PAGE_MASK or not base <= page <= kend - PAGE_SIZE):
-        reasons.append(
-            f"its HYPERCALL_PAGE {page:#x} is not a whole page of the image {kstart:#x}..{kend:#x}"
-        )
+    if page is not None and not base <= page < base + MAX_SPAN:
+        reasons.append(f"its HYPERCALL_PAGE {page:#x} lies outside the domain, which begins at {base:#x}")
     p2m = notes.init_p2m
     if p2m is not None:
         if kstart <= p2m < kend:

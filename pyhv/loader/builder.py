@@ -20,8 +20,8 @@ from pyhv.abi.structs import StartInfo
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import ENTRIES, MASK32, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
 from pyhv.errors import ConfigError
-from pyhv.loader.image import KernelImage
-from pyhv.loader.layout import Layout, TableRun, p2m_entry, symtab_start, table_number, top_level
+from pyhv.loader.image import KernelImage, Segment
+from pyhv.loader.layout import Layout, TableRun, p2m_entry, table_number, top_level
 
 SIF_MOD_START_PFN = 1 << 3
 """start_info flag: mod_start is a pfn and the ramdisk is not mapped."""
@@ -39,6 +39,7 @@ PTE_DATA = PTE_P | PTE_RW | PTE_A
 PTE_TABLE_PAGE = PTE_P | PTE_A
 PTE_UPPER = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 
+_CLEAR_STEP = 1 << 20
 _INDEX_BITS = ENTRIES.bit_length() - 1
 
 U64Array = npt.NDArray[np.uint64]
@@ -106,6 +107,9 @@ def build(
 
     info = _start_info(image, layout, p2m, shared_info, store_evtchn, console_evtchn, cmdline, flags)
     guest.write(layout.start_info.pfn, 0, info.pack(layout.width))
+    if image.hypercall_page is not None:  # the last, as it is Xen that writes it: it may lie anywhere
+        page = Pfn((image.hypercall_page - image.virt_base) >> PAGE_SHIFT)
+        guest.write(page, 0, hypercall_page(image.width))
     return BootState(
         entry=image.entry,
         start_info=layout.va_of(layout.start_info.pfn),
@@ -139,16 +143,24 @@ def check_cmdline(cmdline: bytes) -> None:
 
 
 def _write_image(guest: GuestPages, image: KernelImage) -> None:
-    for segment in image.segments:
-        at = segment.paddr - image.paddr_offset
-        guest.write(Pfn(at >> PAGE_SHIFT), at & PAGE_MASK, segment.data)
+    """Load the segments in their order: of two that overlap, the later one's bytes and zeros stay."""
+    for number, segment in enumerate(image.segments):
+        _write_at(guest, segment.paddr - image.paddr_offset, segment.data)
+        _clear(guest, image, segment, image.segments[:number])
     if image.bsd_symtab:
-        at = symtab_start(image) - image.virt_base
-        guest.write(Pfn(at >> PAGE_SHIFT), at & PAGE_MASK, image.bsd_symtab)
-    if image.hypercall_page is not None:
-        guest.write(
-            Pfn((image.hypercall_page - image.virt_base) >> PAGE_SHIFT), 0, hypercall_page(image.width)
-        )
+        _write_at(guest, image.symtab_start - image.virt_base, image.bsd_symtab)
+
+
+def _clear(guest: GuestPages, image: KernelImage, segment: Segment, earlier: tuple[Segment, ...]) -> None:
+    """Write the zeros that end a segment, as far as an earlier one may have left something there."""
+    start = max(segment.paddr + segment.filesz, min((s.paddr for s in earlier), default=0))
+    end = min(segment.paddr + segment.memsz, max((s.paddr + s.filesz for s in earlier), default=0))
+    for at in range(start, end, _CLEAR_STEP):
+        _write_at(guest, at - image.paddr_offset, bytes(min(_CLEAR_STEP, end - at)))
+
+
+def _write_at(guest: GuestPages, at: int, data: bytes) -> None:
+    guest.write(Pfn(at >> PAGE_SHIFT), at & PAGE_MASK, data)
 
 
 def _start_info(

@@ -17,30 +17,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from pyhv.address import PAGE_MASK, Va
+from pyhv.loader.bsdsyms import BsdSymbols
 from pyhv.loader.notes import Pae, XenNotes
 
 MAX_SYMBOL_NAME = 512
 """Longest symbol name, in bytes, that is kept."""
 
-SHT_SYMTAB, SHT_STRTAB = 2, 3
+MAX_SYMBOLS = 256 << 20
+"""Largest symbol or string table, in bytes, whose names are read."""
+
 _STT_NAMED = frozenset({0, 1, 2})  # NOTYPE, OBJECT, FUNC: sections and files have no address of their own
-
-
-class _Form(NamedTuple):
-    """What differs between the ELF classes, for `bsd_symtab`: sizes, field offsets, `struct` formats."""
-
-    ehdr_size: int
-    e_shoff: int
-    e_shentsize: int
-    address: str
-    shdr: str
-    sym_size: int
-
-
-_FORMS = {
-    32: _Form(52, 32, 46, "<I", "<IIIIIIIIII", 16),
-    64: _Form(64, 40, 58, "<Q", "<IIQQQQIIQQ", 24),
-}
 
 
 class Segment(NamedTuple):
@@ -72,7 +58,9 @@ class SymbolTable:
     elf_class: int
 
     def symbols(self) -> tuple[Symbol, ...]:
-        """All named, defined functions, objects and untyped labels, by address."""
+        """All named, defined functions, objects and untyped labels, by address; none of a gigantic table."""
+        if max(len(self.entries), len(self.strings)) > MAX_SYMBOLS:
+            return ()
         found = []
         if self.elf_class == 64:
             raw = ((n, i, x, v, s) for n, i, _, x, v, s in _walk("<IBBHQQ", self.entries))
@@ -105,14 +93,15 @@ class KernelImage:
     e_entry: int
     notes: XenNotes
     symbol_table: SymbolTable | None = field(default=None, repr=False)
-    elf_header: bytes = field(default=b"", repr=False)
+    bsd_symbols: BsdSymbols | None = field(default=None, repr=False)
+    """What a kernel finds behind its image that has asked for BSD_SYMTAB and has a symbol table."""
     file_size: int = 0
     unpacked_size: int = 0
 
     @property
     def width(self) -> int:
-        """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel."""
-        return self.elf_class
+        """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel. The machine decides."""
+        return 64 if self.machine == "EM_X86_64" else 32
 
     @property
     def l3_anywhere(self) -> bool:
@@ -144,12 +133,36 @@ class KernelImage:
 
     @cached_property
     def kend(self) -> Va:
-        """First virtual address behind the image, without a BSD symbol table."""
-        return Va(max(s.paddr + s.memsz for s in self.segments) - self.paddr_offset + self.virt_base)
+        """First virtual address behind the image, with what libelf reserves for a BSD symbol table."""
+        symbols = self.bsd_symbols
+        return self._end if symbols is None else Va(self.symtab_start + symbols.room)
+
+    @property
+    def symtab_start(self) -> Va:
+        """Where the BSD symbol table begins: behind the last segment, aligned for the ELF class."""
+        return Va(self._end + -self._paddr_end % (8 if self.elf_class == 64 else 4))
+
+    @cached_property
+    def bsd_symtab(self) -> bytes:
+        """The BSD symbol table, to be put at `symtab_start`; empty without one."""
+        return b"" if self.bsd_symbols is None else self.bsd_symbols.content(self.symtab_start)
+
+    @property
+    def memory_end(self) -> Va:
+        """First virtual address behind everything that is loaded."""
+        return Va(max(self.kend, self.symtab_start + len(self.bsd_symtab)) if self.bsd_symtab else self.kend)
+
+    @property
+    def _paddr_end(self) -> int:
+        return max(s.paddr + s.memsz for s in self.segments)
+
+    @property
+    def _end(self) -> Va:
+        return Va(self._paddr_end - self.paddr_offset + self.virt_base)
 
     @property
     def hypercall_page(self) -> Va | None:
-        """The page to fill with hypercall stubs, or None if the kernel brings its own."""
+        """An address in the page to fill with hypercall stubs, or None if the kernel brings its own."""
         return None if self.notes.hypercall_page is None else Va(self.notes.hypercall_page)
 
     @property
@@ -177,47 +190,6 @@ class KernelImage:
     def symbols(self) -> tuple[Symbol, ...]:
         """The image's symbols sorted by address; empty if it was stripped."""
         return self.symbol_table.symbols() if self.symbol_table else ()
-
-    @property
-    def alignment(self) -> int:
-        """What the image's class rounds addresses up to: 8 bytes, or 4 in 32 bits."""
-        return self.elf_class // 8
-
-    @cached_property
-    def bsd_symtab(self) -> bytes:
-        """What goes behind an image that asked for BSD_SYMTAB, at `kend` rounded up to `alignment`.
-
-        A u32 with the size of what follows, an ELF header with three sections (null, symtab, strtab) whose
-        offsets count from that header, and the two tables. Empty if it did not ask or has no symbols.
-        """
-        table = self.symbol_table
-        if not self.notes.bsd_symtab or table is None:
-            return b""
-        form = _FORMS[self.elf_class]
-        shdr = struct.Struct(form.shdr)
-        # The header is not aligned (it follows a u32), the tables are.
-        headers = form.ehdr_size + 3 * shdr.size
-        gap = -(headers + 4) % self.alignment
-        entries_at = headers + gap
-        strings_at = entries_at + len(table.entries)
-        symtab = (0, SHT_SYMTAB, 0, 0, entries_at, len(table.entries), 2, 0, self.alignment, form.sym_size)
-        strtab = (0, SHT_STRTAB, 0, 0, strings_at, len(table.strings), 0, 0, 1, 0)
-        header = bytearray(self.elf_header)
-        struct.pack_into(form.address, header, form.e_shoff, form.ehdr_size)
-        struct.pack_into("<HHH", header, form.e_shentsize, shdr.size, 3, 0)
-        body = b"".join(
-            (
-                bytes(header),
-                bytes(shdr.size),
-                shdr.pack(*symtab),
-                shdr.pack(*strtab),
-                bytes(gap),
-                table.entries,
-                table.strings,
-                bytes(-len(table.strings) % self.alignment),
-            )
-        )
-        return struct.pack("<I", len(body)) + body
 
 
 def _walk(form: str, raw: bytes) -> Iterator[tuple[Any, ...]]:

@@ -132,7 +132,23 @@ def plan(image: KernelImage, nr_pages: int, ramdisk_len: int | None = None) -> L
             f"{what} needs at least {_least_mib(image, layout, length)} MiB of memory; "
             f"the domain has {nr_pages / PAGES_PER_MIB:g} MiB"
         )
+    _check_hypercall_page(image, layout)
     return layout
+
+
+def _check_hypercall_page(image: KernelImage, layout: Layout) -> None:
+    """Xen fills any page of the domain with stubs; among page tables that would be the end of them."""
+    page = image.hypercall_page
+    if page is None:
+        return
+    pfn = (page - layout.virt_base) >> PAGE_SHIFT
+    tables = (layout.page_tables, layout.p2m_tables)
+    if pfn >= layout.nr_pages or any(run and run.pfn <= pfn < run.end for run in tables):
+        where = "beyond the end of" if pfn >= layout.nr_pages else "among the page tables in"
+        raise ConfigError(
+            f"{image.name} wants its hypercall page at {page:#x}, which lies {where} a memory of "
+            f"{layout.nr_pages / PAGES_PER_MIB:g} MiB"
+        )
 
 
 def _least_mib(image: KernelImage, layout: Layout, ramdisk_len: int) -> int:
@@ -167,7 +183,7 @@ def _place(image: KernelImage, nr_pages: int, ramdisk_len: int) -> Layout:
     p2m_pages = pages_of(nr_pages * p2m_entry(width))
     at = _Cursor(base)
     at.pfn = Pfn((image.kstart - base) >> PAGE_SHIFT)
-    kernel = at.take("kernel", pages_of(image_end(image) - base) - at.pfn)
+    kernel = at.take("kernel", pages_of(image.memory_end - base) - at.pfn)
     ramdisk = p2m_tables = None
     p2m: Extent
     if ramdisk_len and not image.mod_start_pfn:
@@ -239,16 +255,6 @@ def table_number(va: int, level: int) -> int:
     entry n of the tables of a level is about table n of the level below.
     """
     return (va & _TRANSLATED) >> (PAGE_SHIFT + _INDEX_BITS * level)
-
-
-def symtab_start(image: KernelImage) -> Va:
-    """Where the BSD symbol table goes, if the image asked for one: behind it, aligned for its class."""
-    return Va(image.kend + -image.kend % image.alignment)
-
-
-def image_end(image: KernelImage) -> Va:
-    """The first address behind the image and its BSD symbol table."""
-    return Va(symtab_start(image) + len(image.bsd_symtab)) if image.bsd_symtab else image.kend
 
 
 def _region(base: int, start: int, width: int) -> tuple[int, int]:

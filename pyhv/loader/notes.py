@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a kernel says about itself to Xen: ELF notes named "Xen", or the older `__xen_guest` text.
 
-Specified by Xen's public header `elfnote.h`; the note record's format by the ELF gABI. This module reads
-bytes and returns one typed `XenNotes`. It does not know where in a file the bytes lie (`elf.py` does) nor
+Specified by Xen's public header `elfnote.h`; the note record's format by the ELF gABI; what is made of odd
+records is what Xen's own reader, libelf, makes of them (`tests/test_libxenguest.py` compares). This module
+reads bytes and returns one typed `XenNotes`. It does not know where in a file notes lie (`elf.py` does) nor
 whether what they say makes the image bootable (`accept.py` does).
 
 A note record, all numbers little endian:
 
     +--------+--------+------+----------------------+----------------------+
     | namesz | descsz | type | name, padded to 4    | desc, padded to 4    |
-    | u32    | u32    | u32  | "Xen\\0"              | u32, u64 or string   |
+    | u32    | u32    | u32  | "Xen\\0"              | number or string     |
     +--------+--------+------+----------------------+----------------------+
+
+A number has 1, 2, 4 or 8 bytes; one of another size reads as 0. A string ends at its NUL, wherever that is:
+descsz is not asked.
 """
 
 import enum
@@ -20,13 +24,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pyhv.address import PAGE_SHIFT
-from pyhv.errors import ImageError
+from pyhv.address import MASK32, MASK64, PAGE_SHIFT
 
-MAX_NOTE_BYTES = 64 * 1024
-"""Largest note segment or section that is read; real ones hold a few hundred bytes."""
+MAX_NOTES = 65536
+"""Records that are read of one file, of whatever owner; what follows them is not seen."""
+MAX_STRING = 4096
+"""Longest string in bytes, without its NUL; a longer one counts as not said."""
+MAX_GUEST_STRING = 64 * 1024
+"""Bytes of `__xen_guest` that are read; real ones have a few hundred."""
+UNSET = MASK64
+"""The number that says nothing: libelf cannot tell it from the absence of the note."""
 
-_RECORD = struct.Struct("<III")
+_HEADER = 12
+_FEATURE_PIECE = 63  # libelf reads FEATURES in pieces of at most that many characters
+_KEY, _VALUE = 31, 127  # and __xen_guest in such
 
 
 class Elfnote(enum.IntEnum):
@@ -76,7 +87,20 @@ XENFEATURES = {
     "vcpu_time_phys_area": 19,
     "dm_msix_all_writes": 20,
 }
-"""XENFEAT bit numbers by the names that a FEATURES note uses (public header `features.h`)."""
+"""XENFEAT bit numbers by name (public header `features.h`)."""
+
+BUILDER_FEATURES = frozenset(
+    {
+        "writable_page_tables",
+        "writable_descriptor_tables",
+        "auto_translated_physmap",
+        "supervisor_mode_kernel",
+        "pae_pgdir_above_4gb",
+        "hvm_callback_vector",
+        "dom0",
+    }
+)
+"""The names that a FEATURES note may use; Xen's builder knows no others."""
 
 
 class NoteSource(enum.Enum):
@@ -96,11 +120,25 @@ class Pae(enum.Enum):
     EXTENDED_CR3 = "PAE, its L3 anywhere"
 
 
+class Record(NamedTuple):
+    """One note of owner "Xen"; `desc` are its (first 4096) descsz bytes, none if the file ends in them."""
+
+    kind: int
+    desc: bytes
+    text: bytes | None
+    """What stands there as a string, without its NUL; None if it is too long or the file ends in it."""
+
+
 class FeatureWish(NamedTuple):
     """One name of a FEATURES string; `required` if the kernel put `!` before it."""
 
     name: str
     required: bool
+
+    @property
+    def known(self) -> bool:
+        """Whether Xen's builder knows the name."""
+        return self.name in BUILDER_FEATURES
 
 
 @dataclass(frozen=True)
@@ -118,6 +156,8 @@ class XenNotes:
     guest_version: str | None = None
     loader: str | None = None
     pae_mode: str | None = None
+    pae: Pae = Pae.NONE
+    """What `pae_mode` means; the two formats of notes spell it differently."""
     features: tuple[FeatureWish, ...] = ()
     bsd_symtab: bool = False
     hv_start_low: int | None = None
@@ -132,16 +172,6 @@ class XenNotes:
     unknown: tuple[int, ...] = ()
     """Types of "Xen" notes that `elfnote.h` does not name."""
 
-    @property
-    def pae(self) -> Pae:
-        """What `pae_mode` means; the two formats of notes spell it differently."""
-        told = self.pae_mode or ""
-        if self.source is NoteSource.XEN_GUEST:
-            if told == "yes[extended-cr3]":
-                return Pae.EXTENDED_CR3
-            return Pae.LOW_L3 if told.startswith("yes") else Pae.NONE
-        return Pae.EXTENDED_CR3 if told == "yes" or "bimodal" in told else Pae.NONE
-
 
 _STRINGS = {
     Elfnote.INFO: "info",
@@ -151,7 +181,6 @@ _STRINGS = {
     Elfnote.LOADER: "loader",
     Elfnote.PAE_MODE: "pae_mode",
 }
-_TEXTS = frozenset({*_STRINGS, Elfnote.FEATURES, Elfnote.BSD_SYMTAB})
 _NUMBERS = {
     Elfnote.ENTRY: "entry",
     Elfnote.HYPERCALL_PAGE: "hypercall_page",
@@ -161,106 +190,150 @@ _NUMBERS = {
     Elfnote.SUSPEND_CANCEL: "suspend_cancel",
     Elfnote.INIT_P2M: "init_p2m",
     Elfnote.MOD_START_PFN: "mod_start_pfn",
-    Elfnote.SUPPORTED_FEATURES: "supported_features",
     Elfnote.PHYS32_ENTRY: "phys32_entry",
 }
+_ADDRESSES = frozenset(
+    {
+        Elfnote.ENTRY,
+        Elfnote.HYPERCALL_PAGE,
+        Elfnote.VIRT_BASE,
+        Elfnote.PADDR_OFFSET,
+        Elfnote.HV_START_LOW,
+        Elfnote.INIT_P2M,
+    }
+)
+"""The notes of which `UNSET` is no value."""
 
 
-def records(raw: bytes, name: str) -> Iterator[tuple[int, bytes]]:
-    """Walk the note records in `raw` and yield (type, desc) of those whose name is "Xen".
+def records(data: bytes, at: int, size: int) -> Iterator[Record | None]:
+    """Walk the note records in `data[at : at + size]`: a Record for each of Xen's, None for each other.
 
-    `name` is the file's, for the ImageError raised when a record runs past the end. A last string may claim
-    more bytes than there are if it ends before: PV-GRUB for i386 is built so, and Xen reads up to the NUL.
+    A record may reach past the end of that area, as one of PV-GRUB for i386 does, and a string anywhere.
     """
-    if len(raw) > MAX_NOTE_BYTES:
-        raise ImageError(f"{name}: its ELF notes take {len(raw)} bytes; the file is damaged or hostile")
-    at = 0
-    # Up to three bytes of alignment may follow the last record.
-    while at + _RECORD.size <= len(raw):
-        namesz, descsz, kind = _RECORD.unpack_from(raw, at)
-        desc_at = at + _RECORD.size + _padded(namesz)
-        mine = namesz == 4 and raw[at + _RECORD.size : desc_at] == b"Xen\0"
-        if desc_at + descsz > len(raw):
-            if mine and kind in _TEXTS and b"\0" in raw[desc_at:]:
-                yield kind, raw[desc_at:]
-                return
-            raise ImageError(f"{name}: an ELF note runs past the end of its segment; the file is damaged")
-        if mine:
-            yield kind, raw[desc_at : desc_at + descsz]
-        at = desc_at + _padded(descsz)
+    end = min(at + size, len(data))
+    while at < end:
+        namesz, descsz, kind = (_u32(data, at + 4 * field) for field in range(3))
+        desc = at + _HEADER + _padded(namesz)
+        if data[at + _HEADER : at + _HEADER + 4] == b"Xen\0":
+            whole = desc + descsz <= len(data)
+            raw = data[desc : desc + min(descsz, MAX_STRING)] if whole else b""
+            yield Record(kind, raw, string_at(data, desc))
+        else:
+            yield None
+        at = desc + _padded(descsz)
 
 
-def from_records(found: Iterable[tuple[int, bytes]], source: NoteSource, name: str) -> XenNotes:
-    """Build `XenNotes` from (type, desc) pairs; of two notes of one type the later counts."""
+def string_at(data: bytes, at: int) -> bytes | None:
+    """The string at `at` up to its NUL; None if there is none within `MAX_STRING` bytes."""
+    end = data.find(b"\0", at, at + MAX_STRING + 1)
+    return None if end < 0 else data[at:end]
+
+
+def from_records(found: Iterable[Record], source: NoteSource) -> XenNotes:
+    """Build `XenNotes` from Xen's records. Of two notes of one type the later counts; wishes add up."""
     said: dict[str, Any] = {}
     unknown: list[int] = []
-    for number, desc in found:
+    features: list[FeatureWish] = []
+    for number, desc, text in found:
         try:
             kind = Elfnote(number)
         except ValueError:
             unknown.append(number)
             continue
-        if kind in _STRINGS:
-            said[_STRINGS[kind]] = _text(desc)
-        elif kind in _NUMBERS:
-            said[_NUMBERS[kind]] = _number(kind, desc, name)
-        elif kind is Elfnote.FEATURES:
-            said["features"] = parse_features(_text(desc))
-        elif kind is Elfnote.BSD_SYMTAB:
-            said["bsd_symtab"] = _text(desc) == "yes"
+        if kind in _NUMBERS:
+            value = _number(desc)
+            said[_NUMBERS[kind]] = None if kind in _ADDRESSES and value == UNSET else value
+        elif kind is Elfnote.SUPPORTED_FEATURES:
+            said["supported_features"] = said.get("supported_features", 0) | _bitmap(desc)
         elif kind is Elfnote.L1_MFN_VALID:
             said["l1_mfn_valid"] = tuple(struct.iter_unpack("<QQ", desc[: len(desc) & ~15]))
-    return XenNotes(source=source, unknown=tuple(unknown), **said)
+        elif text is None:
+            continue
+        elif kind in _STRINGS:
+            said[_STRINGS[kind]] = _printable(text)
+        elif kind is Elfnote.FEATURES:
+            features += parse_features(text)
+        elif kind is Elfnote.BSD_SYMTAB and text == b"yes":
+            said["bsd_symtab"] = True
+        if kind is Elfnote.PAE_MODE and text is not None and (text == b"yes" or b"bimodal" in text):
+            said["pae"] = Pae.EXTENDED_CR3
+    return XenNotes(source=source, unknown=tuple(unknown), features=tuple(features), **said)
 
 
-def from_guest_string(raw: bytes, name: str) -> XenNotes:
-    """Build `XenNotes` from `__xen_guest`: NUL-terminated `KEY=VALUE,KEY=VALUE...`."""
-    pairs: dict[str, str] = {}
-    for item in _text(raw).split(","):
-        key, _, value = item.strip().partition("=")
-        pairs[key] = value
-    virt_base = _strtoull(pairs, "VIRT_BASE", name)
-    paddr_offset = _strtoull(pairs, "ELF_PADDR_OFFSET", name)
-    page = _strtoull(pairs, "HYPERCALL_PAGE", name)
-    return XenNotes(
-        source=NoteSource.XEN_GUEST,
-        entry=_strtoull(pairs, "VIRT_ENTRY", name),
-        # A page number relative to VIRT_BASE, unlike the note of the same name.
-        hypercall_page=None if page is None else (page << PAGE_SHIFT) + (virt_base or 0),
-        virt_base=virt_base,
-        # This format's default differs from that of the notes: physical addresses are virtual ones.
-        paddr_offset=virt_base if paddr_offset is None else paddr_offset,
-        xen_version=pairs.get("XEN_VER"),
-        guest_os=pairs.get("GUEST_OS"),
-        guest_version=pairs.get("GUEST_VER"),
-        loader=pairs.get("LOADER"),
-        pae_mode=pairs.get("PAE"),
-        features=parse_features(pairs.get("FEATURES", "")),
-        bsd_symtab="BSD_SYMTAB" in pairs,
-    )
+def from_guest_string(text: bytes) -> XenNotes:
+    """Build `XenNotes` from `__xen_guest`: `KEY=VALUE,KEY=VALUE...`, without its NUL.
 
-
-_LEGACY = re.compile(rb"(?:^|\0)((?:GUEST_OS|LOADER)=[\x20-\x7e]{0,1000}XEN_VER=[\x20-\x7e]{1,1000})\0")
-
-
-_C_NUMBER = re.compile("0[xX][0-9a-fA-F]{1,16}|0[0-7]{0,22}|[1-9][0-9]{0,19}")
-
-
-def find_guest_string(data: bytes) -> bytes | None:
-    """Find a `__xen_guest` text without its section: the oldest images only have it in their data.
-
-    It must stand alone between NULs and name a Xen version, so that no ordinary string passes for it.
+    A feature that is required and not known ends the reading, without further harm.
     """
-    if b"XEN_VER=" not in data:
-        return None
-    match = _LEGACY.search(data)
-    return match[1] if match else None
+    said: dict[str, Any] = {}
+    features: list[FeatureWish] = []
+    page = None
+    for key, value in _pairs(text):
+        if key in _GUEST_STRINGS:
+            said[_GUEST_STRINGS[key]] = _printable(value)
+        elif key in _GUEST_NUMBERS:
+            number = _strtoull(value)
+            said[_GUEST_NUMBERS[key]] = None if number == UNSET else number
+        elif key == b"HYPERCALL_PAGE":
+            page = _strtoull(value)
+        elif key == b"BSD_SYMTAB":
+            said["bsd_symtab"] = True
+        elif key == b"FEATURES":
+            wishes = parse_features(value)
+            features += (wish for wish in wishes if wish.known or not wish.required)
+            if not all(wish.known for wish in wishes if wish.required):
+                break
+        if key == b"PAE" and value == b"yes[extended-cr3]":
+            said["pae"] = Pae.EXTENDED_CR3
+        elif key == b"PAE" and value.startswith(b"yes"):
+            said["pae"] = Pae.LOW_L3
+    if page is not None:
+        # A page number relative to VIRT_BASE, unlike the note of the same name.
+        said["hypercall_page"] = ((page << PAGE_SHIFT) + (said.get("virt_base") or 0)) & MASK64
+    if said.get("paddr_offset") is None:
+        # This format's default differs from that of the notes: physical addresses are virtual ones.
+        said["paddr_offset"] = said.get("virt_base")
+    return XenNotes(source=NoteSource.XEN_GUEST, features=tuple(features), **said)
 
 
-def parse_features(text: str) -> tuple[FeatureWish, ...]:
+_GUEST_STRINGS = {
+    b"LOADER": "loader",
+    b"GUEST_OS": "guest_os",
+    b"GUEST_VER": "guest_version",
+    b"XEN_VER": "xen_version",
+    b"PAE": "pae_mode",
+}
+_GUEST_NUMBERS = {
+    b"VIRT_BASE": "virt_base",
+    b"VIRT_ENTRY": "entry",
+    b"ELF_PADDR_OFFSET": "paddr_offset",
+}
+
+
+def _pairs(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of `__xen_guest`. What is longer than libelf's buffers goes on as the next key."""
+    at = 0
+    while at < len(text):
+        key = re.split(b"[,=]", text[at : at + _KEY], maxsplit=1)[0]
+        at += len(key)
+        value = b""
+        if len(key) < _KEY and at < len(text):
+            at += 1
+            if text[at - 1] == ord("="):
+                value = text[at : at + _VALUE].split(b",", 1)[0]
+                at += len(value) + (len(value) < _VALUE)
+        yield key, value
+
+
+def parse_features(text: bytes) -> tuple[FeatureWish, ...]:
     """Split a FEATURES string: names separated by `|`, a `!` before those the kernel insists on."""
-    names = (part.strip() for part in text.split("|"))
-    return tuple(FeatureWish(part.removeprefix("!"), part.startswith("!")) for part in names if part)
+    wishes = []
+    while text:
+        piece, bar, _ = text[:_FEATURE_PIECE].partition(b"|")
+        text = text[len(piece) + len(bar) :]
+        if piece:
+            wishes.append(FeatureWish(_printable(piece.removeprefix(b"!")), piece.startswith(b"!")))
+    return tuple(wishes)
 
 
 def feature_names(bitmap: int) -> list[str]:
@@ -269,33 +342,44 @@ def feature_names(bitmap: int) -> list[str]:
     return [by_bit.get(bit, f"bit {bit}") for bit in range(64) if bitmap >> bit & 1]
 
 
+def _u32(data: bytes, at: int) -> int:
+    """A number in the file; 0 behind its end."""
+    return int.from_bytes(data[at : at + 4], "little") if at + 4 <= len(data) else 0
+
+
 def _padded(size: int) -> int:
-    return (size + 3) & ~3
+    return (size + 3) & ~3 & MASK32
 
 
-def _text(desc: bytes) -> str:
-    """A string up to its NUL or the end, safe to print: a stranger's control characters are escaped."""
-    raw = desc.split(b"\0", 1)[0]
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in raw)
+def _number(desc: bytes) -> int:
+    return int.from_bytes(desc, "little") if len(desc) in (1, 2, 4, 8) else 0
 
 
-def _number(kind: Elfnote, desc: bytes, name: str) -> int:
-    if len(desc) not in (4, 8):
-        raise ImageError(f"{name}: its Xen note {kind.name} has {len(desc)} bytes where a number has 4 or 8")
-    return int.from_bytes(desc, "little")
+def _bitmap(desc: bytes) -> int:
+    """The first 32 bits of a bitmap, which is an array of such words."""
+    return int.from_bytes(desc[:4], "little") if len(desc) % 4 == 0 else 0
 
 
-def _strtoull(pairs: dict[str, str], key: str, name: str) -> int | None:
-    """C's `strtoull(value, NULL, 0)`, but a value that is no 64-bit number is an error."""
-    value = pairs.get(key)
-    if value is None:
-        return None
-    if not _C_NUMBER.fullmatch(value):
-        number = -1
-    elif value.startswith("0") and value.isdigit():
-        number = int(value, 8)
+def _printable(text: bytes) -> str:
+    """A string, safe to print: a stranger's control characters are escaped."""
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in text)
+
+
+_C_NUMBER = re.compile(
+    rb"[ \t\n\v\f\r]*(?P<sign>[+-]?)"
+    rb"(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]*)|(?P<decimal>[1-9][0-9]*))"
+)
+
+
+def _strtoull(value: bytes) -> int:
+    """C's `strtoull(value, NULL, 0)`: as much of it as is a number, 0 if nothing is."""
+    match = _C_NUMBER.match(value)
+    if match is None:
+        return 0
+    if match["hex"]:
+        number = int(match["hex"], 16)
     else:
-        number = int(value, 0)
-    if not 0 <= number < 1 << 64:
-        raise ImageError(f"{name}: __xen_guest says {key}={value[:40]!r}, which is not a 64-bit number")
-    return number
+        number = int(match["octal"], 8) if match["octal"] else int(match["decimal"])
+    if number > MASK64:
+        return MASK64
+    return -number & MASK64 if match["sign"] == b"-" else number
