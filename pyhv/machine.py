@@ -177,7 +177,10 @@ class Machine:
         cmdline: bytes = b"",
         console: ConsoleSink,
     ) -> Domain:
-        """Build a domain and make its first vCPU runnable. ConfigError, ImageError."""
+        """Build a domain and make its first vCPU runnable. ConfigError, ImageError.
+
+        The guest gets `ramdisk` as it is; `pyhv.loader.ramdisk` unpacks what Xen's toolstack would.
+        """
         domain, dispatcher, wiring = build_domain(self, image, config, ramdisk, cmdline, console)
         self.dispatchers[domain.domid] = dispatcher
         self.wirings[domain.domid] = wiring

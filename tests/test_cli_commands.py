@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The commands as a person meets them: output, messages, exit codes."""
 
+import gzip
 import json
 import os
 import pty
@@ -143,6 +144,15 @@ class TestUsage:
         assert result.exit_code == ExitCode.ENVIRONMENT, result.output
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("command", ["boot", "inspect"])
+    def test_an_empty_ramdisk_is_a_mistake(self, run, tmp_path, command):
+        (tmp_path / "nothing").touch()
+        result = run(command, "hello", "--ramdisk", tmp_path / "nothing")
+        assert result.exit_code == ExitCode.ENVIRONMENT
+        assert "nothing: the ramdisk is empty" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert result.stdout == ""
 
     def test_debian_without_apt(self, run, monkeypatch, tmp_path):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -401,6 +411,47 @@ class TestBadEnds:
         assert os.waitstatus_to_exitcode(status) == ExitCode.INTERRUPTED
         assert termios.tcgetattr(master)[3] & termios.ICANON
         os.close(master)
+
+
+RAMDISK_READER = """
+.include "xen.inc"
+.include "kernel.inc"
+.text
+_start:
+    kernel_entry
+    mov rbx, [rip + start_info]
+    mov rdi, [rbx + START_INFO_mod_start]
+    call puts
+    succeed
+"""
+
+
+class TestRamdisk:
+    """What a guest finds at start_info's mod_start."""
+
+    @pytest.fixture
+    def reader(self, run, tmp_path):
+        (tmp_path / "reader.S").write_text(RAMDISK_READER)
+        assert run("build", tmp_path / "reader.S", "-o", tmp_path / "reader.img").exit_code == 0
+        return tmp_path / "reader.img"
+
+    def test_gzip_is_unpacked_for_the_guest(self, run, reader, tmp_path):
+        (tmp_path / "disk").write_bytes(gzip.compress(b"what is inside\n"))
+        result = run("boot", reader, "--ramdisk", tmp_path / "disk")
+        assert result.stdout == "what is inside\nSUCCESS\n"
+        assert "gzip, unpacked" in run("inspect", reader, "--ramdisk", tmp_path / "disk").stdout
+
+    def test_unless_it_is_to_stay_raw(self, run, reader, tmp_path):
+        packed = gzip.compress(b"what is inside\n")
+        (tmp_path / "disk").write_bytes(packed)
+        result = run("boot", reader, "--ramdisk", tmp_path / "disk", "--ramdisk-raw")
+        assert result.stdout_bytes.startswith(packed[:3])
+        shown = run("inspect", reader, "--ramdisk", tmp_path / "disk", "--ramdisk-raw").stdout
+        assert "left to the guest as asked for" in shown
+
+    def test_plain_ones_are_as_they_were(self, run, reader, tmp_path):
+        (tmp_path / "disk").write_bytes(b"plain\n\0")
+        assert run("boot", reader, "--ramdisk", tmp_path / "disk").stdout == "plain\nSUCCESS\n"
 
 
 class TestInspectAndBuild:

@@ -7,21 +7,26 @@ from elf_maker import BOOTABLE, ElfMaker, kernel, note, note32, pae_kernel
 
 from pyhv.loader.describe import describe, size_text
 from pyhv.loader.elf import load_image
+from pyhv.loader.ramdisk import prepare
 
 
-def sections(data: bytes, mib: int = 16, ramdisk: int | None = None) -> dict[str, dict[str, str]]:
+def sections(data: bytes, mib: int = 16, ramdisk: bytes | None = None) -> dict[str, dict[str, str]]:
     image = load_image(data, "k", bootable=False)
-    return {title: dict(rows) for title, rows in describe(image, mib * 256, ramdisk)}
+    found = None if ramdisk is None else prepare(ramdisk, "r")
+    return {title: dict(rows) for title, rows in describe(image, mib * 256, found)}
 
 
 def test_bootable_kernel() -> None:
     told = sections(
-        gzip.compress(kernel(BOOTABLE + note(10, "!writable_page_tables|x") + note(2, 0x101000))), 16, 100
+        gzip.compress(kernel(BOOTABLE + note(10, "!writable_page_tables|x") + note(2, 0x101234))),
+        16,
+        bytes(100),
     )
     assert list(told) == [
         "Image",
         "Xen notes (from ELF note segments)",
         "Segments",
+        "Ramdisk",
         "Layout in 16 MiB",
         "Can it boot?",
     ]
@@ -29,13 +34,14 @@ def test_bootable_kernel() -> None:
     assert "unpacked" in told["Image"]
     notes = told["Xen notes (from ELF note segments)"]
     assert notes["LOADER"] == "generic"
-    assert notes["FEATURES"] == "writable_page_tables (required), x (possible)"
-    assert notes["HYPERCALL_PAGE"].startswith("0x101000")
+    assert notes["FEATURES"] == "writable_page_tables (required), x (possible, unknown to Xen)"
+    assert notes["HYPERCALL_PAGE"].startswith("0x101234")
     assert "BSD_SYMTAB" not in notes
     assert told["Segments"]["0 rwx"].startswith("paddr 0x100000")
     layout = told["Layout in 16 MiB"]
     assert layout["kernel"] == "pfn 0x100..0x103, 3 pages, va 0x100000..0x103000"
     assert layout["ramdisk"] == "pfn 0x103..0x104, 1 page, va 0x103000..0x104000"
+    assert layout["hypercall page"] == "pfn 0x101, va 0x101000"
     assert layout["tables"] == "1 L4, 1 L3, 1 L2, 2 L1"
     assert "yes" in told["Can it boot?"]
 
@@ -54,7 +60,7 @@ def test_too_small() -> None:
 
 def test_32_bit_kernel() -> None:
     wishes = note(9, "yes") + note32(2, 0x101000) + note32(16, 1) + note32(12, 0xF5800000)
-    told = sections(pae_kernel(BOOTABLE + wishes), 16, 100)
+    told = sections(pae_kernel(BOOTABLE + wishes), 16, bytes(100))
     assert told["Image"]["machine"] == "ELF32 EM_386, guest class xen-3.0-x86_32p"
     notes = told["Xen notes (from ELF note segments)"]
     assert notes["PAE_MODE"] == "yes: PAE, its L3 anywhere"
@@ -64,6 +70,26 @@ def test_32_bit_kernel() -> None:
     assert layout["tables"] == "1 L3, 4 L2, 2 L1"
     assert layout["ramdisk"].endswith("not mapped")
     assert told["Can it boot?"]["yes"].startswith("as a 32-bit PV domain with PAE (xen-3.0-x86_32p); it has")
+
+
+def test_ramdisks() -> None:
+    packed = gzip.compress(bytes(5000))
+    told = sections(kernel(), ramdisk=packed)
+    assert told["Ramdisk"] == {"contents": "gzip, unpacked for the guest", "size": "4.9 KiB for the guest"}
+    assert "2 pages" in told["Layout in 16 MiB"]["ramdisk"]
+    told = sections(kernel(), ramdisk=b"cpio")
+    assert told["Ramdisk"] == {"contents": "the file as it is", "size": "4 bytes for the guest"}
+
+
+def test_symbol_tables() -> None:
+    wants = BOOTABLE + note(11, "yes")
+    elf = ElfMaker().load(0x100000, b"x" * 16).notes(wants).symbols([("main", 0x100008, 4)])
+    told = sections(elf.make())
+    assert told["Xen notes (from ELF note segments)"]["BSD_SYMTAB"].endswith("behind the image")
+    assert told["Layout in 16 MiB"]["BSD symbol table"] == "in the kernel, va 0x100010..0x10014e"
+    told = sections(kernel(wants))
+    assert told["Xen notes (from ELF note segments)"]["BSD_SYMTAB"].endswith("but has none")
+    assert "BSD symbol table" not in told["Layout in 16 MiB"]
 
 
 def test_kernels_without_pae_or_notes() -> None:

@@ -33,6 +33,7 @@ from pyhv.loader.describe import describe
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage, Symbol
 from pyhv.loader.notes import NoteSource
+from pyhv.loader.ramdisk import Ramdisk
 
 LINUX_BASE = 0xFFFFFFFF80000000
 GUEST_STRING = (
@@ -348,7 +349,7 @@ def read_and_describe(data: bytes) -> None:
         image = load_image(data, "k", bootable=False)
     except ImageError:
         return
-    assert describe(image, 4096, 1000)
+    assert describe(image, 4096, Ramdisk(bytes(1000), "nothing"))
 
 
 @pytest.mark.parametrize("which", ORIGINALS)

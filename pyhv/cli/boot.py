@@ -76,6 +76,7 @@ def _file() -> click.Path:
 @click.command(epilog=EPILOG)
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @click.option("--ramdisk", type=_file(), metavar="FILE", help="Ramdisk (initramfs) for the guests.")
+@click.option("--ramdisk-raw", is_flag=True, help="Do not unpack a ramdisk that is gzip; the guest will.")
 @click.option("--append", default="", metavar="TEXT", help="Kernel command line, added to the default one.")
 @click.option(
     "--memory",
@@ -149,6 +150,7 @@ def _file() -> click.Path:
 def boot(
     images: tuple[str, ...],
     ramdisk: Path | None,
+    ramdisk_raw: bool,
     append: str,
     memory: int | None,
     vcpus: int,
@@ -191,15 +193,23 @@ def boot(
         say("no IMAGE given, so here are pyhv's own guests, side by side")
     words = images or sources.DEMONSTRATION
     found = [
-        sources.resolve(word, progress, with_ramdisk=ramdisk is None, flavour=flavour or STOCK, suite=suite)
+        sources.resolve(
+            word,
+            progress,
+            with_ramdisk=ramdisk is None,
+            raw_ramdisk=ramdisk_raw,
+            flavour=flavour or STOCK,
+            suite=suite,
+        )
         for word in words
     ] * count
-    given = b"" if ramdisk is None else sources.read(ramdisk, "ramdisk")
+    given = None if ramdisk is None else sources.ramdisk(ramdisk, raw=ramdisk_raw)
     names = domain_names([name or source.name for source in found])
     from pyhv.cli import session
     from pyhv.domain import DomainConfig
 
     def guest(source: "Source", called: str) -> "Guest":
+        initial = given or source.ramdisk
         return session.Guest(
             config=DomainConfig(
                 name=called,
@@ -209,7 +219,7 @@ def boot(
                 cap=cap,
             ),
             image=source.image,
-            ramdisk=source.ramdisk if ramdisk is None else given,
+            ramdisk=b"" if initial is None else initial.data,
             command_line=f"{source.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
             convention=_convention(verdict, source.is_builtin),
         )

@@ -16,6 +16,7 @@ from pyhv.errors import ImageError
 from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
+from pyhv.loader.ramdisk import MAX_RAMDISK, Ramdisk, prepare
 
 DEBIAN = "debian"
 DEMONSTRATION = (
@@ -32,7 +33,7 @@ class Source:
 
     name: str
     image: KernelImage
-    ramdisk: bytes = b""
+    ramdisk: Ramdisk | None = None
     command_line: str = ""
     memory: int = FILE_MIB
     is_builtin: bool = False
@@ -44,13 +45,15 @@ def resolve(
     *,
     bootable: bool = True,
     with_ramdisk: bool = True,
+    raw_ramdisk: bool = False,
     flavour: str = debian.STOCK,
     suite: str | None = None,
 ) -> Source:
     """Find and read an image; `progress` is asked for only if something has to be fetched.
 
     With `bootable=False` an image that cannot boot is read too; with `with_ramdisk=False` the caller brings
-    a ramdisk of its own. `flavour` and `suite` say which of Debian's kernels is meant.
+    a ramdisk of its own, with `raw_ramdisk` it is not unpacked. `flavour` and `suite` say which of Debian's
+    kernels is meant.
     Raises ImageError or EnvironmentProblem.
     """
     if word in BUILTIN or word in HOSTILE:
@@ -58,14 +61,14 @@ def resolve(
     if word == DEBIAN:
         files = debian.ensure(progress(), flavour=flavour, suite=suite)
         image = load_image(files.vmlinux, f"Debian's {files.version}", bootable=bootable)
-        ramdisk = read(files.initramfs, "ramdisk") if with_ramdisk else b""
-        return Source(DEBIAN, image, ramdisk, debian.COMMAND_LINE, debian.MEMORY_MIB)
+        found = ramdisk(files.initramfs, raw=raw_ramdisk) if with_ramdisk else None
+        return Source(DEBIAN, image, found, debian.COMMAND_LINE, debian.MEMORY_MIB)
     if word in kernels.KERNELS:
         packaged = kernels.KERNELS[word]
         if suite is not None:
             packaged = replace(packaged, suite=suite)
-        found = kernels.ensure(word, packaged, progress())
-        return Source(word, load_image(found.path, found.version, bootable=bootable))
+        kernel = kernels.ensure(word, packaged, progress())
+        return Source(word, load_image(kernel.path, kernel.version, bootable=bootable))
     path = Path(word)
     if ("/" not in word or word.startswith("hostile/")) and not path.exists():
         there = HOSTILE if word.startswith("hostile/") else [*BUILTIN, "hostile/NAME", *kernels.KERNELS]
@@ -76,10 +79,12 @@ def resolve(
     return Source(path.stem, load_image(path, word, bootable=bootable, unpacker=unpack_once))
 
 
-def read(path: Path, what: str) -> bytes:
-    """The bytes of a file; `what` it is goes into the message if it cannot be read."""
+def ramdisk(path: Path, *, raw: bool = False) -> Ramdisk:
+    """The ramdisk in a file as a guest gets it; `raw` leaves unpacking to the guest. Raises ImageError."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_RAMDISK + 1)
     except (OSError, ValueError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else str(cause)
-        raise ImageError(f"{path}: the {what} cannot be read ({reason})") from cause
+        raise ImageError(f"{path}: the ramdisk cannot be read ({reason})") from cause
+    return prepare(data, str(path), raw=raw)

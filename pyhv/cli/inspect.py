@@ -36,8 +36,9 @@ Exit code 0: it can boot; 4: it cannot, or is no kernel image.
 @click.option(
     "--ramdisk", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Ramdisk to place."
 )
+@click.option("--ramdisk-raw", is_flag=True, help="Do not unpack a ramdisk that is gzip; the guest will.")
 @verbose_option
-def inspect(image: str, memory: int | None, ramdisk: Path | None) -> None:
+def inspect(image: str, memory: int | None, ramdisk: Path | None, ramdisk_raw: bool) -> None:
     """Say what a kernel image is: its format, its Xen notes, its segments, and how a domain starts with it.
 
     IMAGE is what `pyhv boot` takes.
@@ -47,9 +48,11 @@ def inspect(image: str, memory: int | None, ramdisk: Path | None) -> None:
     from pyhv.cli import images
     from pyhv.loader.describe import describe
 
-    source = images.resolve(image, progress, bootable=False, with_ramdisk=ramdisk is None)
-    blob = source.ramdisk if ramdisk is None else images.read(ramdisk, "ramdisk")
-    description = describe(source.image, (memory or source.memory) * PAGES_PER_MIB, len(blob) or None)
+    source = images.resolve(
+        image, progress, bootable=False, with_ramdisk=ramdisk is None, raw_ramdisk=ramdisk_raw
+    )
+    found = source.ramdisk if ramdisk is None else images.ramdisk(ramdisk, raw=ramdisk_raw)
+    description = describe(source.image, (memory or source.memory) * PAGES_PER_MIB, found)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)

@@ -5,20 +5,21 @@ it can boot. The terms are those of Xen's public headers `elfnote.h` and `xen.h`
 Pure data (titles with rows of two texts); how it looks on a screen is the command line's concern.
 """
 
-from pyhv.address import PAGE_SHIFT
+from pyhv.address import PAGE_MASK, PAGE_SHIFT
 from pyhv.errors import ConfigError
 from pyhv.loader.accept import objections
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import PAGES_PER_MIB, Extent, Layout, plan
-from pyhv.loader.notes import FeatureWish, XenNotes, feature_names
+from pyhv.loader.notes import FeatureWish, feature_names
+from pyhv.loader.ramdisk import Ramdisk
 
 Rows = list[tuple[str, str]]
 Description = list[tuple[str, Rows]]
 """Sections in reading order: (title, [(label, text), ...])."""
 
 
-def describe(image: KernelImage, nr_pages: int, ramdisk_len: int | None = None) -> Description:
-    """Describe `image`, and how a domain of `nr_pages` pages would start with it.
+def describe(image: KernelImage, nr_pages: int, ramdisk: Ramdisk | None = None) -> Description:
+    """Describe `image`, and how a domain of `nr_pages` pages would start with it and a ramdisk.
 
     Load the image with `bootable=False`, so that one that cannot boot is described too. Never raises for
     what is in the image: a layout that does not fit is told in its section.
@@ -26,13 +27,16 @@ def describe(image: KernelImage, nr_pages: int, ramdisk_len: int | None = None) 
     reasons = objections(image)
     sections: Description = [
         ("Image", _image_rows(image)),
-        (f"Xen notes (from {image.notes.source.value})", _note_rows(image.notes)),
+        (f"Xen notes (from {image.notes.source.value})", _note_rows(image)),
         ("Segments", _segment_rows(image)),
     ]
+    if ramdisk is not None:
+        size = f"{size_text(len(ramdisk.data))} for the guest"
+        sections.append(("Ramdisk", [("contents", ramdisk.told), ("size", size)]))
     if not reasons:
         title = f"Layout in {nr_pages / PAGES_PER_MIB:g} MiB"
         try:
-            rows = _layout_rows(plan(image, nr_pages, ramdisk_len))
+            rows = _layout_rows(plan(image, nr_pages, len(ramdisk.data) if ramdisk else None), image)
         except ConfigError as cause:
             rows = [("does not fit", str(cause))]
         sections.append((title, rows))
@@ -67,7 +71,8 @@ def _image_rows(image: KernelImage) -> Rows:
     return rows
 
 
-def _note_rows(notes: XenNotes) -> Rows:
+def _note_rows(image: KernelImage) -> Rows:
+    notes = image.notes
     told: list[tuple[str, str | None]] = [
         ("GUEST_OS", notes.guest_os),
         ("GUEST_VERSION", notes.guest_version),
@@ -86,11 +91,16 @@ def _note_rows(notes: XenNotes) -> Rows:
         ("SUPPORTED_FEATURES", _bitmap(notes.supported_features)),
         ("SUSPEND_CANCEL", "suspend may be cancelled" if notes.suspend_cancel else None),
         ("L1_MFN_VALID", ", ".join(f"entry & {m:#x} = {v:#x}" for m, v in notes.l1_mfn_valid) or None),
-        ("BSD_SYMTAB", "wants its symbol table behind the image" if notes.bsd_symtab else None),
+        ("BSD_SYMTAB", _symtab(image) if notes.bsd_symtab else None),
         ("PHYS32_ENTRY", _address(notes.phys32_entry, "the PVH entry, not used")),
         ("unknown types", ", ".join(map(str, notes.unknown)) or None),
     ]
     return [(label, text) for label, text in told if text is not None] or [("none", "it tells Xen nothing")]
+
+
+def _symtab(image: KernelImage) -> str:
+    there = "" if image.bsd_symbols else ", but has none"
+    return f"wants its symbol table behind the image{there}"
 
 
 def _address(value: int | None, meaning: str) -> str | None:
@@ -98,7 +108,8 @@ def _address(value: int | None, meaning: str) -> str | None:
 
 
 def _wish(wish: FeatureWish) -> str:
-    return f"{wish.name} ({'required' if wish.required else 'possible'})"
+    known = "" if wish.known else ", unknown to Xen"
+    return f"{wish.name} ({'required' if wish.required else 'possible'}{known})"
 
 
 def _bitmap(bits: int | None) -> str | None:
@@ -121,8 +132,14 @@ def _segment_rows(image: KernelImage) -> Rows:
     return rows
 
 
-def _layout_rows(layout: Layout) -> Rows:
+def _layout_rows(layout: Layout, image: KernelImage) -> Rows:
     rows = [(extent.name, _extent(extent)) for extent in layout.extents()]
+    if image.bsd_symtab:
+        start, size = image.symtab_start, len(image.bsd_symtab)
+        rows.append(("BSD symbol table", f"in the kernel, va {start:#x}..{start + size:#x}"))
+    if image.hypercall_page is not None:
+        page = image.hypercall_page & ~PAGE_MASK
+        rows.append(("hypercall page", f"pfn {(page - layout.virt_base) >> PAGE_SHIFT:#x}, va {page:#x}"))
     counts = ", ".join(f"{run.count} L{run.level}" for run in layout.tables)
     return [
         *rows,
