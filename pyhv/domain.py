@@ -120,6 +120,9 @@ class Vcpu:
         self.nmi_pending = False
         self.in_nmi = False
         """An NMI has been delivered and no iret hypercall made since: the next one waits."""
+        self.mcg_status = 0
+        self.mci_ctl2 = [0, 0]
+        """Registers of the virtual machine check architecture that hold what the guest writes."""
         self.initial_registers: dict[str, int] = {}
         """What VCPUOP_initialise (or the builder) wants the registers to be at the first run."""
         self.initial_fpu = b""

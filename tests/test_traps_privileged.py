@@ -205,7 +205,20 @@ def test_cpuid_leaves_of_xen(guest: Paused) -> None:
 
 def test_cpuid_offers_what_a_pv_guest_can_use_and_no_more(guest: Paused) -> None:
     _, _, ecx, edx = cpuid(guest, 1)
-    offered = {"fpu": 0, "de": 2, "tsc": 4, "msr": 5, "pae": 6, "cx8": 8, "sep": 11, "cmov": 15, "sse2": 26}
+    offered = {
+        "fpu": 0,
+        "de": 2,
+        "tsc": 4,
+        "msr": 5,
+        "pae": 6,
+        "mce": 7,
+        "cx8": 8,
+        "apic": 9,
+        "mca": 14,
+        "sep": 11,
+        "cmov": 15,
+        "sse2": 26,
+    }
     assert all(edx >> bit & 1 for bit in offered.values())
     hidden = {"vme": 1, "pse": 3, "mtrr": 12, "pge": 13, "pse36": 17}
     assert not any(edx >> bit & 1 for bit in hidden.values())
@@ -269,8 +282,8 @@ def wrmsr(guest: Paused, number: int, wanted: int) -> bool:
         (0x198, 0),
         (0x199, 0),
         (0x8B, 0),
-        (0x400, 0),
-        (0x179, 0),
+        (0x401, 0),
+        (0x179, 0x1000C02),
     ],
 )
 def test_msrs_with_a_value(guest: Paused, number: int, wanted: int) -> None:
@@ -289,7 +302,7 @@ def test_msrs_with_a_value(guest: Paused, number: int, wanted: int) -> None:
         0x176,
         0x1D9,
         0x800,
-        0x40000000,
+        0x40000001,
         0x12345678,
     ],
 )

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The CPUID policy: what a guest is told about its processor (Intel SDM volume 2, "CPUID"; Xen leaves:
+"""The answers to CPUID: what a guest is told about its processor (Intel SDM volume 2, "CPUID"; Xen leaves:
 public header `arch-x86/cpuid.h`).
 
 Nothing is passed through from the emulator or the host, so a guest sees the same processor everywhere. It is
 an Intel part, because the emulator decodes far calls Intel's way, and an in-order one without speculation,
-which is true of an emulator and spares guests their mitigations. Offered is what x86-64-v2 userlands need;
-hidden is what a PV guest may not use (APIC, MTRR, PSE, PGE, MCE, SMEP, SMAP, XSAVE) and whatever would make
-a run unrepeatable (RDRAND, RDSEED). Enhanced REP MOVSB is hidden since it is the slow way on an emulator.
+which is true of an emulator and spares guests their mitigations. Which features it has is in `features.py`.
+There is no topology: Xen's PV guests find APIC id 0 on every vCPU, and no leaf about caches or threads.
 """
 
 from typing import Final, NamedTuple
 
+from pyhv.cpu.features import EXTENDED_ECX, EXTENDED_EDX, LEAF_1_ECX, LEAF_1_EDX, mask
 from pyhv.cpu.tsc import TscRate
 
 
@@ -29,69 +29,51 @@ XEN_VERSION: Final = (4, 17)
 HYPERCALL_PAGE_MSR: Final = 0x4000_0000
 
 
-def _bits(*numbers: int) -> int:
-    return sum(1 << n for n in numbers)
-
-
 def _text(text: bytes) -> list[int]:
     return [int.from_bytes(text[at : at + 4], "little") for at in range(0, len(text), 4)]
 
 
 _SIGNATURE: Final = 0x0003_0661
 """Family 6, model 0x36, stepping 1: an in-order Atom."""
-FEATURES: Final[dict[tuple[int, str], dict[str, int]]] = {
-    (1, "edx"): {
-        "FPU": 0, "DE": 2, "TSC": 4, "MSR": 5, "PAE": 6, "CX8": 8, "SEP": 11, "CMOV": 15, "PAT": 16,
-        "CLFSH": 19, "MMX": 23, "FXSR": 24, "SSE": 25, "SSE2": 26,
-    },
-    (1, "ecx"): {
-        "SSE3": 0, "PCLMULQDQ": 1, "SSSE3": 9, "CX16": 13, "SSE4.1": 19, "SSE4.2": 20, "POPCNT": 23,
-        "AES": 25, "HYPERVISOR": 31,
-    },
-    (0x8000_0001, "ecx"): {"LAHF": 0},
-    (0x8000_0001, "edx"): {"SYSCALL": 11, "NX": 20, "RDTSCP": 27, "LM": 29},
-    (0x8000_0007, "edx"): {"TSC_INVARIANT": 8},
-}  # fmt: skip
-"""Every feature bit that is set, by leaf and register; all others are clear."""
-
-
-def _features(leaf: int, register: str) -> int:
-    return _bits(*FEATURES[leaf, register].values())
-
+_CLFLUSH_AND_THREADS: Final = 0x0001_0800
+"""Leaf 1 EBX: CLFLUSH works on 64 bytes, a package has one thread, the APIC id is 0."""
+_PHYSICAL_BITS: Final = 40
+"""Width of machine addresses."""
+_LINEAR_BITS: Final = {64: 48, 32: 32}
+_TSC_EMULATED, _TSC_RELIABLE, _HAS_RDTSCP = 1, 2, 4
 
 _BRAND: Final = _text(b"pyhv emulated processor".ljust(48, b"\0"))
 
 _vendor = _text(b"GenuineIntel")
-_BASIC: Final = {
-    0: Cpuid(7, _vendor[0], _vendor[2], _vendor[1]),
-    1: Cpuid(_SIGNATURE, 0x0001_0800, _features(1, "ecx"), _features(1, "edx")),
-    0x8000_0000: Cpuid(0x8000_0008, 0, 0, 0),
-    0x8000_0001: Cpuid(0, 0, _features(0x8000_0001, "ecx"), _features(0x8000_0001, "edx")),
-    0x8000_0002: Cpuid(*_BRAND[0:4]),
-    0x8000_0003: Cpuid(*_BRAND[4:8]),
-    0x8000_0004: Cpuid(*_BRAND[8:12]),
-    0x8000_0007: Cpuid(0, 0, 0, _features(0x8000_0007, "edx")),
-    0x8000_0008: Cpuid(0x3028, 0, 0, 0),
-}
 
 
-def cpuid(leaf: int, subleaf: int, vcpu: int, tsc: TscRate, width: int = 64) -> Cpuid:
-    """Answer CPUID for a vCPU of a PV guest with such a TSC; unknown leaves are all zero.
+def _basic(width: int) -> dict[int, Cpuid]:
+    return {
+        0: Cpuid(7, _vendor[0], _vendor[2], _vendor[1]),
+        1: Cpuid(_SIGNATURE, _CLFLUSH_AND_THREADS, mask(LEAF_1_ECX, width), mask(LEAF_1_EDX, width)),
+        0x8000_0000: Cpuid(0x8000_0008, 0, 0, 0),
+        0x8000_0001: Cpuid(0, 0, mask(EXTENDED_ECX, width), mask(EXTENDED_EDX, width)),
+        0x8000_0002: Cpuid(*_BRAND[0:4]),
+        0x8000_0003: Cpuid(*_BRAND[4:8]),
+        0x8000_0004: Cpuid(*_BRAND[8:12]),
+        0x8000_0008: Cpuid(_LINEAR_BITS[width] << 8 | _PHYSICAL_BITS, 0, 0, 0),
+    }
 
-    A 32-bit guest has neither long mode nor, on Intel's processors, SYSCALL.
+
+_BASIC: Final = {width: _basic(width) for width in (64, 32)}
+
+
+def cpuid(leaf: int, subleaf: int, tsc: TscRate, width: int = 64, *, emulated_tsc: bool = True) -> Cpuid:
+    """Answer CPUID for a guest of `width` bits with such a TSC; unknown leaves are all zero.
+
+    `emulated_tsc` says whether the hypervisor makes the TSC, or the guest reads the host's.
     """
-    if leaf == 0x8000_0001 and width == 32:
-        found = _BASIC[leaf]
-        return found._replace(edx=found.edx & ~_bits(11, 29))
-    if leaf == 1:
-        found = _BASIC[1]
-        return found._replace(ebx=found.ebx | vcpu << 24)
     if XEN_LEAF <= leaf <= XEN_LEAF + 5:
-        return _xen_leaf(leaf - XEN_LEAF, subleaf, tsc)
-    return _BASIC.get(leaf, ZERO)
+        return _xen_leaf(leaf - XEN_LEAF, subleaf, tsc, emulated_tsc)
+    return _BASIC[width].get(leaf, ZERO)
 
 
-def _xen_leaf(number: int, subleaf: int, tsc: TscRate) -> Cpuid:
+def _xen_leaf(number: int, subleaf: int, tsc: TscRate, emulated_tsc: bool) -> Cpuid:
     if number == 0:
         return Cpuid(XEN_LEAF + 5, 0x566E_6558, 0x6558_4D4D, 0x4D4D_566E)  # "XenVMMXenVMM"
     if number == 1:
@@ -100,11 +82,12 @@ def _xen_leaf(number: int, subleaf: int, tsc: TscRate) -> Cpuid:
         return Cpuid(1, HYPERCALL_PAGE_MSR, 1, 0)
     if number == 3:
         if subleaf == 0:
-            return Cpuid(_bits(0, 1, 2), 0, tsc.hz // 1000, 0)
+            flags = _TSC_RELIABLE | _HAS_RDTSCP | (_TSC_EMULATED if emulated_tsc else 0)
+            return Cpuid(flags, 0, tsc.hz // 1000, 0)
         if subleaf == 1:
             return Cpuid(0, 0, tsc.mul, tsc.shift & 0xFFFF_FFFF)
         if subleaf == 2:
             return Cpuid(tsc.hz // 1000, 0, 0, 0)
-    if number == 5:
-        return Cpuid(0, 40, 0, 0)
+    if number == 5 and subleaf == 0:
+        return Cpuid(0, _PHYSICAL_BITS, 0, 0)
     return ZERO

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`docs/cpu.md`, the processor as a PV guest finds it: `python -m pyhv.traps.document > docs/cpu.md`.
 
-The tables come from those that also answer the guest (`msr.py`, `cpu/cpuid.py`); a test compares the page
-with this module's output. What is told in words here is held by tests/test_traps_*.py.
+The tables come from those that also answer the guest (`msr.py`, `cpu/cpuid.py`, `cpu/features.py`); a test
+compares the page with this module's output. What is told in words here is held by tests/test_traps_*.py.
 """
 
-from pyhv.cpu.cpuid import FEATURES, cpuid
+from pyhv.cpu.cpuid import cpuid
+from pyhv.cpu.features import HIDDEN, ONLY_64_BIT, SHOWN
 from pyhv.cpu.tsc import rate
 from pyhv.traps.msr import TABLE, Register
 
@@ -63,6 +64,19 @@ a 64-bit guest every call gate is #GP(gate). There are no task gates and no othe
 SYSENTER enters its callback from ring 1 and ring 3 alike, and the frame says 3:0, because where it came from
 is lost. SYSCALL and SYSRET are #UD, as on an Intel part; virtual-8086 mode is #GP(0) of the iret hypercall.
 
+## The way back to a 64-bit guest
+
+A hypercall by SYSCALL ends with SYSRET: CS and SS are Xen's flat ones afterwards (0xe033, 0xe02b), whatever
+they were, RCX is RIP and R11 is RFLAGS; an event that is due on the way shows these selectors. The iret
+hypercall ends with IRET, which loads all that its frame says, unless VGCF_in_syscall is set: then it ends
+with SYSRET too, which leads to 32-bit code if the frame's CS is 0xe023, cannot set RF, and traps before the
+first instruction if it sets TF. A RIP that is not canonical makes an IRET of it, and #GP at the target. After
+exceptions that the hypervisor settles itself nothing changes but what the instruction changes. SYSCALL
+without a callback is #UD two bytes back, with RCX, R11 and the selectors as SYSCALL leaves them; in 32-bit
+code it is #UD as on an Intel part, and never a hypercall.
+
+TF does not trap inside the kernel's entry, whatever the way in: it is in the frame, and clear in the handler.
+
 ## The FPU
 
 A vCPU starts with the FPU as FNINIT leaves it (FCW 0x37f, all registers empty, MXCSR 0x1f80), which was
@@ -87,8 +101,9 @@ hypervisor reads and writes for the guest is not seen by them.
 | #UD | as on hardware, and SYSCALL in 32-bit code, as on an Intel part |
 | #AC | never: EFLAGS.AC changes without an exit, and checking every access would cost all guests dearly |
 | #XM | never: the emulator computes SSE with all exceptions masked |
-| NMI | VCPUOP_send_nmi, if there is a handler |
-| #DF #MC | never |
+| NMI | VCPUOP_send_nmi, if there is a handler; another one waits for the iret hypercall of the first |
+| #DF | never |
+| #MC | never: the two banks of the virtual machine check architecture never hold an error |
 
 The frame of a fault has RF set, as the processor pushes it, so that a breakpoint does not stop its
 instruction again.
@@ -100,6 +115,26 @@ clear bit for every byte in the I/O bitmap (`physdev_op`), else #GP(0). The PIT'
 (0x42, 0x61) move with time, the RTC's index (0x70) and the PCI address (0xcf8, 4 bytes) read back. INS stores
 before the permission is checked: where it is refused, its first element has become zero.
 """
+
+
+_LEAVES = (
+    ("1 EBX", "APIC id 0 on every vCPU; line size and threads of the host", "the same: 64 bytes, 1 thread"),
+    ("2, 4", "the host's caches", "nothing: an emulator has none"),
+    ("3, 5, 6, 9, 0xc", "nothing: serial number, MONITOR, power, DCA", "nothing"),
+    ("7, 0xd", "the features below", "none of them"),
+    ("0xa", "nothing without a virtual PMU", "nothing"),
+    ("0xb", "nothing: it comes with X2APIC, which is hidden", "nothing"),
+    (
+        "0x40000000 to 0x40000005",
+        "the hypervisor, the MSR of its hypercall page, the TSC, the width of machine addresses",
+        "the same; RDTSC is emulated (0x40000003 EAX bit 0) where the host's TSC cannot be used, and in"
+        " virtual time",
+    ),
+    ("0x80000002 to 0x80000004", "the host's brand", "a name of its own"),
+    ("0x80000005, 0x80000006", "on Intel's processors the L2 cache", "nothing"),
+    ("0x80000008", "widths of addresses", "40 bits of machine address; 48 linear ones, 32 in a 32-bit guest"),
+)
+"""Leaf, what Xen 4.17 shows of it, what is shown here."""
 
 
 def _number(row: Register) -> str:
@@ -117,10 +152,16 @@ def document() -> str:
         "| --- | --- | --- | --- |",
     ]
     lines += [f"| {_number(row)} | {row.name} | {row.reads} | {row.writes} |" for row in TABLE]
-    lines += ["", "## CPUID", ""]
-    lines += [
-        "The answers of vCPU 0 with a TSC of 1 GHz; leaf 1 has the vCPU's number in EBX' top byte. Leaves",
-        "that are not listed are all zero.",
+    return "\n".join([*lines, "", *_cpuid()]) + "\n"
+
+
+def _cpuid() -> list[str]:
+    """The section on CPUID: leaves, features and their reasons."""
+    lines = [
+        "## CPUID",
+        "",
+        "The answers with an emulated TSC of 1 GHz; they are the same on every vCPU. Leaves that are not",
+        "listed are all zero.",
         "",
         "| leaf | EAX | EBX | ECX | EDX |",
         "| --- | --- | --- | --- | --- |",
@@ -129,15 +170,33 @@ def document() -> str:
     for first, last in ((0, 0x20), (0x4000_0000, 0x4000_0010), (0x8000_0000, 0x8000_0020)):
         for leaf in range(first, last):
             for subleaf in range(3 if leaf == 0x4000_0003 else 1):
-                answer = cpuid(leaf, subleaf, 0, tsc)
+                answer = cpuid(leaf, subleaf, tsc)
                 if any(answer):
                     name = f"{leaf:#x}" + (f" sub {subleaf}" if leaf == 0x4000_0003 else "")
                     lines.append(f"| {name} | {' | '.join(f'{value:#010x}' for value in answer)} |")
-    lines += ["", "| leaf and register | features |", "| --- | --- |"]
-    for (leaf, register), bits in FEATURES.items():
-        listed = ", ".join(f"{name} ({bit})" for name, bit in bits.items())
-        lines.append(f"| {leaf:#x} {register.upper()} | {listed} |")
-    return "\n".join(lines) + "\n"
+    lines += ["", "| leaf | Xen 4.17 shows a PV domU | here |", "| --- | --- | --- |"]
+    lines += [f"| {leaf} | {xen} | {here} |" for leaf, xen, here in _LEAVES]
+    lines += [
+        "",
+        "A domain of Xen 4.17 is shown the features that Xen's policy gives PV guests by default and the",
+        "processor has. So is a domain here. These are all features that the policy knows, but for leaves",
+        "beyond the highest. A 32-bit guest has none of " + ", ".join(sorted(ONLY_64_BIT)) + ".",
+        "",
+        "| word | features | |",
+        "| --- | --- | --- |",
+    ]
+    for word in dict.fromkeys((*SHOWN, *HIDDEN)):
+        name = f"{word.leaf:#x} sub {word.subleaf}" if word.leaf in (7, 0xD) else f"{word.leaf:#x}"
+        name = f"{name} {word.register.upper()}"
+        if word in SHOWN:
+            lines.append(f"| {name} | {_listed(SHOWN[word])} | shown |")
+        for withheld in HIDDEN.get(word, ()):
+            lines.append(f"| {name} | {_listed(withheld.bits)} | hidden: {withheld.why} |")
+    return lines
+
+
+def _listed(bits: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({bit})" for name, bit in bits.items())
 
 
 if __name__ == "__main__":

@@ -187,8 +187,9 @@ def icebp(cpu: GuestCpu) -> bool:
 def answer_cpuid(cpu: GuestCpu) -> None:
     """Put the policy's answer into RAX, RBX, RCX, RDX."""
     q = cpu.vmcb.q
-    domain = cpu.domain
-    answer = cpuid(q[v.RAX] & MASK32, q[v.RCX] & MASK32, cpu.vcpu.number, domain.clock.tsc_rate, domain.width)
+    clock, width = cpu.domain.clock, cpu.domain.width
+    leaf, subleaf = q[v.RAX] & MASK32, q[v.RCX] & MASK32
+    answer = cpuid(leaf, subleaf, clock.tsc_rate, width, emulated_tsc=clock.traps_tsc)
     q[v.RAX], q[v.RBX], q[v.RCX], q[v.RDX] = answer
 
 
