@@ -123,6 +123,30 @@ def test_two_vcpus(files: debian.DebianFiles) -> None:
     machine.close()
 
 
+def test_nmis_reach_the_other_cpu(files: debian.DebianFiles) -> None:
+    """sysrq-l asks every other CPU for a backtrace by an NMI; without an APIC in CPUID Linux has none."""
+    machine, domain, console = boot(files, vcpus=2, cmdline=b"console=hvc0")
+    while "/ # " not in console.text:
+        assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
+    began = machine.clock.now()
+    for command in ("echo l >/proc/sysrq-trigger; echo D''ONE", "grep NMI: /proc/interrupts", "poweroff -f"):
+        machine.feed(domain, f"{command}\n".encode())
+    assert machine.run(timeout_ns=began + 20 * 10**9) is Outcome.ENDED
+    text = console.text
+    asked = re.search(r"Sending NMI from CPU (\d) to CPUs (\d):", text)
+    assert asked is not None
+    assert re.search(rf"NMI backtrace for cpu {asked[2]}\b", text)
+    counts = re.search(r"NMI: +(\d+) +(\d+)", text)
+    assert counts is not None
+    assert int(counts[1 + int(asked[2])]) >= 1
+    shown = re.findall(r"\[ *(\d+\.\d+)\] (?:Sending NMI|NMI backtrace for cpu)", text)
+    assert float(shown[-1]) - float(shown[0]) < 1, "at once"
+    assert "DONE" in text
+    assert "Firmware Bug" not in text
+    assert "Hardware Error" not in text
+    machine.close()
+
+
 def test_memory_is_sound_during_and_after_a_boot(files: debian.DebianFiles) -> None:
     machine, _domain, console = boot(files, cmdline=b"console=hvc0 quiet w=fork")
     before = machine.frames.free_count

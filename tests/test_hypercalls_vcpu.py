@@ -5,11 +5,15 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import HEADER, START, Paused, passes, paused, run
+from guest_machine import HEADER, START, Paused, Sink, image_of, machine, passes, paused, run
 
 from pyhv.abi import shared
 from pyhv.cpu import vmcb as v
+from pyhv.domain import DomainConfig
 from pyhv.hypercalls.context import Again
+from pyhv.hypercalls.registry import HYPERCALLS
+from pyhv.hypercalls.table import invoke
+from pyhv.loader.elf import load_image
 from pyhv.machine import Outcome
 from pyhv.sched.runstate import State
 
@@ -568,3 +572,57 @@ def test_long_lists_are_continued_and_lose_nothing(guest: Paused) -> None:
     assert turns > 3
     results = struct.unpack("<" + "8xq48x" * len(entries), guest.get(64 * len(entries)))
     assert set(results) == {4096}
+
+
+@pytest.mark.parametrize("how", ["block", "poll"])
+def test_an_nmi_wakes_a_vcpu_that_sleeps(how: str) -> None:
+    """Its handler runs although events are masked, and the call that slept returns."""
+    sleep = {
+        "block": "mov edi, 1; xor esi, esi; hypercall sched_op",
+        "poll": "mov edi, 3; lea rsi, [rip + nothing]; hypercall sched_op",
+    }[how].replace("; ", "\n    ")
+    source = f"""
+    lea rax, [rip + on_nmi]
+    mov [rip + callback], rax
+    xor edi, edi                                # XENNMI_register_callback
+    lea rsi, [rip + callback]
+    hypercall nmi_op
+    must_succeed "nmi_op"
+    {sleep}
+    cmp dword ptr [rip + seen], 1
+    check e, "no NMI came"
+    succeed
+on_nmi:
+    inc dword ptr [rip + seen]
+    pop rcx
+    pop r11
+    push 0                                      # flags of the iret frame: RCX and R11 count
+    push rcx
+    push r11
+    push rax
+    hypercall iret
+.data
+.balign 8
+nothing: .zero 24                               # sched_poll: no ports, no timeout
+callback: .zero 16
+seen: .long 0
+"""
+    with machine(pages=1024) as made:
+        sink = Sink()
+        image = load_image(image_of(HEADER + START + source), "guest")
+        domain = made.create(image, DomainConfig("guest", 1024), console=sink)
+        made.dispatchers[domain.domid].call.host.set_periodic(domain.vcpus[0], 0)
+        assert made.run(timeout_ns=10**8) is Outcome.DEADLOCK
+        entry = HYPERCALLS[24]
+        assert entry is not None
+        assert invoke(entry, made.dispatchers[domain.domid].call, (11, 0, 0, 0, 0)) == 0
+        assert made.run(timeout_ns=10**9) is Outcome.ENDED
+        assert sink.data == b"SUCCESS\n"
+
+
+def test_an_nmi_does_not_start_a_vcpu(guest: Paused) -> None:
+    assert guest.call(24, 11, 1, 0) == 0
+    assert guest.domain.vcpus[1].nmi_pending
+    assert not guest.domain.vcpus[1].online
+    assert guest.call(24, 3, 1, 0) == 0
+    assert guest.call(24, 11, 1, guest.scratch) == EINVAL
