@@ -83,6 +83,36 @@ A vCPU starts with the FPU as FNINIT leaves it (FCW 0x37f, all registers empty, 
 measured on Xen 4.17 - from 4.20 on it is the state after power-on - or with the FXSAVE image in the context
 that VCPUOP_initialise gets, if VGCF_i387_valid is set.
 
+Arithmetic, comparisons and conversions of SSE and of the x87 unit are the host processor's own, on x86-64
+hosts where the engine is tuned: results, the flags in MXCSR and in the status word, and unmasked exceptions.
+Those of SSE are #XM at the instruction, those of the x87 unit #MF at the next one that waits. A guest sees
+these differences:
+
+| what | a processor | here, tuned | here, not tuned |
+| --- | --- | --- | --- |
+| flags in MXCSR; #XM | as the SDM says | the same | what was loaded, never another one; never |
+| FTZ, DAZ; two NaNs as operands | as the SDM says | the same | FTZ is ignored by SSE (the x87 unit obeys \
+it), MIN and MAX keep denormals under DAZ; another one of the NaNs may be the result |
+| DPPS, DPPD | sums of pairs, then their sum | the same | one lane after the other, rounded each time |
+| RCPPS, RSQRTPS, RCPSS, RSQRTSS | 12 bits | all 24 bits | all 24 bits |
+| PCMPxSTRx, equal ordered | also finds the start of a string at the end | the same | finds whole strings |
+| x87 flags; C1 | as the SDM says | the same | ZE alone, also for 0/0 and infinity/0; C1 by FXAM alone |
+| FISTTP of numbers too large | the integer indefinite | the same | the largest or least integer |
+| FCOMI, FUCOMI and their kind | OF, SF, AF become 0 | the same | OF, SF, AF stay |
+| FPREM, FPREM1, FSCALE, FXTRACT, sines, logarithms | 64-bit mantissa | the same | 53-bit mantissa; FPREM \
+may end early, FSQRT of a negative number sets C2 |
+| FLDL2T, FLDPI and others | by the rounding mode | the same | rounded to nearest |
+| stack overflow and underflow | IE and SF, an indefinite | not noticed | not noticed |
+| arithmetic with a number of 32 or 64 bits in memory | of two NaNs the larger; no DE beside a NaN | the \
+number becomes an 80-bit one first: quiet, and DE if it is a denormal | the same as tuned, without flags |
+| an unmasked invalid operand, denormal or zero divisor | nothing is stored or popped | a result is not \
+stored into a register; FIST and FST store, and pops are done | as if masked |
+| an exact tiny result, UE unmasked | #XM, #MF | a result | a result |
+| reserved bits of MXCSR | #GP by LDMXCSR, FXRSTOR | by LDMXCSR; FXRSTOR keeps them | kept |
+| FOP, FIP, FDP | the last instruction's | 0, or what was loaded | the same |
+| MMX registers in a FXSAVE image | bits 64 to 79 are ones | as they were | as they were |
+| CVTPI2PS, CVTPI2PD from memory | the x87 state stays (AMD) | becomes MMX' | becomes MMX' |
+
 ## Breakpoints
 
 DR0 to DR3 fire as on hardware, for whichever vCPU set them, in both modes: instruction breakpoints before the
@@ -100,7 +130,7 @@ hypervisor reads and writes for the guest is not seen by them.
 | #BP #OF #BR | INT3; INTO and BOUND in 32-bit code |
 | #UD | as on hardware, and SYSCALL in 32-bit code, as on an Intel part |
 | #AC | never: EFLAGS.AC changes without an exit, and checking every access would cost all guests dearly |
-| #XM | never: the emulator computes SSE with all exceptions masked |
+| #XM | as on hardware; never where the engine is not tuned |
 | NMI | VCPUOP_send_nmi, if there is a handler; another one waits for the iret hypercall of the first |
 | #DF | never |
 | #MC | never: the two banks of the virtual machine check architecture never hold an error |

@@ -61,3 +61,42 @@ LABEL_PRESENT: Final = 1
 """`TCGLabel.present`, in the label's first bytes."""
 TB_EXIT_REQUESTED: Final = 3
 """The exit of a block that was not begun, because somebody has asked for a stop."""
+
+TCG_LAST_OP: Final = 0x7390
+"""`TCGContext.ops`, the end of the list: the address of the last operation's link."""
+
+OP_LINK: Final = 8
+"""`TCGOp.link`."""
+
+OP_ARGUMENTS: Final = 24
+"""`TCGOp.args`, 64-bit words: results, arguments and, for a call, the function."""
+
+FPSTT: Final = 0x25C
+"""`CPUX86State.fpstt`, u32: the x87 register that is ST0."""
+
+FPUS: Final = 0x260
+"""`fpus`, u16: the x87 status word, without the top of stack."""
+
+FPUC: Final = 0x262
+"""`fpuc`, u16: the x87 control word."""
+
+FPTAGS: Final = 0x264
+"""`fptags`, a byte for each x87 register: 1 if it is empty."""
+
+FPREGS: Final = 0x270
+"""`fpregs`, 16 bytes each, of which ten count."""
+
+FT0: Final = 0x310
+"""`ft0`, ten bytes: the second operand of a x87 instruction."""
+
+MXCSR: Final = 0x330
+"""`mxcsr`, u32."""
+
+CC_SRC: Final = 152
+"""`cc_src`: the condition bits of EFLAGS, if that is where they are."""
+
+REGS: Final = 0
+"""`regs`: RAX, RCX, RDX ..., u64 each."""
+
+XMM_REGS: Final = 0x338
+"""`xmm_regs`: XMM0 and the others, 64 bytes each."""
