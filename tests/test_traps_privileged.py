@@ -10,7 +10,7 @@ from pyhv.abi.numbers import Assist
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 
-GP, UD, NM = 13, 6, 7
+GP, UD, NM, PF = 13, 6, 7, 14
 CODE = 0x8000
 
 
@@ -134,7 +134,7 @@ def test_cli_does_not_mask_events(guest: Paused) -> None:
 
 
 def test_xsetbv_and_xgetbv_are_not_offered(guest: Paused) -> None:
-    refused(guest, b"\x0f\x01\xd1")
+    refused(guest, b"\x0f\x01\xd1", UD)
     refused(guest, b"\x0f\x01\xd0", UD)
 
 
@@ -249,12 +249,18 @@ def test_only_cpuid_may_follow_the_prefix(guest: Paused) -> None:
     refused(guest, b"\x0f\x0bxe", UD)
 
 
-def test_a_prefix_that_runs_into_a_missing_page_is_a_page_fault(guest: Paused) -> None:
+@pytest.mark.parametrize(
+    ("code", "vector"),
+    [(b"\x0f\x0b", UD), (b"\x0f\x0bxe", UD), (FORCED, PF), (FORCED + b"\x0f", PF), (b"\x0f\xff\xc0", UD)],
+)
+def test_only_the_whole_prefix_wants_what_is_behind_it(guest: Paused, code: bytes, vector: int) -> None:
+    """UD2 as a page's last instruction is #UD, whether there is a next page or not."""
     assert guest.call(14, guest.page(3), 0, 2) == 0
-    guest.put(b"\x0f\x0bx", 0x3000 - 3)
-    guest.q[v.RIP], guest.q[v.RSP] = guest.page(3) - 3, guest.stack
-    assert guest.go() == 14
-    assert guest.vcpu.cr2 == guest.page(3)
+    guest.put(code, 0x3000 - len(code))
+    guest.q[v.RIP], guest.q[v.RSP] = guest.page(3) - len(code), guest.stack
+    assert guest.go() == vector
+    if vector == PF:
+        assert guest.vcpu.cr2 == guest.page(3)
 
 
 # -- MSRs --------------------------------------------------------------------------------------------------

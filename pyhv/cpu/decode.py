@@ -15,6 +15,7 @@ import capstone
 from capstone import x86 as cx86
 
 from pyhv.address import MASK64
+from pyhv.cpu.opcodes import MAX_LENGTH
 from pyhv.cpu.vmcb import RIP, SEG_BASE
 
 _decoders = {
@@ -24,8 +25,6 @@ _decoders = {
 }
 for _decoder in _decoders.values():
     _decoder.detail = True
-
-MAX_LENGTH = 15
 
 
 class Op(enum.Enum):
@@ -40,7 +39,6 @@ class Op(enum.Enum):
     RDMSR = enum.auto()
     WRMSR = enum.auto()
     CPUID = enum.auto()
-    XSETBV = enum.auto()
     READ_CR = enum.auto()
     WRITE_CR = enum.auto()
     READ_DR = enum.auto()
@@ -101,8 +99,7 @@ def privileged(code: bytes) -> Privileged | None:
     if len(rest) < 3:
         return None
     if rest[1] == 0x01:
-        op = {0xF9: Op.RDTSCP, 0xD1: Op.XSETBV}.get(rest[2])
-        return None if op is None else Privileged(op, at + 3)
+        return Privileged(Op.RDTSCP, at + 3) if rest[2] == 0xF9 else None
     if rest[1] in _MOVES:
         number = rest[2] >> 3 & 7 | (rex & 4) << 1
         register = rest[2] & 7 | (rex & 1) << 3

@@ -7,6 +7,7 @@ compares the page with this module's output. What is told in words here is held 
 
 from pyhv.cpu.cpuid import cpuid
 from pyhv.cpu.features import HIDDEN, ONLY_64_BIT, SHOWN
+from pyhv.cpu.opcodes import PREFIXES, REFUSALS
 from pyhv.cpu.tsc import rate
 from pyhv.traps.msr import TABLE, Register
 
@@ -21,8 +22,9 @@ leaves not listed do not exist. *This page is generated:* `python -m pyhv.traps.
 A PV kernel has no privilege, so these raise #GP(0), and the hypervisor performs them: CLI and STI (which do
 nothing; the event mask is in `vcpu_info`), CLTS, WBINVD (nothing), MOV to and from CR0, CR2, CR3, CR4 and the
 debug registers, RDMSR and WRMSR, RDTSC and RDTSCP where they trap, IN, OUT, INS, OUTS. All but RDTSC, RDTSCP,
-CLI, STI and port accesses need kernel mode. HLT, INVLPG, LGDT, LIDT, LLDT, LTR, LMSW, SWAPGS, INVD, SYSRET,
-RDPMC and XSETBV stay #GP(0). An instruction that is performed while TF is set traps like any other.
+CLI, STI and port accesses need kernel mode. HLT, INVLPG, LGDT, LIDT, LLDT, LTR, LMSW, SWAPGS, INVD, SYSRET
+and RDPMC stay #GP(0). An instruction that is performed while TF is set traps like any other. A register that
+does not exist is #UD at every level: CR1, CR5 to CR7, CR9 to CR15, DR8 to DR15.
 
 | register | reads | writes |
 | --- | --- | --- |
@@ -128,12 +130,14 @@ hypervisor reads and writes for the guest is not seen by them.
 | #DE #NM #TS #NP #SS #GP #PF #MF | as on hardware; #SS also for non-canonical addresses by RSP or RBP |
 | #DB | single steps, breakpoints, ICEBP |
 | #BP #OF #BR | INT3; INTO and BOUND in 32-bit code |
-| #UD | as on hardware, and SYSCALL in 32-bit code, as on an Intel part |
+| #UD | as on hardware, and SYSCALL and SYSRET in 32-bit code, as on an Intel part; see below |
 | #AC | never: EFLAGS.AC changes without an exit, and checking every access would cost all guests dearly |
 | #XM | as on hardware; never where the engine is not tuned |
 | NMI | VCPUOP_send_nmi, if there is a handler; another one waits for the iret hypercall of the first |
 | #DF | never |
 | #MC | never: the two banks of the virtual machine check architecture never hold an error |
+
+{refusals}
 
 The frame of a fault has RF set, as the processor pushes it, so that a breakpoint does not stop its
 instruction again.
@@ -171,9 +175,43 @@ def _number(row: Register) -> str:
     return f"{row.first:#x}" if row.first == row.last else f"{row.first:#x} to {row.last:#x}"
 
 
+_REFUSALS = """\
+The emulator knows instructions that this processor does not have, and would execute them. They are #UD, so
+that a program which tries what its processor can do finds out. So is LOCK before anything but ADD, OR, ADC,
+SBB, AND, SUB, XOR, XCHG, NOT, NEG, INC, DEC, BTS, BTR, BTC, XADD, CMPXCHG, CMPXCHG8B and CMPXCHG16B of
+memory, and F3 or F2 before an SSE instruction that has no such form. A misaligned memory operand of 16 bytes
+is #GP(0), but of MOVUPS, MOVUPD, MOVDQU, LDDQU and PCMPxSTRx.
+
+| refused | opcodes | prefix | memory | register | code |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+*Where the emulator is not tuned* (`docs/architecture.md`) it executes what it knows of these: VEX-coded
+instructions as the SSE instructions that they resemble, XBEGIN as MOV, EXTRQ and its like; it ignores LOCK,
+prefixes and alignment. Only what it has given up with #GP(0) anyway is #UD there, too."""
+
+
+def _refusals() -> str:
+    rows = [
+        f"| {row.why} | {row.opcodes} | {_with(row.prefixes)} | {_forms(row.memory)} |"
+        f" {_forms(row.register)} | {f'{row.width}-bit' if row.width else 'any'} |"
+        for row in REFUSALS
+    ]
+    return _REFUSALS.format(rows="\n".join(rows))
+
+
+def _with(prefixes: str) -> str:
+    return "any" if len(prefixes.split()) == len(PREFIXES) else prefixes.replace(" ", ", ")
+
+
+def _forms(regs: str) -> str:
+    """The values of ModRM's reg field for which a form is refused."""
+    return "all" if len(regs) == 8 else ", ".join(f"/{digit}" for digit in regs) or "-"
+
+
 def document() -> str:
     """The whole page in Markdown."""
-    lines = [_INTRODUCTION, "## MSRs", ""]
+    lines = [_INTRODUCTION.format(refusals=_refusals()), "## MSRs", ""]
     lines += [
         "Every other MSR is #GP(0), in either direction. A kernel that has no handler for #GP yet reads 0",
         "instead from those that a machine has.",

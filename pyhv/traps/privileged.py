@@ -10,10 +10,10 @@ follows Xen 4.17; which MSRs exist is in `msr.py`.
 from collections.abc import Callable
 from typing import Final
 
-from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import (
     CR0_TS,
+    CR4_DE,
     CR4_TSD,
     GUEST_CR0,
     PF_U,
@@ -23,7 +23,6 @@ from pyhv.address import MASK32, MASK64, cr3_to_mfn, is_canonical, mfn_to_cr3
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.cpuid import cpuid
 from pyhv.cpu.decode import (
-    MAX_LENGTH,
     Op,
     Privileged,
     is_two_byte,
@@ -32,6 +31,7 @@ from pyhv.cpu.decode import (
     privileged,
     stack_references,
 )
+from pyhv.cpu.opcodes import MAX_LENGTH, Verdict, examine
 from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
@@ -40,16 +40,12 @@ from pyhv.traps.msr import Refused, read_msr, write_msr
 
 FORCED_EMULATION: Final = b"\x0f\x0bxen"
 _ICEBP: Final = 0xF1
-_SYSRET: Final = 0x07
 _RDPMC: Final = 0x33
+_CONTROL_REGISTERS: Final = frozenset({0, 2, 3, 4, 8})
 _CR4_SETTABLE: Final = 0x4 | 0x8
 """TSD and DE; FSGSBASE and OSXSAVE are not offered by the CPUID policy."""
 _CR4_VISIBLE: Final = 0x660
 _USER_TOO: Final = frozenset({Op.RDTSC, Op.RDTSCP, Op.CLI, Op.STI, Op.CPUID})
-
-
-class Undefined(Exception):
-    """The instruction is #UD in the guest's present state."""
 
 
 def fetch(cpu: GuestCpu, address: int, length: int = MAX_LENGTH) -> bytes:
@@ -81,15 +77,15 @@ def emulate(cpu: GuestCpu, code: bytes) -> bool:
     found = privileged(code)
     if found is None:
         return False
+    if not _names_a_register(cpu, found):
+        cpu.raise_exception(Vector.UD)
+        return True
     if not cpu.vcpu.in_kernel and found.op not in _USER_TOO:
         return False
     try:
         _HANDLERS[found.op](cpu, found)
     except Refused:
         return False
-    except Undefined:
-        cpu.raise_exception(Vector.UD)
-        return True
     q = cpu.vmcb.q
     q[v.RIP] = (q[v.RIP] + found.length) & MASK64
     return True
@@ -118,15 +114,15 @@ def read_time(cpu: GuestCpu) -> bool:
 def forced(cpu: GuestCpu) -> bool:
     """The forced-emulation prefix: only CPUID may follow; anything else is the #UD that it was.
 
-    Five bytes must be readable to tell, and two more if they are the prefix: where they are not, the guest
-    gets the page fault instead, as Xen does it. True if the exit is settled.
+    Where the page that holds what follows the prefix cannot be read, that is the page fault. But an UD2 whose
+    next bytes cannot be read is an UD2, as on a processor, though Xen makes a page fault of it, too. True if
+    the exit is settled.
     """
     linear = cpu.linear_rip()
-    wanted = len(FORCED_EMULATION)
+    if fetch(cpu, linear, len(FORCED_EMULATION)) != FORCED_EMULATION:
+        return False
+    wanted = len(FORCED_EMULATION) + 2
     code = fetch(cpu, linear, wanted)
-    if code == FORCED_EMULATION:
-        wanted += 2
-        code = fetch(cpu, linear, wanted)
     if len(code) < wanted:
         cpu.raise_page_fault((linear + len(code)) & MASK64, 0 if cpu.vcpu.in_kernel else PF_U)
         return True
@@ -162,13 +158,12 @@ def off_the_stack(cpu: GuestCpu) -> bool:
 
 
 def refused_as(cpu: GuestCpu) -> Vector:
-    """What hardware raises where the emulator raised #GP(0): #SS, or #UD for SYSRET outside 64-bit code."""
+    """What hardware raises where the emulator raised #GP(0): #SS off the stack, #UD for what it refuses."""
     if off_the_stack(cpu):
         return Vector.SS
-    wide = cpu.vmcb.d[v.HFLAGS] & v.HF_CS64
-    if not wide and is_two_byte(fetch(cpu, cpu.linear_rip()), _SYSRET):
-        return Vector.UD
-    return Vector.GP
+    width = 64 if cpu.vmcb.d[v.HFLAGS] & v.HF_CS64 else 32
+    refused = examine(fetch(cpu, cpu.linear_rip()), width) is Verdict.REFUSED
+    return Vector.UD if refused else Vector.GP
 
 
 def undefined_as(cpu: GuestCpu) -> Vector:
@@ -246,9 +241,13 @@ def _cpuid(cpu: GuestCpu, _found: Privileged) -> None:
     answer_cpuid(cpu)
 
 
-def _refuse(_cpu: GuestCpu, _found: Privileged) -> None:
-    """XSETBV: there is no XSAVE."""
-    raise Refused
+def _names_a_register(cpu: GuestCpu, found: Privileged) -> bool:
+    """Whether a move of a control or debug register names one that there is; else it is #UD at any level."""
+    if found.op in (Op.READ_CR, Op.WRITE_CR):
+        return found.number in _CONTROL_REGISTERS
+    if found.op in (Op.READ_DR, Op.WRITE_DR):
+        return found.number < 4 or found.number in (6, 7) or (found.number < 8 and not cpu.vcpu.cr4 & CR4_DE)
+    return True
 
 
 def _read_cr(cpu: GuestCpu, found: Privileged) -> None:
@@ -290,7 +289,7 @@ def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
         cpu.vmcb.q[found.register] = get_debugreg(cpu.vcpu, found.number)
     except XenError as error:
-        raise (Undefined if error.errno == Errno.ENODEV else Refused) from error
+        raise Refused from error
 
 
 def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
@@ -298,7 +297,7 @@ def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
         set_debugreg(cpu.vcpu, found.number, cpu.vmcb.q[found.register])
         cpu.rearrange = True
     except XenError as error:
-        raise (Undefined if error.errno == Errno.ENODEV else Refused) from error
+        raise Refused from error
 
 
 # -- MSRs ------------------------------------------------------------------------------------------------
@@ -323,7 +322,6 @@ _HANDLERS: Final[dict[Op, Callable[[GuestCpu, Privileged], None]]] = {
     Op.RDTSC: _rdtsc,
     Op.RDTSCP: _rdtscp,
     Op.CPUID: _cpuid,
-    Op.XSETBV: _refuse,
     Op.RDMSR: _rdmsr,
     Op.WRMSR: _wrmsr,
     Op.READ_CR: _read_cr,
