@@ -26,6 +26,7 @@ and add it to `catalogue.PATCHES`. A patch declares
   its end, or jumps to the label `next`, goes to `{next}` by a jump through RAX: so leave the arguments
   alone until you know that the call is yours. `form.find_block` writes the lines that find the block.
 - `words`: what it needs in each engine's block, with the values that an engine starts with;
+- `pointers`: function pointers in the engine's own data that the library leaves null, and our code for them;
 - `proof`: a function that runs code on a throwaway engine and raises `BrokenPromise` if it does not do what
   the patch promises. It is called at start-up, so it must take a millisecond or two.
 

@@ -46,6 +46,8 @@ class Facts:
     """What an initial value of a word may depend on."""
 
     ram: Ram
+    processor: int
+    """Address of the engine's `CPUState`."""
     region: int
     """Address of the library's description of RAM as a memory region."""
     find_region: int
@@ -85,6 +87,9 @@ class Layout:
         """Of each word, from the block's address."""
         if len(self.offsets) != len(self.words) or len(self.words) > _MOST_WORDS:
             raise ValueError("two words of the engine's block have one name, or there are too many")
+        self.pointers = [pointer for patch in patches for pointer in patch.pointers]
+        self.code: dict[str, int] = {}
+        """Addresses of the pointers' code, by their names, once it is there."""
 
 
 class Block:
@@ -97,11 +102,15 @@ class Block:
         self._memory: list[mmap.mmap] = []
         base = self._allocate(mmap.PAGESIZE, mmap.PROT_EXEC)
         self.address = base + _CODE_AT
-        facts = Facts(ram, region, self._original, form.magic, self._allocate)
+        processor = ctypes.c_uint64.from_address(handle + layout.UC_CPU).value
+        facts = Facts(ram, processor, region, self._original, form.magic, self._allocate)
         for word in form.words:
             self[word.name] = word.initial(facts)
         code = _find_region_code(*(form.offsets[name] for name in ("ram_size", "region", "find_region")))
         self._memory[0][_CODE_AT : _CODE_AT + len(code)] = code
+        self._others = [ctypes.c_uint64.from_address(pointer.place(facts)) for pointer in form.pointers]
+        for other, pointer in zip(self._others, form.pointers, strict=True):
+            other.value = form.code[pointer.name]
         self._pointer.value = self.address
 
     def _allocate(self, size: int, more: int = 0) -> int:
@@ -121,6 +130,8 @@ class Block:
     def detach(self) -> None:
         """Give the engine its own function back, and the memory to the host. It must be freed next."""
         self._pointer.value = self._original
+        for other in self._others:
+            other.value = 0
         for made in self._memory:
             made.close()
 

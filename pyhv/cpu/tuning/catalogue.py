@@ -4,10 +4,11 @@
 from typing import Final
 
 from pyhv.cpu.tuning.form import Patch
+from pyhv.cpu.tuning.refusals import REFUSALS
 from pyhv.cpu.tuning.sse import SSE
 from pyhv.cpu.tuning.stops import STOPS
 from pyhv.cpu.tuning.stores import STORES
 from pyhv.cpu.tuning.walks import WALKS
 from pyhv.cpu.tuning.x87 import X87
 
-PATCHES: Final[tuple[Patch, ...]] = (WALKS, STORES, STOPS, SSE, X87)
+PATCHES: Final[tuple[Patch, ...]] = (WALKS, STORES, STOPS, REFUSALS, SSE, X87)

@@ -31,6 +31,17 @@ class Stub:
 
 
 @dataclass(frozen=True)
+class Pointer:
+    """A function pointer in each tuned engine's data, null in the library, and our code for it."""
+
+    name: str
+    place: Callable[[Facts], int]
+    """Address of the pointer in one engine."""
+    source: str
+    """As a stub's, but nothing stands behind it: it must not arrive at its end."""
+
+
+@dataclass(frozen=True)
 class Patch:
     """One change: all of its stubs are installed, or nothing is."""
 
@@ -41,10 +52,13 @@ class Patch:
     proof: Callable[[Trial], None]
     """Raises `BrokenPromise`. It may change whatever it likes in the throwaway engine."""
     words: tuple[Word, ...] = ()
+    pointers: tuple[Pointer, ...] = ()
 
 
 OF_CPU = f"rdi + {layout.CPU_UC}"
 """Where the engine's handle is when RDI is the first argument of a function on `CPUState`."""
+OF_ENV = f"rdi + {layout.ENV_UC}"
+"""... on `CPUX86State`."""
 OF_TCG = f"rdi + {layout.TCG_UC}"
 """... on `TCGContext`."""
 

@@ -36,6 +36,9 @@ class _Functions:
         return address
 
 
+_functions = _Functions()
+
+
 class Installation:
     """The patches' code, ready to be installed.
 
@@ -57,22 +60,27 @@ class Installation:
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
         self._used = 0
         self._assembler = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+        for pointer in self.form.pointers:
+            self.form.code[pointer.name] = self._assemble(pointer.source)
         self._entries = {slot: self._chain(stubs) for slot, stubs in chains.items()}
         self._before: dict[str, int] = {}
 
     def _chain(self, stubs: list[Stub]) -> int:
         """Assemble the stubs of one slot, the last one first; the address at which the first one starts."""
-        functions, words = _Functions(), SimpleNamespace(**self.form.offsets)
-        following: int = getattr(functions, stubs[0].slot)
+        following: int = getattr(_functions, stubs[0].slot)
         for stub in reversed(stubs):
-            source = (stub.source + _TAIL).format(
-                next=following, real=functions, word=words, magic=self.form.magic
-            )  # fmt: skip
-            following = self._base + self._used
-            encoding, _ = self._assembler.asm(source, following)
-            self._code[self._used : self._used + len(encoding)] = bytes(encoding)
-            self._used += len(encoding) + _ALIGNMENT - 1 & -_ALIGNMENT
+            following = self._assemble(stub.source + _TAIL, next=following)
         return following
+
+    def _assemble(self, source: str, **names: int) -> int:
+        """Assemble code with its names filled in; the address at which it now is."""
+        words = SimpleNamespace(**self.form.offsets)
+        text = source.format(real=_functions, word=words, magic=self.form.magic, **names)
+        at = self._base + self._used
+        encoding, _ = self._assembler.asm(text, at)
+        self._code[self._used : self._used + len(encoding)] = bytes(encoding)
+        self._used += len(encoding) + _ALIGNMENT - 1 & -_ALIGNMENT
+        return at
 
     def install(self) -> None:
         """Lead all slots to the stubs."""
@@ -110,5 +118,7 @@ def _usable_slot(library: Library, name: str) -> ctypes.c_uint64:
 
 def _size_of(patches: Sequence[Patch]) -> int:
     """Room enough for the patches' code: no instruction that we write is longer than its text."""
-    text = sum(len(stub.source) + len(_TAIL) + _ALIGNMENT for patch in patches for stub in patch.stubs)
+    sources = [stub.source for patch in patches for stub in patch.stubs]
+    sources += [pointer.source for patch in patches for pointer in patch.pointers]
+    text = sum(len(source) + len(_TAIL) + _ALIGNMENT for source in sources)
     return max(text + mmap.PAGESIZE - 1 & -mmap.PAGESIZE, mmap.PAGESIZE)

@@ -24,6 +24,10 @@ CPU_ENV: Final = 0x128
 """`CPUState.env_ptr`: the processor's registers, our VMCB."""
 CPU_UC: Final = 0x81A8
 """`CPUState.uc`."""
+CPU_CLASS: Final = 0x81B0
+"""`CPUState.cc`: what kind of processor it is; each processor has its own copy."""
+CLASS_UNALIGNED_ACCESS: Final = 0x18
+"""`CPUClass.do_unaligned_access`."""
 
 # The TLB lies right before the registers: for each of the MMU's modes (kernel, user, kernel under SMAP) the
 # size of the main table in bytes less one entry, and its address; before that, each mode's victim table.
@@ -33,6 +37,8 @@ TLB_STRIDE: Final = 16
 ENV_VICTIMS: Final = -0x840
 VICTIM_ENTRIES: Final = 8
 VICTIMS_STRIDE: Final = 0x2B8
+ENV_UC: Final = 0x1B58
+"""`CPUX86State.uc`."""
 ENV_ICOUNT: Final = -0x10
 """`icount_decr`: negative when somebody has asked the processor to come back."""
 
@@ -54,6 +60,8 @@ TCG_ENV: Final = 0x98F0
 """`TCGContext.cpu_env`: the temporary that holds the address of the registers, as an offset."""
 TCG_UC: Final = 0x9970
 """`TCGContext.uc`."""
+TCG_PC_START: Final = 0xA650
+"""`TCGContext.pc_start`: linear address of the instruction that is being translated."""
 OP_SET_LABEL: Final = 1
 OP_LD_I32: Final = 0x0D
 COND_LT: Final = 2
@@ -100,3 +108,6 @@ REGS: Final = 0
 
 XMM_REGS: Final = 0x338
 """`xmm_regs`: XMM0 and the others, 64 bytes each."""
+
+MO_ALIGN_16: Final = 0x40
+"""In a `MemOp`: the address must be a multiple of 16."""
