@@ -77,7 +77,7 @@ static void hardware_breakpoints(void)
 
 extern const char steps_begin[], steps_end[];
 
-/* 6 + 2 * 5 instructions, and REP STOSB, which traps after each of its ten elements. */
+/* 9 instructions, a loop of 2 done 5 times, and REP STOSB, which traps after each of its ten elements. */
 #define STEPS (1 + 2 * 5 + 2 + 3 + 10 + 3)
 
 static void stepped(void)
