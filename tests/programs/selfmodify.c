@@ -5,7 +5,6 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
@@ -159,20 +158,18 @@ static void by_a_debugger(void)
  * One thread writes, another runs, on another CPU if there is one. The runner executes CPUID, which
  * serializes, between hearing of new code and running it, as Intel's manual (volume 3, 8.1.3) asks.
  */
-static volatile uint32_t written, ran = ~0u;
+static int order[2], done[2];
 
 static void *runner(void *unused)
 {
-    uint32_t last = ~0u;
+    uint32_t value;
 
-    while (last != 500) {
-        while (written == last)
-            sched_yield();
-        last = written;
+    while (read(order[0], &value, sizeof value) == sizeof value) {
         uint32_t a = 0, b, c = 0, d;
+
         asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d)::"memory");
-        expect("another thread", pages, last);
-        ran = last;
+        expect("another thread", pages, value);
+        must(write(done[1], &value, sizeof value));
     }
     return unused;
 }
@@ -181,14 +178,17 @@ static void by_another_thread(void)
 {
     pthread_t thread;
 
-    written = ~0u;
+    must(pipe(order));
+    must(pipe(done));
     check(pthread_create(&thread, NULL, runner, NULL) == 0, "pthread_create");
-    for (uint32_t i = 1; i <= 500; i++) {
+    for (uint32_t i = 0; i < 300; i++) {
+        uint32_t value = i;
+
         write_code(pages, i);
-        written = i;
-        while (ran != i)
-            sched_yield();
+        must(write(order[1], &value, sizeof value));
+        must(read(done[0], &value, sizeof value));
     }
+    close(order[1]);
     pthread_join(thread, NULL);
 }
 

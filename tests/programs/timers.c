@@ -68,44 +68,51 @@ static void sleeps(void)
     }
 }
 
-/* Two threads on two CPUs look in turn: what one sees is not before what the other saw. */
-static volatile int turn;
-static volatile uint64_t last_tsc;
-static volatile int64_t last_time;
+/* What two threads on two CPUs pass to each other: the latest time that either has seen. */
+struct seen {
+    uint64_t tsc;
+    int64_t time;
+};
+
+static int ways[2][2]; /* pipes to each of the two */
 
 static void *look_in_turn(void *number)
 {
     const int me = (int)(intptr_t)number;
+    struct seen last;
     cpu_set_t cpu;
 
     CPU_ZERO(&cpu);
     CPU_SET(me, &cpu);
     must(sched_setaffinity(0, sizeof cpu, &cpu));
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < 500; i++) {
         uint32_t low, high;
+        struct seen now;
 
-        while (turn != me)
-            sched_yield();
+        must(read(ways[me][0], &last, sizeof last));
         asm volatile("lfence; rdtsc" : "=a"(low), "=d"(high)::"memory");
-        uint64_t tsc = (uint64_t)high << 32 | low;
-        int64_t time = read_clock(CLOCK_MONOTONIC);
-        check(tsc >= last_tsc, "CPU %d: the TSC went back by %lld", me, (long long)(last_tsc - tsc));
-        check(time >= last_time, "CPU %d: the clock went back by %lld ns", me, (long long)(last_time - time));
-        last_tsc = tsc;
-        last_time = time;
-        turn = !me;
+        now.tsc = (uint64_t)high << 32 | low;
+        now.time = read_clock(CLOCK_MONOTONIC);
+        check(now.tsc >= last.tsc, "CPU %d: the TSC went back by %lld", me, (long long)(last.tsc - now.tsc));
+        check(now.time >= last.time, "CPU %d: the clock went back by %lld ns", me,
+              (long long)(last.time - now.time));
+        must(write(ways[!me][1], &now, sizeof now));
     }
     return NULL;
 }
 
 static void from_cpu_to_cpu(void)
 {
+    const struct seen nothing = {0};
     pthread_t threads[2];
 
     if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
         return;
+    must(pipe(ways[0]));
+    must(pipe(ways[1]));
     for (intptr_t i = 0; i < 2; i++)
         check(pthread_create(&threads[i], NULL, look_in_turn, (void *)i) == 0, "pthread_create");
+    must(write(ways[0][1], &nothing, sizeof nothing));
     for (int i = 0; i < 2; i++)
         pthread_join(threads[i], NULL);
 }
