@@ -275,7 +275,9 @@ def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
         hole=machine.zero_frame << 12, trap_time=machine.clock.traps_tsc, tuning=machine.tuning,
     )  # fmt: skip
     domain.engine = engine
+    domain.tables.code.attach(engine)
     machine.physical.invalidators.append(engine.invalidate_code)
+    machine.physical.executors.append(domain.tables)
     dispatcher.attach(engine)
     for vcpu in domain.vcpus:
         area = domain.area
@@ -342,6 +344,7 @@ def _release_memory(machine: "Machine", domain: Domain, wiring: Wiring) -> None:
     for mfn in wiring.rings:
         frames.put_writable(mfn)
     machine.physical.invalidators.remove(domain.engine.invalidate_code)
+    machine.physical.executors.remove(domain.tables)
     for mfn in domain.grants.destroy():
         frames.release_shared(mfn)
     _release_frames(machine, domain)

@@ -461,6 +461,9 @@ class Machine:
         domain = vcpu.domain
         dispatcher = self.dispatchers[domain.domid]
         start = self.clock.now()
+        domain.tables.code.tidy()
+        if self.physical.shared_code:
+            self.physical.renew_shared()
         dispatcher.load(vcpu)
         self._running = vcpu
         vcpu.runstate.change(State.RUNNING, start)

@@ -42,7 +42,7 @@ class Sound:
         guest.tables.update_upper(self.l4 << 12 | 300 << 3, L4, self.l3 << 12 | UPPER)
         guest.tables.update_upper(self.l4 << 12 | 8, L4, self.l4 << 12 | LINEAR)
         bench.frames.get_writable(self.theirs)
-        guest.tables.replace_leaf(self.l1 << 12 | 16, self.theirs << 12 | RW)
+        guest.tables.map_granted(self.l1 << 12 | 16, self.theirs << 12 | RW)
         guest.maptrack.mappings.append(BareMapping(Mfn(self.theirs), False))
         bench.frames.get_writable(self.theirs)
         guest.maptrack.mappings.append(BareMapping(Mfn(self.theirs), False, device=True))
@@ -459,7 +459,7 @@ class HostileGuest(RuleBasedStateMachine):
             assert frames.get_writable(mfn)
         else:
             frames.get(mfn)
-        self.guest.tables.replace_leaf(self.window << 12 | slot << 3, mfn << 12 | (RW if write else RO))
+        self.guest.tables.map_granted(self.window << 12 | slot << 3, mfn << 12 | (RW if write else RO))
         self.loans.append((mfn, slot, write))
         self.guest.maptrack.mappings.append(BareMapping(Mfn(mfn), not write))
 

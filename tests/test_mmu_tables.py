@@ -485,7 +485,7 @@ def test_a_foreign_leaf_is_flushed_when_it_goes(bench: Bench, guest: BareDomain)
     """Its owner may free or retype the frame and knows nothing of our TLB."""
     theirs, page, l1 = bench.domains[1].one(), guest.one(), pinned_l1(guest)
     bench.frames.get_writable(theirs)
-    guest.tables.replace_leaf(l1 << 12, theirs << 12 | RW)
+    guest.tables.map_granted(l1 << 12, theirs << 12 | RW)
     guest.tables.flushed()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
     assert guest.tables.flush
@@ -522,7 +522,7 @@ def test_replacing_a_leaf_drops_the_old_one(bench: Bench, guest: BareDomain) -> 
     l1, page, theirs = pinned_l1(guest), guest.one(), bench.domains[1].one()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
     bench.frames.get(theirs)
-    guest.tables.replace_leaf(l1 << 12, theirs << 12 | RO)
+    guest.tables.map_granted(l1 << 12, theirs << 12 | RO)
     assert (bench.frames.type_count[page], bench.frames.refs[theirs]) == (0, 2)
     with refused(Errno.EBUSY):  # the guest cannot widen what was granted
         guest.tables.update_l1(l1 << 12, theirs << 12 | RW)

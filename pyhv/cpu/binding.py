@@ -25,6 +25,7 @@ HOOK_INSN: int = uc_const.UC_HOOK_INSN
 HOOK_INSN_INVALID: int = uc_const.UC_HOOK_INSN_INVALID
 HOOK_BLOCK: int = uc_const.UC_HOOK_BLOCK
 HOOK_MEMORY: int = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
+HOOK_FETCH_PROT: int = uc_const.UC_HOOK_MEM_FETCH_PROT
 MEM_WRITE: int = uc_const.UC_MEM_WRITE
 INS_SYSCALL: int = x86_const.UC_X86_INS_SYSCALL
 INS_SYSENTER: int = x86_const.UC_X86_INS_SYSENTER
@@ -70,6 +71,15 @@ CB_OUT = ctypes.CFUNCTYPE(
 )
 CB_MEMORY = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+)
+CB_FETCH = ctypes.CFUNCTYPE(
+    ctypes.c_bool,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_void_p,
 )
 CB_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 

@@ -28,6 +28,7 @@ from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_addr
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.stops import Seat, posted_stops
 from pyhv.cpu.vmcb import Vmcb
+from pyhv.cpu.watch import StoreWatch
 from pyhv.errors import GuestCrash
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class Engine:
         self._invalidate = _invalidator()
         self.block: Block | None = tuning.attach(self.handle, ram) if tuning and looks_once else None
         """What the changed paths of this engine know of it; None if it is as the library made it."""
+        self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
+        """The frames to which stores are compared with translations; None where all stores are, anyway."""
 
     # -- set-up ------------------------------------------------------------------------------------------
 

@@ -11,11 +11,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pyhv.abi.x86 import PTE_RW
+from pyhv.abi.x86 import PTE_NX, PTE_RW
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.host import executable_memory_refused
 from pyhv.cpu.probe import REMEDY
-from pyhv.cpu.trial import DATA, L1, LANDING, NO_EXECUTE, READ_ONLY, BrokenPromise, Trial
+from pyhv.cpu.trial import CODE, DATA, L1, LANDING, LEAF, NO_EXECUTE, READ_ONLY, BrokenPromise, Trial
 from pyhv.errors import EngineError, GuestCrash
 
 _ROUNDS: Final = 3000
@@ -114,11 +114,28 @@ def check_stops(trial: Trial) -> None:
     trial.expect("a stopped guest goes on", trial.go() == ("invalid opcode", end, 0) and q[data] == 1)
 
 
+def _stores(trial: Trial) -> None:
+    """A store to a watched frame is felt by code translated from it, also by way of a no-execute mapping."""
+    engine, alias = trial.engine, trial.take_frame()
+    if engine.watch is not None:
+        engine.watch.add((CODE, CODE))
+    trial.map(alias, CODE, LEAF | PTE_NX)
+    function, through = CODE << 12 | 0xE00, alias << 12 | 0xE00
+    trial.ram.raw[function : function + 6] = b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
+    call = b"\xb9" + function.to_bytes(4, "little") + b"\xff\xd1"  # mov ecx, function; call rcx
+    stores = b"".join(  # mov byte [through + 16], 2; mov byte [through + 1], 2
+        b"\xc6\x04\x25" + address.to_bytes(4, "little") + b"\x02" for address in (through + 16, through + 1)
+    )
+    trial.run(call + stores + call + b"\x0f\x0b")
+    trial.expect("code that is overwritten is translated anew", engine.vmcb.q[v.RAX] == 2)
+
+
 CHECKS: Final[Mapping[str, Callable[[Trial], None]]] = {
     "page faults, privileges": _faults,
     "calls and ports": _calls,
     "flags": _flags,
     "stops": check_stops,
+    "stores to code": _stores,
 }
 """What is tried, in this order; each raises BrokenPromise."""
 

@@ -95,7 +95,7 @@ def _map(call: Call, request: GnttabMapGrantRef) -> None:
             address = _entry_address(call, request.host_addr, flags)
             entry = mfn << PAGE_SHIFT | PTE_P | PTE_A | PTE_D | PTE_NX | (flags >> 16 & 7) << 9
             entry |= (0 if readonly else PTE_RW) | (PTE_US if flags & GRANT_MAP_APPLICATION else 0)
-            call.tables.replace_leaf(address, call.tables.adjust_leaf(entry))
+            call.tables.map_granted(address, call.tables.adjust_leaf(entry))
     except GrantError:
         for _ in range(taken):
             drop(call, mfn, readonly)

@@ -10,7 +10,8 @@ step: who refers to each frame, and as what. Where both agree for every frame, t
 
     derived from                            counts as
     present L4, L3, L2 entries              a table reference one level down (read-only: linear, same level)
-    present L1 entries                      a writable or a general reference, and an executable mapping
+    present L1 entries                      a writable or a general reference, and an executable mapping,
+                                            watched by the engine that may execute the frame
     pins, base pointers of vCPUs            a table reference
     GDT frames, faulted-in LDT pages        a descriptor-page reference
     vcpu_info pages, back ends' rings       a writable reference
@@ -190,6 +191,7 @@ class _Audit:
         """References of each type that were found, by frame."""
         self.general = np.zeros(shape, dtype=np.int64)
         self.executable = np.zeros(shape, dtype=np.int64)
+        self.lent = np.zeros(shape, dtype=np.int64)
         self.linear_in = np.zeros(shape, dtype=np.int64)
         self.linear_out = np.zeros(shape, dtype=np.int64)
         self.typed = np.where(frames.type_count_np > 0, frames.type_np, NONE)
@@ -293,12 +295,25 @@ class _Audit:
             self._tell(targets[mistyped], "{} is mapped writable by a guest")
             self._count(self.as_type[WRITABLE], targets[writable])
             self._count(self.general, targets[~writable])
-            self._count(self.executable, targets[(entries & _u64(PTE_NX)) == 0])
+            executable = (entries & _u64(PTE_NX)) == 0
+            self._count(self.executable, targets[executable])
+            self._watched(tables[executable], targets[executable])
             others = np.flatnonzero(frames.owner_np[targets] != frames.owner_np[tables])
             if others.size:
                 foreign.append((tables[others], targets[others], writable[others]))
+                self._count(self.lent, targets[others][writable[others]])
         if foreign:
             self._foreign_leaves(foreign)
+
+    def _watched(self, tables: _Index, targets: _Index) -> None:
+        """Of what a domain can execute, its engine sees the stores, or its translations are renewed."""
+        owners = self.frames.owner_np[tables]
+        for domid in np.unique(owners).tolist():
+            if domid in self.domains:
+                own = self.domains[domid].tables
+                unknown = np.unique(targets[(owners == domid) & (own.code.known_np[targets] == 0)])
+                shared = np.array(sorted(own.physical.shared_code), dtype=np.int64)
+                self._tell(np.setdiff1d(unknown, shared), f"d{domid} can execute {{}}, which nobody watches")
 
     def _foreign_leaves(self, found: list[tuple[_Index, _Index, npt.NDArray[np.bool_]]]) -> None:
         """Leaves that map another owner's frame: at most as many as the domain has mapped grants of it."""
@@ -384,6 +399,7 @@ class _Audit:
                 f"{frames.describe(mfn)} has {self.executable[mfn]} executable mappings,"
                 f" {frames.exec_count[mfn]} are counted"
             )
+        self._tell(np.flatnonzero(self.lent != frames.lent_np), "what is lent of {} is miscounted")
         for recorded, found, word in (
             (frames.linear_in, self.linear_in, "into"),
             (frames.linear_out, self.linear_out, "out of"),

@@ -101,6 +101,9 @@ class FrameTable:
         self.code_np = np.zeros(count, dtype=np.uint8)
         self.code = self.code_np.data
         """1 if the emulator may hold translated code of the frame."""
+        self.lent_np = np.zeros(count, dtype=np.uint32)
+        self.lent = _words(self.lent_np, "I")
+        """Writable leaf entries in the tables of domains that do not own the frame."""
         self.linear_in = _words(np.zeros(count, dtype=np.uint32), "I")
         self.linear_out = _words(np.zeros(count, dtype=np.uint32), "I")
         """Linear (same-level) entries that point to this table, and that this table holds."""

@@ -14,6 +14,7 @@ The tables of a 32-bit guest begin with an L3 of four entries; the rest is the s
 
 import struct
 from collections.abc import Callable
+from typing import Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
@@ -37,6 +38,16 @@ _L3_OF_COMPAT = PTE_P | PTE_RW | PTE_US
 """What an L4 entry over the L3 of a 32-bit guest would be: all rights."""
 
 
+class Executor(Protocol):
+    """What `PhysicalMemory` knows of the page tables of a domain."""
+
+    stale: bool
+    """The engine's TLB may allow more than the tables do."""
+
+    def lent(self, mfn: int) -> None:
+        """Another domain can write to the frame from now on."""
+
+
 class PhysicalMemory:
     """Machine memory with the duty to tell engines about code that changes under them."""
 
@@ -45,12 +56,16 @@ class PhysicalMemory:
         self.frames = frames
         self.invalidators: list[Callable[[int, int], None]] = []
         """One per engine: forget the translated code of so many frames from a frame on."""
+        self.executors: list[Executor] = []
+        """One per engine: the page tables that it walks."""
+        self.shared_code: set[int] = set()
+        """Frames that one domain can execute while another one can write to them (`codewatch.py`)."""
 
     def code_written(self, mfn: int) -> None:
         """Drop translations of a frame that the hypervisor has just written."""
         for invalidate in self.invalidators:
             invalidate(mfn, 1)
-        if self.frames.exec_count[mfn] == 0:
+        if self.frames.exec_count[mfn] == 0 and not any(executor.stale for executor in self.executors):
             self.frames.code[mfn] = 0
 
     def code_gone(self, mfns: MfnArray) -> None:
@@ -59,6 +74,21 @@ class PhysicalMemory:
             for invalidate in self.invalidators:
                 invalidate(first, count)
         self.frames.code_np[mfns] = 0
+
+    def lend(self, mfn: int) -> None:
+        """A domain that does not own the frame gets a writable mapping of it."""
+        self.frames.lent[mfn] += 1
+        for executor in self.executors:
+            executor.lent(mfn)
+        if self.frames.exec_count[mfn]:
+            self.shared_code.add(mfn)
+
+    def renew_shared(self) -> None:
+        """A vCPU's turn begins: drop what was translated of frames that others may have written since."""
+        for mfn in list(self.shared_code):
+            self.code_written(mfn)
+            if self.frames.exec_count[mfn] == 0:
+                self.shared_code.discard(mfn)
 
     def write(self, address: int, data: bytes) -> None:
         """Write within one frame."""

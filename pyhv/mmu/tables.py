@@ -44,6 +44,7 @@ from pyhv.abi.x86 import (
 )
 from pyhv.address import Mfn
 from pyhv.errors import XenError
+from pyhv.mmu.codewatch import CodeWatch
 from pyhv.mmu.frames import L1, L2, L4, NONE, TYPE_NAMES, WRITABLE, FrameTable
 from pyhv.mmu.memory import GuestMemory, PhysicalMemory
 from pyhv.mmu.paging import L4Cache
@@ -93,6 +94,9 @@ class PageTables:
         self.memory = memory
         self.cache = cache
         self.ram = physical.ram
+        self.code = CodeWatch(self)
+        self.borrowed = 0
+        """Leaf entries that map frames of other domains."""
         self.flush = False
         self.flush_pages: list[int] = []
         self.stale = False
@@ -133,6 +137,11 @@ class PageTables:
         """The TLB has just been flushed."""
         self.flush = self.stale = False
         self.flush_pages.clear()
+        self.code.flushed()
+
+    def lent(self, mfn: int) -> None:
+        """Another domain can write to the frame: it is not enough to watch our own stores."""
+        self.code.known[mfn] = 0
 
     # -- what a 32-bit guest's tables do otherwise -------------------------------------------------------
 
@@ -190,8 +199,22 @@ class PageTables:
         else:
             frames.refs[mfn] += 1
         if not entry & PTE_NX:
-            frames.exec_count[mfn] += 1
-            frames.code[mfn] = 1
+            self._get_execute(mfn)
+
+    def _get_execute(self, mfn: int) -> None:
+        """Count one more leaf that lets a frame be executed."""
+        frames = self.frames
+        frames.exec_count[mfn] += 1
+        if not self.code.known[mfn]:
+            self.code.executable((mfn,))
+        frames.code[mfn] = 1
+
+    def _put_execute(self, mfn: int) -> None:
+        """Count one less."""
+        left = self.frames.exec_count[mfn] - 1
+        self.frames.exec_count[mfn] = left
+        if not left:
+            self.code.released += 1
 
     def _put_leaf(self, entry: int) -> None:
         """Drop what a present leaf held."""
@@ -200,8 +223,11 @@ class PageTables:
         self.stale = True
         if frames.owner[mfn] != self.domid:
             self.flush = True  # a granted frame: its owner may free or retype it and cannot see our `stale`
+            self.borrowed -= 1
+            if entry & PTE_RW:
+                frames.lent[mfn] -= 1
         if not entry & PTE_NX:
-            frames.exec_count[mfn] -= 1
+            self._put_execute(mfn)
         if entry & PTE_RW:
             frames.type_count[mfn] -= 1
         frames.put(mfn)
@@ -217,7 +243,8 @@ class PageTables:
             new = self.adjust_leaf(new)
             if old & PTE_P and not (old ^ new) & ~HARMLESS:
                 if (old ^ new) & PTE_NX:
-                    self._change_execute((new & PTE_MFN_MASK) >> 12, not new & PTE_NX)
+                    change = self._put_execute if new & PTE_NX else self._get_execute
+                    change((new & PTE_MFN_MASK) >> 12)
                 if old & ~new & (PTE_A | PTE_D | PTE_US) or ~old & new & PTE_NX:
                     self.stale = True
                 old = 0
@@ -238,18 +265,20 @@ class PageTables:
         if self.frames.code[at >> 9]:
             self.physical.code_written(at >> 9)
 
-    def _change_execute(self, mfn: int, executable: bool) -> None:
-        if executable:
-            self.frames.exec_count[mfn] += 1
-            self.frames.code[mfn] = 1
-        else:
-            self.frames.exec_count[mfn] -= 1
+    def map_granted(self, address: int, new: int) -> None:
+        """Put an entry for a granted frame into an L1: the caller holds the references that it stands for.
+
+        It is not executable; the guest can make it so.
+        """
+        mfn = (new & PTE_MFN_MASK) >> 12
+        if self.frames.owner[mfn] != self.domid:
+            self.borrowed += 1
+            if new & PTE_RW:
+                self.physical.lend(mfn)
+        self.replace_leaf(address, new)
 
     def replace_leaf(self, address: int, new: int) -> None:
-        """Put `new` into an L1 entry without approval: the caller holds the references that it stands for.
-
-        This is how a granted frame of another domain gets mapped, and unmapped again.
-        """
+        """Put `new` into an L1 entry without approval: it is what `take_leaf` took elsewhere, or absent."""
         old = self.ram.q[address >> 3]
         self.ram.q[address >> 3] = new
         self._leaf_changed(address >> 3)
@@ -441,6 +470,9 @@ class PageTables:
         executable = targets[(entries & _u64(PTE_NX)) == 0]
         if executable.size:
             np.add.at(frames.exec_count_np, executable, 1)
+            unknown = executable[self.code.known_np[executable] == 0]
+            if unknown.size:
+                self.code.executable(unknown.tolist())
             frames.code_np[executable] = 1
         row[slots] = self._adjust_leaves(entries)
 
@@ -471,12 +503,23 @@ class PageTables:
         self.stale = True
         targets = ((entries & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)
         np.subtract.at(frames.type_count_np, targets[(entries & _u64(PTE_RW)) != 0], 1)
-        np.subtract.at(frames.exec_count_np, targets[(entries & _u64(PTE_NX)) == 0], 1)
+        executable = targets[(entries & _u64(PTE_NX)) == 0]
+        if executable.size:
+            np.subtract.at(frames.exec_count_np, executable, 1)
+            self.code.released += int(np.count_nonzero(frames.exec_count_np[executable] == 0))
+        if self.borrowed:
+            self._return_borrowed(targets, (entries & _u64(PTE_RW)) != 0)
         again, counts = np.unique(targets, return_counts=True)
         left = frames.refs_np[again] - counts.astype(np.uint32)
         frames.refs_np[again] = np.maximum(left, 1)
         for dead in again[left == 0].tolist():
             frames.put(dead)
+
+    def _return_borrowed(self, targets: npt.NDArray[np.int64], writable: npt.NDArray[np.bool_]) -> None:
+        """Count the frames of other domains off that an L1 maps no more."""
+        foreign = self.frames.owner_np[targets] != self.domid
+        self.borrowed -= int(np.count_nonzero(foreign))
+        np.subtract.at(self.frames.lent_np, targets[foreign & writable], 1)
 
     # -- pinning -----------------------------------------------------------------------------------------
 
