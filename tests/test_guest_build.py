@@ -19,8 +19,11 @@ from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image
 from pyhv.loader.notes import Record, records
 
-GUESTS = ("debug", "fifo", "grants", "hello", "intruder", "pages", "ping", "pong", "ticker", "usermode")
-GUESTS_32 = ("events32", "grants32", "hello32", "pages32", "smp32", "traps32", "usermode32")
+GUESTS = (
+    *("debug", "fifo", "grants", "hello", "intruder", "opcodes", "pages", "ping", "pong", "ticker"),
+    "usermode",
+)
+GUESTS_32 = ("events32", "grants32", "hello32", "opcodes32", "pages32", "smp32", "traps32", "usermode32")
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
 

@@ -18,7 +18,9 @@ PAGES = 4096
 SECOND = 1_000_000_000
 VCPUS = {"smp32": 4}
 PEERS = {"ping": ("ping", "pong")}
-GUESTS = [name for name in BUILTIN if name != "pong"]
+REFUSED = ("opcodes", "opcodes32")
+"""Guests that execute what only a tuned engine refuses."""
+GUESTS = [name for name in BUILTIN if name not in ("pong", *REFUSED)]
 
 
 def run(*names: str, tuned: bool) -> str:
@@ -44,6 +46,12 @@ def run(*names: str, tuned: bool) -> str:
 def test_the_same_run_tuned_and_plain(name: str) -> None:
     names = PEERS.get(name, (name,))
     assert run(*names, tuned=True) == run(*names, tuned=False)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_only_a_tuned_engine_refuses_what_the_processor_does_not_have(name: str) -> None:
+    assert "\nSUCCESS\n" in run(name, tuned=True)
+    assert "\nFAILURE: VADDPS: no exception\n" in run(name, tuned=False)
 
 
 def test_machines_in_two_threads() -> None:

@@ -119,7 +119,7 @@ _start:
     faults "the emulation prefix before nothing", TRAP_page_fault, "call r15"
     lea r15, [rip + code_end - 4]
     mov dword ptr [r15], 0x65780b0f
-    faults "half the emulation prefix", TRAP_page_fault, "call r15"
+    faults "half the emulation prefix", TRAP_invalid_op, "call r15"
     lea r15, [rip + code_end - 16]
     mov dword ptr [r15], 0x65780b0f
     mov byte ptr [r15 + 4], 0x6e
