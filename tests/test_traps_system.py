@@ -87,9 +87,9 @@ ROWS = [
         Row(f"0F {last:02X}", f"0f{last:02x}", UD)
         for last in (0x24, 0x25, 0x26, 0x27, 0x36, 0x39, 0x3B, 0x3F)
     ],
-    Row("WRMSR", "31c90f30", GP),
+    Row("WRMSR", "b9efbeadde0f30", GP),
     Row("RDTSC", "0f31", None),
-    Row("RDMSR", "31c90f32", GP),
+    Row("RDMSR", "b9efbeadde0f32", GP),
     Row("RDPMC", "31c90f33", GP),
     Row("SYSEXIT", "0f35", GP),
     Row("GETSEC", "0f37", UD),

@@ -166,7 +166,7 @@ _start:
     attack "IOPL 4", -EINVAL, physdev_op, 6, four, 0, 0
     attack "IOPL 2^32-1", -EINVAL, physdev_op, 6, all_ones, 0, 0
     attack "an I/O bitmap of 65537 ports", -EINVAL, physdev_op, 7, big_bitmap, 0, 0
-    attack "an I/O bitmap in the hypervisor's space", 0, physdev_op, 7, wild_bitmap, 0, 0
+    attack "an I/O bitmap in the hypervisor's space", -EINVAL, physdev_op, 7, wild_bitmap, 0, 0
     mov edx, 0xcf8
     faults "IN by such a bitmap", TRAP_gp_fault, "in eax, dx"
     mov edx, 0xffff
