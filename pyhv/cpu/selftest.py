@@ -115,7 +115,7 @@ def check_stops(trial: Trial) -> None:
 
 
 def _stores(trial: Trial) -> None:
-    """A store to a watched frame is felt by code translated from it, also by way of a no-execute mapping."""
+    """Stores to watched frames are felt by code translated from them, also through a no-execute page."""
     engine, alias = trial.engine, trial.take_frame()
     if engine.watch is not None:
         engine.watch.add((CODE, CODE))
