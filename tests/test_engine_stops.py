@@ -191,3 +191,29 @@ def test_a_host_without_writable_code_gets_the_python_budget(monkeypatch: pytest
 
     monkeypatch.setattr(clockwork.mmap, "mmap", refuse)
     assert clockwork.make_budget().native is False
+
+
+def test_the_budget_is_counted_alike_with_and_without_a_call() -> None:
+    """Every budget up to some rounds of a program with all kinds of blocks: same place, same rest."""
+    program = (
+        "again: inc dword ptr [rbx]; lock inc dword ptr [rbx + 8]; jmp second; second: call third;"
+        "loop again; syscall; third: push rcx; cmp ecx, 3; je fourth; rep stosb; fourth: pop rcx; ret"
+    )
+    seen: dict[bool, list[tuple[int, ...]]] = {}
+    for tuned in (True, False):
+        bare = Bare(count_blocks=True, tuned=tuned)
+        bare.write(program.replace(": ", ":;"))
+        assert bare.engine.budget is not None
+        left, results = bare.engine.budget.left, seen.setdefault(tuned, [])
+        bare.sink.handle = lambda _exit: False
+        for budget in range(150):
+            bare.set_data(0)
+            bare.set_data(0, 1)
+            bare.q[v.RIP], bare.q[v.RBX], bare.q[v.RSP], bare.q[v.RCX] = START, at(DATA), at(DATA, 0x800), 5
+            bare.q[v.RDI] = at(DATA, 0xA00)
+            left[0] = budget
+            bare.engine.run()
+            results.append((bare.q[v.RIP], left[0], bare.q[v.RCX], bare.data(), bare.data(1)))
+        bare.close()
+    assert seen[True] == seen[False]
+    assert len({result[0] for result in seen[True]}) > 5

@@ -60,6 +60,8 @@ class BlockBudget:
         cell = (ctypes.c_int64 * 2)(0, binding.EMU_STOP_ADDRESS)
         self._keep = cell
         self.data = ctypes.c_void_p(ctypes.addressof(cell))
+        self.addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._code)), ctypes.addressof(cell)
+        """Where the hook and the budget are."""
         self.left = memoryview(cell).cast("B").cast("q")
         """One-element view: `left[0]` is the budget in bytes; negative means spent."""
 
@@ -73,6 +75,7 @@ class PythonBlockBudget:
         cell = (ctypes.c_int64 * 2)(0, 0)
         self._keep = cell
         self.data = ctypes.c_void_p(0)
+        self.addresses = 0, 0
         self.left = left = memoryview(cell).cast("B").cast("q")
 
         def count(engine: int, _address: int, size: int, _data: int | None) -> None:

@@ -136,8 +136,11 @@ class Engine:
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
         self._invalidate = _invalidator()
-        self.block: Block | None = tuning.attach(self.handle, ram) if tuning and looks_once else None
+        self.block: Block | None = None
         """What the changed paths of this engine know of it; None if it is as the library made it."""
+        if tuning is not None and looks_once:
+            counter = (0, 0) if self.budget is None else self.budget.addresses
+            self.block = tuning.attach(self.handle, ram, counter)
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
         """The frames to which stores are compared with translations; None where all stores are, anyway."""
 

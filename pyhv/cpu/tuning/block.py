@@ -53,6 +53,8 @@ class Facts:
     find_region: int
     """Address of the library's function that the engine's own one replaces."""
     magic: int
+    counter: tuple[int, int]
+    """Addresses of the native block hook and of its budget, 0 if it has none."""
     allocate: Callable[[int], int]
     """Zeroed memory of so many bytes for as long as the engine lives; its address."""
 
@@ -95,7 +97,7 @@ class Layout:
 class Block:
     """The block of one engine, from its start until `detach`. Words are read and set by name."""
 
-    def __init__(self, handle: int, ram: Ram, region: int, form: Layout) -> None:
+    def __init__(self, handle: int, ram: Ram, region: int, form: Layout, counter: tuple[int, int]) -> None:
         self._pointer = ctypes.c_uint64.from_address(handle + layout.UC_MEMORY_MAPPING)
         self._original = self._pointer.value
         self._offsets = form.offsets
@@ -103,7 +105,7 @@ class Block:
         base = self._allocate(mmap.PAGESIZE, mmap.PROT_EXEC)
         self.address = base + _CODE_AT
         processor = ctypes.c_uint64.from_address(handle + layout.UC_CPU).value
-        facts = Facts(ram, processor, region, self._original, form.magic, self._allocate)
+        facts = Facts(ram, processor, region, self._original, form.magic, counter, self._allocate)
         for word in form.words:
             self[word.name] = word.initial(facts)
         code = _find_region_code(*(form.offsets[name] for name in ("ram_size", "region", "find_region")))

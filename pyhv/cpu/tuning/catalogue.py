@@ -3,6 +3,7 @@
 
 from typing import Final
 
+from pyhv.cpu.tuning.counter import COUNTER
 from pyhv.cpu.tuning.form import Patch
 from pyhv.cpu.tuning.refusals import REFUSALS
 from pyhv.cpu.tuning.sse import SSE
@@ -11,4 +12,4 @@ from pyhv.cpu.tuning.stores import STORES
 from pyhv.cpu.tuning.walks import WALKS
 from pyhv.cpu.tuning.x87 import X87
 
-PATCHES: Final[tuple[Patch, ...]] = (WALKS, STORES, STOPS, REFUSALS, SSE, X87)
+PATCHES: Final[tuple[Patch, ...]] = (WALKS, STORES, STOPS, COUNTER, REFUSALS, SSE, X87)

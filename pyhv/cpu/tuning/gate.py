@@ -40,13 +40,16 @@ class Tuning:
         """Whether engines can be tuned."""
         return self.form is not None
 
-    def attach(self, handle: int, ram: Ram) -> Block | None:
+    def attach(self, handle: int, ram: Ram, counter: tuple[int, int] = (0, 0)) -> Block | None:
         """Tune a new engine over `ram`, which has executed nothing yet and looks for stops at block starts
-        alone; None if it is to stay as it is. `Block.detach` before it is freed."""
+        alone; None if it is to stay as it is. `Block.detach` before it is freed.
+
+        `counter` are the addresses of its native block hook and of the budget that counts, 0 without one.
+        """
         if self.form is None:
             return None
         region = region_of(handle, ram)
-        return None if region is None else Block(handle, ram, region, self.form)
+        return None if region is None else Block(handle, ram, region, self.form, counter)
 
 
 def unsuitable() -> str:

@@ -64,7 +64,13 @@ TCG_PC_START: Final = 0xA650
 """`TCGContext.pc_start`: linear address of the instruction that is being translated."""
 OP_SET_LABEL: Final = 1
 OP_LD_I32: Final = 0x0D
-COND_LT: Final = 2
+OP_LD_I64: Final = 0x49
+OP_ST_I64: Final = 0x4D
+OP_SUB_I64: Final = 0x4F
+OP_EXTEND: Final = 0x64
+"""extu_i32_i64."""
+TYPE_I64: Final = 1
+COND_LT, COND_GE = 2, 3
 LABEL_PRESENT: Final = 1
 """`TCGLabel.present`, in the label's first bytes."""
 TB_EXIT_REQUESTED: Final = 3

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The proof of `stores.py`: code that is overwritten through another page of its frame is new when run."""
 
+import functools
 from typing import Final
 
 from pyhv.abi.x86 import PTE_NX
@@ -49,6 +50,12 @@ wrong:
 """
 
 
+@functools.cache
+def _code(source: str) -> bytes:
+    """Code that does not mind where it is; each is run several times."""
+    return assemble(source, 0)
+
+
 def prove_stores(trial: Trial) -> None:
     """Self-modifying code through aliases; frames that become data heal."""
     for across in (False, True):
@@ -70,7 +77,7 @@ def _aliases(trial: Trial, code: int, alias: int, offset: int) -> None:
         trial.engine.invalidate_code(code + 1)
         q = trial.engine.vmcb.q
         q[12], q[13] = (alias << 12 | offset) + 1, at
-        trial.run(assemble(_OVERWRITTEN.format(store=store).replace(";", "\n"), 0))
+        trial.run(_code(_OVERWRITTEN.format(store=store).replace(";", "\n")))
         trial.expect(f"code that {name} overwrites through another page is new", q[v.RBP] == 0x102)
 
 
@@ -82,5 +89,5 @@ def _healing(trial: Trial) -> None:
         trial.ram.raw[at : at + 6] = bytes([0xB8, value, 0, 0, 0, 0xC3])  # mov eax, value; ret
         trial.engine.invalidate_code(at >> 12)
         q[12], q[13] = at + 0x800, at
-        trial.run(assemble(_STORED_TO, 0))
+        trial.run(_code(_STORED_TO))
         trial.expect("code in a frame that many stores went to is new", q[v.RBP] == value << 8 | 9)
