@@ -93,6 +93,7 @@ STORES = {
     "rep movsb": "mov [rbx], r14; mov rsi, rbx; mov rdi, r12; mov ecx, 8; rep movsb",
     "not temporal": "movnti [r12], r14",
     "half of a vector": "movq xmm0, r14; movq [r12], xmm0",
+    "a vector": "movq xmm0, r14; movlhps xmm0, xmm0; movups [r12 - 8], xmm0;" + REPAIR,
     "upper half": "movq xmm0, r14; movlhps xmm0, xmm0; movhps [r12], xmm0",
     "float": "movq xmm0, r14; movss [r12], xmm0",
     "fst": "mov [rbx], r14; fild qword ptr [rbx]; fistp qword ptr [r12]",
@@ -154,6 +155,30 @@ def test_a_block_that_changes_its_own_next_instruction(bare: Bare) -> None:
         bare.q[v.RCX] = length + 1
         bare.run(source)
         assert bare.q[v.RAX] == 2
+
+
+def test_a_page_that_means_different_frames_in_user_and_kernel_mode(bare: Bare) -> None:
+    """As after a change of the entry without a flush: what one mode learns must not unmark the other's."""
+    touch = "test byte ptr [r12], 1; ud2"
+    place(bare, at(CODE, 0x23E))
+    call(bare, at(CODE, 0x23E))
+    bare.q[12] = at(44, 0x240)
+    bare.ram.q[L1 << 9 | 44] = at(CODE) | USER | PTE_NX
+    bare.ring(1)
+    bare.run(touch, at(DRIVER_2))
+    bare.ram.q[L1 << 9 | 44] = at(CODE_2) | USER | PTE_NX
+    bare.ring(3)
+    bare.run(touch, at(DRIVER_2))
+    frames = {(entry.mode, entry.frame) for entry in tlb.entries(bare) if entry.read == at(44)}
+    assert len(frames) == 2
+    assert {frame for _, frame in frames} == {CODE, CODE_2}
+    assert tlb.is_fast(bare, 44)
+    tlb.check(bare)
+    bare.ring(1)
+    bare.q[14] = NEW
+    bare.run("mov [r12], r14; ud2", at(DRIVER_2))
+    assert function_value(bare, at(CODE, 0x23E)) == NEW
+    assert call(bare, at(CODE, 0x23E)) == NEW
 
 
 # -- how long a frame is watched ---------------------------------------------------------------------------
