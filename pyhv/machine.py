@@ -419,6 +419,7 @@ class Machine:
                 domain.tables.flush = True
         if self.frames.code[mfn]:
             self.physical.code_written(mfn)
+            self.frames.code[mfn] = 0  # nobody maps it, nor can by his TLB when he runs on
 
     # -- the loop ----------------------------------------------------------------------------------------
 

@@ -186,7 +186,8 @@ class World:
         """A frame that nothing refers to is given away; the other guest gets another in its place."""
         mfn, frames = self.frames[at], self.bench.frames
         if frames.refs[mfn] == 1:
-            self.bench.physical.code_written(mfn)  # as `Machine` does when a frame changes hands
+            guest.tables.flush |= guest.tables.stale  # as `Machine` does when a frame changes hands
+            self.bench.physical.code_gone(np.array([mfn]))
             frames.deallocate(mfn)
             self.contents[mfn] += 1
             self.frames[at] = guest.domain.one()

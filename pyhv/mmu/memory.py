@@ -62,14 +62,17 @@ class PhysicalMemory:
         """Frames that one domain can execute while another one can write to them (`codewatch.py`)."""
 
     def code_written(self, mfn: int) -> None:
-        """Drop translations of a frame that the hypervisor has just written."""
+        """Drop translations of a frame that the hypervisor has just written.
+
+        More may be made of it while a leaf or, after it, the TLB lets it be executed.
+        """
         for invalidate in self.invalidators:
             invalidate(mfn, 1)
         if self.frames.exec_count[mfn] == 0 and not any(executor.stale for executor in self.executors):
             self.frames.code[mfn] = 0
 
     def code_gone(self, mfns: MfnArray) -> None:
-        """`code_written` for many frames, ascending, that nobody maps."""
+        """Drop translations of frames, ascending, that nobody maps, nor will by his TLB when he runs on."""
         for first, count in runs(mfns[self.frames.code_np[mfns] == 1]):
             for invalidate in self.invalidators:
                 invalidate(first, count)
