@@ -12,6 +12,7 @@ _CLASSES = {
     "emulator32": ("fuzz.emulator", "Emulator32"),
     "images": ("fuzz.images", "Images"),
     "rings": ("fuzz.rings", "Rings"),
+    "smc": ("fuzz.smc", "Smc"),
 }
 TARGETS = tuple(_CLASSES)
 
