@@ -37,7 +37,7 @@ def refused(name: str):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/a", "/a-b/C_d/e@f/0", "rel", "/" + "x" * 3071, "y" * 2048, "@x", "/local/domain/9/z"]
+    "path", ["/", "/a", "/a-b/C_d/e@f/0", "rel", "/" + "x" * 2047, "y" * 2048, "@x", "/local/domain/9/z"]
 )
 def test_good_paths(path):
     assert canonical(path, 1) == (path if path.startswith("/") else f"{HOME}/{path}")
@@ -57,7 +57,7 @@ def test_good_paths(path):
         "/ä",
         "/a\n",
         "/a\0",
-        "/" + "x" * 3072,
+        "/" + "x" * 2048,
         "y" * 2049,
     ],
 )
@@ -106,7 +106,7 @@ def test_what_is_no_number_is_refused(store, value):
 
 
 def test_a_very_deep_chain_is_no_problem(store):
-    path = "/d" * 1500
+    path = "/d" * 1024  # the longest path that is legal
     store.write(path, "bottom")
     assert store.read(path) == b"bottom"
     with store.transaction() as t:
@@ -245,13 +245,13 @@ def test_the_entry_quota_counts_the_whole_record(store):
 def test_the_watch_and_transaction_quotas_are_the_domains(store):
     guest, _ = connect(store)
     twin, _ = connect(store)
-    for n in range(128):
+    for n in range(129):  # xenstored compares before it counts the new one
         (guest, twin)[n % 2].watch("a", str(n).encode())
     with refused("E2BIG"):
         guest.watch("a", b"more")
     guest.unwatch("a", b"0")
     guest.watch("a", b"more")
-    for n in range(10):
+    for n in range(11):
         (guest, twin)[n % 2].start()
     with refused("ENOSPC"):
         guest.start()
@@ -259,6 +259,61 @@ def test_the_watch_and_transaction_quotas_are_the_domains(store):
     twin.start()
     other, _ = connect(store, 2)
     other.watch("a", b"")
+
+
+@pytest.mark.parametrize(
+    ("start", "most"),
+    [
+        ("", 2048),
+        ("/open/", 2048),
+        (f"{HOME}/", 2064),
+        ("/local/domain/77/", 2065),
+        ("/local/domain/77a", 2048),
+    ],
+)
+def test_the_longest_path(store, start, most):
+    """2048 bytes, and in a domain's home that many behind the name of the home."""
+    guest, _ = connect(store)
+    with pytest.raises(StoreError) as longest:
+        guest.read(start.ljust(most, "x"))
+    assert longest.value.name in ("ENOENT", "EACCES")
+    with refused("EINVAL"):
+        guest.read(start.ljust(most + 1, "x"))
+
+
+def test_permissions_count_for_the_entry_quota(store):
+    guest, _ = connect(store)
+    guest.write("a", b"x" * (2047 - 24 - 2 * 8))
+    guest.set_permissions("a", Permissions.parse(["n1", "r2"]))
+    with refused("ENOSPC"):
+        guest.set_permissions("a", Permissions.parse(["n1", "r2", "r3"]))
+
+
+def test_a_transaction_that_met_a_quota_can_only_be_dropped():
+    """As on xenstored, which then answers ENOMEM to its commit; each missing node that is looked for counts,
+    and so does the node that is found above it."""
+    store = Store(Quota(transaction_nodes=30))
+    store.mkdir(HOME)
+    store.set_permissions(HOME, ["n1"])
+    guest, _ = connect(store)
+    for touch in (lambda n, tx: guest.mkdir(f"m{n}", tx), lambda n, tx: guest.remove(f"m{n}", tx)):
+        tx = guest.start()
+        for n in range(29):
+            touch(n, tx)
+        with refused("ENOSPC"):
+            touch(29, tx)
+        with refused("ENOMEM"):
+            guest.end(tx, commit=True)
+    assert store.ls(HOME) == []
+    tx = guest.start()
+    with refused("ENOSPC"):
+        guest.write("big", b"x" * 2048, tx)
+    with refused("ENOMEM"):
+        guest.end(tx, commit=True)
+    tx = guest.start()
+    with refused("ENOSPC"):
+        guest.write("big", b"x" * 2048, tx)
+    guest.end(tx, commit=False)
 
 
 def test_a_transaction_that_writes_in_circles_is_stopped(store):

@@ -10,7 +10,7 @@ the hypervisor's own parts.
 import sys
 
 from pyhv.xenstore.database import Database
-from pyhv.xenstore.limits import DOM0, StoreError, canonical, components, parent_of
+from pyhv.xenstore.limits import DOM0, StoreError, canonical, components, lineage, parent_of
 from pyhv.xenstore.permissions import Access, Permissions
 from pyhv.xenstore.transactions import Change, Create, Remove, SetPermissions, SetValue, Transaction
 from pyhv.xenstore.tree import Node, Tree, spine
@@ -63,7 +63,7 @@ class Client:
         if node is None:
             self._create(absolute, value, tx)
             return
-        self._check_entry(node.record_bytes - len(node.value) + len(value))
+        self._check_entry(node.record_bytes - len(node.value) + len(value), tx)
         self._change(SetValue(absolute, value), tx)
 
     def mkdir(self, path: str, tx: int = NO_TRANSACTION) -> None:
@@ -92,6 +92,8 @@ class Client:
             raise StoreError("ENOENT", absolute)
         if self.domid != DOM0 and permissions.owner != node.permissions.owner:
             raise StoreError("EPERM", f"domain {self.domid} cannot give {absolute} away")
+        grown = Node(permissions=permissions).record_bytes - Node(permissions=node.permissions).record_bytes
+        self._check_entry(node.record_bytes + grown, tx)
         self._change(SetPermissions(absolute, permissions), tx)
 
     # ---- watches
@@ -105,8 +107,8 @@ class Client:
         watch = Watch.of(self.domid, path, token, self._deliver)
         if (watch.path, token) in self._watches:
             raise StoreError("EEXIST", f"{watch.path} is watched with this token already")
-        if self.domid != DOM0 and database.watches_held[self.domid] >= database.quota.watches:
-            raise StoreError("E2BIG", f"domain {self.domid} has {database.quota.watches} watches")
+        if self.domid != DOM0 and database.watches_held[self.domid] > database.quota.watches:
+            raise StoreError("E2BIG", f"domain {self.domid} has more than {database.quota.watches} watches")
         database.watches.add(watch)
         self._watches[watch.path, token] = watch
         database.watches_held[self.domid] += 1
@@ -129,8 +131,9 @@ class Client:
         if tx != NO_TRANSACTION:
             raise StoreError("EBUSY", "transactions do not nest")
         database = self._database
-        if self.domid != DOM0 and database.transactions_held[self.domid] >= database.quota.transactions:
-            raise StoreError("ENOSPC", f"domain {self.domid} has {database.quota.transactions} transactions")
+        if self.domid != DOM0 and database.transactions_held[self.domid] > database.quota.transactions:
+            most = database.quota.transactions
+            raise StoreError("ENOSPC", f"domain {self.domid} has more than {most} transactions")
         number = self._last_id
         while number == NO_TRANSACTION or number in self._transactions or number == self._last_id:
             number = (number + 1) % _IDS
@@ -141,12 +144,17 @@ class Client:
         return number
 
     def end(self, tx: int, commit: bool) -> None:
-        """Close a transaction: `commit` its changes (EAGAIN on conflict), or drop them."""
+        """Close a transaction: `commit` its changes (EAGAIN on conflict), or drop them.
+
+        ENOMEM, as xenstored has it, for a transaction of which a quota has stopped a part.
+        """
         transaction = self._transactions.pop(tx, None)
         if transaction is None:
             raise StoreError("ENOENT", f"no transaction {tx}")
         self._database.transactions_held[self.domid] -= 1
         if commit:
+            if transaction.failed:
+                raise StoreError("ENOMEM", f"a part of transaction {tx} was refused")
             self._database.commit(transaction)
 
     # ---- life
@@ -176,8 +184,9 @@ class Client:
         """Find a node that the client may use so; None if it is missing and the client may know that."""
         absolute = canonical(path, self.domid)
         found = spine(self._tree(tx).root, absolute)
-        if tx != NO_TRANSACTION:
-            self._transactions[tx].look(absolute)
+        if tx != NO_TRANSACTION:  # a missing node, all above it, and the first one that is there
+            for one in lineage(absolute)[len(found) - 1 :]:
+                self._transactions[tx].look(one)
         node = found[-1]
         may = node.permissions.of(self.domid)
         if len(found) == len(components(absolute)) + 1:
@@ -204,13 +213,15 @@ class Client:
         if self.domid != DOM0 and tree.owned[self.domid] + missing > quota.nodes:
             raise StoreError("ENOSPC", f"domain {self.domid} owns {tree.owned[self.domid]} nodes")
         # The parent's record grows by a name; the new ones hold at most one name and the value.
-        self._check_entry(above[-1].record_bytes + len(names[len(above) - 1]) + 1)
+        self._check_entry(above[-1].record_bytes + len(names[len(above) - 1]) + 1, tx)
         fresh = Node(permissions=change.permissions).record_bytes
-        self._check_entry(fresh + max([len(value), *(len(name) + 1 for name in names[len(above) :])]))
+        self._check_entry(fresh + max([len(value), *(len(name) + 1 for name in names[len(above) :])]), tx)
         self._change(change, tx)
 
-    def _check_entry(self, record_bytes: int) -> None:
+    def _check_entry(self, record_bytes: int, tx: int) -> None:
         if self.domid != DOM0 and record_bytes >= self._database.quota.entry_bytes:
+            if tx != NO_TRANSACTION:
+                self._transactions[tx].failed = True
             raise StoreError("ENOSPC", f"a node's record would have {record_bytes} bytes")
 
     def _change(self, change: Change, tx: int) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the store refuses: its errors, its quotas and its rules for paths.
 
-The numbers are those of the public header io/xs_wire.h (lengths) and of xenstored's defaults (quotas); the
-path rules are those of docs/misc/xenstore.txt. This module knows neither nodes nor messages: it turns a
+The numbers are those of the public header io/xs_wire.h (lengths) and of xenstored's defaults (quotas), and so
+is what happens at their edges, which was tried on Debian's xenstored 4.17; the path rules are those of
+docs/misc/xenstore.txt. This module knows neither nodes nor messages: it turns a
 path that somebody sent into a canonical absolute one, or says no.
 """
 
@@ -11,10 +12,9 @@ from dataclasses import dataclass
 
 PAYLOAD_MAX = 4096
 """Longest payload of one message, bytes; a longer one ends the connection."""
-ABSOLUTE_PATH_MAX = 3072
-"""Longest absolute path, bytes, without its NUL."""
-RELATIVE_PATH_MAX = 2048
-"""Longest relative path or special watch name, bytes, without its NUL."""
+PATH_MAX = 2048
+"""Longest path or special watch name, bytes, without its NUL; of a path in a domain's home, what follows
+`/local/domain/<domid>/`. (The header's limit of 3072 bytes for absolute paths is above that of xenstored.)"""
 
 DOM0 = 0
 """The one privileged domain: permissions and quotas do not bind it."""
@@ -62,7 +62,8 @@ class StoreError(Exception):
 class Quota:
     """How much one unprivileged domain may hold; the defaults are xenstored's.
 
-    Exceeding answers ENOSPC, except for watches, where xenstored answers E2BIG.
+    Exceeding answers ENOSPC, except for watches, where xenstored answers E2BIG. Watches and transactions
+    are compared with their quota before the new one is counted, so that one more than the quota can be had.
     """
 
     nodes: int = 1000
@@ -70,17 +71,18 @@ class Quota:
     entry_bytes: int = 2048
     """A node's record - header, permissions, value, children's names - must stay below this size."""
     watches: int = 128
-    """Watches that one domain may have."""
+    """A domain that has more watches than this gets no other."""
     transactions: int = 10
-    """Transactions that one domain may have open at once."""
+    """A domain that has more transactions open than this gets no other."""
     transaction_nodes: int = 1024
-    """Different nodes that one transaction may touch."""
+    """Different nodes that one transaction may touch; one that touched more can only be dropped."""
     permissions: int = 5
     """Entries of one node's permission list, the owner's included."""
     event_bytes: int = 256 * 1024
     """Watch events that wait for a domain that does not read them, bytes; beyond, events are dropped."""
 
 
+_HOME = re.compile(r"/local/domain/[0-9]{1,5}/")
 _LEGAL = re.compile(r"[-A-Za-z0-9_/@]+", re.ASCII)
 
 
@@ -95,14 +97,10 @@ def canonical(path: str, domid: int) -> str:
     Raises `StoreError` EINVAL for an illegal character, a wrong length, an empty component or a trailing
     slash. `/` alone is legal.
     """
-    if path.startswith("/"):
-        if len(path) > ABSOLUTE_PATH_MAX:
-            raise StoreError("EINVAL", f"absolute path of {len(path)} bytes")
-        absolute = path
-    else:
-        if len(path) > RELATIVE_PATH_MAX:
-            raise StoreError("EINVAL", f"relative path of {len(path)} bytes")
-        absolute = f"{domain_path(domid)}/{path}"
+    absolute = path if path.startswith("/") else f"{domain_path(domid)}/{path}"
+    home = _HOME.match(absolute)
+    if len(absolute) - (home.end() if home else 0) > PATH_MAX:
+        raise StoreError("EINVAL", f"path of {len(path)} bytes")
     if not _LEGAL.fullmatch(absolute):
         raise StoreError("EINVAL", f"illegal character in path {absolute[:64]!r}")
     if "//" in absolute or (absolute.endswith("/") and absolute != "/"):
@@ -112,7 +110,7 @@ def canonical(path: str, domid: int) -> str:
 
 def special(name: str) -> str:
     """Check the name of a special watch (`@introduceDomain`, `@releaseDomain`, ...); EINVAL otherwise."""
-    if not name.startswith("@") or len(name) > RELATIVE_PATH_MAX or not _LEGAL.fullmatch(name):
+    if not name.startswith("@") or len(name) > PATH_MAX or not _LEGAL.fullmatch(name):
         raise StoreError("EINVAL", f"bad special name {name[:64]!r}")
     return name
 

@@ -88,6 +88,8 @@ class Transaction:
     def __init__(self, shared: Tree, nodes_max: int) -> None:
         self.tree = shared.fork()
         self.changes: list[Change] = []
+        self.failed = False
+        """A part of it was refused for a quota: it can only be dropped."""
         self._start = shared.root
         self._seen: dict[str, int | None] = {}
         self._nodes_max = nodes_max
@@ -100,6 +102,7 @@ class Transaction:
         if path in self._seen:
             return
         if len(self._seen) >= self._nodes_max:
+            self.failed = True
             raise StoreError("ENOSPC", "the transaction touches too many nodes")
         self._seen[path] = _generation(self._start, path)
 
@@ -119,6 +122,7 @@ class Transaction:
             self.look(parent_of(change.path))
         again = isinstance(change, SetValue) and self.changes and _sets_value(self.changes[-1], change.path)
         if not again and len(self.changes) >= self._nodes_max:
+            self.failed = True
             raise StoreError("ENOSPC", "the transaction makes too many changes")
         apply(change, self.tree, generation)
         if again:
