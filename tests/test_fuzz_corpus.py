@@ -7,14 +7,18 @@ import signal
 from pathlib import Path
 
 import pytest
+from elf_maker import BOOTABLE, ElfMaker
 
 from fuzz.findings import minimise, outcome, signature
+from fuzz.images import check_memory
 from fuzz.names import TARGETS, make
 from fuzz.requests import NUMBERS
 from fuzz.target import Finding, Target, arm, watched
 from fuzz.world import World
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import Status
+from pyhv.loader import builder
+from pyhv.loader.elf import load_image
 
 ROOT = Path(__file__).parent.parent / "fuzz"
 REGRESSIONS = sorted(path for path in (ROOT / "regressions").glob("*/*"))
@@ -91,6 +95,15 @@ def test_damage_is_noticed(damage, kind: str) -> None:
         assert caught.value.kind == kind
     finally:
         world.close()
+
+
+def test_a_wrong_image_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = ElfMaker().load(0x100000, b"x" * 4096).load(0x100100, b"y" * 16, 0x400).notes(BOOTABLE)
+    image = load_image(maker.make(), "k")
+    check_memory(image, b"ramdisk")
+    monkeypatch.setattr(builder, "_clear", lambda *_: None)
+    with pytest.raises(Finding, match=r"memory: .* not those of the file"):
+        check_memory(image, b"ramdisk")
 
 
 def test_a_leak_is_noticed_when_all_have_died() -> None:
