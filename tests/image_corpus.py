@@ -110,6 +110,12 @@ def plain() -> Iterator[tuple[str, bytes]]:
         "entry in the symtab",
         with_symtab(64).replace(struct.pack("<Q", 0x100000), struct.pack("<Q", 0x100020), 1),
     )
+    for name, data in (("Mach", mach_like()), ("symtab", with_symtab(64))):
+        # The first section header is nobody's, whatever it says.
+        yield (
+            f"{name}, first section",
+            _patched(data, *struct.unpack_from("<Q", data, 40), "<II", 1, SHT_SYMTAB),
+        )
     yield "many program headers", _patched(elf().load(0x100000, b"x" * (300 * 56)).make(), 56, "<H", 300)
     yield "big-endian", _patched(kernel(), 5, "<B", 2)
     yield "of no class", _patched(pae_kernel(), 4, "<B", 7)
@@ -117,9 +123,9 @@ def plain() -> Iterator[tuple[str, bytes]]:
     yield "text in the data only", ElfMaker().load(0x100000, b"\0" + GUEST_STRING).make()
 
 
-def _patched(data: bytes, at: int, form: str, value: int) -> bytes:
+def _patched(data: bytes, at: int, form: str, *values: int) -> bytes:
     changed = bytearray(data)
-    struct.pack_into(form, changed, at, value)
+    struct.pack_into(form, changed, at, *values)
     return bytes(changed)
 
 
@@ -236,6 +242,10 @@ def packed() -> Iterator[tuple[str, bytes]]:
     yield "gzip of a bzImage", gzip.compress(bzimage(gzip.compress(raw, mtime=0), trailer=b""), mtime=0)
     yield "bzImage, gzip", bzimage(gzip.compress(raw, mtime=0), trailer=b"")
     yield "bzImage, xz", bzimage(lzma.compress(raw, check=lzma.CHECK_CRC32), trailer=end)
+    yield (
+        "bzImage, xz without its footer",
+        bzimage(lzma.compress(raw, check=lzma.CHECK_CRC32)[:-12], trailer=end),
+    )
     yield "bzImage, lzma", bzimage(lzma.compress(raw, lzma.FORMAT_ALONE), trailer=end)
     yield "bzImage, zstd", bzimage(zstandard.compress(raw), trailer=end)
     yield (
@@ -299,10 +309,13 @@ MUTANTS = (
 )  # fmt: skip
 
 
-def mutants(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Images that are almost right: a few fields, bytes or bits of a handmade one are something else."""
+def mutants(seed: int, count: int, originals: dict[str, bytes] | None = None) -> Iterator[tuple[str, bytes]]:
+    """Images that are almost right: a few fields, bytes or bits of a (handmade) one are something else."""
     chance = random.Random(seed)
-    originals = dict(handmade())
+    if originals is None:
+        made = dict(handmade())
+        originals = {name: made[name] for name in MUTANTS}
+    names = list(originals)
     ways: tuple[Callable[[random.Random, bytearray], None], ...] = (
         _field,
         _field,
@@ -313,7 +326,7 @@ def mutants(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
         _swap,
     )
     for number in range(count):
-        name = MUTANTS[number % len(MUTANTS)]
+        name = names[number % len(names)]
         data = bytearray(originals[name])
         for _ in range(chance.choice((1, 1, 1, 2, 3))):
             chance.choice(ways)(chance, data)

@@ -214,7 +214,7 @@ class _Elf:
             return None
         names = int(self.shdrs[index]["sh_offset"])
         wanted = b"__xen_guest\0"
-        for shdr in self.shdrs:
+        for shdr in self.shdrs[1:]:
             at = names + int(shdr["sh_name"])
             if self.data[at : at + len(wanted)] == wanted:
                 start = int(shdr["sh_offset"])
@@ -223,10 +223,10 @@ class _Elf:
 
     def _symbol_sections(self) -> tuple[int, int] | None:
         """The numbers of the first symbol table and of its string table; None if there are not both."""
-        for number, shdr in enumerate(self.shdrs):
+        for number, shdr in list(enumerate(self.shdrs))[1:]:
             if shdr["sh_type"] == "SHT_SYMTAB":
                 link = int(shdr["sh_link"])
-                if link < len(self.shdrs) and self.shdrs[link]["sh_type"] == "SHT_STRTAB":
+                if 0 < link < len(self.shdrs) and self.shdrs[link]["sh_type"] == "SHT_STRTAB":
                     return number, link
                 return None
         return None
