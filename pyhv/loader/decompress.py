@@ -31,7 +31,7 @@ _ZSTD_FEED = 4096  # one byte of zstd can announce 32 KiB; this bounds what one 
 _LZ4_MAGIC = 0x184C2102
 _LZ4_BLOCK = 8 << 20  # the legacy frame format's block size
 _LZMA_MEMORY = 512 << 20  # Linux uses dictionaries of up to 128 MiB
-_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` asks for; no more of it is touched than is unpacked
+_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` asks for; it is touched as far as something is unpacked
 _MAGIC_SIZE = 8  # enough to know any format
 _SIZE_FIELD = 4  # what Linux appends to a payload; a further stream is longer
 
