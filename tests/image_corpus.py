@@ -140,6 +140,7 @@ def features() -> Iterator[tuple[str, bytes]]:
     for name in names:
         yield f"requires {name[:30]}", kernel(BOOTABLE + note(10, f"!{name}"))
         yield f"can use {name[:30]}", kernel(BOOTABLE + note(10, name))
+    yield "a bitmap too long", kernel(BOOTABLE + struct.pack("<III", 4, 0x8008, 17) + b"Xen\0\1\0\0\0")
     yield "two lists", kernel(BOOTABLE + note(10, "!writable_page_tables") + note(10, "!dom0"))
     yield "a bitmap", kernel(BOOTABLE + note(17, struct.pack("<II", 0x8801, 7)) + note(17, b"\2\0\0\0"))
     for text in (

@@ -350,7 +350,7 @@ def test_elf_structure(tmp_path: Path) -> None:
     assert (data["p_flags"], data["p_filesz"], data["p_memsz"]) == (6, 4096, 8192)
     assert all((s["p_offset"] - s["p_vaddr"]) % 4096 == 0 for s in (text, data))
     (notes,) = elf.iter_segments("PT_NOTE")
-    assert [(kind, desc) for kind, desc, _ in told(notes.data())] == [
+    assert [(kind, desc) for kind, _, desc, _ in told(notes.data())] == [
         (8, b"generic\0"),
         (2, (LOAD_ADDRESS + 4096).to_bytes(8, "little")),
         (14, (1).to_bytes(8, "little")),
@@ -377,7 +377,7 @@ def test_elf_structure_of_a_32_bit_kernel(tmp_path: Path) -> None:
     assert (data["p_flags"], data["p_filesz"], data["p_memsz"], data["p_align"]) == (6, 4096, 8192, 4096)
     assert data["p_vaddr"] == data["p_paddr"] == text["p_vaddr"] + text["p_memsz"]
     (notes,) = elf.iter_segments("PT_NOTE")
-    assert [(kind, desc) for kind, desc, _ in told(notes.data())] == [
+    assert [(kind, desc) for kind, _, desc, _ in told(notes.data())] == [
         (9, b"yes\0"),
         (2, (LOAD_ADDRESS + 4096).to_bytes(4, "little")),
     ]

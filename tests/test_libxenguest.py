@@ -43,7 +43,7 @@ MUTANTS = 900
 
 REFUSED_ONLY_HERE = {
     "bytes that are not in the file": r"ends at byte \d+ of the image",
-    "a compressed stream without its end": r"stream ends too early",
+    "a damaged compressed stream": r"stream (ends too early|is damaged)",
     "a segment larger in the file than in memory": r"larger in the file than in memory",
     "a segment beyond the end of all addresses": r"beyond the end of all addresses",
     "segments on top of each other": r"on top of each other",

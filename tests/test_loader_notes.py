@@ -93,7 +93,7 @@ def test_strings_end_at_their_nul() -> None:
 
 def test_other_owners_are_skipped() -> None:
     raw = note(3, b"1234567", owner=b"GNU\0") + note(8, "x") + note(5, "y", b"Xenia\0")
-    assert list(records(raw, 0, len(raw))) == [None, Record(8, b"x\0", b"x"), None]
+    assert list(records(raw, 0, len(raw))) == [None, Record(8, 2, b"x\0", b"x"), None]
     # The name is a string, however much room namesz gives it.
     assert read(note(8, "x", owner=b"Xen\0more")).loader == "x"
 
@@ -137,6 +137,9 @@ def test_a_number_that_says_nothing() -> None:
 def test_records_that_reach_too_far() -> None:
     number = struct.pack("<III", 4, 8, 3) + b"Xen\0" + bytes(4)
     assert read(note(8, "x") + number) == read(note(8, "x") + note(3, 0))
+    bitmap = struct.pack("<III", 4, 0x8008, 17) + b"Xen\0" + struct.pack("<I", 7)
+    assert read(bitmap).supported_features == 7
+    assert read(bitmap[:-1]).supported_features == 0
     cut = note(9, "yes" + "\0" * 8)[:-8]
     assert read(note(8, "generic") + cut).pae_mode == "yes"
     for namesz in (0xFFFFFFFC, 1 << 31):

@@ -121,10 +121,13 @@ class Pae(enum.Enum):
 
 
 class Record(NamedTuple):
-    """One note of owner "Xen"; `desc` are its (first 4096) descsz bytes, none if the file ends in them."""
+    """One note of owner "Xen"."""
 
     kind: int
+    size: int
+    """Its descsz."""
     desc: bytes
+    """As many bytes, if the file has them, and 4096 at most."""
     text: bytes | None
     """What stands there as a string, without its NUL; None if it is too long or the file ends in it."""
 
@@ -215,9 +218,7 @@ def records(data: bytes, at: int, size: int) -> Iterator[Record | None]:
         namesz, descsz, kind = (_u32(data, at + 4 * field) for field in range(3))
         desc = at + _HEADER + _padded(namesz)
         if data[at + _HEADER : at + _HEADER + 4] == b"Xen\0":
-            whole = desc + descsz <= len(data)
-            raw = data[desc : desc + min(descsz, MAX_STRING)] if whole else b""
-            yield Record(kind, raw, string_at(data, desc))
+            yield Record(kind, descsz, data[desc : desc + min(descsz, MAX_STRING)], string_at(data, desc))
         else:
             yield None
         at = desc + _padded(descsz)
@@ -234,17 +235,17 @@ def from_records(found: Iterable[Record], source: NoteSource) -> XenNotes:
     said: dict[str, Any] = {}
     unknown: list[int] = []
     features: list[FeatureWish] = []
-    for number, desc, text in found:
+    for number, size, desc, text in found:
         try:
             kind = Elfnote(number)
         except ValueError:
             unknown.append(number)
             continue
         if kind in _NUMBERS:
-            value = _number(desc)
+            value = _number(size, desc)
             said[_NUMBERS[kind]] = None if kind in _ADDRESSES and value == UNSET else value
         elif kind is Elfnote.SUPPORTED_FEATURES:
-            said["supported_features"] = said.get("supported_features", 0) | _bitmap(desc)
+            said["supported_features"] = said.get("supported_features", 0) | _bitmap(size, desc)
         elif kind is Elfnote.L1_MFN_VALID:
             said["l1_mfn_valid"] = tuple(struct.iter_unpack("<QQ", desc[: len(desc) & ~15]))
         elif text is None:
@@ -351,13 +352,13 @@ def _padded(size: int) -> int:
     return (size + 3) & ~3 & MASK32
 
 
-def _number(desc: bytes) -> int:
-    return int.from_bytes(desc, "little") if len(desc) in (1, 2, 4, 8) else 0
+def _number(size: int, desc: bytes) -> int:
+    return int.from_bytes(desc, "little") if size in (1, 2, 4, 8) and len(desc) == size else 0
 
 
-def _bitmap(desc: bytes) -> int:
+def _bitmap(size: int, desc: bytes) -> int:
     """The first 32 bits of a bitmap, which is an array of such words."""
-    return int.from_bytes(desc[:4], "little") if len(desc) % 4 == 0 else 0
+    return int.from_bytes(desc[:4], "little") if size % 4 == 0 and len(desc) >= 4 else 0
 
 
 def _printable(text: bytes) -> str:
