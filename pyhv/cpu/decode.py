@@ -351,6 +351,11 @@ def length(code: bytes, width: int = 64) -> int:
     return found.size if found else 0
 
 
+def whole(code: bytes, width: int = 64) -> int:
+    """How many of the bytes are instructions that do not go on behind the last one."""
+    return sum(size for _, size, _, _ in _decoders[width].disasm_lite(code, 0))
+
+
 def disassemble(code: bytes, address: int, count: int = 1, width: int = 64) -> list[tuple[int, str]]:
     """(address, text) of up to `count` instructions, for people."""
     return [

@@ -14,6 +14,9 @@ addresses, while breakpoints name linear ones, so a hit counts only if the instr
 watched linear address. All this is per vCPU, costs a guest with breakpoints a factor of a hundred, and one
 without them nothing: `GuestCpu.rearrange`, which is looked at in every exit anyhow, stays set while stepping.
 
+In the same way a vCPU is led through the instructions before one whose bytes cannot be fetched
+(`pagefault.py`): `GuestCpu.approach`.
+
 What the hypervisor reads and writes for a guest (hypercall arguments, frames, page-table stores) is not seen
 by breakpoints; it is not with Xen either.
 """
@@ -99,7 +102,8 @@ class Breakpoints:
     def loaded(self) -> None:
         """Another vCPU is on the engine."""
         cpu = self._cpu
-        if cpu.vcpu.debug[7] & 0xFF or cpu.stepping:
+        cpu.approach = range(0)
+        if cpu.vcpu.debug[7] & 0xFF or cpu.stepping or cpu.vmcb.d[v.HFLAGS] & v.HF_TF:
             cpu.rearrange = True
 
     def entering(self) -> None:
@@ -121,9 +125,9 @@ class Breakpoints:
         self._hits = 0
         if not armed:
             self._data = []
-            d[v.HFLAGS] &= ~v.HF_TF & v.MINUS_ONE
-            cpu.stepping = False
-            cpu.rearrange = cpu.engine.watches_memory and not self._watch_wanted
+            cpu.stepping = self._approaches()
+            d[v.HFLAGS] = d[v.HFLAGS] & ~v.HF_TF & v.MINUS_ONE | (v.HF_TF if cpu.stepping else 0)
+            cpu.rearrange = cpu.stepping or (cpu.engine.watches_memory and not self._watch_wanted)
             return
         cpu.stepping = cpu.rearrange = True
         self._instructions = [(1 << n, vcpu.debug[n]) for n, kind, _ in armed if kind == _INSTRUCTION]
@@ -142,6 +146,13 @@ class Breakpoints:
         self._before = q[0:16].tolist()
         self._before.append(q[v.RIP])
         self._began = cpu.linear_rip()
+
+    def _approaches(self) -> bool:
+        """Whether the guest is still on its way through `GuestCpu.approach`; it never turns back on it."""
+        cpu = self._cpu
+        at = cpu.linear_rip()
+        cpu.approach = range(at, cpu.approach.stop) if at in cpu.approach else range(0)
+        return bool(cpu.approach)
 
     def _stops_here(self) -> int:
         """DR6 bits of the instruction breakpoints at RIP."""
@@ -183,6 +194,8 @@ class Breakpoints:
             return 0
         if not cpu.stepping:
             return DR6_BS
+        if cpu.approach:
+            return 0
         hits = self._hits
         if self._touches:
             hits |= self._data_hits()

@@ -68,6 +68,8 @@ class GuestCpu(ABC):
         """A base pointer or a breakpoint has changed: see to it before the guest runs on."""
         self.stepping = False
         """The vCPU is run one instruction at a time (`debug.py`): every exit ends with `rearrange` set."""
+        self.approach = range(0)
+        """Linear addresses of code through which the vCPU is led step by step, before a fetch that fails."""
         self.unstepped = -1
         """The value of `bounces` when the iret hypercall last set TF: a trap comes before it is due."""
         self.bounces = 0

@@ -5,6 +5,7 @@
     a kernel's store into one of its L1 tables         done for it, if it has the assist (`ptwr.py`)
     a process where only its own table maps            go on in the split arrangement
     a descriptor of the LDT                            bring its page in, or blame the guest's LDT
+    a fetch for an instruction that is yet to come     go on to that instruction, one at a time
 
 Error codes and addresses are those of the Intel SDM, volume 3, section 4.7, but for the U bit: it says user
 mode, which in a 64-bit guest the processor does not know.
@@ -12,7 +13,15 @@ mode, which in a 64-bit guest the processor does not know.
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import PF_I, PF_P, PF_RSVD, PF_U, PF_W, PTE_NX, PTE_RW, PTE_US, Vector
-from pyhv.address import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, MASK32, MASK64, is_canonical
+from pyhv.address import (
+    HYPERVISOR_VIRT_END,
+    HYPERVISOR_VIRT_START,
+    MASK32,
+    MASK64,
+    PAGE_MASK,
+    PAGE_SIZE,
+    is_canonical,
+)
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
 from pyhv.mmu.frames import L1
@@ -44,6 +53,8 @@ def page_fault(cpu: GuestCpu) -> bool:
             error = error & ~PF_P | (PF_P if found is not None else 0)
     if HYPERVISOR_VIRT_START <= address < HYPERVISOR_VIRT_END and _ldt_fault(cpu, address, error):
         return False
+    if error & PF_I and _comes_later(cpu, address):
+        return False
     cpu.raise_page_fault(address, error if vcpu.in_kernel else error | PF_U)
     return False
 
@@ -57,8 +68,27 @@ def compat_page_fault(cpu: GuestCpu) -> bool:
         return True
     if address > MASK32 and _ldt_fault(cpu, address, error):
         return False
+    if error & PF_I and _comes_later(cpu, address):
+        return False
     cpu.raise_page_fault(address & MASK32, error if in_kernel else error | PF_U)
     return False
+
+
+def _comes_later(cpu: GuestCpu, address: int) -> bool:
+    """Whether a fetch has faulted for an instruction that the guest has not come to yet: then it goes there.
+
+    The emulator translates a block before it executes it, and reports what it meets behind the end of a page
+    at the block's start. What comes before that must be executed, and may fault itself.
+    """
+    here = cpu.linear_rip()
+    if address & PAGE_MASK or not 0 < address - here < PAGE_SIZE:
+        return False
+    width = 64 if cpu.vmcb.d[v.HFLAGS] & v.HF_CS64 else 32
+    before = decode.whole(privileged.fetch(cpu, here, address - here), width)
+    if before:
+        cpu.approach = range(here, here + before)
+        cpu.rearrange = True
+    return before > 0
 
 
 def _allowed(flags: int, error: int) -> bool:
