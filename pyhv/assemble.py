@@ -8,6 +8,7 @@ only frames that another domain still has mapped through a grant.
 """
 
 import uuid
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from pyhv.machine import Machine
 
 STORE_PORT, CONSOLE_PORT = 1, 2
+MOST_PRINTED = 4096
+"""Bytes of console output from which on they do not wait for the end of the guest's turn."""
 _STORE_NS = 1000
 """What a request to the store, or an event that it causes, costs its domain in virtual time."""
 _GDT_GUEST_PAGES = 14
@@ -115,6 +118,8 @@ class Wiring:
         self.console: ConsoleRing
         self.store: XenstoreRing
         self.connection: Connection
+        self._printed = bytearray()
+        """Console output of this turn that has not gone to the sink yet."""
         self.rings: list[Mfn] = []
         """Frames that the back ends write: they hold a writable reference, as a mapping would."""
 
@@ -131,13 +136,31 @@ class Wiring:
         self.connection = Connection(self._machine.store, domid)
         self.store = XenstoreRing(store, self.connection, lambda: dom0.send(ports["store"]))
         ports["console"] = dom0.bind_callback(domid, CONSOLE_PORT, self.console_event)
+        self._console_port = ports["console"]
         ports["store"] = dom0.bind_callback(domid, STORE_PORT, self.store_event)
 
     def console_event(self) -> None:
-        """The guest rang: take what it wrote; room may have become free for input."""
-        data = self.console.drain()
-        if data:
+        """The guest rang: take what it wrote. It goes on when the turn ends, or much has come together."""
+        self._printed += self.console.drain()
+        if len(self._printed) >= MOST_PRINTED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Pass on what the guest has printed."""
+        if self._printed:
+            data = bytes(self._printed)
+            self._printed.clear()
             self.sink.output(data)
+
+    def settle(self, polled: Collection[int] | None = None) -> None:
+        """The guest has stopped running: what it printed goes on, and it hears that it has been read.
+
+        Not if it polls some ports and the console's is not among them: it does not wait for us, and would be
+        woken for nothing.
+        """
+        self.flush()
+        if polled is None or self._machine.dom0.status(DOMID_SELF, self._console_port).remote_port in polled:
+            self.console.settle()
 
     def store_event(self) -> None:
         """The guest rang: serve its requests, and let it pay for them and for the events that they cause."""

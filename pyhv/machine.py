@@ -365,7 +365,7 @@ class Machine:
 
     def _suspend(self, domain: Domain) -> None:
         """All vCPUs stop. Events and timers still come; they are seen after `resume`."""
-        self.wirings[domain.domid].console_event()
+        self.wirings[domain.domid].console_event()  # the end of this turn passes it on
         domain.suspender = domain.loaded
         now = self.clock.now()
         for vcpu in domain.vcpus:
@@ -499,6 +499,7 @@ class Machine:
             vcpu.runstate.change(State.BLOCKED if vcpu.blocked else ready, end)
         if vcpu.blocked or not vcpu.online or not domain.alive:
             self.scheduler.sleep(vcpu, end)
+        self.wirings[domain.domid].settle(vcpu.polling)
 
     def _write_areas(self, vcpu: Vcpu, now: int) -> None:
         """Refresh what the guest reads of its time and runstate."""
@@ -551,6 +552,7 @@ class Machine:
         for domid, domain in self.domains.items():
             if not domain.alive and not domain.suspended and domid not in self._buried:
                 self.wirings[domid].console_event()
+                self.wirings[domid].settle()
                 for vcpu in domain.vcpus:
                     self.scheduler.remove(vcpu)
                     self.set_timer(vcpu, 0)
@@ -568,3 +570,5 @@ class Machine:
                 domain.engine.close()
         if isinstance(self.clock, RealClock):
             self.clock.close()
+        for wiring in self.wirings.values():
+            wiring.flush()  # something is left where an exception has ended a turn

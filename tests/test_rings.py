@@ -117,8 +117,32 @@ def test_console_output_is_drained_and_acknowledged():
     page.write_u32(3084, 7)
     assert console.drain() == b"hello\r\n"
     assert page.read_u32(3080) == 7
+    assert bell.rung == 0, "the guest has room enough and is running"
+    console.settle()
     assert bell.rung == 1
     assert console.drain() == b""
+    console.settle()
+    assert bell.rung == 1
+
+
+@pytest.mark.parametrize(("printed", "at_once"), [(1, 0), (1023, 0), (1024, 1), (2048, 1)])
+def test_a_guest_that_may_wait_for_room_is_notified_at_once(printed: int, at_once: int) -> None:
+    page, bell = ArrayPage(), Bell()
+    console = ConsoleRing(page, bell)
+    page.write_u32(3084, printed)
+    assert len(console.drain()) == printed
+    assert bell.rung == at_once
+    console.settle()
+    assert bell.rung == 1
+
+
+def test_one_notification_serves_both_directions():
+    page, bell = ArrayPage(), Bell()
+    console = ConsoleRing(page, bell)
+    page.write_u32(3084, 10)
+    console.drain()
+    assert console.feed(b"x") == 1
+    console.settle()
     assert bell.rung == 1
 
 

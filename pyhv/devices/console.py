@@ -9,7 +9,10 @@ Layout, from the public header io/console.h (bytes):
     3088  connection   u8: 0 connected, 1 disconnected
 
 Some guests wait until every byte has been taken, others drop what does not fit: whoever owns the event
-channel should `drain` on each notification. Terminals, logs and line endings are not known here.
+channel should `drain` on each notification. To be notified in turn is what few guests need, those that found
+no room and wait, while that interrupt costs every guest more than the line it has printed. So it comes at
+once only if the ring was half full, and else when the guest has stopped running, waiting perhaps (`settle`).
+Terminals, logs and line endings are not known here.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,8 @@ from pyhv.devices.ring import ByteRing, RingBroken, SharedPage
 
 IN_SIZE = 1024
 OUT_SIZE = 2048
+PRESSING = OUT_SIZE // 2
+"""Bytes of output from which on the guest hears at once that they have been taken."""
 _IN_DATA = 0
 _OUT_DATA = 1024
 _IN_CONS = 3072
@@ -39,12 +44,14 @@ class ConsoleRing:
         self.broken = ""
         """Empty, or one sentence on what was wrong at the last operation."""
         self._notify = notify
+        self._unheard = False
+        """Something was taken, and the guest has not been notified since."""
         self._in = ByteRing(page, _IN_DATA, IN_SIZE, _IN_CONS, _IN_PROD)
         self._out = ByteRing(page, _OUT_DATA, OUT_SIZE, _OUT_CONS, _OUT_PROD)
         page.write(_CONNECTION, _CONNECTED)
 
     def drain(self) -> bytes:
-        """Take all that the guest has printed; the guest is notified that there is room again."""
+        """Take all that the guest has printed. If it may wait for room it hears so now, else by `settle`."""
         try:
             data = self._out.read()
         except RingBroken as broken:
@@ -52,8 +59,16 @@ class ConsoleRing:
             return b""
         self.broken = ""
         if data:
-            self._notify()
+            self._unheard = True
+            if len(data) >= PRESSING:
+                self.settle()
         return data
+
+    def settle(self) -> None:
+        """Notify the guest of what has been taken since it last was."""
+        if self._unheard:
+            self._unheard = False
+            self._notify()
 
     def feed(self, data: bytes) -> int:
         """Give the guest input; returns how many bytes found room. Offer the rest again later."""
@@ -64,5 +79,6 @@ class ConsoleRing:
             return 0
         self.broken = ""
         if accepted:
+            self._unheard = False
             self._notify()
         return accepted
