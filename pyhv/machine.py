@@ -65,7 +65,8 @@ class MachineConfig:
 
     `seed` is the source of all chance (identifiers today). `measure` times handlers for the statistics.
     `tuned` changes the emulator's hot paths where that is proven to be right (`cpu/tuning/`); what guests
-    compute is the same without, but for code that is overwritten through another page than it runs from.
+    compute is the same without, but for code that is overwritten through another page than it runs from, and
+    for flags and corners of floating point (docs/cpu.md).
     """
 
     memory_pages: int

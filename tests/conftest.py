@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bare_engine
+import guest_machine
 import pytest
 from hypothesis import settings
 
@@ -83,4 +84,5 @@ def bench(tmp_path: Path) -> Iterator[BenchMaker]:
 @pytest.fixture(params=["tuned", "plain"])
 def both_engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test twice: with the emulator's hot paths changed, and with the emulator as it is."""
-    monkeypatch.setattr(bare_engine, "TUNED", request.param == "tuned")
+    for module in (bare_engine, guest_machine):
+        monkeypatch.setattr(module, "TUNED", request.param == "tuned")

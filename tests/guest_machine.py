@@ -24,6 +24,8 @@ from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
 
 PAGES = 1024
+TUNED = True
+"""Whether machines are tuned; `both_engines` in conftest.py runs tests with either."""
 SECOND = 1_000_000_000
 DOMID_SELF = 0x7FF0
 
@@ -88,7 +90,7 @@ class Run:
 @contextmanager
 def machine(*, pages: int = PAGES, virtual_time: bool = True) -> Iterator[Machine]:
     """A machine with room for `pages`, closed at the end."""
-    made = Machine(MachineConfig(pages, virtual_time=virtual_time))
+    made = Machine(MachineConfig(pages, virtual_time=virtual_time, tuned=TUNED))
     try:
         yield made
     finally:

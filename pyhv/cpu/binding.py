@@ -145,6 +145,16 @@ raise_exception_address: int | None = (
 fast_tlb_flush_page = getattr(_held, "tlb_flush_page_x86_64", None)
 """Forget one page's translation, given the processor's and the page's address; exported, not public."""
 
+_insert = getattr(_lib, "cpu_breakpoint_insert_x86_64", None)
+_remove = getattr(_lib, "cpu_breakpoint_remove_x86_64", None)
+if _insert is not None and _remove is not None:
+    _insert.argtypes = (_ptr, _u64, ctypes.c_int, _ptr)
+    _remove.argtypes = (_ptr, _u64, ctypes.c_int)
+cpu_breakpoint_insert: Callable[[int, int, int, None], object] | None = _insert
+"""End translated code at a linear address, for (processor, address, flags, None); not public."""
+cpu_breakpoint_remove: Callable[[int, int, int], object] | None = _remove
+"""... and no more. Either drops all translations."""
+
 EMU_STOP_ADDRESS: int = ctypes.cast(_lib.uc_emu_stop, _ptr).value or 0
 """Where `uc_emu_stop` is in this process: the native block clock jumps there."""
 

@@ -23,6 +23,7 @@ from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
 from pyhv.cpu import binding, fpu
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
+from pyhv.cpu.debugunit import DebugUnit
 from pyhv.cpu.guard import guard
 from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
@@ -143,6 +144,9 @@ class Engine:
             self.block = tuning.attach(self.handle, ram, counter)
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
         """The frames to which stores are compared with translations; None where all stores are, anyway."""
+        self.debug_unit: DebugUnit | None = None
+        if self.block is not None:
+            self.debug_unit = DebugUnit(self.block, self._processor.value or 0, self.flush_page)
 
     # -- set-up ------------------------------------------------------------------------------------------
 
@@ -459,6 +463,8 @@ class Engine:
         if self.handle:
             self.vmcb.q.release()
             self.vmcb.d.release()
+            if self.debug_unit is not None:
+                self.debug_unit.close()
             if self.block is not None:
                 self.block.detach()
             if self._seat is not None:

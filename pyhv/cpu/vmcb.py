@@ -66,6 +66,8 @@ HF_CS32, HF_SS32, HF_ADDSEG, HF_PE, HF_TF = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 <<
 HF_MP, HF_EM, HF_TS, HF_IOPL = 1 << 9, 1 << 10, 1 << 11, 3 << 12
 HF_LMA, HF_CS64, HF_RF, HF_VM, HF_AC = 1 << 14, 1 << 15, 1 << 16, 1 << 17, 1 << 18
 HF_OSFXSR: Final = 1 << 22
+HF_INHIBIT: Final = 1 << 3
+"""The instruction is the one behind MOV SS or POP SS."""
 HF_BASE64 = HF_PE | HF_LMA | HF_CS64 | HF_CS32 | HF_SS32 | HF_MP | HF_OSFXSR
 """hflags of 64-bit code with paging and SSE on, CPL 0, TS clear."""
 

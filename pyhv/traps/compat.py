@@ -230,7 +230,7 @@ class CompatCpu(GuestCpu):
             ss &= 0xFFFF
         raw[vcpu.info + 1] = 0 if eflags & FLAG_IF else 1
         live = eflags & IRET_FLAGS | 0x202
-        if not self.stepping:
+        if not self.has_breakpoints:
             live &= ~FLAG_RF
         q[RIP], q[RSP] = eip, esp
         self.vmcb.set_rflags(live)

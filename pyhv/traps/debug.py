@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Breakpoints: makes DR0-DR3 and DR7 of the vCPU on a domain's engine fire (Intel SDM volume 3, chapter 18).
 
-The emulator ignores its debug registers. So a vCPU with enabled breakpoints is run one instruction at a time:
-TF in `hflags`, where the guest cannot see it, makes every instruction end in an exit, and between two
-instructions everything that hardware looks at is at hand:
+The emulator ignores its debug registers. An instruction that may meet a breakpoint is executed as a *step*:
+TF in `hflags`, where the guest cannot see it, makes it end in an exit, and before and after it everything
+that hardware looks at is at hand:
 
     before   RIP is an instruction breakpoint, and RF is clear         #DB, a fault
     after    the instruction touched a watched address or port, or     #DB, a trap
              the guest's own TF was set when it began
 
-Data breakpoints need a hook that sees every load and store (`Engine.watch_memory`). It tells *machine*
-addresses, while breakpoints name linear ones, so a hit counts only if the instruction's operands reach the
-watched linear address. All this is per vCPU, costs a guest with breakpoints a factor of a hundred, and one
-without them nothing: `GuestCpu.rearrange`, which is looked at in every exit anyhow, stays set while stepping.
+A tuned engine comes by itself where a step is due (`cpu/debugunit.py`), with the instruction yet to be done:
+at the address of a breakpoint, at an access to watched memory, at IRET, as that may set RF for the next one.
+In between the guest runs at full speed. Port breakpoints are the exception: while one is enabled, every
+instruction is a step.
+
+An engine that is not tuned takes steps alone, a hundred times slower, for as long as the vCPU has enabled
+breakpoints. Data breakpoints need a hook there that sees every load and store (`Engine.watch_memory`). It
+tells *machine* addresses, while breakpoints name linear ones, so a hit counts only if the instruction's
+operands reach the watched linear address.
+
+All this is per vCPU, and costs one without breakpoints nothing: `GuestCpu.rearrange`, which is looked at in
+every exit anyhow, stays set while there are some.
 
 In the same way a vCPU is led through the instructions before one whose bytes cannot be fetched
 (`pagefault.py`): `GuestCpu.approach`.
@@ -27,6 +35,7 @@ from pyhv.abi.x86 import CR4_DE, FLAG_RF, FLAG_TF, Vector
 from pyhv.address import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.debugunit import MET_BREAKPOINT, Access, Range, of_one_operand
 from pyhv.domain import Vcpu
 from pyhv.errors import GuestCrash
 from pyhv.mmu.memory import walk
@@ -47,14 +56,6 @@ class Watch(NamedTuple):
     writes_only: bool = False
 
 
-class Touch(NamedTuple):
-    """A load or store that may concern a data breakpoint."""
-
-    address: int
-    size: int
-    write: bool
-
-
 def data_breakpoints(vcpu: Vcpu) -> list[Watch]:
     """The vCPU's enabled data breakpoints; low address bits do not count, as on hardware."""
     return [
@@ -64,9 +65,16 @@ def data_breakpoints(vcpu: Vcpu) -> list[Watch]:
     ]
 
 
+def instruction_breakpoints(vcpu: Vcpu) -> list[tuple[int, int]]:
+    """The vCPU's enabled instruction breakpoints: bits in DR6, linear addresses."""
+    return [(1 << n, vcpu.debug[n]) for n, kind, _ in _enabled(vcpu) if kind == _INSTRUCTION]
+
+
 def _enabled(vcpu: Vcpu) -> list[tuple[int, int, int]]:
     """(number, type, length) of the breakpoints that are enabled, locally or globally."""
     control = vcpu.debug[7]
+    if not control & 0xFF:
+        return []
     return [
         (n, control >> 16 + 4 * n & 3, _LENGTHS[control >> 18 + 4 * n & 3])
         for n in range(4)
@@ -79,10 +87,15 @@ class Breakpoints:
 
     def __init__(self, cpu: GuestCpu) -> None:
         self._cpu = cpu
+        self._unit = cpu.engine.debug_unit
+        self._due: int | None = None
+        """Linear address of an instruction that the engine has stopped at because it must be a step, until it
+        is done; the vCPU may be taken off the processor before."""
         self._instructions: list[tuple[int, int]] = []
         self._data: list[Watch] = []
         self._ports: list[Watch] = []
-        self._touches: list[Touch] = []
+        self._touches: list[Access] = []
+        """Of the instruction in execution; machine addresses, but linear ones from a debug unit."""
         self._hits = 0
         """DR6 bits of port breakpoints that the instruction in execution has met."""
         self._guest_steps = False
@@ -94,7 +107,7 @@ class Breakpoints:
 
     @property
     def stepping(self) -> bool:
-        """Whether the vCPU is run one instruction at a time."""
+        """Whether the instruction in execution is a step."""
         return self._cpu.stepping
 
     # -- before an instruction ---------------------------------------------------------------------------
@@ -103,12 +116,22 @@ class Breakpoints:
         """Another vCPU is on the engine."""
         cpu = self._cpu
         cpu.approach = range(0)
-        if cpu.vcpu.debug[7] & 0xFF or cpu.stepping or cpu.vmcb.d[v.HFLAGS] & v.HF_TF:
+        if (
+            cpu.vcpu.debug[7] & 0xFF
+            or cpu.stepping
+            or cpu.vmcb.d[v.HFLAGS] & v.HF_TF  # taken off in a step
+            or (self._unit is not None and self._unit.is_watching)
+        ):
             cpu.rearrange = True
 
     def entering(self) -> None:
-        """The engine is about to be started: now the memory hook can come and go."""
-        wanted, engine = self._watch_wanted, self._cpu.engine
+        """The engine is about to be started: what cannot be changed while it runs."""
+        engine = self._cpu.engine
+        if self._unit is not None:
+            vcpus = self._cpu.domain.vcpus
+            self._unit.settle({address for vcpu in vcpus for _, address in instruction_breakpoints(vcpu)})
+            return
+        wanted = self._watch_wanted
         if wanted != engine.watches_memory:
             engine.watch_memory(self._touched if wanted else None)
 
@@ -117,35 +140,79 @@ class Breakpoints:
         return any(data_breakpoints(vcpu) for vcpu in self._cpu.domain.vcpus)
 
     def resume(self) -> None:
-        """The last thing before guest code runs on: instruction breakpoints, and TF. GuestCrash."""
+        """The last thing before guest code runs on: instruction breakpoints, and steps. GuestCrash."""
         cpu = self._cpu
         vcpu, q, d = cpu.vcpu, cpu.vmcb.q, cpu.vmcb.d
-        armed = _enabled(vcpu) if vcpu.debug[7] & 0xFF else []
+        d[v.HFLAGS] &= ~(v.HF_TF | v.HF_RF) & v.MINUS_ONE
         self._touches.clear()
         self._hits = 0
-        if not armed:
-            self._data = []
-            cpu.stepping = self._approaches()
-            d[v.HFLAGS] = d[v.HFLAGS] & ~v.HF_TF & v.MINUS_ONE | (v.HF_TF if cpu.stepping else 0)
-            cpu.rearrange = cpu.stepping or (cpu.engine.watches_memory and not self._watch_wanted)
-            return
-        cpu.stepping = cpu.rearrange = True
-        self._instructions = [(1 << n, vcpu.debug[n]) for n, kind, _ in armed if kind == _INSTRUCTION]
-        self._data = data_breakpoints(vcpu)
-        io = vcpu.cr4 & CR4_DE
-        self._ports = [Watch(1 << n, vcpu.debug[n], size) for n, kind, size in armed if io and kind == _PORT]
-        if self._data and not cpu.engine.watches_memory:
+        self._read_registers()
+        if self._misses_something:
             cpu.engine.stop()
-        if self._stops_here() and not q[v.EFLAGS] & FLAG_RF:
-            vcpu.debug[6] |= self._stops_here()
+        hits = self._stops_here()
+        if hits and not q[v.EFLAGS] & FLAG_RF and not d[v.HFLAGS] & v.HF_INHIBIT:
+            vcpu.debug[6] |= hits
             cpu.raise_exception(Vector.DB)
             if self._stops_here():
                 raise GuestCrash("a breakpoint at the first instruction of the debug exception's handler")
+        step = self._is_step_due
+        if self._unit is not None:
+            ranges = tuple(
+                Range(watch.start, watch.start + watch.length - 1, watch.writes_only) for watch in self._data
+            )
+            self._unit.watch(ranges, iret=bool(self._instructions), record=step)
+        cpu.stepping = step
+        if not step:
+            hooked = cpu.engine.watches_memory and not self._watch_wanted
+            cpu.rearrange = cpu.has_breakpoints or hooked
+            return
+        cpu.rearrange = True
+        self._began = cpu.linear_rip()
         d[v.HFLAGS] |= v.HF_TF
+        if self._unit is not None and self._began in self._unit.known:
+            d[v.HFLAGS] |= v.HF_RF  # past the breakpoint there
         self._guest_steps = bool(q[v.EFLAGS] & FLAG_TF)
         self._before = q[0:16].tolist()
         self._before.append(q[v.RIP])
-        self._began = cpu.linear_rip()
+
+    def _read_registers(self) -> None:
+        """What the vCPU's debug registers enable."""
+        vcpu = self._cpu.vcpu
+        self._cpu.has_breakpoints = bool(vcpu.debug[7] & 0xFF)
+        self._instructions = instruction_breakpoints(vcpu)
+        self._data = data_breakpoints(vcpu)
+        self._ports = []
+        if vcpu.cr4 & CR4_DE:
+            self._ports = [
+                Watch(1 << n, vcpu.debug[n], size) for n, kind, size in _enabled(vcpu) if kind == _PORT
+            ]
+
+    @property
+    def _misses_something(self) -> bool:
+        """Whether the engine lacks something that `entering` will give it."""
+        if self._unit is None:
+            return bool(self._data) and not self._cpu.engine.watches_memory
+        known = self._unit.known
+        return any(address not in known for _, address in self._instructions)
+
+    @property
+    def _is_step_due(self) -> bool:
+        """Whether the next instruction must be a step."""
+        cpu, unit = self._cpu, self._unit
+        if self._approaches():
+            return True
+        if unit is None:
+            return cpu.has_breakpoints
+        if self._ports:
+            return True
+        at = cpu.linear_rip()
+        if at == self._due or at in unit.known:
+            return True
+        self._due = None
+        flags = cpu.vmcb.q[v.EFLAGS]
+        if flags & FLAG_TF and cpu.has_breakpoints:
+            return True  # it traps anyhow, and may be the middle of a string instruction
+        return bool(self._instructions) and bool(flags & FLAG_RF)
 
     def _approaches(self) -> bool:
         """Whether the guest is still on its way through `GuestCpu.approach`; it never turns back on it."""
@@ -172,7 +239,7 @@ class Breakpoints:
             at = watch.start & PAGE_MASK
             overlaps = offset < at + watch.length and at < offset + size
             if overlaps or at + PAGE_SIZE < offset + size:
-                self._touches.append(Touch(address, size, write))
+                self._touches.append(Access(address, size, write))
                 return
 
     def port(self, number: int, size: int) -> None:
@@ -185,7 +252,9 @@ class Breakpoints:
 
     def trap(self) -> int:
         """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: it is not the guest's."""
-        cpu = self._cpu
+        cpu, unit = self._cpu, self._unit
+        if unit is not None and self._came_by_itself():
+            return 0
         if cpu.swallow_step:
             cpu.swallow_step = False
             return 0
@@ -194,19 +263,36 @@ class Breakpoints:
             return 0
         if not cpu.stepping:
             return DR6_BS
-        if cpu.approach:
-            return 0
         hits = self._hits
+        if unit is not None:
+            self._due = None
+            self._touches = unit.accesses()
         if self._touches:
             hits |= self._data_hits()
         if self._guest_steps:
             hits |= DR6_BS
         q = cpu.vmcb.q
-        if q[v.RIP] == self._before[16]:
+        if cpu.has_breakpoints and q[v.RIP] == self._before[16]:
             found = decode.accesses(fetch(cpu, cpu.linear_rip()), self._bits)
             if found is not None and found.repeated:
                 q[v.EFLAGS] |= FLAG_RF  # in the middle of a repeated string instruction
         return hits
+
+    def _came_by_itself(self) -> bool:
+        """Whether the engine stopped before an instruction, which `resume` will then look at."""
+        unit = self._unit
+        assert unit is not None
+        cause = unit.cause()
+        if not cause:
+            return False
+        cpu = self._cpu
+        at = cpu.linear_rip()
+        cpu.rearrange = True
+        if cause != MET_BREAKPOINT:
+            self._due = at
+        elif all(address != at for _, address in self._instructions) and unit.arrived_for_nothing(at):
+            cpu.engine.stop()  # so that it is forgotten
+        return True
 
     @property
     def _bits(self) -> int:
@@ -215,17 +301,24 @@ class Breakpoints:
     def _data_hits(self) -> int:
         """DR6 bits of the data breakpoints that the instruction has met."""
         hits = 0
+        found = decode.accesses(fetch(self._cpu, self._began), self._bits)
+        told = self._touches
+        if found is None and self._unit is not None:
+            told = of_one_operand(told)
         for watch in self._data:
-            touches = [touch for touch in self._touches if touch.write or not watch.writes_only]
-            if any(self._concerns(touch, watch) for touch in touches) and self._reaches(watch):
+            touches = [touch for touch in told if touch.write or not watch.writes_only]
+            if any(self._concerns(touch, watch) for touch in touches) and self._reaches(watch, found):
                 hits |= watch.bit
         return hits
 
-    def _concerns(self, touch: Touch, watch: Watch) -> bool:
+    def _concerns(self, touch: Access, watch: Watch) -> bool:
         """Whether a load or store reached the memory that is now at the watched address.
 
-        Of one that crosses into another page only the first machine address is told.
+        A hook tells machine addresses, and of an access that crosses into another page only the first one.
         """
+        if self._unit is not None:
+            end = watch.start + watch.length
+            return touch.address < end and watch.start < touch.address + touch.size
         page, offset = touch.address & ~PAGE_MASK, touch.address & PAGE_MASK
         at = watch.start & PAGE_MASK
         overlaps = offset < at + watch.length and at < offset + touch.size
@@ -240,14 +333,13 @@ class Breakpoints:
         found = walk(cpu.domain.ram, cpu.vmcb.q[v.CR + 3] >> PAGE_SHIFT, va)
         return None if found is None else found.address & ~PAGE_MASK
 
-    def _reaches(self, watch: Watch) -> bool:
+    def _reaches(self, watch: Watch, found: decode.Accesses | None) -> bool:
         """Whether the instruction means the watched linear address, not another view of the same memory."""
+        if found is None:
+            return True
         before = self._before
         q = self._cpu.vmcb.q
         words = before + q[17:200].tolist()
-        found = decode.accesses(fetch(self._cpu, self._began), self._bits)
-        if found is None:
-            return True
         spans = [
             (decode.linear_address(operand, found.length, words, found.address_mask), size)
             for operand, size in found.operands

@@ -118,9 +118,11 @@ stored into a register; FIST and FST store, and pops are done | as if masked |
 ## Breakpoints
 
 DR0 to DR3 fire as on hardware, for whichever vCPU set them, in both modes: instruction breakpoints before the
-instruction unless RF is set, data breakpoints of 1, 2, 4 or 8 bytes after it, port breakpoints with CR4.DE. A
-vCPU with enabled breakpoints runs one instruction at a time, about a hundred times slower; the others of its
-domain at full speed, or, with data breakpoints, at about a fifth of it. See `traps/debug.py`. What the
+instruction unless RF is set, data breakpoints of 1, 2, 4 or 8 bytes after it, port breakpoints with CR4.DE.
+The guest runs at full speed until it meets one, which costs an exit or two; but accesses to a page with a
+data breakpoint take longer, and a vCPU with an enabled port breakpoint runs one instruction at a time.
+Where the engine is not tuned that is so with every breakpoint, about a hundred times slower, and with data
+breakpoints the other vCPUs of the domain run at about a fifth of their speed. See `traps/debug.py`. What the
 hypervisor reads and writes for the guest is not seen by them.
 
 ## Exceptions

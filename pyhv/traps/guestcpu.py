@@ -67,7 +67,9 @@ class GuestCpu(ABC):
         self.rearrange = False
         """A base pointer or a breakpoint has changed: see to it before the guest runs on."""
         self.stepping = False
-        """The vCPU is run one instruction at a time (`debug.py`): every exit ends with `rearrange` set."""
+        """The instruction in execution is a step of `debug.py`: every exit ends with `rearrange` set."""
+        self.has_breakpoints = False
+        """The vCPU has enabled breakpoints, so that RF counts."""
         self.approach = range(0)
         """Linear addresses of code through which the vCPU is led step by step, before a fetch that fails."""
         self.unstepped = -1

@@ -278,7 +278,7 @@ class LongModeCpu(GuestCpu):
             return
         q[RIP] = rip
         q[RCX], q[R11] = (rip, live) if flags & VGCF_IN_SYSCALL else (rcx, r11)
-        if not self.stepping:
+        if not self.has_breakpoints:
             live &= ~FLAG_RF  # it would only make the emulator translate the code once more
         if live & FLAG_TF:
             self.unstepped = self.bounces

@@ -117,3 +117,8 @@ XMM_REGS: Final = 0x338
 
 MO_ALIGN_16: Final = 0x40
 """In a `MemOp`: the address must be a multiple of 16."""
+
+ENV_OF_CPU: Final = 0x8A50
+"""The processor's registers, as an offset from `CPUState`."""
+MEMORY_READ, MEMORY_WRITE = 1, 2
+"""`BP_MEM_READ`, `BP_MEM_WRITE`: kinds of accesses that a watchpoint is for."""

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A tuned engine's breakpoints: where it stops by itself, and why (`tuning/watching.py` makes it do so).
+
+Two things are told apart. An address that is *known* ends a block of translated code, and arriving there is
+an exit, for whichever vCPU and address space; making one known drops all translations, so addresses stay
+known after they have served, until many have arrived there for nothing. Ranges of data are *watched* for the
+vCPU that runs, and that changes at no cost.
+
+This module knows addresses. Whose they are, and whether an exit is the guest's #DB, is `traps/debug.py`'s
+affair.
+"""
+
+import ctypes
+import itertools
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pyhv.address import PAGE_SHIFT
+from pyhv.cpu import binding
+from pyhv.cpu.tuning import layout
+
+if TYPE_CHECKING:
+    from pyhv.cpu.tuning.block import Block
+
+MET_WATCH, MET_BREAKPOINT, MET_IRET = 1, 2, 3
+"""Causes of an exit: access to a watched range, known address, IRET. The instruction is yet to be done."""
+RANGES: Final = 4
+LOG_ENTRIES: Final = 120
+"""Accesses that can be written down."""
+MOST_KNOWN: Final = 16
+"""Addresses that stay known although no vCPU has a breakpoint there."""
+PATIENCE: Final = 16
+"""Arrivals for nothing, after which an address is forgotten."""
+_FOR_PROCESSOR: Final = 0x20
+"""`BP_CPU`: RF suppresses the breakpoint."""
+_NATURAL: Final = (1, 2, 4, 8)
+_NOTHING: Final = (~0 & (1 << 64) - 1, 0, 0)
+
+
+class Range(NamedTuple):
+    """Bytes that are watched: linear addresses, the last one included."""
+
+    first: int
+    last: int
+    writes_only: bool
+
+
+class Access(NamedTuple):
+    """A load or store at a linear address. A load that is not aligned may be told as larger than it was."""
+
+    address: int
+    size: int
+    write: bool
+
+
+def of_one_operand(told: list[Access]) -> list[Access]:
+    """Accesses of an instruction that loads and stores the same bytes, without what is larger than those.
+
+    A load that is not aligned is told as the two aligned ones that hold it, a store byte by byte.
+    """
+    kept = list(told)
+    stored = {one.address for one in told if one.write}
+    for first, second in itertools.pairwise([one for one in told if not one.write]):
+        start, end = first.address, second.address + second.size
+        if second.address == start + first.size and any(start <= address < end for address in stored):
+            kept = [one for one in kept if one not in (first, second)]
+    return kept
+
+
+class DebugUnit:
+    """The debug hardware of one tuned engine; `flush_page` is the engine's own."""
+
+    def __init__(self, block: "Block", processor: int, flush_page: Callable[[int], None]) -> None:
+        self._block = block
+        self._processor = processor
+        self._flush_page = flush_page
+        assert binding.cpu_breakpoint_insert is not None  # or the engine would not be tuned
+        assert binding.cpu_breakpoint_remove is not None
+        self._insert, self._remove = binding.cpu_breakpoint_insert, binding.cpu_breakpoint_remove
+        self._known: dict[int, int] = {}
+        self._ranges: tuple[Range, ...] = ()
+
+    # -- addresses ---------------------------------------------------------------------------------------
+
+    @property
+    def known(self) -> Collection[int]:
+        """The addresses at which the engine stops."""
+        return self._known.keys()
+
+    def arrived_for_nothing(self, address: int) -> bool:
+        """Somebody came to a known address who has no breakpoint there: whether to forget it."""
+        if address in self._known:
+            self._known[address] += 1
+        return self._known.get(address, 0) == PATIENCE
+
+    def settle(self, needed: Collection[int]) -> None:
+        """Make the addresses known that are needed, forget some of the others. Not while the engine runs."""
+        known = self._known
+        spare = [address for address in known if address not in needed]
+        crowded = len(spare) > MOST_KNOWN
+        for address in spare:
+            if crowded or known[address] >= PATIENCE:
+                del known[address]
+                self._remove(self._processor, address, _FOR_PROCESSOR)
+        for address in needed:
+            if address not in known:
+                known[address] = 0
+                self._insert(self._processor, address, _FOR_PROCESSOR, None)
+
+    def close(self) -> None:
+        """Forget all addresses: the engine is about to be freed."""
+        for address in self._known:
+            self._remove(self._processor, address, _FOR_PROCESSOR)
+        self._known.clear()
+
+    # -- data and IRET -----------------------------------------------------------------------------------
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether any range is watched."""
+        return bool(self._ranges)
+
+    def watch(self, ranges: tuple[Range, ...], *, iret: bool, record: bool) -> None:
+        """Watch these ranges and no others, and IRET or not.
+
+        `record`: what is met is no exit but written down, for `accesses` after one instruction.
+        """
+        block = self._block
+        if ranges != self._ranges:
+            for number in range(RANGES):
+                first, last, kind = _NOTHING
+                if number < len(ranges):
+                    first, last, writes_only = ranges[number]
+                    kind = layout.MEMORY_WRITE if writes_only else layout.MEMORY_READ | layout.MEMORY_WRITE
+                block[f"debug_first_{number}"] = first
+                block[f"debug_last_{number}"] = last
+                block[f"debug_kind_{number}"] = kind
+            block["debug_watching"] = len(ranges)
+            self._ranges = ranges
+            for first, last, _ in ranges:
+                self._flush_page(first)
+                if last >> PAGE_SHIFT != first >> PAGE_SHIFT:
+                    self._flush_page(last)
+        log = block["debug_log_at"]
+        ctypes.c_uint64.from_address(log).value = 0
+        block["debug_log"] = log if record else 0
+        block["debug_iret"] = iret and not record
+        block["debug_cause"] = 0
+
+    def accesses(self) -> list[Access]:
+        """What was written down since `watch`, accesses to whole pages that hold a range."""
+        log = self._block["debug_log_at"]
+        words = (ctypes.c_uint64 * (1 + 3 * LOG_ENTRIES)).from_address(log)
+        told = [
+            Access(words[at], words[at + 1], words[at + 2] == layout.MEMORY_WRITE)
+            for at in range(1, 1 + 3 * words[0], 3)
+        ]
+        return [one for one in told if one.size in _NATURAL]
+
+    def cause(self) -> int:
+        """Why the engine raised #DB by itself: a MET_ number, once; 0: it was none of ours."""
+        found = self._block["debug_cause"]
+        if found:
+            self._block["debug_cause"] = 0
+        return found
