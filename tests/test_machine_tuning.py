@@ -20,7 +20,9 @@ VCPUS = {"smp32": 4}
 PEERS = {"ping": ("ping", "pong")}
 REFUSED = ("opcodes", "opcodes32")
 """Guests that execute what only a tuned engine refuses."""
-GUESTS = [name for name in BUILTIN if name not in ("pong", *REFUSED)]
+BREAKPOINTS = ("debug",)
+"""Guests with breakpoints: on a plain engine each of their instructions is an exit, which takes time."""
+GUESTS = [name for name in BUILTIN if name not in ("pong", *REFUSED, *BREAKPOINTS)]
 
 
 def run(*names: str, tuned: bool) -> str:
@@ -46,6 +48,16 @@ def run(*names: str, tuned: bool) -> str:
 def test_the_same_run_tuned_and_plain(name: str) -> None:
     names = PEERS.get(name, (name,))
     assert run(*names, tuned=True) == run(*names, tuned=False)
+
+
+@pytest.mark.parametrize("name", BREAKPOINTS)
+def test_only_exits_tell_how_breakpoints_are_met(name: str) -> None:
+    (exits, console), (steps, same_console) = (
+        run(name, tuned=tuned).split("Outcome.ENDED\n") for tuned in (True, False)
+    )
+    assert exits != steps
+    assert console == same_console
+    assert "\nSUCCESS\n" in console
 
 
 @pytest.mark.parametrize("name", REFUSED)

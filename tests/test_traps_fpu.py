@@ -102,3 +102,23 @@ def test_any_image_can_be_loaded(word_size: int) -> None:
     for fill in (b"\0", b"\xff", b"\xa5"):
         saved, _ = started(32, fill * 511 + bytes([word_size]), shared.VGCF_I387_VALID)
         assert saved[160:288] == fill * 128
+
+
+@pytest.mark.parametrize("width", [64, 32])
+def test_arithmetic_exceptions_come_to_the_guests_handlers(width: int) -> None:
+    """1/0 unmasked: #XM at the instruction of SSE, #MF at the next one of the x87 unit that waits."""
+    with (paused if width == 64 else paused32)() as guest:
+        if not guest.domain.engine.tuned:
+            pytest.skip("the emulator raises neither")
+        guest.handlers()
+        sp, word = ("rsp", 8) if width == 64 else ("esp", 4)
+        divide = "mov eax, 0x3f800000; movd xmm0, eax; xorps xmm1, xmm1; divss xmm0, xmm1"
+        code = f"push 0x1d80; ldmxcsr [{sp}]; {divide}; nop"
+        assert guest.execute(code) == 19
+        assert guest.frame()["rip" if width == 64 else "eip"] == guest.load(code) - 5
+        assert guest.execute(f"push 0; stmxcsr [{sp}]; push 0x1f80; ldmxcsr [{sp}]; nop") is None
+        memory = guest.domain.memory
+        assert memory.read(guest.q[v.RSP] + word, 4) == struct.pack("<I", 0x1D84)
+        code = f"push 0x37b; fninit; fldcw [{sp}]; push 0; fld1; fdiv dword ptr [{sp}]; nop; fwait; nop"
+        assert guest.execute(code) == 16
+        assert guest.frame()["rip" if width == 64 else "eip"] == guest.load(code) - 2
