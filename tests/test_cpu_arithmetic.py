@@ -48,6 +48,15 @@ class Native:
         self._call(self._at, self._at + outcomes, count)
         return self._memory[outcomes : outcomes + count * OUTCOME]
 
+    def set_mxcsr(self, value: int) -> None:
+        """Set this thread's MXCSR."""
+        self(b"\x0f\xae\x17", struct.pack("<Q", value), 0)  # ldmxcsr [rdi]
+
+    def mxcsr(self) -> int:
+        """This thread's MXCSR."""
+        self(b"\x0f\xae\x1f", bytes(8), 0)  # stmxcsr [rdi]
+        return int.from_bytes(self._memory[:4], "little")
+
 
 class Emulated:
     """A guest."""
@@ -218,6 +227,10 @@ def test_reserved_bits_of_mxcsr_are_a_fault(tuned: Emulated) -> None:
     code = "ldmxcsr [rbx]; stmxcsr [rbx + 4]"
     assert run(tuned, code, struct.pack("<II", 0x11F80, 0))[0] == GP
     assert run(tuned, code, struct.pack("<II", 0xFFFF, 0)) == (-1, struct.pack("<II", 0xFFFF, 0xFFFF))
+    code = "ldmxcsr [rbx]; fxsave [rbx + 64]; or dword ptr [rbx + 88], 0x10000; fld1; fxrstor [rbx + 64]"
+    assert run(tuned, code, struct.pack("<I", 0x1F81) + bytes(64 + 512 - 4))[0] == GP
+    end, data = run(tuned, "stmxcsr [rbx]; fstp dword ptr [rbx + 4]; fninit", bytes(8))
+    assert (end, struct.unpack("<II", data)) == (-1, (0x1F81, ONE))
 
 
 def test_flags_are_loaded_and_cleared(either: Emulated) -> None:
@@ -245,3 +258,17 @@ def test_flags_of_the_hosts_own_arithmetic_are_not_the_guests(tuned: Emulated) -
         end, data = run(tuned, f"xorps xmm2, xmm2; {guest}", struct.pack("<II", mxcsr, 0))
         assert (end, struct.unpack("<IH", data[:6])) == (-1, (mxcsr, 0x3800))
         Native()(b"\xdb\xe3", b"", 0)
+
+
+def test_the_hosts_modes_are_its_own(tuned: Emulated) -> None:
+    """A library of the host's has set flush-to-zero: that stays, and the guest does not notice."""
+    native = Native()
+    code = "ldmxcsr [rbx + 8]; movss xmm0, [rbx]; mulss xmm0, [rbx + 4]; movss [rbx], xmm0"
+    native.set_mxcsr(0x9FC0)
+    try:
+        for _ in range(2):
+            tiny = struct.pack("<III", 0x00800001, 0x3F000000, 0x1FA0)
+            assert run(tuned, code, tiny)[1][:4] == struct.pack("<I", 0x00400000)
+        assert native.mxcsr() & 0xFFC0 == 0x9FC0
+    finally:
+        native.set_mxcsr(0x1F80)

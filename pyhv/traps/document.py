@@ -110,7 +110,7 @@ number becomes an 80-bit one first: quiet, and DE if it is a denormal | the same
 | an unmasked invalid operand, denormal or zero divisor | nothing is stored or popped | a result is not \
 stored into a register; FIST and FST store, and pops are done | as if masked |
 | an exact tiny result, UE unmasked | #XM, #MF | a result | a result |
-| reserved bits of MXCSR | #GP by LDMXCSR, FXRSTOR | by LDMXCSR; FXRSTOR keeps them | kept |
+| reserved bits of MXCSR | #GP by LDMXCSR and FXRSTOR | the same | kept |
 | FOP, FIP, FDP | the last instruction's | 0, or what was loaded | the same |
 | MMX registers in a FXSAVE image | bits 64 to 79 are ones | as they were | as they were |
 | CVTPI2PS, CVTPI2PD from memory | the x87 state stays (AMD) | becomes MMX' | becomes MMX' |

@@ -6,11 +6,11 @@ nor FXSAVE look, knows no denormal operands and forgets flush-to-zero (Intel SDM
 each helper is the instruction itself, on the host, under the guest's MXCSR with all exceptions masked:
 
     fast    the guest has the default modes and PE is set already: no flag but PE came up, none is to be told
-    slow    load MXCSR, flags clear; the instruction; read the flags; put the host's default back
+    slow    load MXCSR, flags clear; the instruction; read the flags; put the host's modes back
 
 What comes up joins the guest's flags, unless the guest has unmasked it: then it is #XM, before anything is
 stored. The fast way leaves PE set in the host's MXCSR; other flags, which the host's code may have left
-there, lead to the slow way too, which cannot be wrong.
+there, and other modes lead to the slow way too, which cannot be wrong.
 """
 
 from collections.abc import Iterator
@@ -23,6 +23,8 @@ from pyhv.cpu.tuning.helpers import helper_stub, host_has
 
 _GP, _XM = 13, 19
 _DEFAULT: Final = 0x1F80
+_MXCSR_AT: Final = 24
+"""Where FXSAVE's image has MXCSR."""
 _MODES: Final = 0xFFC0
 """MXCSR without flags and without the bits that nobody may set."""
 
@@ -33,11 +35,12 @@ _LANES: Final = ", ".join(
 )
 """For each mask of four lanes 16 bytes that are ones in these."""
 
-# sse_begin changes RAX; sse_end changes RAX, RCX and R10. Where IE, DE or ZE is unmasked, the instruction
-# ends before it knows the other flags.
+# sse_begin changes RAX and leaves the host's MXCSR in R11; sse_end changes RAX, RCX and R10. Where IE, DE or
+# ZE is unmasked, the instruction ends before it knows the other flags.
 _SHARED: Final = f"""
-sse_default: .quad {_DEFAULT}
 sse_begin:
+    stmxcsr [rsp - 8]
+    mov r11d, [rsp - 8]
     mov eax, [rdi + {layout.MXCSR}]
     and eax, {_MODES}
     or eax, {_DEFAULT}
@@ -48,8 +51,10 @@ sse_end:
     mov r10d, 0x3f
 sse_end_masked:
     stmxcsr [rsp - 8]
-    ldmxcsr [rip + sse_default]
     and r10d, [rsp - 8]
+    and r11d, {_MODES}
+    mov [rsp - 8], r11d
+    ldmxcsr [rsp - 8]
     mov ecx, [rdi + {layout.MXCSR}]
     mov eax, ecx
     shr eax, 7
@@ -91,6 +96,27 @@ ldmxcsr_reserved:
     jmp rax
 """
 
+# u64 address in RSI. What the memory holds is looked at before a register changes.
+_FXRSTOR: Final = f"""
+    test sil, 15
+    jnz fxrstor
+    push rdi
+    push rsi
+    sub rsp, 8
+    add rsi, {_MXCSR_AT}
+    mov rdx, [rsp + 24]
+    movabs rax, {{real.cpu_ldl_data_ra}}
+    call rax
+    add rsp, 8
+    pop rsi
+    pop rdi
+    test eax, 0xffff0000
+    jnz ldmxcsr_reserved
+fxrstor:
+    movabs rax, {{real.helper_fxrstor}}
+    jmp rax
+"""
+
 _BOTH: Final = "movups xmm0, [rsi]\nmovups xmm1, [rdx]"
 _KEEP: Final = "movups [rsi], xmm0"
 _FORMS: Final = ("ps", "pd", "ss", "sd")
@@ -107,8 +133,10 @@ def _routine(name: str, load: str, operation: str, store: str) -> str:
     jne slow_{name}
     {operation}
     stmxcsr [rsp - 8]
-    test byte ptr [rsp - 8], 0x1f
-    jnz again_{name}
+    mov eax, [rsp - 8]
+    and eax, {0xFFFF & ~0x20}
+    cmp eax, {_DEFAULT}
+    jne again_{name}
     {store}
     ret
 again_{name}:
@@ -169,6 +197,8 @@ def _rounding(form: str) -> str:
     and r10d, 8
     shl r10d, 2
     xor r10d, 0x3f
+    stmxcsr [rsp - 8]
+    mov r11d, [rsp - 8]
     mov eax, [rdi + {layout.MXCSR}]
     and eax, {_MODES}
     or eax, {_DEFAULT}
@@ -193,11 +223,11 @@ def _dot_product(name: str, table: str, most: int, operation: str) -> str:
     return f"""
     {_BOTH}
     mov r8d, ecx
-    lea r11, [rip + {table}]
+    lea r9, [rip + {table}]
     shr ecx, 4
     and ecx, {most}
     shl ecx, 4
-    movups xmm2, [r11 + rcx]
+    movups xmm2, [r9 + rcx]
     andps xmm0, xmm2
     andps xmm1, xmm2
     call sse_begin
@@ -205,8 +235,7 @@ def _dot_product(name: str, table: str, most: int, operation: str) -> str:
     call sse_end
     and r8d, {most}
     shl r8d, 4
-    lea r11, [rip + {table}]
-    movups xmm2, [r11 + r8]
+    movups xmm2, [r9 + r8]
     andps xmm0, xmm2
     {_KEEP}
     ret
@@ -215,7 +244,7 @@ def _dot_product(name: str, table: str, most: int, operation: str) -> str:
 
 def routines() -> dict[str, str]:
     """The code of all helpers that this host can compute, by name."""
-    found = {"helper_ldmxcsr": _LDMXCSR}
+    found = {"helper_fxrstor": _FXRSTOR, "helper_ldmxcsr": _LDMXCSR}
     for name, operation in _two_operands():
         found[f"helper_{name}"] = _routine(name, _BOTH, operation, _KEEP)
     for name, load, operation, store in _conversions():
@@ -257,6 +286,6 @@ def _proof(trial: Trial) -> None:
 SSE = Patch(
     name="SSE",
     promise="SSE arithmetic is the host's own: results, MXCSR's flags and unmasked exceptions",
-    stubs=(helper_stub(routines(), _SHARED, "helper_ldmxcsr", "helper_pcmpistrm_xmm"),),
+    stubs=(helper_stub(routines(), _SHARED, "helper_fxrstor", "helper_pcmpistrm_xmm"),),
     proof=_proof,
 )
