@@ -21,7 +21,7 @@ import mmap
 from typing import Final
 
 from pyhv.cpu.debugunit import LOG_ENTRIES, MET_BREAKPOINT, MET_IRET, MET_WATCH, RANGES
-from pyhv.cpu.trial import DATA, Trial
+from pyhv.cpu.trial import DATA, BrokenPromise, Trial
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.block import Facts
 from pyhv.cpu.tuning.form import OF_CPU, Patch, Stub, Word, find_block
@@ -155,7 +155,8 @@ _WORDS: Final = (
 def _proof(trial: Trial) -> None:
     """A store to a watched word is #DB before it is done; one beside it, or a load, is done."""
     block = trial.engine.block
-    assert block is not None
+    if block is None:
+        raise BrokenPromise("an engine that meets breakpoints has a block for them")
     watched = (DATA << 12) + 8
     block["debug_first_0"], block["debug_last_0"], block["debug_kind_0"] = (
         watched, watched + 7, layout.MEMORY_WRITE,
