@@ -359,10 +359,12 @@ class Machine:
 
         Linux goes down that way when it halts with interrupts disabled, so after an early panic.
         """
-        if domain.alive:
+        if not domain.alive:
+            return
+        if domain.shutdown_code is None:
             domain.halted = True
             self._report(domain, "it halted for good: its last vCPU went down, and it never shut down")
-            self.end_domain(domain, Shutdown.POWEROFF)
+        self.end_domain(domain, Shutdown.POWEROFF)
 
     def _suspend(self, domain: Domain) -> None:
         """All vCPUs stop. Events and timers still come; they are seen after `resume`."""

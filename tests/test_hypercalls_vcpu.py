@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from compat_machine import HEADER as HEADER32
 from guest_machine import HEADER, START, Paused, Sink, image_of, machine, passes, paused, run
 
 from pyhv.abi import shared
@@ -49,6 +50,49 @@ def test_up_and_down(guest: Paused) -> None:
     assert guest.domain.alive
     assert guest.call(24, 2, 0, 0) == 0
     assert guest.domain.shutdown_reason == 0, "the last one down powers off"
+
+
+def test_a_domain_whose_last_vcpu_goes_down_has_halted(guest: Paused) -> None:
+    """Unless it has announced how it would end."""
+    assert guest.call(24, 2, 0, 0) == 0
+    assert guest.domain.halted
+    assert guest.machine.reports[guest.domain.domid].cause.startswith("it halted for good")
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_domain_that_has_announced_its_end_may_go_down(guest: Paused, code: int) -> None:
+    assert guest.call(29, 5, guest.put(struct.pack("<I", code))) == 0
+    assert guest.call(24, 2, 0, 0) == 0
+    assert guest.domain.shutdown_reason == code
+    assert not guest.domain.halted
+
+
+def test_a_32_bit_kernel_registers_its_runstate() -> None:
+    """As Linux does early, which dies if it cannot: the upper half of the union is anything."""
+    body = """
+.text
+_start:
+    kernel_entry
+    mov eax, area
+    push 0x5eadbeef
+    push eax
+    mov edx, esp
+    mov ebx, 5                                  # VCPUOP_register_runstate_memory_area
+    xor ecx, ecx
+    hypercall vcpu_op
+    must_succeed "register_runstate_memory_area"
+    cmp dword ptr [area + 40], 0                # upper half of the time spent offline
+    check e, "44 bytes, with words aligned to 4"
+    cmp dword ptr [area + 44], 0x7e57
+    check e, "nothing behind them is touched"
+    succeed
+.data
+.balign 8
+area: .zero 44
+    .long 0x7e57
+"""
+    done = run(HEADER32 + body)
+    assert done.passed, done.output
 
 
 def test_runstate(guest: Paused) -> None:
