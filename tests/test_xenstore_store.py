@@ -37,7 +37,7 @@ def refused(name: str):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/a", "/a-b/C_d/e@f/0", "rel", "/" + "x" * 2047, "y" * 2048, "@x", "/local/domain/9/z"]
+    "path", ["/", "/a", "/a-b/C_d/e@f/0", "rel", "/" + "x" * 2047, "y" * 2048, "a@x", "/local/domain/9/z"]
 )
 def test_good_paths(path):
     assert canonical(path, 1) == (path if path.startswith("/") else f"{HOME}/{path}")
@@ -59,6 +59,7 @@ def test_good_paths(path):
         "/a\0",
         "/" + "x" * 2048,
         "y" * 2049,
+        "@x",
     ],
 )
 def test_bad_paths(path):

@@ -94,9 +94,11 @@ def domain_path(domid: int) -> str:
 def canonical(path: str, domid: int) -> str:
     """Turn a path as domain `domid` wrote it into an absolute one.
 
-    Raises `StoreError` EINVAL for an illegal character, a wrong length, an empty component or a trailing
-    slash. `/` alone is legal.
+    Raises `StoreError` EINVAL for an illegal character, a wrong length, an empty component, a trailing slash
+    or a special name. `/` alone is legal.
     """
+    if path.startswith("@"):
+        raise StoreError("EINVAL", f"{path[:64]!r} is a special name, not a node's")
     absolute = path if path.startswith("/") else f"{domain_path(domid)}/{path}"
     home = _HOME.match(absolute)
     if len(absolute) - (home.end() if home else 0) > PATH_MAX:
