@@ -123,6 +123,24 @@ ALIGNED = [
 ]
 
 
+SHORT = [
+    ("CVTPS2PI", "0f2d03", 8),
+    ("CVTTPS2PI", "0f2c03", 8),
+    ("CVTPS2PD", "0f5a03", 8),
+    ("CVTDQ2PD", "f30fe603", 8),
+    ("ROUNDSD", "660f3a0b0301", 8),
+    ("ROUNDSS", "660f3a0a0302", 4),
+    ("PUNPCKLBW", "0f6003", 4),
+    ("PUNPCKLWD", "0f6103", 4),
+    ("PUNPCKLDQ", "0f6203", 4),
+    ("CVTSI2SD", "f20f2a03", 4),
+    ("CVTSS2SD", "f30f5a03", 4),
+    ("MOVDDUP", "f20f1203", 8),
+    ("PMOVZXBQ", "660f383203", 2),
+    ("MOVUPS", "0f1003", 16),
+]
+
+
 def _named(rows: list[tuple[str, str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("code", [code for _, code in rows], ids=[name for name, _ in rows])
 
@@ -177,13 +195,20 @@ class Runner(Bare):
         self.ram.q[L1 << 9 | CODE] &= ~PTE_RW
         self.ram.raw[at(CODE) : at(CODE_2)] = b"\x0f\x0b" * 2048
 
-    def one(self, code: bytes, width: int = 64, operand: int = at(DATA, 0x800)) -> Exit | None:
-        """The exit that one instruction leads to: RIP from its start. None if it goes on too long."""
+    def one(
+        self, code: bytes, width: int = 64, operand: int = at(DATA, 0x800), stack: int | None = None
+    ) -> Exit | None:
+        """The exit that one instruction leads to: RIP from its start. None if it goes on too long.
+
+        All registers hold the operand's address, RSP if it is given that.
+        """
         self.ram.raw[at(CODE) : at(CODE, 32)] = (code + b"\x0f\x0b" * 16)[:32]
-        self.ram.raw[at(DATA) : at(DATA + 1)] = bytes(4096)
+        self.ram.raw[at(DATA, 0x800) : at(DATA + 1)] = bytes(2048)
         self.engine.invalidate_code(CODE)
         self.q[0:16] = memoryview(operand.to_bytes(8, "little") * 16).cast("Q")
         self.q[v.RIP] = at(CODE)
+        if stack is not None:
+            self.q[v.RSP] = stack
         self.width(width)
         self.vmcb.set_rflags(0x202)
         fpu.reset(self.engine.handle)
@@ -255,6 +280,24 @@ def test_a_tuned_engine_demands_alignment(tuned: Runner, code: str, width: int) 
     assert missing.vector == Vector.PF
     assert tuned.one(raw, width, at(ABSENT, 8)) == Exit("exception", 0, Vector.GP), "not #PF: #GP comes first"
     assert tuned.one(b"\x0f\x10\x03", width, at(DATA, 0x801)) == Exit("invalid", 3), "MOVUPS need not be"
+
+
+@pytest.mark.parametrize("width", [64, 32])
+@pytest.mark.parametrize(("code", "size"), [row[1:] for row in SHORT], ids=[row[0] for row in SHORT])
+def test_an_operand_is_as_long_as_it_is(tuned: Runner, code: str, size: int, width: int) -> None:
+    """At the end of a page before one that is not there it is read, and gives what it gives elsewhere."""
+    results = []
+    # pxor xmm0, xmm0; pxor mm0, mm0; the instruction; movups [esp - 0x80], xmm0; movq [esp - 0x88], mm0
+    raw = b"\x66\x0f\xef\xc0\x0f\xef\xc0" + bytes.fromhex(code)
+    raw += b"\x0f\x11\x44\x24\x80\x0f\x7f\x84\x24\x78\xff\xff\xff"
+    for operand in (at(ABSENT) - size, at(DATA, 0x400)):
+        tuned.ram.raw[operand : operand + size] = bytes(range(0x41, 0x41 + size))
+        found = tuned.one(raw, width, operand, at(DATA, 0xF00))
+        assert found == Exit("invalid", len(raw))
+        results.append(bytes(tuned.ram.raw[at(DATA, 0xE78) : at(DATA, 0xE90)]))
+    assert results[0] == results[1] != bytes(24)
+    fault = tuned.one(bytes.fromhex(code), width, at(ABSENT) - size + 1)
+    assert (fault and fault.vector) == Vector.PF
 
 
 @pytest.mark.parametrize("width", [64, 32])

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Encodings that the processor of a guest refuses with #UD although the emulator would execute them, and
-memory operands that must be aligned although the emulator does not look.
+memory operands that must be aligned although the emulator does not look, or of which it reads too much.
 
 The emulator decodes for a processor of its own, which is neither ours nor any other: it runs VEX-coded
 instructions as the SSE instructions that they resemble, XBEGIN as a MOV, ignores LOCK where that is not
 allowed, and knows AMD's SSE4A. What is right is told by the opcode maps (Intel SDM volume 2, appendix A, the
 instruction pages' columns "NP", "66", "F3", "F2", and "LOCK" in chapter 3) for the CPUID that a guest is
-shown (`cpuid.py`). `REFUSALS`, `LOCKABLE` and `ALIGNED` say it in those words; `table` puts it into one word
-for each map, prefix and opcode; `examine` reads that word as a processor reads an instruction. The native
-code that does the same while the emulator translates (`tuning/refusals.py`) uses the same table.
+shown (`cpuid.py`). `REFUSALS`, `LOCKABLE`, `ALIGNED` and `SHORT` say it in those words; `table` puts it into
+one word for each map, prefix and opcode; `examine` reads that word as a processor reads an instruction. The
+native code that does the same while the emulator translates (`tuning/refusals.py`) uses the same table.
 
 What the emulator refuses by itself may be in the tables or not, it makes no difference.
 """
@@ -27,6 +27,17 @@ PREFIXES: Final = ("", "66", "F3", "F2")
 """Mandatory prefixes, in the order of the table. F3 and F2 count more than 66."""
 _ANY: Final = " ".join(("NP", *PREFIXES[1:]))
 _ALL: Final = "01234567"
+
+
+class Verdict(Enum):
+    """What `examine` says of an instruction; the last three, of its memory operand."""
+
+    RUNS = 0
+    MUST_BE_ALIGNED = 1
+    """#GP(0) at any other address than a multiple of 16."""
+    READS_8 = 2
+    READS_4 = 3
+    REFUSED = 4
 
 
 class Refusal(NamedTuple):
@@ -94,11 +105,22 @@ ALIGNED: Final = (
 """SSE instructions whose memory operand of 16 bytes must be aligned, else #GP(0). (FXSAVE, FXRSTOR and
 CMPXCHG16B must as well; there the emulator looks by itself.)"""
 
+SHORT: Final = (
+    (8, "NP", "0F 2C 2D 5A"),  # CVTTPS2PI CVTPS2PI CVTPS2PD
+    (8, "F3", "0F E6"),  # CVTDQ2PD
+    (8, "66", "0F3A 0B"),  # ROUNDSD
+    (4, "66", "0F3A 0A"),  # ROUNDSS
+    (4, "NP", "0F 60-62"),  # PUNPCKLBW PUNPCKLWD PUNPCKLDQ of MMX registers
+)
+"""Memory operands of so many bytes, of which the emulator reads 16 (8 for MMX registers): those behind the
+operand may be on a page that is not there."""
+
 REFUSED_BITS: Final = 0xFFFF
 """Bit n of a word: the memory form with reg field n is refused; bit 8 + n: the register form."""
 LOCKABLE_SHIFT: Final = 16
 """Bit 16 + n: LOCK may precede the memory form with reg field n."""
-ALIGNED_BIT: Final = 1 << 24
+OPERAND_SHIFT: Final = 24
+"""Above it, the `Verdict` on the memory form of an instruction that runs."""
 
 
 def _opcodes(text: str) -> tuple[int, list[int]]:
@@ -140,7 +162,12 @@ def table(width: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint32]]:
         words[number, :, opcodes] |= np.uint32(_regs(digits) << LOCKABLE_SHIFT)
     for name, text in ALIGNED:
         number, opcodes = _opcodes(text)
-        words[number, PREFIXES.index(name.removeprefix("NP")), opcodes] |= np.uint32(ALIGNED_BIT)
+        verdict = np.uint32(Verdict.MUST_BE_ALIGNED.value << OPERAND_SHIFT)
+        words[number, PREFIXES.index(name.removeprefix("NP")), opcodes] |= verdict
+    for size, name, text in SHORT:
+        number, opcodes = _opcodes(text)
+        verdict = np.uint32((Verdict.READS_8 if size == 8 else Verdict.READS_4).value << OPERAND_SHIFT)
+        words[number, PREFIXES.index(name.removeprefix("NP")), opcodes] |= verdict
     words.flags.writeable = False
     return words
 
@@ -170,15 +197,6 @@ def prefix_kinds(width: int) -> bytes:
     """The value of `Prefix` for each byte."""
     known = _PREFIX_BYTES | _REX if width == 64 else _PREFIX_BYTES
     return bytes(known.get(byte, Prefix.NONE).value for byte in range(256))
-
-
-class Verdict(Enum):
-    """What `examine` says of an instruction."""
-
-    RUNS = 0
-    REFUSED = 1
-    MUST_BE_ALIGNED = 2
-    """Its memory operand: #GP(0) at any other address than a multiple of 16."""
 
 
 def examine(code: bytes, width: int = 64) -> Verdict:
@@ -214,4 +232,4 @@ def examine(code: bytes, width: int = 64) -> Verdict:
         locked and (is_register or not word >> LOCKABLE_SHIFT + reg & 1)
     ):
         return Verdict.REFUSED
-    return Verdict.MUST_BE_ALIGNED if word & ALIGNED_BIT and not is_register else Verdict.RUNS
+    return Verdict.RUNS if is_register else Verdict(word >> OPERAND_SHIFT)

@@ -64,6 +64,7 @@ TCG_PC_START: Final = 0xA650
 """`TCGContext.pc_start`: linear address of the instruction that is being translated."""
 OP_SET_LABEL: Final = 1
 OP_LD_I32: Final = 0x0D
+OP_MOVI_I64: Final = 0x40
 OP_LD_I64: Final = 0x49
 OP_ST_I64: Final = 0x4D
 OP_SUB_I64: Final = 0x4F
@@ -115,6 +116,8 @@ REGS: Final = 0
 XMM_REGS: Final = 0x338
 """`xmm_regs`: XMM0 and the others, 64 bytes each."""
 
+MO_32: Final = 2
+"""A `MemOp`: 4 bytes, the rest zero."""
 MO_ALIGN_16: Final = 0x40
 """In a `MemOp`: the address must be a multiple of 16."""
 

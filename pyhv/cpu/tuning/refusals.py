@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""#UD for what our processor does not know, and #GP for SSE operands that are not aligned.
+"""#UD for what our processor does not know; SSE operands that are aligned and as long as they should be.
 
 The emulator fetches an instruction byte by byte when it translates it, and never again. So a stub in the
 fetch looks ahead, once per instruction that is translated, and finds the verdict of `opcodes.examine` in the
@@ -16,7 +16,8 @@ one that the instruction gets anyway.
 Where 16 bytes must be aligned, the stub leaves a note, and the first half of the access is translated as one
 that must be aligned to 16 bytes. The test costs nothing: the comparison that finds the TLB's entry does it.
 What the emulator does when it fails is up to the processor's class, which has no such function for x86; ours
-raises #GP(0).
+raises #GP(0). In the same way an operand of 4 or 8 bytes, of which the emulator reads 16, is made shorter:
+the rest, on which no result depends, is zero.
 """
 
 import ctypes
@@ -27,13 +28,15 @@ import numpy as np
 
 from pyhv.cpu import opcodes
 from pyhv.cpu import vmcb as v
-from pyhv.cpu.opcodes import Prefix
-from pyhv.cpu.trial import Trial
+from pyhv.cpu.opcodes import Prefix, Verdict
+from pyhv.cpu.trial import DATA, Trial
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.block import Facts
 from pyhv.cpu.tuning.form import OF_ENV, OF_TCG, Patch, Pointer, Stub, Word, find_block
 
 _FILLER, _UNDEFINED = 0x3E, 0xF1
+_NO_UPPER_HALF: Final = max(verdict.value for verdict in Verdict) + 1
+"""The note after the lower half of an operand that has no upper one."""
 _KINDS: Final = 256
 _MAPS: Final = len(opcodes.MAPS) * len(opcodes.PREFIXES) * 256 * 4
 _SIZE: Final = _KINDS + _MAPS
@@ -83,7 +86,7 @@ begin:
     add r15, {_SIZE}
 wide:
     mov qword ptr [rbp + {{word.refused_end}}], 0
-    mov qword ptr [rbp + {{word.must_align}}], 0
+    mov qword ptr [rbp + {{word.operand}}], 0
     movabs rax, {{next}}
     call rax
     movzx eax, al
@@ -127,7 +130,7 @@ chosen:
     mov r13d, [r15 + rcx * 4 + {_KINDS}]
     test r14d, {Prefix.LOCK.value}
     jnz locked
-    test r13d, {opcodes.REFUSED_BITS | opcodes.ALIGNED_BIT}
+    test r13d, {0xFFFF_FFFF & ~(0xFF << opcodes.LOCKABLE_SHIFT)}
     jz runs
     jmp form
 locked:
@@ -145,14 +148,13 @@ form:
     bt r13d, ecx
     jc refused
     test r14d, {Prefix.LOCK.value}
-    jz aligned
+    jz operand
     add ecx, {opcodes.LOCKABLE_SHIFT}
     bt r13d, ecx
     jnc refused
-aligned:
-    test r13d, {opcodes.ALIGNED_BIT}
-    jz runs
-    mov qword ptr [rbp + {{word.must_align}}], 1
+operand:
+    shr r13d, {opcodes.OPERAND_SHIFT}
+    mov [rbp + {{word.operand}}], r13
     jmp runs
 of_register:
     test r14d, {Prefix.LOCK.value}
@@ -199,12 +201,39 @@ too_long:
 """
 
 # void tcg_gen_qemu_ld_i64, tcg_gen_qemu_st_i64(TCGContext *, value, address, mmu index, MemOp)
-_ACCESS: Final = f"""
+#
+# The first access of an instruction with a note is its operand, or the lower half of it; the next, the upper.
+_STORE: Final = f"""
     {find_block(OF_TCG)}
-    cmp qword ptr [rax + {{word.must_align}}], 0
-    je next
-    mov qword ptr [rax + {{word.must_align}}], 0
+    cmp qword ptr [rax + {{word.operand}}], {Verdict.MUST_BE_ALIGNED.value}
+    jne next
+    mov qword ptr [rax + {{word.operand}}], 0
     or r8d, {layout.MO_ALIGN_16}
+"""
+_LOAD: Final = f"""
+    {find_block(OF_TCG)}
+    mov r10, [rax + {{word.operand}}]
+    test r10, r10
+    jz next
+    mov qword ptr [rax + {{word.operand}}], 0
+    cmp r10, {Verdict.MUST_BE_ALIGNED.value}
+    je aligned
+    cmp r10, {_NO_UPPER_HALF}
+    je zero
+    mov qword ptr [rax + {{word.operand}}], {_NO_UPPER_HALF}
+    cmp r10, {Verdict.READS_4.value}
+    jne next
+    mov r8d, {layout.MO_32}
+    jmp next
+aligned:
+    or r8d, {layout.MO_ALIGN_16}
+    jmp next
+zero:
+    lea rdx, [rdi + rsi]
+    mov esi, {layout.OP_MOVI_I64}
+    xor ecx, ecx
+    movabs rax, {{real.tcg_gen_op2}}
+    jmp rax
 """
 
 # void do_unaligned_access(CPUState *, address, access type, mmu index, return address)
@@ -243,21 +272,36 @@ def _proof(trial: Trial) -> None:
     for code, what in ((b"\x0f\x29\x43\x08", "MOVAPS to"), (b"\x66\x0f\xfe\x43\x01", "PADDD of")):
         at, event = trial.run(code)
         trial.expect(f"{what} an odd address is refused", event == ("exception", at, _GP << 16))
+    _prove_short_operands(trial)
+
+
+def _prove_short_operands(trial: Trial) -> None:
+    """CVTDQ2PD of the last 8 bytes of a page before one that is not there: two numbers, no page fault."""
+    page = trial.take_frame()
+    trial.map(trial.take_frame(), 0, 0)
+    trial.engine.flush_tlb()
+    trial.ram.q[(page << 9) + 511] = 2 << 32 | 1
+    address = ((page + 1 << 12) - 8).to_bytes(4, "little")
+    # cvtdq2pd xmm0, [address]; movups [rbx], xmm0; ud2
+    at, event = trial.run(b"\xf3\x0f\xe6\x04\x25" + address + b"\x0f\x11\x03\x0f\x0b")
+    trial.expect("an operand of 8 bytes is read as one", event == ("invalid opcode", at + 12, 0))
+    numbers = trial.ram.q[DATA << 9], trial.ram.q[DATA << 9 | 1]
+    trial.expect("a shorter operand gives the same result", numbers == (0x3FF << 52, 0x400 << 52))
 
 
 REFUSALS = Patch(
     name="refused instructions",
-    promise="instructions that the processor does not have are #UD, misaligned SSE operands #GP",
+    promise="what the processor does not have is #UD; SSE operands are as aligned and long as they should be",
     stubs=(
         Stub("cpu_ldub_code", _FETCH),
-        Stub("tcg_gen_qemu_ld_i64", _ACCESS),
-        Stub("tcg_gen_qemu_st_i64", _ACCESS),
+        Stub("tcg_gen_qemu_ld_i64", _LOAD),
+        Stub("tcg_gen_qemu_st_i64", _STORE),
     ),
     proof=_proof,
     words=(
         Word("opcode_tables", lambda _facts: _tables().ctypes.data),
         Word("refused_end"),
-        Word("must_align"),
+        Word("operand"),
     ),
     pointers=(Pointer("do_unaligned_access", _unaligned_access, _MISALIGNED),),
 )
