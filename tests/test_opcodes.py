@@ -203,7 +203,7 @@ class Runner(Bare):
         All registers hold the operand's address, RSP if it is given that.
         """
         self.ram.raw[at(CODE) : at(CODE, 32)] = (code + b"\x0f\x0b" * 16)[:32]
-        self.ram.raw[at(DATA, 0x800) : at(DATA + 1)] = bytes(2048)
+        self.ram.raw[at(DATA) : at(DATA + 1)] = bytes(4096)
         self.engine.invalidate_code(CODE)
         self.q[0:16] = memoryview(operand.to_bytes(8, "little") * 16).cast("Q")
         self.q[v.RIP] = at(CODE)
@@ -290,7 +290,7 @@ def test_an_operand_is_as_long_as_it_is(tuned: Runner, code: str, size: int, wid
     # pxor xmm0, xmm0; pxor mm0, mm0; the instruction; movups [esp - 0x80], xmm0; movq [esp - 0x88], mm0
     raw = b"\x66\x0f\xef\xc0\x0f\xef\xc0" + bytes.fromhex(code)
     raw += b"\x0f\x11\x44\x24\x80\x0f\x7f\x84\x24\x78\xff\xff\xff"
-    for operand in (at(ABSENT) - size, at(DATA, 0x400)):
+    for operand in (at(ABSENT) - size, at(CODE_2, 0x400)):
         tuned.ram.raw[operand : operand + size] = bytes(range(0x41, 0x41 + size))
         found = tuned.one(raw, width, operand, at(DATA, 0xF00))
         assert found == Exit("invalid", len(raw))
