@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.x86 import FLAG_RF, FLAG_TF, Vector
+from pyhv.abi.x86 import FLAG_RF, FLAG_TF, FLAT_RING3_CS64, FLAT_RING3_DS, Vector
 from pyhv.address import MASK32, MASK64
 from pyhv.clock import Clock, VirtualClock
 from pyhv.cpu import decode
@@ -44,6 +44,7 @@ _ARGUMENTS: Final = (v.RDI, v.RSI, v.RDX, v.R10, v.R8)
 _COMPAT_ARGUMENTS: Final = (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI, v.RBP)
 _COMPAT_VECTOR: Final = 0x82
 _INT_LENGTH: Final = 2
+_CS, _SS = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
 
 
 class Observer(Protocol):
@@ -238,7 +239,9 @@ class Dispatcher:
             return
         q[v.R11] = self.engine.rflags()
         q[v.RIP] = q[v.RCX] = (q[v.RIP] + length) & MASK64
-        self.cpu.make_flat()
+        d = self._d
+        if d[_CS] != FLAT_RING3_CS64 or d[_SS] != FLAT_RING3_DS:
+            self.cpu.make_flat()
         entry = HYPERCALLS[number] if number < 64 else None
         if entry is None:
             self.unknown_hypercalls += 1

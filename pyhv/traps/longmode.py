@@ -291,9 +291,7 @@ class LongModeCpu(GuestCpu):
 
     def make_flat(self) -> None:
         """Load CS and SS as SYSRET does: with Xen's flat segments, whatever they were."""
-        d = self._d
-        if d[_CS_SEL] != FLAT_RING3_CS64 or d[_SS_SEL] != FLAT_RING3_DS:
-            self._load_return_segments(FLAT_RING3_CS64, FLAT_RING3_DS)
+        self._load_return_segments(FLAT_RING3_CS64, FLAT_RING3_DS)
 
     def _sysret(self, rip: int, rflags: int, cs: int, ss: int) -> None:
         """The iret hypercall of a system call, which ends with SYSRET.
