@@ -653,16 +653,11 @@ def test_iret_to_segments_that_are_absent(guest: Paused) -> None:
             assert guest.frame(error=True)["error"] == error
 
 
-@pytest.mark.parametrize(
-    ("code", "vector"),
-    [
-        ("fninit; fldz; fld1; push 0x37b; fldcw [rsp]; .byte 0xd8, 0xf1; fwait", 16),
-        ("push 0; ldmxcsr [rsp]; xorps xmm0, xmm0; divss xmm0, xmm0", None),
-    ],
-)
-def test_floating_point_exceptions(guest: Paused, code: str, vector: int | None) -> None:
-    """#MF comes with the next instruction that waits. #XM never does: the emulator has none."""
-    assert guest.execute(code) == vector
+def test_floating_point_exceptions(guest: Paused) -> None:
+    """#MF comes with the next instruction that waits, #XM at once, where the engine is tuned."""
+    assert guest.execute("fninit; fldz; fld1; push 0x37b; fldcw [rsp]; .byte 0xd8, 0xf1; fwait") == 16
+    vector = 19 if guest.domain.engine.tuned else None
+    assert guest.execute("push 0; ldmxcsr [rsp]; xorps xmm0, xmm0; divss xmm0, xmm0") == vector
 
 
 def test_alignment_is_never_checked(guest: Paused) -> None:
