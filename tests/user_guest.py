@@ -136,7 +136,7 @@ user_exception:
     mov rax, [rip + shared_info + VCPU_INFO_cr2]
     mov [rip + trapped_cr2], rax
     mov rax, [rdi + FRAME_rip]
-    mov [rip + trapped_rip], rax
+    mov [rip + faulting_rip], rax
     mov rax, [rdi + FRAME_cs]
     mov [rip + trapped_cs], rax
     mov rax, [rdi]                              # the process's r15
@@ -158,7 +158,7 @@ system_call:
     mov [rdi + FRAME_rdi], rax
     mov rax, [rip + trapped_error]
     mov [rdi + FRAME_rsi], rax
-    mov rax, [rip + trapped_rip]
+    mov rax, [rip + faulting_rip]
     mov [rdi + 96], rax                         # rdx
     mov rax, [rip + trapped_cr2]
     mov [rdi + 72], rax                         # r8
@@ -189,7 +189,7 @@ user_exit:
 
 .data
 .balign 8
-trapped_rip:    .quad 0
+faulting_rip:    .quad 0
 trapped_cs:     .quad 0
 @DATA@
 
