@@ -129,15 +129,16 @@ class VirtualClock(Clock):
         now = self.now()
         return TimeRecord(now, now, True)
 
-    def tsc(self) -> int:
-        return self.now()
+    tsc = now
 
     def work(self, ns: int) -> bool:
-        if self._left is None:
+        view = self._left
+        if view is None:
             return False
-        self._left[0] -= ns * BYTES_PER_NS
-        self._charged += ns * BYTES_PER_NS
-        return self._left[0] < 0
+        charged = ns * BYTES_PER_NS
+        self._charged += charged
+        view[0] = left = view[0] - charged
+        return left < 0
 
     def charge_exit(self) -> bool:
         """Let an exit take its fixed time; True if the turn is over.

@@ -156,6 +156,21 @@ def test_a_kernel_can_forbid_the_time_stamp_counter_to_user_mode(guest: Paused) 
     assert guest.user("rdtsc") == GP
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_the_time_stamp_counter_is_read_across_the_end_of_a_page(guest: Paused, kernel: bool) -> None:
+    guest.allow_user_mode()
+    code = "mov eax, -1; mov edx, -1;" + "nop;" * (4096 - 10 - 1) + "rdtsc"
+    assert (guest.execute if kernel else guest.user)(code) is None
+    assert 0 < guest.q[v.RDX] << 32 | guest.q[v.RAX] < 1 << 40
+
+
+def test_an_int_13_before_an_rdtsc_is_none(guest: Paused) -> None:
+    """RIP is behind the one then, and at the other."""
+    assert guest.execute("mov rax, -1; int 13; rdtsc") == GP
+    assert guest.frame(error=True)["error"] == GP << 3 | 2
+    assert guest.q[v.RAX] == (1 << 64) - 1
+
+
 def test_rdtscp_gives_tsc_aux(guest: Paused) -> None:
     assert guest.execute("mov ecx, 0xc0000103; mov eax, 7; xor edx, edx; wrmsr; rdtscp") is None
     assert guest.q[v.RCX] == 7

@@ -34,8 +34,11 @@ from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.longmode import LongModeCpu
 from pyhv.traps.pagefault import compat_page_fault, page_fault
 from pyhv.traps.ports import Ports
+from pyhv.traps.privileged import read_clock
 from pyhv.traps.services import ProcessorServices
 
+_GP: Final = int(Vector.GP)
+_GENERAL_PROTECTION: Final = ExitKind.GENERAL_PROTECTION
 _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP})
 IRET: Final = 23
 _VECTOR_80: Final = 0x80
@@ -312,15 +315,25 @@ class Dispatcher:
 
     def exception(self, vector: int) -> None:
         """An exception or software interrupt."""
-        kind = classify(vector, self._d[v.EXCEPTION_IS_INT] != 0)
+        d = self._d
+        if vector == _GP and not d[v.EXCEPTION_IS_INT]:
+            self._count(_GENERAL_PROTECTION, _GP)
+            try:
+                if not d[v.ERROR_CODE] and read_clock(self.cpu):
+                    self._emulated()
+                else:
+                    self._general_protection()
+            except GuestCrash as crash:
+                self._crash(crash.why)
+            self.finish()
+            return
+        kind = classify(vector, d[v.EXCEPTION_IS_INT] != 0)
         if vector == _COMPAT_VECTOR and not self._wide and self._d[v.HFLAGS] & v.HF_CPL == 1:
             self._count(ExitKind.HYPERCALL, self._q[v.RAX] & MASK32)
         else:
             self._count(kind, vector)
         try:
-            if kind is ExitKind.GENERAL_PROTECTION:
-                self._general_protection()
-            elif kind is ExitKind.PAGE_FAULT:
+            if kind is ExitKind.PAGE_FAULT:
                 if self._page_fault(self.cpu):
                     self._emulated()
             elif kind is ExitKind.SOFTWARE_INTERRUPT:
@@ -339,7 +352,7 @@ class Dispatcher:
                 self._emulated()
         elif error:
             self._other_exception(Vector.GP)
-        elif privileged.read_time(cpu) or privileged.emulate(cpu, privileged.fetch(cpu, cpu.linear_rip())):
+        elif privileged.emulate(cpu, privileged.fetch(cpu, cpu.linear_rip())):
             self._emulated()
         elif cpu.vcpu.in_kernel and cpu.is_merged:
             cpu.split_until_mode_change()  # ring 1 may be to blame (a far return): see what ring 3 says
@@ -349,8 +362,10 @@ class Dispatcher:
     def _emulated(self) -> None:
         """An instruction was done for the guest: it is counted, and traps if the guest steps."""
         self.emulated += 1
-        self._q[v.EFLAGS] &= ~FLAG_RF
-        if self._q[v.EFLAGS] & FLAG_TF:
+        flags = self._q[v.EFLAGS]
+        if flags & FLAG_RF:
+            self._q[v.EFLAGS] = flags & ~FLAG_RF
+        if flags & FLAG_TF:
             self.cpu.vcpu.debug[6] |= DR6_BS
             self.cpu.raise_exception(Vector.DB)
 
