@@ -20,8 +20,8 @@ from pyhv.loader.elf import load_image
 from pyhv.loader.notes import Record, records
 
 GUESTS = (
-    *("debug", "fifo", "grants", "hello", "intruder", "opcodes", "pages", "ping", "pong", "ticker"),
-    "usermode",
+    *("code", "debug", "fifo", "grants", "hello", "intruder", "opcodes", "pages", "ping", "pong"),
+    *("ticker", "usermode"),
 )
 GUESTS_32 = ("events32", "grants32", "hello32", "opcodes32", "pages32", "smp32", "traps32", "usermode32")
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
@@ -397,7 +397,7 @@ def test_every_builtin_has_a_description() -> None:
 
 
 def test_unknown_builtin() -> None:
-    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: debug, "):
+    with pytest.raises(ImageError, match="no built-in guest named nobody; there are: code, debug, "):
         build_builtin("nobody")
     with pytest.raises(ImageError, match="no built-in guest named nobody"):
         source_of("nobody")
