@@ -409,6 +409,13 @@ def test_a_return_outwards_empties_inner_segments(guest: Paused32, to_user: bool
     assert selectors == [0 if to_user else RING1_DS, G_DATA3 | 3, G_CONFORMING | 1, 0]
 
 
+@pytest.mark.parametrize("to_user", [True, False])
+def test_a_return_clears_null_selectors(guest: Paused32, to_user: bool) -> None:
+    assert guest.execute("mov eax, 3; mov es, eax; mov eax, 1; mov gs, eax") is None
+    guest.iret(cs=RING3_CS if to_user else RING1_CS)
+    assert [guest.cpu.vmcb.selector(segment) for segment in (v.ES, v.GS)] == [0, 0]
+
+
 def test_native_iret_empties_them_too(guest: Paused32) -> None:
     frame = f"push {RING3_DS}; push {guest.user_stack}; push 0x202; push {RING3_CS}"
     assert guest.execute(f"{frame}; mov eax, there; push eax; iretd; there: ud2") == UD

@@ -152,3 +152,18 @@ def test_the_failsafe_frame_of_a_32_bit_kernel() -> None:
         assert frame[:6] == (0xE021, 0x0B, 0xE021, 0x12, rip, cs | 1 << 16)
         assert vmcb.selector(v.DS) == 0xE021
         assert vmcb.selector(v.ES) == vmcb.selector(v.GS) == 0
+
+
+@pytest.mark.parametrize("cs", [0xE033, 0xE023], ids=["64 bits", "32 bits"])
+@pytest.mark.parametrize("name", NAMES)
+def test_iret_clears_null_selectors(guest: Paused, name: str, cs: int) -> None:
+    """Linux gives a 32-bit process's selectors RPL 3 and counts on IRET to make 0 of a null one again."""
+    for other in NAMES:
+        guest.execute(f"mov eax, 0x2b; mov {other}, eax")
+    guest.execute(f"mov eax, 3; mov {name}, eax")
+    selectors = {other: guest.cpu.vmcb.selector(getattr(v, other.upper())) for other in NAMES}
+    assert selectors[name] == 3
+    guest.iret(cs=cs)
+    for other in NAMES:
+        expected = 0 if other == name else selectors[other]
+        assert guest.cpu.vmcb.selector(getattr(v, other.upper())) == expected, other

@@ -285,7 +285,9 @@ class CompatCpu(GuestCpu):
         for segment in _DATA_SEGMENTS:
             flags = d[v.SEG_FLAGS[segment]]
             conforming = flags & descriptors.CODE >> 32 and flags & descriptors.CONFORMING >> 32
-            if d[v.SEG_SEL[segment]] & ~3 and not conforming and flags >> 13 & 3 < ring:
+            if not d[v.SEG_SEL[segment]] & 0xFFFC:
+                d[v.SEG_SEL[segment]] = 0  # 1 to 3 name no segment either
+            elif not conforming and flags >> 13 & 3 < ring:
                 self.vmcb.set_segment(segment, 0, 0, 0, 0)
 
     def _refuse_vm86(self, esp: int, eflags: int) -> None:

@@ -47,6 +47,7 @@ _PUSH_ERROR = struct.Struct("<8Q").pack_into
 _IRET = struct.Struct("<9Q")
 _DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
+_DS_SEL, _ES_SEL, _FS_SEL, _GS_SEL = (v.SEG_SEL[segment] for segment in (v.DS, v.ES, v.FS, v.GS))
 _CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
 _CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
 _CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
@@ -283,11 +284,20 @@ class LongModeCpu(GuestCpu):
         if live & FLAG_TF:
             self.unstepped = self.bounces
         self.vmcb.set_rflags(live)
+        d = self._d
+        if d[_DS_SEL] | d[_ES_SEL] | d[_FS_SEL] | d[_GS_SEL]:
+            self._clear_null_selectors()
         fault = self._load_return_segments(cs, ss)
         if fault is None and not is_canonical(rip):
             fault = 0
         if fault is not None:
             self.raise_exception(self._return_fault(fault, cs), fault, restart=False)
+
+    def _clear_null_selectors(self) -> None:
+        """What IRET to an outer ring does to selectors 1 to 3, which name no segment: they become 0."""
+        for selector in (_DS_SEL, _ES_SEL, _FS_SEL, _GS_SEL):
+            if not self._d[selector] & 0xFFFC:
+                self._d[selector] = 0
 
     def make_flat(self) -> None:
         """Load CS and SS as SYSRET does: with Xen's flat segments, whatever they were."""
