@@ -23,7 +23,10 @@ GUESTS = (
     *("code", "debug", "fifo", "grants", "hello", "intruder", "opcodes", "pages", "ping", "pong"),
     *("ticker", "usermode"),
 )
-GUESTS_32 = ("events32", "grants32", "hello32", "opcodes32", "pages32", "smp32", "traps32", "usermode32")
+GUESTS_32 = (
+    *("events32", "grants32", "hello32", "linux32", "opcodes32", "pages32", "smp32", "traps32"),
+    "usermode32",
+)
 MODES = {64: CS_MODE_64, 32: CS_MODE_32}
 
 
