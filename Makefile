@@ -15,7 +15,7 @@ FUZZ_JOBS ?= 1
 FUZZ_CORPUS ?= .fuzz-corpus
 FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc model
 
-.PHONY: demo test debian lint docs bench fuzz fuzz-tools clean
+.PHONY: demo test debian programs lint docs bench fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
@@ -24,7 +24,11 @@ test: $(VENV)/installed-dev
 	$(BIN)/pytest -m "not debian" -n 2
 
 debian: $(VENV)/installed-dev
-	$(BIN)/pytest -m debian
+	$(BIN)/pytest -m "debian and not programs"
+
+# C programs and Linux' own tests in Debian's guest: needs gcc and gcc-multilib. Each guest belongs to one process.
+programs: $(VENV)/installed-dev
+	$(BIN)/pytest -m programs -n 2 --dist loadgroup
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -35,6 +39,7 @@ docs: $(VENV)/installed-dev
 	$(BIN)/python -m pyhv.hypercalls.document > docs/hypercalls.md
 	$(BIN)/python -m pyhv.traps.document > docs/cpu.md
 	$(BIN)/python -m pyhv.guests.catalogue > docs/hostile.md
+	$(BIN)/python -m bench.selftests docs/compatibility.md
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench peer

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import pexpect
 
+from bench import selftests
 from bench.guest import command_prefix
 from pyhv.cli import debian, kernels
 from pyhv.cli.archive import Progress
@@ -235,7 +236,7 @@ def document(results: Sequence[Result], conditions: str) -> str:
     if notes:
         lines += ["", "## Remarks", ""]
         lines += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
-    return "\n".join(lines) + "\n" + FOOTER
+    return "\n".join(lines) + "\n" + FOOTER + selftests.section(selftests.table())
 
 
 def _row(result: Result, notes: list[str]) -> str:

@@ -8,6 +8,7 @@ import bare_engine
 import guest_machine
 import pytest
 from hypothesis import settings
+from linux_guest import Setup
 
 from pyhv.domain import Domain, DomainConfig
 from pyhv.guests.build import BUILTIN, build, build_builtin
@@ -16,6 +17,21 @@ from pyhv.machine import Machine, MachineConfig, Outcome
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Within a module, the tests that share a booted Linux guest come one after the other."""
+    modules: dict[object, int] = {}
+    setups: dict[object, int] = {None: 0}
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        setup = item.callspec.params.get("setup") if hasattr(item, "callspec") else None
+        setup = setup if isinstance(setup, Setup) else None
+        module = modules.setdefault(item.path, len(modules))
+        return module, setups.setdefault(setup, len(setups))
+
+    items.sort(key=place)
+
 
 PAGES = 4096
 SECOND = 1_000_000_000

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,9 @@ cd /tmp
 printf '\\n@@ %s %s\\n' 0 0
 while read -r number seconds line; do
     timeout -s KILL "$seconds" sh -c "$line" </dev/null 2>&1
-    printf '\\n@@ %s %s\\n' "$number" "$?"
+    status=$?
+    kill -KILL -1  # whatever a command has left behind; process 1 and this shell are spared
+    printf '\\n@@ %s %s\\n' "$number" "$status"
 done
 poweroff -f
 """
@@ -290,3 +292,38 @@ class LinuxGuest:
                 continue  # what was still to be typed has no reader; the descriptor is closed all the same
         process.kill()
         process.wait()
+
+
+class Guests:
+    """The guest of whichever setup is asked for, one at a time: the one before is powered off.
+
+    `programs` says what a setup's guest is to have. A context manager; leaving it powers off the last one.
+    """
+
+    def __init__(self, programs: Callable[[Setup], Mapping[str, Path]], directory: Path) -> None:
+        self._programs = programs
+        self._directory = directory
+        self._guest: LinuxGuest | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._power_off()
+
+    def of(self, setup: Setup) -> LinuxGuest:
+        """The guest of `setup`. Raises GuestLost if another one's power-off went wrong."""
+        if self._guest is None or self._guest.setup != setup:
+            self._power_off()
+            directory = self._directory / str(setup)
+            directory.mkdir(exist_ok=True)
+            self._guest = LinuxGuest(setup, self._programs(setup), directory)
+        return self._guest
+
+    def _power_off(self) -> None:
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            with guest:
+                guest.power_off()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from linux_guest import GuestLost, LinuxGuest, Setup, Width, compile_program
 
-pytestmark = pytest.mark.debian
+pytestmark = [pytest.mark.debian, pytest.mark.programs]
 
 SOURCE = """\
 #include <stdio.h>
@@ -43,6 +43,12 @@ def test_standard_error_and_a_last_line_without_end(guest: LinuxGuest) -> None:
 def test_a_command_that_does_not_end_is_killed(guest: LinuxGuest) -> None:
     assert guest.run("sleep 1000", seconds=1).status == 137
     assert guest.run("true").status == 0
+
+
+def test_nothing_of_a_command_is_left(guest: LinuxGuest) -> None:
+    guest.run("(sleep 1; echo late) & sleep 1000 &")
+    ran = guest.run("sleep 1.5; ps | grep -c '[s]leep 1000'")
+    assert (ran.status, ran.output) == (1, "0")
 
 
 def test_a_command_that_looks_like_an_answer(guest: LinuxGuest) -> None:
