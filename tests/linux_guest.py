@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,7 @@ from typing import Self
 
 import pytest
 
-from pyhv.cli import debian
+from pyhv.cli import archive, debian
 from pyhv.cli.messages import PlainProgress
 from pyhv.loader.cpio import CpioWriter
 
@@ -113,6 +113,33 @@ class Ran:
 
 class GuestLost(AssertionError):
     """The guest or pyhv itself is gone, or has not answered in time."""
+
+
+def kernel_modules(names: Sequence[str]) -> dict[str, Path]:
+    """Modules of the kernel that the guests boot, from Debian's package: files by their names with .ko.
+
+    `names` are paths below lib/modules/VERSION/kernel, without .ko.
+    """
+    version = debian.ensure(PlainProgress()).version
+    ready = BUILT / f"modules-{version}-{hashlib.sha256(repr(sorted(names)).encode()).hexdigest()[:8]}"
+    if not ready.is_dir():
+        BUILT.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILT) as name:
+            scratch = Path(name)
+            os.chmod(scratch, 0o755)  # apt, if run by root, downloads as its own user
+            archive.Archive().download([f"linux-image-{version}:amd64"], scratch, PlainProgress())
+            package = archive.only_package(scratch, "linux-image-")
+            members = [f"./lib/modules/{version}/kernel/{module}.ko" for module in names]
+            found = scratch / "found"
+            found.mkdir()
+            with subprocess.Popen(
+                ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
+            ) as unpacking:
+                command = ["tar", "-x", "--strip-components=6", "-C", str(found), *members]
+                subprocess.run(command, stdin=unpacking.stdout, check=True)
+            found.rename(ready)
+    files = [f"{Path(name).name}.ko" for name in names]
+    return {file: next(ready.rglob(file)) for file in files}
 
 
 @functools.cache

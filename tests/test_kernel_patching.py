@@ -4,18 +4,11 @@ keys and compiled BPF programs, switched on and off under load. What it answers 
 complain.
 """
 
-import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from linux_guest import BUILT, LinuxGuest, Setup
-
-from pyhv.cli import archive, debian
-from pyhv.cli.messages import PlainProgress
+from linux_guest import LinuxGuest, Setup, kernel_modules
 
 pytestmark = pytest.mark.debian
 
@@ -47,39 +40,12 @@ TRACING = "cd /sys/kernel/tracing"
 ROUNDS = 4
 
 
-@pytest.fixture(scope="session")
-def modules() -> dict[str, Path]:
-    """The module files of the kernel that the guests boot, by name."""
-    version = debian.ensure(PlainProgress()).version
-    ready = BUILT / f"modules-{version}"
-    if not ready.is_dir():
-        BUILT.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=BUILT) as name:
-            scratch = Path(name)
-            os.chmod(scratch, 0o755)  # apt, if run by root, downloads as its own user
-            archive.Archive().download([f"linux-image-{version}:amd64"], scratch, PlainProgress())
-            package = archive.only_package(scratch, "linux-image-")
-            members = [f"./lib/modules/{version}/kernel/{module}.ko" for module in MODULES]
-            found = scratch / "found"
-            found.mkdir()
-            with subprocess.Popen(
-                ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
-            ) as unpacking:
-                command = ["tar", "-x", "--strip-components=6", "-C", str(found), *members]
-                subprocess.run(command, stdin=unpacking.stdout, check=True)
-            found.rename(ready)
-    return {Path(module).name: next(ready.rglob(f"{Path(module).name}.ko")) for module in MODULES}
-
-
 @pytest.fixture(scope="module", params=SETUPS, ids=str)
-def guest(
-    request: pytest.FixtureRequest, modules: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LinuxGuest]:
+def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxGuest]:
     directory = tmp_path_factory.mktemp("guest")
     load = directory / "load"
     load.write_text(LOAD)
-    files = {f"{name}.ko": path for name, path in modules.items()}
-    with LinuxGuest(request.param, files | {"load": load}, directory) as guest:
+    with LinuxGuest(request.param, kernel_modules(MODULES) | {"load": load}, directory) as guest:
         guest.run("head -c 3000 /bin/busybox | md5sum | cut -c1-32 >/tmp/right")
         assert guest.run(f"{TRACING} && echo 'vfs_*' >set_ftrace_filter").status == 0
         yield guest

@@ -74,7 +74,7 @@ def guest(guests: Guests, setup: Setup) -> LinuxGuest:
 
 
 def test_every_program_is_run() -> None:
-    assert {path.stem for path in PROGRAMS.glob("*.c")} == {*NAMES, "exitcode"}
+    assert {path.stem for path in PROGRAMS.glob("*.c")} == {*NAMES, "exitcode", "msrs"}
 
 
 def programs_of(setup: Setup) -> list[object]:
