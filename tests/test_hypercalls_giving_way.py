@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import DOMID_SELF, Paused, paused
 
-from pyhv.abi.numbers import Memory
-from pyhv.abi.structs import MemoryExchange, MemoryReservation, MulticallEntry
+from pyhv.abi.numbers import Memory, Mmuext
+from pyhv.abi.structs import MemoryExchange, MemoryReservation, MmuextOp, MulticallEntry
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
 from pyhv.cpu import vmcb as v
 from pyhv.hypercalls.context import Again
+from pyhv.mmu.tables import MOST_AT_ONCE
 
-MMU_UPDATE, MEMORY_OP, MULTICALL, UPDATE_VA_MAPPING = 1, 12, 13, 14
+MMU_UPDATE, MEMORY_OP, MULTICALL, UPDATE_VA_MAPPING, MMUEXT_OP = 1, 12, 13, 14, 26
 TABLE = PTE_P | PTE_RW | PTE_US | PTE_A
 READ_ONLY, READ_WRITE = PTE_P | PTE_A, PTE_P | PTE_A | PTE_RW | PTE_D
 ALIAS = 3 << 39
@@ -76,6 +77,38 @@ def test_an_exchange_that_feeds_itself_gives_way(guest: Paused) -> None:
     assert 0 < done < 1000
     assert in_a_turn(guest, MEMORY_OP, guest.q[v.RDI], guest.q[v.RSI])
     assert MemoryExchange.unpack(guest.get(MemoryExchange.size(), 7 << 12)).nr_exchanged > done
+
+
+def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn goes on where the last one stopped: to begin with the top each time would take it all."""
+    frames, tables = guest.machine.frames, guest.domain.tables
+    *leaves, top = frames.owned_by(guest.domain.domid)[-300:-99].tolist()
+    for mfn in (*leaves, top):
+        if frames.refs[mfn] > 1:  # still mapped by the builder's tables
+            assert guest.call(UPDATE_VA_MAPPING, int(frames.m2p_np[mfn]) << 12, 0, 2) == 0
+    guest.machine.ram.tables[top][: len(leaves)] = [mfn << 12 | TABLE for mfn in leaves]
+    approved = 0
+    promote = tables._promote
+
+    def counting(mfn: int, level: int) -> None:
+        nonlocal approved
+        approved += 1
+        promote(mfn, level)
+
+    monkeypatch.setattr(tables, "_promote", counting)
+    arguments = (guest.put(MmuextOp(cmd=Mmuext.PIN_L2_TABLE, arg1=top).pack()), 1, 0, DOMID_SELF)
+    turns = 1
+    while in_a_turn(guest, MMUEXT_OP, *arguments):
+        arguments = tuple(guest.q[register] for register in (v.RDI, v.RSI, v.RDX, v.R10))
+        turns += 1
+    assert guest.q[v.RAX] == 0
+    assert frames.pinned[top]
+    assert turns > 10
+    assert approved <= len(leaves) + 2 * MOST_AT_ONCE
+    assert (
+        guest.call(MMUEXT_OP, guest.put(MmuextOp(cmd=Mmuext.UNPIN_TABLE, arg1=top).pack()), 1, 0, DOMID_SELF)
+        == 0
+    )
 
 
 @pytest.mark.parametrize("command", [Memory.INCREASE_RESERVATION, Memory.POPULATE_PHYSMAP])

@@ -76,13 +76,16 @@ def _each(
     """
     at, count, done, foreigndom = arguments
     before = 0
-    if count & _CONTINUED:
+    continued = bool(count & _CONTINUED)
+    if continued:
         count &= ~_CONTINUED
         before = call.memory.read_u32(done) if done else 0
     completed, tables = 0, call.tables
     tables.in_steps = True
     try:
         way = stepwise.settle(tables, call.gives_way_to_tables)
+        if way and continued:
+            way = stepwise.go_on(tables, call.gives_way_to_tables)
         while way and completed < count:
             way = _approved(call, call.memory.read(at + size * completed, size), perform)
             if way:

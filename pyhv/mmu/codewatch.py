@@ -84,6 +84,16 @@ class CodeWatch:
             self._fresh.append(mfn)
         self.tables.flush = True
 
+    def many_executable(self, mfns: _Index) -> None:
+        """`executable` for the frames of a whole table, nearly all of which never held code."""
+        frames = self._frames
+        unused = (frames.code_np[mfns] == 0) & (frames.lent_np[mfns] == 0)
+        unused &= frames.owner_np[mfns] == self.tables.domid
+        new = mfns[unused]
+        frames.code_np[new] = self.known_np[new] = 1
+        self._fresh += new.tolist()
+        self.executable(mfns[~unused].tolist())
+
     def _drop(self, mfn: int) -> None:
         """Drop what was translated of a frame while nobody watched the stores to it."""
         if self._frames.code[mfn] and self._store_watch is not None and self._forget is not None:

@@ -6,8 +6,8 @@ a guest's whole memory made into tables that is seconds of work in one entry of 
 to give way in between (`hypercalls/mmu.py`) switches `PageTables.in_steps` on, and then
 
     approving     stops at more than `MOST_AT_ONCE` tables with `TooMuch`, all undone. `approve` then takes
-                  the tables below one by one, deepest first, and holds them (`ahead`) until the top is asked
-                  for again, which now is one step
+                  the tables below one by one, deepest first, and holds them (`ahead`); in later turns `go_on`
+                  continues, until the top is asked for again, which now is one step
     dropping      leaves the tables below in `doomed`, each still approved and held by one reference, until
                   `settle` has dropped them one by one
 
@@ -32,8 +32,17 @@ def approve(tables: PageTables, mfn: int, level: int, pause: Pause) -> bool:
     """Approve what is below the table-to-be `mfn`, until `pause` says stop: False, to be called again."""
     if tables.ahead_of != mfn:
         release(tables)
-        tables.ahead_of = mfn
+        tables.ahead_of, tables.ahead_level = mfn, level
     return _approve_below(tables, mfn, level, pause)
+
+
+def go_on(tables: PageTables, pause: Pause) -> bool:
+    """Go on with what `approve` has begun; False if `pause` said stop again.
+
+    To ask for the top first would approve `MOST_AT_ONCE` tables in vain each time, and take the whole turn.
+    """
+    top = tables.ahead_of
+    return not top or tables.frames.type_count[top] > 0 or approve(tables, top, tables.ahead_level, pause)
 
 
 def _approve_below(tables: PageTables, mfn: int, level: int, pause: Pause) -> bool:

@@ -109,7 +109,7 @@ class PageTables:
         """Tables that may be approved at once; one more is `TooMuch`."""
         self.ahead: list[int] = []
         """Tables approved ahead of the one that is to refer to them, `ahead_of`: one reference each."""
-        self.ahead_of = 0
+        self.ahead_of = self.ahead_level = 0
         self.doomed: list[int] = []
         """Tables that nothing refers to any more but this list, one reference each."""
 
@@ -472,7 +472,7 @@ class PageTables:
             np.add.at(frames.exec_count_np, executable, 1)
             unknown = executable[self.code.known_np[executable] == 0]
             if unknown.size:
-                self.code.executable(unknown.tolist())
+                self.code.many_executable(unknown)
             frames.code_np[executable] = 1
         row[slots] = self._adjust_leaves(entries)
 
