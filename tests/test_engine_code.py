@@ -200,6 +200,28 @@ def test_a_frame_is_watched_while_it_has_translations(bare: Bare) -> None:
     assert not tlb.is_watched(bare, CODE)
 
 
+def test_the_library_is_asked_to_drop_translations_only_where_there_are_some(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, dropped = bare.engine._invalidate, []
+
+    def dropping(handle: int, start: int, end: int) -> None:
+        dropped.append(start >> 12)
+        drop(handle, start, end)
+
+    monkeypatch.setattr(bare.engine, "_invalidate", dropping)
+    for frame in (CODE, CODE_2, DATA):
+        bare.engine.invalidate_code(frame)
+    assert dropped == []
+    place(bare, at(CODE_2) - 5)
+    call(bare, at(CODE_2) - 5)
+    for frame in (CODE, CODE_2, DATA):
+        bare.engine.invalidate_code(frame)
+    assert dropped[0] == CODE
+    assert DATA not in dropped
+    assert not tlb.is_watched(bare, CODE)
+
+
 def test_both_frames_of_a_block_are_watched(bare: Bare) -> None:
     place(bare, at(CODE_2) - 5)
     assert call(bare, at(CODE_2) - 5) == 0x1111

@@ -145,7 +145,10 @@ class Engine:
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
         """The frames to which stores are compared with translations; None where all stores are, anyway."""
         self.debug_unit: DebugUnit | None = None
+        self._translated: memoryview | None = None
+        """A word for each frame: if it is zero, there are no translations of it (`tuning/stores.py`)."""
         if self.block is not None:
+            self._translated = self.block.array("watched", ram.frames)
             self.debug_unit = DebugUnit(self.block, self._processor.value or 0, self.flush_page)
 
     # -- set-up ------------------------------------------------------------------------------------------
@@ -456,11 +459,15 @@ class Engine:
 
     def invalidate_code(self, mfn: int, count: int = 1) -> None:
         """Forget translated code of `count` frames from `mfn` on, because the hypervisor changed them."""
+        words = self._translated
+        if words is not None and count == 1 and not words[mfn]:
+            return  # data in a page that may be executed, such as a ring: 0.1 us, where the call takes 1 us
         self._invalidate(self.handle, mfn << PAGE_SHIFT, (mfn + count) << PAGE_SHIFT)
 
     def close(self) -> None:
         """Free the engine; the VMCB must not be touched afterwards."""
         if self.handle:
+            self._translated = None
             self.vmcb.q.release()
             self.vmcb.d.release()
             if self.debug_unit is not None:
