@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The door to memory: walks, the guest's pointers, and translations of code that is written over."""
 
+import struct
+
 import pytest
 from mmu_bench import LINEAR, RO, RW, RX, UPPER, BareDomain, Bench, refused
 
@@ -78,6 +80,10 @@ def test_across_pages(space: Space) -> None:
     assert memory.read(0xFFD, 6) == b"abcdef"
     memory.write_u64(0xFFC, 0x0102030405060708)
     assert memory.read_u64(0xFFC) == 0x0102030405060708
+    form = struct.Struct("<BxIQ")
+    for va in range(0x1000 - form.size - 1, 0x1002):
+        memory.write(va, form.pack(7, 0x11223344, va))
+        assert memory.unpack(form, va) == (7, 0x11223344, va)
 
 
 def test_access_sets_accessed_and_dirty(space: Space) -> None:
@@ -109,6 +115,7 @@ def test_pointers_that_lead_nowhere(space: Space, va: int) -> None:
         lambda: space.memory.read(va, 8),
         lambda: space.memory.write(va, bytes(8)),
         lambda: space.memory.read_u64(va),
+        lambda: space.memory.unpack(struct.Struct("<5Q"), va - 32),
     ):
         with refused(Errno.EFAULT):
             access()

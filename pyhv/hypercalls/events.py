@@ -87,7 +87,8 @@ def _close(call: Call, argument: int) -> None:
 
 @_commands.command(Evtchn.SEND)
 def _send(call: Call, argument: int) -> None:
-    call.domain.events.send(call.read(EvtchnPort, argument).port)
+    (port,) = call.fields(EvtchnPort, argument)
+    call.domain.events.send(port)
 
 
 @_commands.command(Evtchn.STATUS)

@@ -14,7 +14,7 @@ The tables of a 32-bit guest begin with an L3 of four entries; the rest is the s
 
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
@@ -34,6 +34,8 @@ from pyhv.mmu.frames import FrameTable
 
 LOWER_HALF_END = 0x0000_8000_0000_0000
 _MOST_LEAVES = 1 << 14
+_U64: Final = struct.Struct("<Q")
+_U32: Final = struct.Struct("<I")
 _L3_OF_COMPAT = PTE_P | PTE_RW | PTE_US
 """What an L4 entry over the L3 of a 32-bit guest would be: all rights."""
 
@@ -266,14 +268,20 @@ class GuestMemory:
             self.physical.write(self.for_write(va), bytes(view[:step]))
             va, view = va + step, view[step:]
 
+    def unpack(self, form: struct.Struct, va: int) -> tuple[Any, ...]:
+        """Read what `form` describes, without a copy of it where it lies in one page; EFAULT as `read`."""
+        if va & PAGE_MASK <= PAGE_SIZE - form.size:
+            return form.unpack_from(self.ram.raw, self.for_read(va))
+        return form.unpack(self.read(va, form.size))
+
     def read_u64(self, va: int) -> int:
         """Read a 64-bit word at any alignment."""
-        value: int = struct.unpack("<Q", self.read(va, 8))[0]
+        value: int = self.unpack(_U64, va)[0]
         return value
 
     def read_u32(self, va: int) -> int:
         """Read a 32-bit word."""
-        value: int = struct.unpack("<I", self.read(va, 4))[0]
+        value: int = self.unpack(_U32, va)[0]
         return value
 
     def write_u64(self, va: int, value: int) -> None:

@@ -256,10 +256,7 @@ class LongModeCpu(GuestCpu):
         vcpu, q, raw = self.vcpu, self._q, self._raw
         stack = q[RSP]
         try:
-            if stack & 0xFFF <= PAGE_SIZE - 72:
-                words = _IRET.unpack_from(raw, self.memory.for_read(stack))
-            else:
-                words = _IRET.unpack(self.memory.read(stack, 72))
+            words = self.memory.unpack(_IRET, stack)
         except XenError as refusal:
             raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
         rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = words
