@@ -141,9 +141,11 @@ class Wiring:
 
     def console_event(self) -> None:
         """The guest rang: take what it wrote. It goes on when the turn ends, or much has come together."""
-        self._printed += self.console.drain()
-        if len(self._printed) >= MOST_PRINTED:
-            self.flush()
+        data = self.console.drain()
+        if data:
+            self._printed += data
+            if len(self._printed) >= MOST_PRINTED:
+                self.flush()
 
     def flush(self) -> None:
         """Pass on what the guest has printed."""

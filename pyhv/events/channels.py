@@ -235,7 +235,7 @@ class EventChannels:
         EINVAL: no such port, or one that only the hypervisor raises.
         """
         entry = self._bound(port)
-        if entry.state == PortState.INTERDOMAIN and entry.peer is not None:
+        if entry.peer is not None:  # INTERDOMAIN: no other port has one
             entry.peer._set_pending(entry.peer_port)
         elif entry.state == PortState.IPI:
             self._set_pending(port)
@@ -374,9 +374,9 @@ class EventChannels:
 
     def _bound(self, port: int) -> _Port:
         """The entry of a port that must exist and not be free."""
-        self._check_port(port)
         entry = self._ports.get(port)
         if entry is None:
+            self._check_port(port)
             raise XenError(Errno.EINVAL, f"port {port} is free")
         return entry
 
