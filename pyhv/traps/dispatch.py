@@ -43,6 +43,8 @@ _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP}
 IRET: Final = 23
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
+_LOOKS_AT_CLOCK: Final = 8
+"""In real time every so many exits the turn's end is looked for; a power of two."""
 _ARGUMENTS: Final = (v.RDI, v.RSI, v.RDX, v.R10, v.R8)
 _COMPAT_ARGUMENTS: Final = (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI, v.RBP)
 _COMPAT_VECTOR: Final = 0x82
@@ -90,6 +92,7 @@ class Dispatcher:
         self._charge: Callable[[], bool] | None = (
             self.clock.charge_exit if isinstance(self.clock, VirtualClock) else None
         )
+        self._overdue = None if isinstance(self.clock, VirtualClock) else self.clock.work
 
     def attach(self, engine: Engine) -> None:
         """Connect to the engine once it exists (it needs its sink first)."""
@@ -137,6 +140,10 @@ class Dispatcher:
         exits = self._exits
         self._recent[exits & _RECENT - 1] = (kind, detail, q[v.RIP])
         self._exits = exits + 1
+        if self._overdue is not None and not exits & _LOOKS_AT_CLOCK - 1 and self._overdue(0):
+            # The ticker's thread may never get the interpreter from a guest that makes one short exit after
+            # the other: whoever waits for it is woken at the end of each, and always comes too late.
+            self.engine.stop()
         if not self.observers:
             return
         registers = (*q[0:16], q[v.RIP], self.engine.rflags())
