@@ -137,7 +137,7 @@ def kernel_modules(names: Sequence[str]) -> dict[str, Path]:
             ) as unpacking:
                 command = ["tar", "-x", "--strip-components=6", "-C", str(found), *members]
                 subprocess.run(command, stdin=unpacking.stdout, check=True)
-            found.rename(ready)
+            archive.publish(found, ready, is_complete=True)
     files = [f"{Path(name).name}.ko" for name in names]
     return {file: next(ready.rglob(file)) for file in files}
 
