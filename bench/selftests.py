@@ -3,7 +3,7 @@
 
     python -m bench.selftests docs/compatibility.md        writes the section anew (make docs)
 
-What pyhv gives is measured: tests/test_selftests.py runs every test and compares. What hardware gives is
+What pyhv gives is measured: tests/real/test_selftests.py runs every test and compares. What hardware gives is
 reasoned, test by test, from the test's source, the kernel's and Xen's; the reason is the row's remark.
 """
 
@@ -100,9 +100,9 @@ INTRODUCTION = """
 Linux tests itself with the programs in `tools/testing/selftests`. Those of x86, and those of timers, memory,
 futexes, ptrace, breakpoints and the vDSO that need no device, are built from Debian's linux-source-6.1 as
 static programs and run in Debian's 6.1 kernel with two vCPUs. *pyhv* is what they gave; *plain* is what
-those of x86 gave with `--no-engine-tuning`. `tests/test_selftests.py` runs them in CI and fails if one gives
-anything else, for better or worse. *Hardware* is what the same kernel gives as a PV guest of genuine Xen
-4.17: not measured, but reasoned from the test's source, the kernel's and Xen's.
+those of x86 gave with `--no-engine-tuning`. `tests/real/test_selftests.py` runs them in CI and fails if one
+gives anything else, for better or worse. *Hardware* is what the same kernel gives as a PV guest of genuine
+Xen 4.17: not measured, but reasoned from the test's source, the kernel's and Xen's.
 """
 
 

@@ -19,16 +19,20 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 
+FOLDERS = ("unit", "property", "docs", "engine", "guests", "cli", "real")
+"""In the order in which they run: what is fast and small fails first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Within a module, the tests that share a booted Linux guest come one after the other."""
+    """Fast tests first; within a module, those that share a booted Linux guest one after the other."""
     modules: dict[object, int] = {}
     setups: dict[object, int] = {None: 0}
 
-    def place(item: pytest.Item) -> tuple[int, int]:
+    def place(item: pytest.Item) -> tuple[int, int, int]:
         setup = item.callspec.params.get("setup") if hasattr(item, "callspec") else None
         setup = setup if isinstance(setup, Setup) else None
         module = modules.setdefault(item.path, len(modules))
-        return module, setups.setdefault(setup, len(setups))
+        return FOLDERS.index(item.path.parent.name), module, setups.setdefault(setup, len(setups))
 
     items.sort(key=place)
 

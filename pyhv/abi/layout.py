@@ -3,7 +3,7 @@
 
 A structure of the Xen public headers is a class whose annotations name the C types; `AbiStruct` computes
 both layouts by the System V rules (on i386 a `uint64_t` aligns to 4 unless the header says
-`uint64_aligned_t`). `tests/test_abi.py` compares sizes and offsets with the published ones. Nothing here
+`uint64_aligned_t`). `tests/unit/test_abi.py` compares sizes and offsets with the published ones. Nothing here
 knows what a field means.
 """
 

@@ -3,8 +3,8 @@
 
 `probe.py` proves where the emulator keeps its state; this module proves that it behaves. Each check runs a
 few bytes of code in ring 3 or ring 1 and compares the exit with what the processor manuals say (Intel SDM
-volume 3, chapters 4 to 6) or, for SYSCALL and the stop, with what `engine.py` was written for. It takes
-10 ms and is done once per process; `tests/test_engine.py` checks far more. Nothing here is known of Xen.
+volume 3, chapters 4 to 6) or, for SYSCALL and the stop, with what `engine.py` was written for. It takes 10 ms
+and is done once per process; `tests/engine/test_engine.py` checks far more. Nothing here is known of Xen.
 """
 
 import functools

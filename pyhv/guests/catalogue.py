@@ -26,8 +26,8 @@ pyhv boot hostile/grants
 pyhv boot hostile/races --vcpus 2
 ```
 
-`tests/test_hostile.py` runs each beside two guests that work together and must notice nothing, in both kinds
-of time, counts every reference of every frame anew while it runs (`mmu/audit.py`), and looks afterwards
+`tests/guests/test_hostile.py` runs each beside two guests that work together and must notice nothing, in both
+kinds of time, counts every reference of every frame anew while it runs (`mmu/audit.py`), and looks afterwards
 whether a frame was lost. It also breaks pyhv on purpose, check by check, and wants to see the guests notice.
 
 *This page is generated:* `python -m pyhv.guests.catalogue > docs/hostile.md`.

@@ -2,9 +2,9 @@
 """What a kernel says about itself to Xen: ELF notes named "Xen", or the older `__xen_guest` text.
 
 Specified by Xen's public header `elfnote.h`; the note record's format by the ELF gABI; what is made of odd
-records is what Xen's own reader, libelf, makes of them (`tests/test_libxenguest.py` compares). This module
-reads bytes and returns one typed `XenNotes`. It does not know where in a file notes lie (`elf.py` does) nor
-whether what they say makes the image bootable (`accept.py` does).
+records is what Xen's own reader, libelf, makes of them (`tests/real/test_libxenguest.py` compares). This
+module reads bytes and returns one typed `XenNotes`. It does not know where in a file notes lie (`elf.py`
+does) nor whether what they say makes the image bootable (`accept.py` does).
 
 A note record, all numbers little endian:
 

@@ -14,7 +14,7 @@ from linux_selftests import DIRECTORIES, build
 from bench import selftests
 from bench.selftests import Selftest
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 TABLE = selftests.table()
 SETUPS = {
     Setup(vcpus=2, memory=512): [row for row in TABLE if not row.virtual],

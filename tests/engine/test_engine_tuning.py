@@ -30,7 +30,7 @@ from pyhv.cpu.tuning.form import OF_CPU, Patch, Stub, Word, find_block
 from pyhv.cpu.tuning.gate import Tuning, make_tuning, tuning
 from pyhv.errors import GuestCrash
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 SLOT = "x86_ldl_phys"
 """A function that long mode does not call: patches of ours may have its slot."""
 
@@ -295,7 +295,7 @@ def test_a_build_id_is_looked_for_among_other_notes() -> None:
 def other_users(how: str, **environment: str) -> str:
     """What engines of the plain binding compute in a process of their own."""
     return subprocess.run(
-        [sys.executable, str(HERE / "unicorn_users.py"), how],
+        [sys.executable, str(SUPPORT / "unicorn_users.py"), how],
         env={**os.environ, "PYTHONHASHSEED": "0", **environment}, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
 

@@ -45,7 +45,7 @@ from pyhv.traps import longmode, msr
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = 4096
 SECOND = 1_000_000_000
 SCHED_OP = 29

@@ -43,7 +43,7 @@ from pyhv.loader.cpio import CpioWriter
 
 PROGRAMS = Path(__file__).with_name("programs")
 PYHV = str(Path(sys.executable).with_name("pyhv"))
-BUILT = Path(__file__).parent.parent / "build" / "programs"
+BUILT = Path(__file__).parents[2] / "build" / "programs"
 """Where compiled programs are kept, each under a name that has the hash of everything it was made from."""
 
 BOOT_SECONDS = 180

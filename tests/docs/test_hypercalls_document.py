@@ -7,7 +7,7 @@ from pyhv.hypercalls.document import document
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import SUBOPERATIONS, Status
 
-PAGE = Path(__file__).parent.parent / "docs" / "hypercalls.md"
+PAGE = Path(__file__).parents[2] / "docs" / "hypercalls.md"
 
 
 def test_the_page_is_up_to_date() -> None:

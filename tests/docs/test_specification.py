@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """SPECIFICATION.md is true in what can be looked up: its promises name tests, its numbers are the code's.
 
-A promise is a row of a table: `| I-1 | the promise | tests |`. A test is `tests/test_x.py::name`, or
-`tests/test_x.py::Class::name`, or a whole file. A number is `pyhv.module.NAME = 17`, or for the default of a
-dataclass or a member of an enumeration `pyhv.module.Class.field = 17`, or for the default of a parameter
+A promise is a row of a table: `| I-1 | the promise | tests |`. A test is `tests/unit/test_x.py::name`, or
+`tests/unit/test_x.py::Class::name`, or a whole file. A number is `pyhv.module.NAME = 17`, or for the default
+of a dataclass or a member of an enumeration `pyhv.module.Class.field = 17`, or for the default of a parameter
 `pyhv.module.Class(argument) = 17`.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "SPECIFICATION.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (?P<id>[A-Z]+-\d+) \| (?P<promise>[^|]+) \| (?P<tests>[^|]*) \|$", re.MULTILINE)
-TEST = re.compile(r"`(?P<file>tests/test_\w+\.py)(?P<names>(?:::\w+)*)`")
+TEST = re.compile(r"`(?P<file>tests/\w+/test_\w+\.py)(?P<names>(?:::\w+)*)`")
 NUMBER = re.compile(r"`(?P<path>pyhv(?:\.\w+)+)(?:\((?P<argument>\w+)\))? = (?P<value>[0-9_]+)`")
 ROWS = [match.groupdict() for match in ROW.finditer(TEXT)]
 TESTS = sorted({(row["id"], *test.groups()) for row in ROWS for test in TEST.finditer(row["tests"])})
@@ -95,7 +95,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_check_itself() -> None:
-    here = ROOT / "tests" / "test_specification.py"
+    here = Path(__file__)
     assert "::test_the_check_itself" in names(here)
     assert "::constant" not in names(here)
     assert constant("pyhv.address.PAGE_SIZE", None) == 4096

@@ -10,7 +10,7 @@ from bench import compatibility, selftests
 from bench.compatibility import Result, Step, Subject
 from pyhv.errors import EnvironmentProblem
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 STEPS = (
     Step("kernel", r"Linux version (\S+)"),
     Step("shell", r"# ", "hello\r"),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The programs of tests/programs in Debian's guest: what they compute there is what they compute on hardware.
+"""The programs of tests/support/programs in Debian's guest: what they compute there is what they compute on
+hardware.
 
 Every program runs in both widths, on one and two vCPUs, in real and in virtual time, with the engine tuned
 and plain. A guest is booted once for all programs of one such setup; with pytest-xdist a setup is a group.

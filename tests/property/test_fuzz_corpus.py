@@ -20,7 +20,7 @@ from pyhv.hypercalls.table import Status
 from pyhv.loader import builder
 from pyhv.loader.elf import load_image
 
-ROOT = Path(__file__).parent.parent / "fuzz"
+ROOT = Path(__file__).parents[2] / "fuzz"
 REGRESSIONS = sorted(path for path in (ROOT / "regressions").glob("*/*"))
 
 

@@ -11,7 +11,7 @@ from pyhv.cpu.tsc import rate
 from pyhv.traps.document import document
 from pyhv.traps.msr import TABLE
 
-PAGE = Path(__file__).parent.parent / "docs" / "cpu.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cpu.md"
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernels and ramdisks for tests/test_libxenguest.py: small ones that each have one odd thing, and others
-made from them by chance, always by the same.
+"""Kernels and ramdisks for tests/real/test_libxenguest.py: small ones that each have one odd thing, and
+others made from them by chance, always by the same.
 """
 
 import bz2

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only
  *
- * Drives the domain builder of genuine libxenguest without a hypervisor, for tests/libxenguest.py.
+ * Drives the domain builder of genuine libxenguest without a hypervisor, for tests/support/libxenguest.py.
  *
  * A line of standard input is a request, its fields separated by tabs:
  *

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guest gets for a ramdisk: unpacked gzip, or the file. (tests/test_libxenguest.py asks Xen.)"""
+"""What a guest gets for a ramdisk: unpacked gzip, or the file. (tests/real/test_libxenguest.py asks Xen.)"""
 
 import bz2
 import gzip
