@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.bare import Bare, instructions_per_round, load_work
 from bench.guest import run_in_project
 from bench.report import Cost, Pair
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.errors import EnvironmentProblem
 from pyhv.guests.build import build
 from pyhv.loader.elf import load_image

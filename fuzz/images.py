@@ -22,7 +22,7 @@ import zstandard
 from fuzz.source import Source
 from fuzz.target import Finding, Target, arm
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Pfn
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError, ImageError
 from pyhv.loader.builder import build
 from pyhv.loader.bzimage import unpack

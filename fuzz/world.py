@@ -21,7 +21,9 @@ from pyhv.abi.numbers import Evtchn
 from pyhv.abi.structs import EvtchnAllocUnbound
 from pyhv.address import MASK32, Va
 from pyhv.cpu import vmcb as v
-from pyhv.domain import Domain, DomainConfig, Vcpu
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.guests.build import build
 from pyhv.loader.elf import load_image

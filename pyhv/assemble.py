@@ -21,7 +21,8 @@ from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.cpu.engine import Engine
 from pyhv.devices.console import ConsoleRing
 from pyhv.devices.xenstore_ring import XenstoreRing
-from pyhv.domain import Domain, DomainConfig
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, XenError
 from pyhv.events.channels import EventChannels
 from pyhv.grants.maptrack import Maptrack

@@ -30,7 +30,9 @@ from pyhv.cpu.ram import Ram
 from pyhv.cpu.selftest import self_test
 from pyhv.cpu.tsc import host_tsc
 from pyhv.cpu.tuning.gate import tuning
-from pyhv.domain import Domain, DomainConfig, Vcpu
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import ConfigError, GuestCrash
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import Unshared
@@ -283,7 +285,7 @@ class Machine:
             self._make_runnable(vcpu)
 
     def _make_runnable(self, vcpu: Vcpu) -> None:
-        if vcpu is self._running or not vcpu.online or not vcpu.domain.alive:
+        if vcpu is self._running or not vcpu.online or not self.domains[vcpu.domid].alive:
             return
         now = self.clock.now()
         vcpu.runstate.change(State.RUNNABLE, now)
@@ -328,7 +330,7 @@ class Machine:
     def start_vcpu(self, vcpu: Vcpu) -> None:
         """Bring a vCPU up."""
         if vcpu.registers is None:
-            prepare_vcpu(vcpu.domain, vcpu.number)
+            prepare_vcpu(self.domains[vcpu.domid], vcpu.number)
         vcpu.online = True
         now = self.clock.now()
         vcpu.runstate.change(State.RUNNABLE, now)
@@ -462,7 +464,7 @@ class Machine:
 
     def _turn(self, vcpu: Vcpu, slice_ns: int, limit: int | None) -> None:
         """Let one vCPU run until its slice or the next deadline ends, or it leaves by itself."""
-        domain = vcpu.domain
+        domain = self.domains[vcpu.domid]
         dispatcher = self.dispatchers[domain.domid]
         start = self.clock.now()
         domain.tables.code.tidy()

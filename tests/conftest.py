@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings
 from linux_guest import Setup
 
-from pyhv.domain import Domain, DomainConfig
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.guests.build import BUILTIN, build, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome

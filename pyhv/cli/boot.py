@@ -206,7 +206,7 @@ def boot(
     given = None if ramdisk is None else sources.ramdisk(ramdisk, raw=ramdisk_raw)
     names = domain_names([name or source.name for source in found])
     from pyhv.cli import session
-    from pyhv.domain import DomainConfig
+    from pyhv.domain.config import DomainConfig
 
     def guest(source: "Source", called: str) -> "Guest":
         initial = given or source.ramdisk

@@ -24,7 +24,8 @@ from pyhv.abi.numbers import Shutdown
 from pyhv.cli import consoles, terminal
 from pyhv.cli.messages import say
 from pyhv.cli.verdict import OTHER_ENDS, Convention, Report, Watcher, readable, worst
-from pyhv.domain import Domain, DomainConfig
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.errors import ExitCode
 from pyhv.loader.image import KernelImage
 from pyhv.machine import InputSource, Machine, MachineConfig, Outcome

@@ -11,7 +11,8 @@ from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.layout import AbiStruct
 from pyhv.address import MASK64, Mfn
-from pyhv.domain import Domain, Vcpu
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory, PhysicalMemory

@@ -14,7 +14,9 @@ from pyhv.abi.structs import (
 )
 from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, FLAT_RING1_CS, Vector
 from pyhv.address import Mfn, is_canonical
-from pyhv.domain import NO_TRAP, CallbackEntry, Domain, Vcpu
+from pyhv.domain.callbacks import CallbackEntry
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import NO_TRAP, Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
 from pyhv.hypercalls.table import Status, hypercall
@@ -52,7 +54,7 @@ def set_trap_table(call: Call, traps: int) -> int:
 def set_trap(vcpu: Vcpu, trap: TrapInfo) -> None:
     """Enter one handler into the virtual IDT."""
     vcpu.traps[trap.vector] = (trap.address, trap.flags)
-    vcpu.trap_selectors[trap.vector] = fix_rpl(trap.cs, vcpu.domain.width)
+    vcpu.trap_selectors[trap.vector] = fix_rpl(trap.cs, vcpu.width)
 
 
 def fix_rpl(selector: int, width: int) -> int:
@@ -231,7 +233,7 @@ def _unset_nmi(vcpu: Vcpu) -> None:
 
 
 def _register_callback(vcpu: Vcpu, kind: int, flags: int, selector: int, address: int) -> int:
-    if not _known_callback(kind, vcpu.domain.width):
+    if not _known_callback(kind, vcpu.width):
         raise XenError(Errno.ENOSYS, f"callback type {kind}")
     if not is_canonical(address):
         raise XenError(Errno.EINVAL, f"callback at {address:#x}")

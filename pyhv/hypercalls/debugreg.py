@@ -7,7 +7,7 @@ This module keeps values; `traps/debug.py` makes them fire.
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import CR4_DE
 from pyhv.address import MASK32, guest_may_use
-from pyhv.domain import Vcpu
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.table import Status, hypercall

@@ -23,7 +23,7 @@ from pyhv.abi.structs import (
     GnttabSwapGrantRef,
 )
 from pyhv.address import PAGE_SHIFT, PAGE_SIZE, guest_may_use
-from pyhv.domain import Domain
+from pyhv.domain.domain import Domain
 from pyhv.errors import XenError
 from pyhv.grants.status import GrantError, GrantStatus
 from pyhv.grants.table import GrantTable

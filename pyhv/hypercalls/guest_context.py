@@ -13,7 +13,8 @@ from pyhv.abi.shared import CONTEXT_LAYOUT
 from pyhv.abi.structs import TrapInfo
 from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, FLAG_VM
 from pyhv.address import MASK32, PAGE_MASK, cr3_to_mfn, guest_may_use, is_canonical
-from pyhv.domain import NO_TRAP, CallbackEntry, Vcpu
+from pyhv.domain.callbacks import CallbackEntry
+from pyhv.domain.vcpu import NO_TRAP, Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.cpustate import fix_rpl, set_trap
 from pyhv.hypercalls.debugreg import set_debugreg

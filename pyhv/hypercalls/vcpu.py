@@ -14,7 +14,7 @@ from pyhv.abi.structs import (
     VcpuSetSingleshotTimer,
 )
 from pyhv.address import Mfn, guest_may_use
-from pyhv.domain import Vcpu
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.events.timers import MIN_PERIOD
 from pyhv.hypercalls.context import Call
@@ -70,7 +70,7 @@ def runstate_record(vcpu: Vcpu, now: int) -> bytes:
     return VcpuRunstateInfo(
         state=int(record.state), state_entry_time=record.state_entry_time,
         time0=running, time1=runnable, time2=blocked, time3=offline,
-    ).pack(vcpu.domain.width)  # fmt: skip
+    ).pack(vcpu.width)  # fmt: skip
 
 
 @_commands.command(VcpuOp.GET_RUNSTATE_INFO)
@@ -97,7 +97,7 @@ def write_runstate(vcpu: Vcpu, now: int) -> None:
     """Write the vCPU's runstate to its area; one that is not mapped now is written another time."""
     if vcpu.runstate_area:
         with suppress(XenError):
-            vcpu.domain.memory.write(vcpu.runstate_area, runstate_record(vcpu, now))
+            vcpu.memory.write(vcpu.runstate_area, runstate_record(vcpu, now))
 
 
 @_commands.command(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA)

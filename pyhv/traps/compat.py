@@ -34,7 +34,7 @@ from pyhv.abi.x86 import (
 from pyhv.address import MASK32
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import RAX, RIP, RSP
-from pyhv.domain import CallbackEntry
+from pyhv.domain.callbacks import CallbackEntry
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.descriptors import Segment

@@ -36,7 +36,7 @@ from pyhv.address import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.debugunit import MET_BREAKPOINT, Access, Range, of_one_operand
-from pyhv.domain import Vcpu
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash
 from pyhv.mmu.memory import walk
 from pyhv.traps.guestcpu import GuestCpu

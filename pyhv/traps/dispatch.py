@@ -22,7 +22,8 @@ from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.exits import ExitKind, ExitRecord, classify
-from pyhv.domain import Domain, Vcpu
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.hypercalls.context import Again, Call, Host
 from pyhv.hypercalls.registry import HYPERCALLS

@@ -28,7 +28,9 @@ from pyhv.abi.x86 import (
 from pyhv.address import PAGE_SIZE, Mfn
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
-from pyhv.domain import CallbackEntry, Domain, Vcpu
+from pyhv.domain.callbacks import CallbackEntry
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.descriptors import Segment

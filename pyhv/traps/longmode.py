@@ -36,7 +36,7 @@ from pyhv.abi.x86 import (
 from pyhv.address import MASK32, MASK64, PAGE_SIZE, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import R11, RAX, RCX, RIP, RSP
-from pyhv.domain import CallbackEntry
+from pyhv.domain.callbacks import CallbackEntry
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.paging import MERGED, SPLIT_KERNEL, SPLIT_USER

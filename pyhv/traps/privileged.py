@@ -32,7 +32,6 @@ from pyhv.cpu.decode import (
     stack_references,
 )
 from pyhv.cpu.opcodes import MAX_LENGTH, Verdict, examine
-from pyhv.domain import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
 from pyhv.traps.guestcpu import GuestCpu
@@ -103,10 +102,10 @@ def read_clock(cpu: GuestCpu) -> bool:
             at = cpu.memory.for_read(linear)
         except XenError:
             return False
-        raw = vcpu.domain.ram.raw
+        raw = cpu.domain.ram.raw
         if raw[at] != 0x0F or linear & 0xFFF == 0xFFF or raw[at + 1] != 0x31:
             return False
-    tsc = vcpu.domain.clock.tsc()
+    tsc = vcpu.clock.tsc()
     q = cpu.vmcb.q
     q[v.RAX], q[v.RDX], q[v.RIP] = tsc & MASK32, tsc >> 32 & MASK32, (q[v.RIP] + 2) & MASK64
     return True
@@ -192,7 +191,7 @@ def answer_cpuid(cpu: GuestCpu) -> None:
 def io_permitted(cpu: GuestCpu, port: int, size: int) -> bool:
     """Whether the guest may execute IN or OUT on a port: by virtual IOPL, or by its I/O bitmap."""
     vcpu = cpu.vcpu
-    if _iopl_allows(vcpu):
+    if _iopl_allows(cpu):
         return True
     if port + size >= vcpu.io_bitmap_ports:
         return False  # Xen never grants the last port
@@ -205,15 +204,16 @@ def io_permitted(cpu: GuestCpu, port: int, size: int) -> bool:
     return bits >> port % 8 & (1 << size) - 1 == 0
 
 
-def _iopl_allows(vcpu: Vcpu) -> bool:
+def _iopl_allows(cpu: GuestCpu) -> bool:
+    vcpu = cpu.vcpu
     if not vcpu.in_kernel:
         return vcpu.iopl == 3
-    architectural = Assist.ARCHITECTURAL_IOPL in vcpu.domain.assists
+    architectural = Assist.ARCHITECTURAL_IOPL in cpu.domain.assists
     return architectural or vcpu.iopl >= 1
 
 
 def _interrupt_flag(cpu: GuestCpu, _found: Privileged) -> None:
-    if not _iopl_allows(cpu.vcpu):
+    if not _iopl_allows(cpu):
         raise Refused
 
 
@@ -258,7 +258,7 @@ def _read_cr(cpu: GuestCpu, found: Privileged) -> None:
     elif found.number == 2:
         value = vcpu.cr2
     elif found.number == 3:
-        value = mfn_to_cr3(vcpu.kernel_l4, vcpu.domain.width)
+        value = mfn_to_cr3(vcpu.kernel_l4, vcpu.width)
     elif found.number == 4:
         value = vcpu.cr4
     else:
@@ -276,7 +276,7 @@ def _write_cr(cpu: GuestCpu, found: Privileged) -> None:
         vcpu.cr2 = value
     elif found.number == 3:
         try:
-            cpu.new_baseptr(cr3_to_mfn(value, vcpu.domain.width))
+            cpu.new_baseptr(cr3_to_mfn(value, vcpu.width))
         except XenError as error:
             raise Refused from error
     elif found.number == 4:

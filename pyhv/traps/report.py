@@ -39,7 +39,7 @@ def capture(
 ) -> CrashReport:
     """Take the report of the vCPU on the processor."""
     vcpu = cpu.vcpu
-    width = vcpu.domain.width
+    width = vcpu.width
     q = cpu.vmcb.q
     pc = cpu.linear_rip()
     sp = q[v.RSP] if width == 64 else (q[v.SEG_BASE[v.SS]] + q[v.RSP]) & MASK32
@@ -52,7 +52,7 @@ def capture(
         pass  # the stack ends where its mapping ends
     return CrashReport(
         domid=vcpu.domid,
-        name=vcpu.domain.name,
+        name=cpu.domain.name,
         vcpu=vcpu.number,
         cause=cause,
         time_ns=time_ns,

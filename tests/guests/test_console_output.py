@@ -13,7 +13,8 @@ from guest_machine import HEADER, PAGES, SECOND, START, Sink, image_of, machine
 
 from pyhv import assemble
 from pyhv.cpu.exits import ExitKind, ExitRecord
-from pyhv.domain import Domain, DomainConfig
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, Outcome
 

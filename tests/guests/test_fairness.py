@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 from guest_machine import HEADER, PAGES, image_of, machine
 
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, Outcome
 from pyhv.sched.credit import Credit

@@ -19,7 +19,7 @@ from pyhv.abi.numbers import Sched, Shutdown
 from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.cpu.vmcb import RBX, RDI
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.errors import ImageError, XenError
 from pyhv.events import channels
 from pyhv.events.channels import EventChannels

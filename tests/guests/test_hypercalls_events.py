@@ -8,7 +8,7 @@ import pytest
 from guest_machine import DOMID_SELF, Paused, image_of, paused
 
 from pyhv.abi.numbers import Shutdown
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
 from pyhv.hypercalls.context import Again
 from pyhv.loader.elf import load_image

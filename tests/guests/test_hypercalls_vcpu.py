@@ -10,7 +10,7 @@ from guest_machine import HEADER, START, Paused, Sink, image_of, machine, passes
 
 from pyhv.abi import shared
 from pyhv.cpu import vmcb as v
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.hypercalls.context import Again
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import invoke

@@ -9,7 +9,8 @@ from guest_machine import Sink
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.structs import StartInfo
-from pyhv.domain import Domain, DomainConfig
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.loader import builder
 from pyhv.loader.elf import load_image

@@ -19,7 +19,7 @@ from pyhv.abi.structs import (
 )
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.cpu.exits import ExitRecord
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmu_bench import Bench
 
 from pyhv.cpu.ram import Ram
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome

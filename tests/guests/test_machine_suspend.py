@@ -5,7 +5,8 @@ import pytest
 from guest_machine import HEADER, PAGES, START, Sink, image_of, machine
 
 from pyhv.abi.numbers import Shutdown
-from pyhv.domain import Domain, DomainConfig
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, Outcome

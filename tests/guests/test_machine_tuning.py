@@ -8,7 +8,7 @@ import pytest
 from conftest import Capture
 
 from pyhv.cpu.tuning import gate
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import BUILTIN, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig

@@ -32,7 +32,7 @@ from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
 from pyhv.address import MASK32
 from pyhv.cpu import vmcb as v
-from pyhv.domain import CallbackEntry
+from pyhv.domain.callbacks import CallbackEntry
 
 DE, DB, BP, OF, BR, UD, NM, TS, NP, SS, GP, PF = 0, 1, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14
 IF, RF, TF = 0x200, 1 << 16, 0x100

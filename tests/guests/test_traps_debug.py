@@ -10,7 +10,7 @@ from guest_machine import run as run_guest
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 from pyhv.cpu.exits import ExitKind
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Outcome

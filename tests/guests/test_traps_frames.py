@@ -10,7 +10,7 @@ from guest_machine import Paused, paused
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
 from pyhv.cpu import vmcb as v
-from pyhv.domain import CallbackEntry
+from pyhv.domain.callbacks import CallbackEntry
 
 GP, PF, UD, DB, NM, BP = 13, 14, 6, 1, 7, 3
 NP, SS = 11, 12

@@ -8,7 +8,8 @@ import pytest
 from guest_machine import PAGES, Paused, Sink, machine, paused
 
 from pyhv.cpu import vmcb as v
-from pyhv.domain import CallbackEntry, DomainConfig
+from pyhv.domain.callbacks import CallbackEntry
+from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 

@@ -13,7 +13,7 @@ from guest_machine import Paused, paused
 
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
-from pyhv.domain import CallbackEntry
+from pyhv.domain.callbacks import CallbackEntry
 
 DB, BP, UD, GP, PF = 1, 3, 6, 13, 14
 EVENT, SYSCALL, SYSENTER = 256, 257, 258

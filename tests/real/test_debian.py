@@ -17,7 +17,8 @@ import pytest
 
 from pyhv.cli import debian
 from pyhv.cli.messages import PlainProgress
-from pyhv.domain import Domain, DomainConfig
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
 

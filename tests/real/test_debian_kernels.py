@@ -18,7 +18,7 @@ from bench.compatibility import GRUB, LINUX, Subject
 from pyhv.cli import debian, kernels
 from pyhv.cli.kernels import KERNELS
 from pyhv.cli.messages import PlainProgress
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
 

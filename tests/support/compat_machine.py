@@ -13,7 +13,7 @@ from guest_machine import DOMID_SELF, Paused, machine
 from pyhv.address import MASK32
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
-from pyhv.domain import CallbackEntry
+from pyhv.domain.callbacks import CallbackEntry
 from pyhv.errors import XenError
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import invoke_compat

@@ -13,7 +13,9 @@ from tempfile import TemporaryDirectory
 from pyhv.address import MASK64, Va
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
-from pyhv.domain import Domain, DomainConfig, Vcpu
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.guests.build import build
 from pyhv.hypercalls.registry import HYPERCALLS

@@ -9,7 +9,7 @@ from guest_machine import PAGES, Paused, Sink, image_of, machine, paused
 from pyhv.abi.x86 import PTE_P
 from pyhv.address import Va
 from pyhv.cpu import engine as engine_module
-from pyhv.domain import DomainConfig
+from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
 from pyhv.loader.elf import load_image
 from pyhv.machine import MAX_MEMORY_PAGES, Machine, MachineConfig

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A domain: everything that one guest owns."""
+
+from dataclasses import dataclass, field
+
+from pyhv.abi.hypercall_page import hypercall_page
+from pyhv.abi.numbers import Shutdown
+from pyhv.abi.shared import SHARED_LAYOUT
+from pyhv.address import Mfn
+from pyhv.clock import Clock
+from pyhv.cpu.engine import Engine
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.vcpu import Vcpu
+from pyhv.events.channels import EventChannels
+from pyhv.events.delivery import TwoLevel
+from pyhv.grants.maptrack import Maptrack
+from pyhv.grants.table import GrantTable
+from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
+from pyhv.mmu.paging import DomainArea, L4Cache
+from pyhv.mmu.tables import PageTables
+
+
+@dataclass(slots=True)
+class Watchdog:
+    """One of the two domain watchdog timers: deadline in ns."""
+
+    deadline: int = 0
+    running: bool = False
+
+
+@dataclass(slots=True)
+class Assists:
+    """Which vm_assist types are on."""
+
+    enabled: set[int] = field(default_factory=set)
+
+    def __contains__(self, kind: int) -> bool:
+        return kind in self.enabled
+
+
+class Domain:
+    """One guest: memory, page tables, ports, grants, vCPUs, and why it ended.
+
+    The machine builds it in stages; a handler that gets a `Domain` sees all attributes set.
+    """
+
+    def __init__(
+        self,
+        domid: int,
+        config: DomainConfig,
+        physical: PhysicalMemory,
+        clock: Clock,
+        shared_info: Mfn,
+        width: int = 64,
+    ) -> None:
+        self.domid = domid
+        self.width = width
+        """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel."""
+        self.layout = SHARED_LAYOUT[width]
+        """Where the fields of the pages shared with it are that depend on its width."""
+        self.config = config
+        self.name = config.name
+        self.physical = physical
+        self.ram = physical.ram
+        self.clock = clock
+        self.now = clock.now
+        self.memory = GuestMemory(physical, width)
+        self.shared_info = FramePage(physical, shared_info)
+        self.assists = Assists()
+        self.watchdogs = [Watchdog(), Watchdog()]
+        self.max_pages = config.memory_pages
+        self.e820: bytes | None = None
+        """The memory map that the guest has set for itself; None: all its memory from 0 on."""
+        self.tot_pages = 0
+        self.shutdown_reason: int | None = None
+        self.shutdown_code: int | None = None
+        """What the guest wants its shutdown to be recorded as, whatever it will say then."""
+        self.suspender: Vcpu | None = None
+        """The vCPU whose call suspended the domain, and waits for its result."""
+        self.crash_cause: str | None = None
+        self.halted = False
+        """It never shut down: its last vCPU went down, which Xen takes for a power-off."""
+        self.dying = False
+        self.vcpus = [
+            Vcpu(domid, number, config, self.memory, self.shared_info, clock)
+            for number in range(config.vcpus)
+        ]
+        self.bits = TwoLevel(self.shared_info, config.vcpus, width)
+        # Set by the machine while it builds the domain:
+        self.tables: PageTables
+        self.cache: L4Cache
+        self.area: DomainArea
+        self.engine: Engine
+        self.events: EventChannels
+        self.grants: GrantTable
+        self.maptrack: Maptrack
+        self.zero_frame: Mfn
+        """Stands in for descriptor pages that the guest did not supply."""
+        self.pristine: bytes
+        """The engine's state block before any guest ran on it."""
+        self.loaded: Vcpu | None = None
+        """Whose registers the engine holds."""
+
+    @property
+    def alive(self) -> bool:
+        """Neither shut down nor crashed."""
+        return self.shutdown_reason is None
+
+    @property
+    def suspended(self) -> bool:
+        """Shut down to be resumed: nothing of it runs, and nothing of it is lost."""
+        return self.shutdown_reason == Shutdown.SUSPEND
+
+    def shut_down(self, reason: int, cause: str | None = None) -> None:
+        """Record why the domain ended; the first reason stays."""
+        if self.shutdown_reason is None:
+            self.shutdown_reason = reason
+            self.crash_cause = cause
+
+    def fill_hypercall_page(self, pfn: int) -> bool:
+        """Write the hypercall stubs into the guest's page `pfn`; False if it is not writable."""
+        frames = self.physical.frames
+        mfn = self.frame_of(pfn)
+        if mfn is None or not frames.get_writable(mfn):
+            return False
+        self.physical.write(mfn << 12, hypercall_page(self.width))
+        frames.put_writable(mfn)
+        return True
+
+    def frame_of(self, pfn: int) -> Mfn | None:
+        """The own frame that the M2P says is `pfn`."""
+        frames = self.physical.frames
+        own = frames.owned_by(self.domid)
+        found = own[frames.m2p_np[own] == pfn]
+        return Mfn(int(found[0])) if found.size else None
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended as a crash (its own or the hypervisor's verdict)."""
+        return self.shutdown_reason == Shutdown.CRASH
+
+    def set_wallclock(self, utc_ns: int) -> None:
+        """Write the UTC time of machine time 0 into shared_info."""
+        page, layout = self.shared_info, self.layout
+        version = (page.read_u32(layout.wc_version) | 1) & 0xFFFFFFFF
+        seconds, rest = divmod(utc_ns, 1_000_000_000)
+        page.write_u32(layout.wc_version, version)
+        page.write_u32(layout.wc_sec, seconds & 0xFFFFFFFF)
+        page.write_u32(layout.wc_sec_hi, seconds >> 32)
+        page.write_u32(layout.wc_nsec, rest)
+        page.write_u32(layout.wc_version, (version + 1) & 0xFFFFFFFF)

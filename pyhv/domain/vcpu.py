@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A virtual processor: what Xen keeps of it beyond its registers.
+
+That is where its traps and callbacks lead, which stack and which page tables it enters the kernel on, its
+timers and its runstate. Registers live in the engine's VMCB while the vCPU is loaded and in `Vcpu.registers`
+otherwise.
+"""
+
+import struct
+from contextlib import suppress
+
+from pyhv.abi.shared import (
+    SHARED_LAYOUT,
+    SI_VCPU_INFO,
+    VCPU_INFO_SIZE,
+    VI_TIME,
+    VI_UPCALL_MASK,
+    VI_UPCALL_PENDING,
+)
+from pyhv.address import Mfn
+from pyhv.clock import Clock
+from pyhv.domain.callbacks import CallbackEntry
+from pyhv.domain.config import DomainConfig
+from pyhv.errors import XenError
+from pyhv.events.timers import PeriodicTimer
+from pyhv.mmu.descriptors import Segment
+from pyhv.mmu.memory import FramePage, GuestMemory
+from pyhv.sched.runstate import Runstate, State
+
+NO_TRAP = (0, 0)
+_TIME_INFO = struct.Struct("<IIQQIbBxx")
+
+
+class Vcpu:
+    """One virtual processor."""
+
+    def __init__(
+        self,
+        domid: int,
+        number: int,
+        config: DomainConfig,
+        memory: GuestMemory,
+        shared_info: FramePage,
+        clock: Clock,
+    ) -> None:
+        self.domid = domid
+        self.number = number
+        self.id = (domid, number)
+        self.width = memory.width
+        """Bits of the guest's registers and structures."""
+        self.config = config
+        self.memory = memory
+        self.clock = clock
+        self._ram = ram = memory.ram
+        self.initialised = False
+        self.online = False
+        self.in_kernel = True
+        """The guest's mode, kernel or user; the hardware CPL is another matter (`mmu/paging.py`)."""
+        self.force_split = False
+        """Run on the guest's real tables in ring 3 until the next change of mode."""
+        self.kernel_l4 = Mfn(0)
+        self.user_l4 = Mfn(0)
+        self.merged = False
+        self.merge_known = -1
+        self.traps: list[tuple[int, int]] = [NO_TRAP] * 256
+        """Per vector: (handler address, flags: bits 1..0 DPL, bit 2 masks events)."""
+        self.trap_selectors = [0] * 256
+        """Per vector: the handler's code segment, in a 32-bit guest."""
+        self.event_callback = CallbackEntry(mask_events=True)
+        self.failsafe_callback = CallbackEntry()
+        self.syscall_callback = CallbackEntry()
+        self.syscall32_callback = CallbackEntry()
+        self.sysenter_callback = CallbackEntry()
+        self.kernel_ss = 0
+        self.kernel_sp = 0
+        self.other_gs_base = 0
+        """GS base of the mode that is not running."""
+        self.iopl = 0
+        self.io_bitmap = 0
+        self.io_bitmap_ports = 0
+        self.cr4 = 0x660
+        self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+        self.gdt_frames: list[Mfn] = []
+        self.gdt_entries = 0
+        self.ldt_base = 0
+        self.ldt_entries = 0
+        self.ldt_mapped: dict[int, Mfn] = {}
+        self.segments: dict[int, Segment | None] = {}
+        """Decoded descriptors by selector; emptied when GDT or LDT may have changed."""
+        self.return_segments: dict[tuple[int, int], tuple[Segment | None, Segment | None]] = {}
+        """(CS, SS) pairs that iret frames have named, decoded; emptied with `segments`."""
+        self.descriptors_changed = False
+        """Segment registers may hold what can no longer be loaded (`traps/segments.py`)."""
+        self.tsc_aux = 0
+        self.cpuid_faulting = False
+        """CPUID of user mode is #GP."""
+        self.info_page = shared_info
+        self.info_offset = SI_VCPU_INFO + VCPU_INFO_SIZE * (number if number < 32 else 0)
+        self.info = self.info_page.base + self.info_offset
+        """Machine address of the live vcpu_info."""
+        self.info_moved = False
+        layout = SHARED_LAYOUT[self.width]
+        self._cr2_offset = layout.cr2
+        self._cr2_words, self._cr2_shift = (ram.q, 3) if layout.width == 64 else (ram.d, 2)
+        self._cr2_mask = (1 << layout.width) - 1
+        self.runstate = Runstate(State.OFFLINE, clock.now())
+        self.runstate_area = 0
+        self.time_area = 0
+        self.periodic = PeriodicTimer(clock.now())
+        self.blocked = False
+        self.polling: frozenset[int] | None = None
+        self.nmi_pending = False
+        self.in_nmi = False
+        """An NMI has been delivered and no iret hypercall made since: the next one waits."""
+        self.mcg_status = 0
+        self.mci_ctl2 = [0, 0]
+        """Registers of the virtual machine check architecture that hold what the guest writes."""
+        self.initial_registers: dict[str, int] = {}
+        """What VCPUOP_initialise (or the builder) wants the registers to be at the first run."""
+        self.initial_fpu = b""
+        """A FXSAVE image to start with; empty: the FPU is as FNINIT leaves it."""
+        self.registers: bytes | None = None
+        """Saved VMCB while not loaded in the engine."""
+        self.time_stamp = -1
+
+    def forget_segments(self) -> None:
+        """Descriptors may have changed."""
+        self.segments.clear()
+        self.return_segments.clear()
+        self.descriptors_changed = True
+
+    @property
+    def weight(self) -> int:
+        """The domain's scheduling weight."""
+        return self.config.weight
+
+    @property
+    def cap(self) -> int:
+        """The domain's cap in percent of one processor."""
+        return self.config.cap
+
+    @property
+    def name(self) -> str:
+        """d1v0 and the like."""
+        return f"d{self.domid}v{self.number}"
+
+    # -- vcpu_info -----------------------------------------------------------------------------------------
+
+    @property
+    def upcall_masked(self) -> bool:
+        """The guest's interrupt flag, inverted."""
+        return self._ram.raw[self.info + VI_UPCALL_MASK] != 0
+
+    @upcall_masked.setter
+    def upcall_masked(self, masked: bool) -> None:
+        self._ram.raw[self.info + VI_UPCALL_MASK] = masked
+
+    @property
+    def upcall_pending(self) -> bool:
+        """Whether some event waits for this vCPU."""
+        return self._ram.raw[self.info + VI_UPCALL_PENDING] != 0
+
+    @upcall_pending.setter
+    def upcall_pending(self, pending: bool) -> None:
+        self._ram.raw[self.info + VI_UPCALL_PENDING] = pending
+
+    def event_deliverable(self) -> bool:
+        """An event is pending and not masked."""
+        raw, info = self._ram.raw, self.info
+        return raw[info] != 0 and raw[info + 1] == 0
+
+    @property
+    def nmi_deliverable(self) -> bool:
+        """An NMI is pending, and the handler of none is running."""
+        return self.nmi_pending and not self.in_nmi
+
+    @property
+    def cr2(self) -> int:
+        """The virtual CR2."""
+        return self._cr2_words[self.info + self._cr2_offset >> self._cr2_shift]
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self._cr2_words[self.info + self._cr2_offset >> self._cr2_shift] = value & self._cr2_mask
+
+    def use_info(self, page: FramePage, offset: int) -> None:
+        """From now on vcpu_info lives at `offset` of `page`, where `TwoLevel.relocate` has copied it."""
+        self.info_page, self.info_offset = page, offset
+        self.info = page.base + offset
+        self.info_moved = True
+
+    def update_time(self) -> None:
+        """Refresh the vCPU's pvclock record; its version is odd while that happens."""
+        clock, ram = self.clock, self._ram
+        tsc, now, stable = clock.time_record()
+        self.time_stamp = now
+        at = self.info + VI_TIME
+        version = ram.d[at >> 2] | 1
+        rate = clock.tsc_rate
+        ram.raw[at : at + 32] = _TIME_INFO.pack(
+            version & 0xFFFF_FFFF, 0, tsc, now, rate.mul, rate.shift, int(stable)
+        )
+        ram.d[at >> 2] = (version + 1) & 0xFFFF_FFFF
+        if self.time_area:
+            with suppress(XenError):  # an area that is not mapped now is written another time
+                self.memory.write(self.time_area, bytes(ram.raw[at : at + 32]))
