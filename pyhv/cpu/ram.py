@@ -1,32 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The machine's RAM: one anonymous mapping that every engine maps and Python sees through views.
+"""The machine's RAM: one mapping that every engine maps and Python sees through views.
 
 Three views of the same bytes: `raw` (memoryview of bytes), `q` (64-bit words, for single entries) and
 `tables` (numpy, one row of 512 words a frame, for whole page tables). Who owns a frame is `mmu/`'s concern.
 
 Writing through these views does not tell the emulator: whoever writes to a frame that may hold translated
 code goes through `mmu.memory`, which invalidates.
+
+RAM can be frozen (`freeze`), put back (`revert`) and shared by copies of itself (`Ram.of`) without copying
+more than what was written in between; `layers.py` tells how. The address never changes, so that engines and
+views stay what they are. Nothing may execute or store meanwhile.
 """
 
 import ctypes
 import mmap
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pyhv.address import PAGE_SHIFT, PAGE_SIZE
+from pyhv.cpu.layers import Image, Layer, MfnArray, private_copies, runs, runs_of_equal
 from pyhv.errors import ConfigError
 
-MfnArray = npt.NDArray[np.int64]
-
-
-def runs(mfns: MfnArray) -> list[tuple[int, int]]:
-    """Ascending frame numbers as runs of consecutive ones: (first, count)."""
-    if not mfns.size:
-        return []
-    breaks = np.flatnonzero(np.diff(mfns) != 1) + 1
-    starts, ends = np.concatenate(([0], breaks)), np.concatenate((breaks, [mfns.size]))
-    return list(zip(mfns[starts].tolist(), (ends - starts).tolist(), strict=True))
+_MOST_VIEWS: Final = 8192
+"""More mappings than that become one: the kernel allows a process 65,530 (vm.max_map_count)."""
+_NEAR: Final = 4
+"""Frames between two that were written are copied with them: one mapping is dearer than that."""
+_FEW: Final = 16
+"""So many frames are rather filled with zeros than mapped anew."""
 
 
 class Ram:
@@ -36,6 +38,7 @@ class Ram:
         self.frames = frames
         self.size = frames << PAGE_SHIFT
         try:
+            # Keeps the addresses; a mapping of the file made by this module would keep the file as well.
             self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError, ValueError) as error:
             raise ConfigError(
@@ -47,10 +50,26 @@ class Ram:
         self.d = self.raw.cast("I")
         self.tables: npt.NDArray[np.uint64] = np.frombuffer(self._map, dtype=np.uint64).reshape(frames, 512)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._open: Layer | None = Layer(frames)
+        """The file that is written directly, until it is frozen; None from then on."""
+        self._open.view_at(self.address, 0, frames, shared=True)
+        self._layers: list[Layer] = [self._open]
+        self._of_frame = np.zeros(frames, dtype=np.int32)
+        self._holes: int | None = None
+        """The layer without contents, for frames that are given back while memory is private."""
+
+    @classmethod
+    def of(cls, image: Image) -> Self:
+        """A RAM of its own that begins with the contents of `image`."""
+        ram = cls(image.frames)
+        ram.revert(image)
+        return ram
 
     def frame(self, mfn: int) -> memoryview:
         """The bytes of one frame."""
         return self.raw[mfn << PAGE_SHIFT : (mfn << PAGE_SHIFT) + PAGE_SIZE]
+
+    # -- giving back -------------------------------------------------------------------------------------
 
     def clear(self, mfns: MfnArray) -> None:
         """Zero frames, given in ascending order, and give their memory back to the host until they are used.
@@ -63,8 +82,116 @@ class Ram:
 
     def clear_run(self, first: int, count: int = 1) -> None:
         """`clear` for `count` frames from `first` on."""
-        try:
-            # Private anonymous memory that was given back reads as zeros (madvise(2), MADV_DONTNEED).
-            self._map.madvise(mmap.MADV_DONTNEED, first << PAGE_SHIFT, count << PAGE_SHIFT)
-        except OSError:  # memory that the process has locked cannot be given back
+        if self._open is not None:
+            try:
+                # Reads as zeros again (madvise(2), MADV_REMOVE: a hole in the file).
+                self._map.madvise(mmap.MADV_REMOVE, first << PAGE_SHIFT, count << PAGE_SHIFT)
+            except OSError:  # memory that the process has locked cannot be given back
+                self.tables[first : first + count] = 0
+        elif count <= _FEW:
             self.tables[first : first + count] = 0
+        else:
+            if self._holes is None:
+                self._holes = self._add(Layer(self.frames))
+            self._layers[self._holes].view_at(self.address, first, count)
+            self._of_frame[first : first + count] = self._holes
+
+    # -- images ------------------------------------------------------------------------------------------
+
+    def freeze(self) -> Image:
+        """The contents as they are now; what is written from now on, is written to private copies.
+
+        EnvironmentProblem: the host has no memory left for it. Then nothing has changed.
+        """
+        if self._open is not None:
+            self._open.view_at(self.address, 0, self.frames)
+            self._open = None
+        else:
+            self._fix(self.written())
+        return Image(tuple(self._layers), self._of_frame.copy())
+
+    def written(self) -> MfnArray:
+        """Frames that were written since the last `freeze` or `revert`, ascending. All, if there was none."""
+        if self._open is not None:
+            return np.arange(self.frames)
+        return private_copies(self.address, self.frames)
+
+    def revert(self, image: Image) -> MfnArray:
+        """Put back the contents of `image`, one of this RAM or of one that began with the same image.
+
+        Returns the frames whose contents may be others now, ascending.
+        """
+        changed = np.zeros(self.frames, dtype=np.bool_)
+        changed[self.written()] = True
+        for first, count in runs(np.flatnonzero(changed)) if self._open is None else ():
+            try:
+                self._map.madvise(mmap.MADV_DONTNEED, first << PAGE_SHIFT, count << PAGE_SHIFT)
+            except OSError:  # memory that the process has locked
+                for start, length, number in runs_of_equal(self._of_frame[first : first + count]):
+                    self._layers[number].view_at(self.address, first + start, length)
+        changed[self._view(image)] = True
+        self._open = None
+        return np.flatnonzero(changed)
+
+    def _view(self, image: Image, differ: MfnArray | None = None) -> MfnArray:
+        """View `image`'s layers where others are viewed now, and count only those from now on."""
+        if differ is None:
+            numbers = {id(layer): number for number, layer in enumerate(image.layers)}
+            here = np.array([numbers.get(id(layer), -1) for layer in self._layers], dtype=np.int32)
+            differ = np.flatnonzero(here[self._of_frame] != image.of_frame)
+        viewed = np.full(self.frames, -1, dtype=np.int32)
+        viewed[differ] = image.of_frame[differ]
+        for first, count, number in runs_of_equal(viewed):
+            if number >= 0:
+                image.layers[number].view_at(self.address, first, count)
+        self._layers = list(image.layers)
+        self._holes = None
+        self._of_frame = image.of_frame.copy()
+        return differ
+
+    def _add(self, layer: Layer) -> int:
+        self._layers.append(layer)
+        return len(self._layers) - 1
+
+    def _fix(self, written: MfnArray) -> None:
+        """Move private copies to a new layer, and everything to one if there would be too many mappings."""
+        if not written.size:
+            return
+        pieces = runs(_with_gaps_closed(written, self.frames))
+        layer = Layer(self.frames)
+        if len(pieces) + len(runs_of_equal(self._of_frame)) > _MOST_VIEWS:
+            existing = Image(tuple(self._layers), self._of_frame).existing()
+            self._store(layer, runs(np.union1d(existing, written)))
+            layer.view_at(self.address, 0, self.frames)
+            self._layers = [layer]
+            self._of_frame[:] = 0
+            return
+        self._store(layer, pieces)
+        number = self._add(layer)
+        for first, count in pieces:
+            layer.view_at(self.address, first, count)
+            self._of_frame[first : first + count] = number
+        self._forget_unused()
+
+    def _store(self, layer: Layer, pieces: list[tuple[int, int]]) -> None:
+        for first, count in pieces:
+            layer.store(first, self.raw[first << PAGE_SHIFT : first + count << PAGE_SHIFT])
+
+    def _forget_unused(self) -> None:
+        """Let go of layers that hold no frame's contents any more."""
+        used = np.unique(self._of_frame)
+        if used.size < len(self._layers):
+            self._of_frame = np.searchsorted(used, self._of_frame).astype(np.int32)
+            self._layers = [self._layers[number] for number in used.tolist()]
+            self._holes = None
+
+
+def _with_gaps_closed(mfns: MfnArray, frames: int) -> MfnArray:
+    """Ascending frame numbers, with those of the small gaps between them."""
+    gaps = np.diff(mfns)
+    near = np.flatnonzero((gaps > 1) & (gaps <= _NEAR))
+    chosen = np.zeros(frames, dtype=np.bool_)
+    chosen[mfns] = True
+    for left, right in zip(mfns[near].tolist(), mfns[near + 1].tolist(), strict=True):
+        chosen[left:right] = True
+    return np.flatnonzero(chosen)

@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
 from pyhv.address import MASK32, Mfn
-from pyhv.cpu.ram import MfnArray, Ram
+from pyhv.cpu.layers import MfnArray
+from pyhv.cpu.ram import Ram
 from pyhv.errors import ConfigError
 
 NONE: Final = 0

@@ -28,7 +28,8 @@ from pyhv.address import (
     Mfn,
     Va,
 )
-from pyhv.cpu.ram import MfnArray, Ram, runs
+from pyhv.cpu.layers import MfnArray, runs
+from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
 
