@@ -34,7 +34,7 @@ from pyhv.mmu import stepwise
 from pyhv.mmu.memory import FramePage, PhysicalMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
-from pyhv.mmu.segdesc import put_descriptor_page
+from pyhv.mmu.segdesc import drop_descriptor_page
 from pyhv.mmu.tables import PageTables
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.startup import boot_registers, first_state
@@ -104,9 +104,9 @@ class GrantPages:
         """Say whether somebody besides the hypervisor refers to the frame."""
         return self._physical.frames.refs[mfn] != 1
 
-    def release(self, mfn: Mfn) -> None:
+    def drop(self, mfn: Mfn) -> None:
         """Give back a frame that is not mapped."""
-        self._physical.frames.release_shared(mfn)
+        self._physical.frames.drop_shared(mfn)
 
 
 class Wiring:
@@ -127,7 +127,7 @@ class Wiring:
     def connect(self, console: FramePage, store: FramePage) -> None:
         """Attach to the rings and to the guest's two ports."""
         for page in (console, store):
-            if not self._machine.frames.get_writable(page.mfn):
+            if not self._machine.frames.take_writable(page.mfn):
                 raise ConfigError(f"{self.domain.name}: the image wants its rings' pages for something else.")
             self.rings.append(page.mfn)
         dom0 = self._machine.dom0
@@ -272,7 +272,7 @@ def _connect_events(machine: "Machine", domain: Domain) -> None:
         port_became_pending=lambda port: machine.port_pending(domain, port),
         max_port=domain.config.max_event_channels,
         width=domain.width,
-        release=lambda page: machine.frames.put_writable(page.mfn),
+        drop_page=lambda page: machine.frames.drop_writable(page.mfn),
     )
     domain.grants = GrantTable(domid, GrantPages(machine.physical, domain))
     domain.maptrack = Maptrack()
@@ -318,7 +318,7 @@ def _power_on(machine: "Machine", domain: Domain) -> Dispatcher:
 def _first_vcpu(machine: "Machine", domain: Domain, boot: BootState) -> None:
     """Load vCPU 0's first registers, its base pointer, and the clocks."""
     first = domain.vcpus[0]
-    domain.tables.get_table(boot.top, domain.tables.top)
+    domain.tables.take_table(boot.top, domain.tables.top)
     first.kernel_l4 = boot.top
     registers = boot_registers(boot.entry, boot.start_info, boot.stack_top, domain.width)
     first.kernel_ss, first.kernel_sp = registers["ss"], boot.stack_top
@@ -349,15 +349,15 @@ def take_apart(machine: "Machine", domain: Domain, dispatcher: Dispatcher) -> No
         cpu.vcpu = vcpu
         cpu.drop_ldt()
         for mfn in vcpu.gdt_frames:
-            put_descriptor_page(domain.tables, mfn)
+            drop_descriptor_page(domain.tables, mfn)
         vcpu.gdt_frames = []
         for table in (vcpu.kernel_l4, vcpu.user_l4):
             if table:
-                domain.tables.put_table(table)
+                domain.tables.drop_table(table)
         vcpu.kernel_l4 = vcpu.user_l4 = Mfn(0)
         if vcpu.info_moved:
-            frames.put_writable(vcpu.info_page.mfn)
-    stepwise.release(domain.tables)
+            frames.drop_writable(vcpu.info_page.mfn)
+    stepwise.drop_ahead(domain.tables)
     stepwise.settle(domain.tables)
     for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():
         domain.tables.unpin(pinned)
@@ -368,11 +368,11 @@ def _release_memory(machine: "Machine", domain: Domain, wiring: Wiring) -> None:
     """Give back all frames of a domain whose page tables are gone."""
     frames = machine.frames
     for mfn in wiring.rings:
-        frames.put_writable(mfn)
+        frames.drop_writable(mfn)
     machine.physical.invalidators.remove(domain.engine.invalidate_code)
     machine.physical.executors.remove(domain.tables)
     for mfn in domain.grants.destroy():
-        frames.release_shared(mfn)
+        frames.drop_shared(mfn)
     _release_frames(machine, domain)
 
 
@@ -380,9 +380,9 @@ def _release_frames(machine: "Machine", domain: Domain) -> None:
     """Give back the domain's memory, its shared_info, and what the hypervisor keeps for its tables."""
     frames = machine.frames
     frames.free_allocated(domain.domid)
-    frames.release_shared(domain.shared_info.mfn)
-    domain.cache.release(frames)
-    domain.area.release(frames)
+    frames.drop_shared(domain.shared_info.mfn)
+    domain.cache.free(frames)
+    domain.area.free(frames)
 
 
 def _end_mappings(machine: "Machine", domain: Domain) -> None:
@@ -392,9 +392,9 @@ def _end_mappings(machine: "Machine", domain: Domain) -> None:
         halves = mapping.halves
         if mapping.device:
             if mapping.readonly:
-                machine.frames.put(mapping.frame)
+                machine.frames.drop(mapping.frame)
             else:
-                machine.frames.put_writable(mapping.frame)
+                machine.frames.drop_writable(mapping.frame)
         if granter is not None:
-            granter.grants.release(mapping.ref, mapping.readonly, halves)
+            granter.grants.drop(mapping.ref, mapping.readonly, halves)
         domain.maptrack.end(handle, halves)

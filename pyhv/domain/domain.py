@@ -121,10 +121,10 @@ class Domain:
         """Write the hypercall stubs into the guest's page `pfn`; False if it is not writable."""
         frames = self.physical.frames
         mfn = self.frame_of(pfn)
-        if mfn is None or not frames.get_writable(mfn):
+        if mfn is None or not frames.take_writable(mfn):
             return False
         self.physical.write(mfn << 12, hypercall_page(self.width))
-        frames.put_writable(mfn)
+        frames.drop_writable(mfn)
         return True
 
     def frame_of(self, pfn: int) -> Mfn | None:

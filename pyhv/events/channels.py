@@ -89,7 +89,7 @@ class EventChannels:
     `lookup` finds another domain's channels by domid (this one's included); None if there is no such
     domain. `wake(vcpu)` is called when a vCPU has got an upcall to take; `port_became_pending(port)`
     whenever a pending bit went from 0 to 1, for those who poll. `max_port` is the highest port, further
-    limited by the layout: 2-level has `width`² ports, FIFO 2^17. `release(page)` drops the reference that
+    limited by the layout: 2-level has `width`² ports, FIFO 2^17. `drop_page(page)` drops the reference that
     the caller of `init_control` or `expand_array` has taken to that page. `privileged` may act for other
     domains and own the global VIRQs.
     """
@@ -106,7 +106,7 @@ class EventChannels:
         max_port: int = DEFAULT_MAX_PORT,
         width: int = 64,
         privileged: bool = False,
-        release: Callable[[SharedWords], None] = lambda _page: None,
+        drop_page: Callable[[SharedWords], None] = lambda _page: None,
     ) -> None:
         self.domid = domid
         self.vcpu_count = vcpu_count
@@ -121,7 +121,7 @@ class EventChannels:
         self._lookup = lookup
         self._wake = wake
         self._port_became_pending = port_became_pending
-        self._release = release
+        self._drop_page = drop_page
         self._two_level, self._two_level_limit = pending, self.limit
         self._ports: dict[int, _Port] = {}
         self._virqs: dict[tuple[int, int], int] = {}
@@ -353,7 +353,7 @@ class EventChannels:
         self._closed, self._unused = [], 1
         if fifo is not None:
             for page in fifo.pages():
-                self._release(page)
+                self._drop_page(page)
 
     # ---- inside
 

@@ -108,7 +108,7 @@ class Entries(Protocol):
     def read(self, ref: int) -> Entry:
         """Read an entry, once."""
 
-    def put(self, ref: int, entry: Entry, in_use: int = 0) -> None:
+    def write(self, ref: int, entry: Entry, in_use: int = 0) -> None:
         """Write an entry that permits access to a page, its flags last."""
 
     def in_use(self, ref: int) -> int:
@@ -165,7 +165,7 @@ class EntriesV1:
         combined = frame.read_u32(at)
         return Entry(combined & 0xFFFF, combined >> 16, frame.read_u32(at + 4))
 
-    def put(self, ref: int, entry: Entry, in_use: int = 0) -> None:
+    def write(self, ref: int, entry: Entry, in_use: int = 0) -> None:
         """Write an entry that permits access to a page, its flags last."""
         frame, at = self._array.at(ref)
         frame.write_u16(at + 2, entry.domid)
@@ -223,7 +223,7 @@ class EntriesV2:
             return Entry(flags, domid, mfn, frame.read_u16(at + 4) & _START_MASK, frame.read_u16(at + 6))
         return Entry(flags, domid, mfn)
 
-    def put(self, ref: int, entry: Entry, in_use: int = 0) -> None:
+    def write(self, ref: int, entry: Entry, in_use: int = 0) -> None:
         """Write an entry that permits access to a page, its flags last."""
         frame, at = self._array.at(ref)
         frame.write_u32(at + 4, 0)

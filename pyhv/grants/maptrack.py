@@ -117,7 +117,7 @@ class Maptrack:
     def end(self, handle: int, halves: MapFlag) -> bool:
         """Record that `halves` were unmapped; True if that was the last of them and the handle is free.
 
-        BAD_HANDLE. The caller releases the same halves in the granter's table.
+        BAD_HANDLE. The caller drops the same halves in the granter's table.
         """
         mapping = self.get(handle)
         # Plain integers: the complement of a flag loses the bits that have no name, which the guest may use.

@@ -10,7 +10,7 @@ grant); both can only be copied, never mapped. A transitive grant leads to one f
 so neither a chain nor a loop of them costs anything.
 
 This module knows no page tables and no frame's owner: whether the frame named is the granter's, the caller
-checks after `acquire`, and releases it if it is not.
+checks after `take`, and drops it if it is not.
 """
 
 import enum
@@ -63,7 +63,7 @@ class SharedPages(Protocol):
     def mapped(self, mfn: Mfn) -> bool:
         """Say whether the guest has the frame mapped."""
 
-    def release(self, mfn: Mfn) -> None:
+    def drop(self, mfn: Mfn) -> None:
         """Give back a frame that is not mapped."""
 
 
@@ -114,10 +114,10 @@ class CopyGrant:
     held: tuple[tuple["GrantTable", int], ...]
     """The entries in use for it."""
 
-    def release(self) -> None:
+    def drop(self) -> None:
         """The copy is done."""
         for table, ref in self.held:
-            table.release(ref, self.readonly)
+            table.drop(ref, self.readonly)
 
 
 class GrantTable:
@@ -219,7 +219,7 @@ class GrantTable:
             frame.write(0, bytes(PAGE_SIZE))
         self._entries = EntriesV2(self._frames, self._status) if version == 2 else EntriesV1(self._frames)
         for ref, (entry, bits) in enumerate(kept):
-            self._entries.put(ref, entry, bits)
+            self._entries.write(ref, entry, bits)
 
     def _drop_status(self) -> None:
         """Give back the status frames. EBUSY: the guest has one mapped (it would keep a page of ours)."""
@@ -227,13 +227,13 @@ class GrantTable:
             if self._pages.mapped(mfn):
                 raise XenError(Errno.EBUSY, f"status frame {mfn:#x} is mapped")
         for mfn in self.status_frames:
-            self._pages.release(mfn)
+            self._pages.drop(mfn)
         self._status.clear()
 
     def reserve(self, ref: int, domid: int, frame: Mfn) -> None:
         """Grant `frame` to `domid` before the guest runs: the console and xenstore entries. BAD_GNTREF."""
         self._check_ref(ref)
-        self._entries.put(ref, Entry(EntryFlag.PERMIT_ACCESS, domid, frame))
+        self._entries.write(ref, Entry(EntryFlag.PERMIT_ACCESS, domid, frame))
 
     def swap(self, ref_a: int, ref_b: int) -> None:
         """GNTTABOP_swap_grant_ref: exchange two entries. BAD_GNTREF; EAGAIN: one of them is in use."""
@@ -248,7 +248,7 @@ class GrantTable:
 
     # ---- use
 
-    def acquire(self, ref: int, by_domid: int, readonly: bool, halves: MapFlag = MapFlag.HOST) -> Mfn:
+    def take(self, ref: int, by_domid: int, readonly: bool, halves: MapFlag = MapFlag.HOST) -> Mfn:
         """Begin to map entry `ref` by domain `by_domid`, and return the frame.
 
         `halves` says which halves of a mapping are meant. BAD_GNTREF: the reference is beyond the table, or
@@ -259,17 +259,17 @@ class GrantTable:
             raise GrantError(GrantStatus.BAD_GNTREF, "neither a host nor a device mapping was asked for")
         return self._begin(ref, by_domid, readonly, halves, copying=False).frame
 
-    def acquire_copy(
+    def take_copy(
         self,
         ref: int,
         by_domid: int,
         readonly: bool,
         lookup: Callable[[int], "GrantTable | None"] | None,
     ) -> CopyGrant:
-        """Begin to copy from or to entry `ref`; the caller ends it with `CopyGrant.release`.
+        """Begin to copy from or to entry `ref`; the caller ends it with `CopyGrant.drop`.
 
         `lookup` finds the table that a transitive entry passes on; None forbids transitive entries, which is
-        how their depth is bounded. Refusals as those of `acquire`, of either table.
+        how their depth is bounded. Refusals as those of `take`, of either table.
         """
         loan = self._begin(ref, by_domid, readonly, MapFlag.HOST, copying=True)
         entry = loan.entry
@@ -280,9 +280,9 @@ class GrantTable:
             further = lookup(domid) if lookup is not None and domid != self.domid else None
             if further is None:
                 raise GrantError(GrantStatus.GENERAL_ERROR, f"transitive grant {ref} of domain {domid}'s")
-            inner = further.acquire_copy(passed_on, self.domid, readonly, None)
+            inner = further.take_copy(passed_on, self.domid, readonly, None)
         except GrantError:
-            self.release(ref, readonly)
+            self.drop(ref, readonly)
             raise
         return CopyGrant(
             inner.owner, inner.frame, inner.start, inner.length, readonly, held=(*inner.held, (self, ref))
@@ -316,8 +316,8 @@ class GrantTable:
             counts[half] += 1
         return loan
 
-    def release(self, ref: int, readonly: bool, halves: MapFlag = MapFlag.HOST) -> None:
-        """End a use begun by `acquire` with the same `readonly`; `halves` may be ended one by one.
+    def drop(self, ref: int, readonly: bool, halves: MapFlag = MapFlag.HOST) -> None:
+        """End a use begun by `take` with the same `readonly`; `halves` may be ended one by one.
 
         The last writable use clears the entry's "writing" bit, the last of all its "reading" bit. Ending a
         use that was not begun is a bug of the caller, never a guest's: ValueError, and nothing changes.
@@ -368,7 +368,7 @@ class GrantTable:
         return pfn
 
     def destroy(self) -> list[Mfn]:
-        """The domain dies: give back the table's frames. Loans live on until their users `release` them."""
+        """The domain dies: give back the table's frames. Loans live on until their users `drop` them."""
         frames = self.shared_frames
         self._frames.clear()
         self._status.clear()
@@ -409,7 +409,7 @@ class GrantTable:
             frame = self._pages.allocate()
             if frame is None:
                 for taken in more:
-                    self._pages.release(taken.mfn)
+                    self._pages.drop(taken.mfn)
                 raise GrantError(GrantStatus.GENERAL_ERROR, "no memory for a grant frame")
             more.append(frame)
         frames += more

@@ -23,7 +23,7 @@ from pyhv.hypercalls.table import Status, hypercall
 from pyhv.mmu.descriptors import fix_descriptor
 from pyhv.mmu.frames import SEGDESC
 from pyhv.mmu.pae import PaePageTables
-from pyhv.mmu.segdesc import get_descriptor_page, put_descriptor_page
+from pyhv.mmu.segdesc import drop_descriptor_page, take_descriptor_page
 
 _MASKS = 4
 """Flag of a trap: entering it masks events."""
@@ -69,9 +69,9 @@ def install_gdt(domain: Domain, vcpu: Vcpu, frames: tuple[int, ...], entries: in
     """Make `frames` the vCPU's GDT of `entries` descriptors; EINVAL, and the old one stays, if one is bad."""
     taken: list[Mfn] = []
     for mfn in frames:
-        if not get_descriptor_page(domain.tables, mfn, domain.width):
+        if not take_descriptor_page(domain.tables, mfn, domain.width):
             for other in taken:
-                put_descriptor_page(domain.tables, other)
+                drop_descriptor_page(domain.tables, other)
             raise XenError(Errno.EINVAL, f"{domain.physical.frames.describe(mfn)} cannot hold descriptors")
         taken.append(Mfn(mfn))
     drop_gdt(domain, vcpu)
@@ -86,7 +86,7 @@ def drop_gdt(domain: Domain, vcpu: Vcpu) -> None:
     """Remove the vCPU's GDT: its pages read as null descriptors."""
     for page, mfn in enumerate(vcpu.gdt_frames):
         domain.area.map(vcpu.number, page, domain.zero_frame)
-        put_descriptor_page(domain.tables, mfn)
+        drop_descriptor_page(domain.tables, mfn)
     vcpu.gdt_frames, vcpu.gdt_entries = [], 0
     vcpu.forget_segments()
     domain.tables.flush = True

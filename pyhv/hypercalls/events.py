@@ -130,7 +130,7 @@ def _reset_cont(call: Call, argument: int) -> None:
 
 def _take_page(call: Call, mfn: int) -> FramePage:
     """A page of the guest's for pending events, with a writable reference; EINVAL."""
-    if not call.frames.get_writable(call.own_frame(mfn)):
+    if not call.frames.take_writable(call.own_frame(mfn)):
         raise XenError(Errno.EINVAL, f"{call.frames.describe(mfn)} cannot be written")
     return FramePage(call.host.physical, mfn)
 

@@ -76,17 +76,17 @@ def _claim(call: Call, name: int, domid: int, granted: bool, *, readonly: bool) 
         found = call.host.domain(domid)
         return None if found is None else found.grants
 
-    grant = table.acquire_copy(ref, call.domain.domid, readonly, lookup)
+    grant = table.take_copy(ref, call.domain.domid, readonly, lookup)
     try:
         check_granted(call, grant.frame, grant.owner)
         take(call, grant.frame, readonly)
     except GrantError:
-        grant.release()
+        grant.drop()
         raise
 
     def let_go() -> None:
         drop(call, grant.frame, readonly)
-        grant.release()
+        grant.drop()
 
     return _Side(grant.frame, grant.start, grant.start + grant.length, let_go)
 

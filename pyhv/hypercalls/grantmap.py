@@ -38,17 +38,17 @@ def check_granted(call: Call, mfn: int, owner: int) -> None:
 def take(call: Call, mfn: int, readonly: bool) -> None:
     """Take a general reference, and a writable one if asked. GENERAL_ERROR: it is a page table, say."""
     if readonly:
-        call.frames.get(mfn)
-    elif not call.frames.get_writable(mfn):
+        call.frames.take(mfn)
+    elif not call.frames.take_writable(mfn):
         raise GrantError(GrantStatus.GENERAL_ERROR, f"writable grant of {call.frames.describe(mfn)}")
 
 
 def drop(call: Call, mfn: int, readonly: bool) -> None:
     """Drop what `take` took."""
     if readonly:
-        call.frames.put(mfn)
+        call.frames.drop(mfn)
     else:
-        call.frames.put_writable(mfn)
+        call.frames.drop_writable(mfn)
 
 
 def _entry_address(call: Call, host_addr: int, flags: int) -> int:
@@ -83,7 +83,7 @@ def _map(call: Call, request: GnttabMapGrantRef) -> None:
     grants = table_of(call, request.dom, request.ref)
     readonly = bool(flags & GRANT_MAP_READONLY)
     halves = MapFlag(flags & _HALVES)
-    mfn = grants.acquire(request.ref, call.domain.domid, readonly, halves)
+    mfn = grants.take(request.ref, call.domain.domid, readonly, halves)
     taken = 0
     try:
         check_granted(call, mfn, grants.domid)
@@ -99,7 +99,7 @@ def _map(call: Call, request: GnttabMapGrantRef) -> None:
     except GrantError:
         for _ in range(taken):
             drop(call, mfn, readonly)
-        grants.release(request.ref, readonly, halves)
+        grants.drop(request.ref, readonly, halves)
         raise
     mapping = Mapping(grants.domid, request.ref, MapFlag(flags & _KEPT_FLAGS), mfn)
     request.handle = call.domain.maptrack.add(mapping)
@@ -144,7 +144,7 @@ def _replace_entry(call: Call, mapping: Mapping, host_addr: int, new_addr: int) 
     if new_addr:
         if MapFlag.CONTAINS_PTE in mapping.flags or (call.width == 32 and new_addr > MASK32):
             raise GrantError(GrantStatus.GENERAL_ERROR, f"nothing to move from {new_addr:#x}")
-        replacement = tables.take_leaf(_entry_address(call, new_addr, 0))
+        replacement = tables.empty_leaf(_entry_address(call, new_addr, 0))
     try:
         address = _entry_address(call, host_addr, mapping.flags)
         entry = call.domain.ram.q[address >> 3]
@@ -152,7 +152,8 @@ def _replace_entry(call: Call, mapping: Mapping, host_addr: int, new_addr: int) 
         if not same or bool(entry & PTE_RW) == mapping.readonly:
             raise GrantError(GrantStatus.GENERAL_ERROR, "the mapping is no longer there")
     except GrantError:
-        tables.drop_leaf(replacement)
+        if replacement & PTE_P:
+            tables.drop_leaf(replacement)
         raise
     tables.replace_leaf(address, replacement)
     tables.flush = True
@@ -164,5 +165,5 @@ def _end(call: Call, handle: int, mapping: Mapping, halves: MapFlag) -> None:
         return
     granter = call.host.any_domain(mapping.granter)
     if granter is not None:
-        granter.grants.release(mapping.ref, mapping.readonly, halves)
+        granter.grants.drop(mapping.ref, mapping.readonly, halves)
     call.domain.maptrack.end(handle, halves)

@@ -96,7 +96,7 @@ def _each(
             _finish(call, done, before + completed)
             raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
     except XenError:
-        stepwise.release(tables)
+        stepwise.drop_ahead(tables)
         stepwise.settle_some(tables)
         _finish(call, done, before + completed)
         raise
@@ -114,7 +114,7 @@ def _approved(call: Call, raw: bytes, perform: Callable[[bytes], None]) -> bool:
     try:
         perform(raw)
         if tables.ahead_of and call.frames.type_count[tables.ahead_of]:
-            stepwise.release(tables)  # so little was left that it went at once
+            stepwise.drop_ahead(tables)  # so little was left that it went at once
         return True
     except TooMuch as big:
         root = big.root
@@ -125,7 +125,7 @@ def _approved(call: Call, raw: bytes, perform: Callable[[bytes], None]) -> bool:
     try:
         perform(raw)  # nothing is left below but what will be refused
     finally:
-        stepwise.release(tables)
+        stepwise.drop_ahead(tables)
     return True
 
 
@@ -240,11 +240,11 @@ def _new_user_baseptr(call: Call, operation: MmuextOp) -> None:
     if mfn == vcpu.user_l4:
         return
     if mfn:
-        call.tables.get_table(mfn, L4)
+        call.tables.take_table(mfn, L4)
     old, vcpu.user_l4 = vcpu.user_l4, Mfn(mfn)
     call.processor.new_base_pointers()
     if old:
-        call.tables.put_table(old)
+        call.tables.drop_table(old)
 
 
 def _flush(number: Mmuext, takes_mask: bool, single: bool) -> None:
@@ -286,7 +286,7 @@ def _set_ldt(call: Call, operation: MmuextOp) -> None:
 
 def _writable_page(call: Call, mfn: int) -> None:
     call.own_frame(mfn)
-    if not call.frames.get_writable(mfn):
+    if not call.frames.take_writable(mfn):
         raise XenError(Errno.EINVAL, f"{call.frames.describe(mfn)} cannot be written")
 
 
@@ -294,7 +294,7 @@ def _writable_page(call: Call, mfn: int) -> None:
 def _clear_page(call: Call, operation: MmuextOp) -> None:
     _writable_page(call, operation.arg1)
     call.host.physical.write(operation.arg1 << 12, bytes(PAGE_SIZE))
-    call.frames.put_writable(operation.arg1)
+    call.frames.drop_writable(operation.arg1)
 
 
 @_commands.command(Mmuext.COPY_PAGE)
@@ -302,7 +302,7 @@ def _copy_page(call: Call, operation: MmuextOp) -> None:
     source = call.own_frame(operation.arg2)
     _writable_page(call, operation.arg1)
     call.host.physical.write(operation.arg1 << 12, call.host.physical.read(source << 12, PAGE_SIZE))
-    call.frames.put_writable(operation.arg1)
+    call.frames.drop_writable(operation.arg1)
 
 
 _commands.refuse({

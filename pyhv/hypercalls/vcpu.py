@@ -147,7 +147,7 @@ def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     bits = call.domain.bits
     bits.check_relocation(vcpu.number, request.offset)
     mfn = call.own_frame(request.mfn)
-    if not call.frames.get_writable(mfn):
+    if not call.frames.take_writable(mfn):
         raise XenError(Errno.EINVAL, f"vcpu_info in {call.frames.describe(mfn)}")
     page = FramePage(call.host.physical, mfn)
     bits.relocate(vcpu.number, page, request.offset)
@@ -183,19 +183,19 @@ def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
     context.check()
     tables = call.tables
     kernel, user = context.kernel_l4, context.user_l4
-    tables.get_table(kernel, tables.top)
+    tables.take_table(kernel, tables.top)
     try:
         if user:
-            tables.get_table(user, tables.top)
+            tables.take_table(user, tables.top)
     except XenError:
-        tables.put_table(kernel)
+        tables.drop_table(kernel)
         raise
     try:
         install_gdt(call.domain, vcpu, context.gdt_frames, context.gdt_entries)
     except XenError:
-        tables.put_table(kernel)
+        tables.drop_table(kernel)
         if user:
-            tables.put_table(user)
+            tables.drop_table(user)
         raise
     context.apply(vcpu)
     vcpu.kernel_l4, vcpu.user_l4 = Mfn(kernel), Mfn(user)

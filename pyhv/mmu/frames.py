@@ -3,7 +3,7 @@
 
 This is Xen's `page_info` as a structure of arrays. A frame is used in one way at a time:
 
-    type      a frame of this type may be                      and a reference is held by
+    type      a frame of this type may be                      and a reference is taken by
     NONE      anything (type count is 0)
     L1 .. L4  a validated page table                           upper entries, pins, base pointers
     SEGDESC   a page of segment descriptors                    GDT slots, faulted-in LDT pages
@@ -203,19 +203,20 @@ class FrameTable:
 
     # -- references --------------------------------------------------------------------------------------
 
-    def get(self, mfn: int) -> None:
-        """Take a general reference; the caller has checked the owner."""
+    def take(self, mfn: int) -> None:
+        """Take a general reference (Xen: get_page); the caller has checked the owner."""
         self.refs[mfn] += 1
 
-    def put(self, mfn: int) -> None:
-        """Drop a general reference and free the frame with the last one."""
+    def drop(self, mfn: int) -> None:
+        """Drop a general reference (Xen: put_page) and free the frame with the last one."""
         left = self.refs[mfn] - 1
         self.refs[mfn] = left
         if left == 0:
-            self._release(mfn)
+            self._last_dropped(mfn)
 
-    def get_writable(self, mfn: int) -> bool:
-        """Take a general and a writable type reference; False if the frame is in use as something else."""
+    def take_writable(self, mfn: int) -> bool:
+        """Take a general and a writable type reference (Xen: get_page_and_type); False if the frame is in use
+        as something else."""
         if self.type_count[mfn] == 0:
             self.type[mfn] = WRITABLE
         elif self.type[mfn] != WRITABLE:
@@ -224,15 +225,15 @@ class FrameTable:
         self.refs[mfn] += 1
         return True
 
-    def put_writable(self, mfn: int) -> None:
-        """Drop what `get_writable` took."""
+    def drop_writable(self, mfn: int) -> None:
+        """Drop what `take_writable` took (Xen: put_page_and_type)."""
         self.type_count[mfn] -= 1
-        self.put(mfn)
+        self.drop(mfn)
 
     def deallocate(self, mfn: int) -> None:
         """The owner gives the frame back: its allocation reference goes."""
         self.allocated[mfn] = 0
-        self.put(mfn)
+        self.drop(mfn)
 
     def change_owner(self, mfn: int, owner: int) -> None:
         """Hand a frame, to which nothing refers but its allocation, to another domain, contents and all."""
@@ -258,12 +259,12 @@ class FrameTable:
         self._free[self.free_count : self.free_count + last.size] = last[::-1]
         self.free_count += last.size
 
-    def release_shared(self, mfn: int) -> None:
+    def drop_shared(self, mfn: int) -> None:
         """Undo `allocate_shared` when its domain has died."""
         self.type_count[mfn] -= 1
-        self.put(mfn)
+        self.drop(mfn)
 
-    def _release(self, mfn: int) -> None:
+    def _last_dropped(self, mfn: int) -> None:
         assert self.type_count[mfn] == 0, f"frame {mfn:#x} freed while used as {TYPE_NAMES[self.type[mfn]]}"
         self.on_free(mfn, self.owner[mfn])
         self.owner[mfn] = DOMID_INVALID

@@ -81,13 +81,13 @@ class PaePageTables(PageTables):
             return [slot for slot in slots if slot < COMPAT_FIRST_SLOT]
         return slots
 
-    def _get_upper(self, table: int, level: int, slot: int, entry: int) -> None:
+    def _take_upper(self, table: int, level: int, slot: int, entry: int) -> None:
         if level == L3 and slot == LAST_SLOT:
-            self._get_last_l2(entry)
+            self._take_last_l2(entry)
         else:
-            super()._get_upper(table, level, slot, entry)
+            super()._take_upper(table, level, slot, entry)
 
-    def _get_last_l2(self, entry: int) -> None:
+    def _take_last_l2(self, entry: int) -> None:
         """Approve the entry of slot 3: an L2 that nothing else refers to."""
         if entry & self.forbidden(L3):
             raise XenError(Errno.EINVAL, f"L3 entry {entry:#x} has bits that no guest may set")
@@ -99,23 +99,23 @@ class PaePageTables(PageTables):
             )
         frames.last_l2[mfn] = 1
         try:
-            super().get_table(mfn, L2)
+            super().take_table(mfn, L2)
         except XenError:
             frames.last_l2[mfn] = 0
             raise
         self.ram.tables[mfn][COMPAT_FIRST_SLOT:] = self.cache.m2p.compat_entries
 
-    def get_table(self, mfn: int, level: int) -> None:
+    def take_table(self, mfn: int, level: int) -> None:
         """As for 64-bit guests; an L3 has no linear entries, and the last L2 has its one place."""
         frames = self.frames
         if 0 < mfn < frames.count and frames.last_l2[mfn] and level == L2:
             raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} is the last L2 of some L3 already")
-        super().get_table(mfn, level)
+        super().take_table(mfn, level)
 
-    def _get_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
+    def _take_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
         if level == L3:
             raise XenError(Errno.EINVAL, "an L3 of a 32-bit guest has no linear entries")
-        super()._get_linear(table, level, mfn, entry)
+        super()._take_linear(table, level, mfn, entry)
 
     def _demote(self, mfn: int, level: int) -> None:
         super()._demote(mfn, level)

@@ -134,10 +134,10 @@ class DomainArea:
         entry = self.leaf(vcpu, page)
         return (entry & 0x000F_FFFF_FFFF_F000) >> 12 if entry & PTE_P else None
 
-    def release(self, frames: FrameTable) -> None:
+    def free(self, frames: FrameTable) -> None:
         """Free the area's own tables."""
         for mfn in self._tables:
-            frames.put(mfn)
+            frames.drop(mfn)
 
 
 class L4Cache:
@@ -223,9 +223,9 @@ class L4Cache:
         self.generation += 1
         self._mergeable.clear()
 
-    def release(self, frames: FrameTable) -> None:
+    def free(self, frames: FrameTable) -> None:
         """Free all copies."""
         for mfn in [*self._free, *self._copies.values()]:
-            frames.put(mfn)
+            frames.drop(mfn)
         self._free.clear()
         self._copies.clear()

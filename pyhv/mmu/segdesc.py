@@ -11,7 +11,7 @@ from pyhv.mmu.frames import SEGDESC
 from pyhv.mmu.tables import PageTables
 
 
-def get_descriptor_page(tables: PageTables, mfn: int, width: int) -> bool:
+def take_descriptor_page(tables: PageTables, mfn: int, width: int) -> bool:
     """Take a SEGDESC reference on an own frame of a guest of `width` bits; False if it cannot be one."""
     frames = tables.frames
     if not 0 < mfn < frames.count or frames.owner[mfn] != tables.domid or frames.xen_heap[mfn]:
@@ -31,7 +31,7 @@ def get_descriptor_page(tables: PageTables, mfn: int, width: int) -> bool:
     return True
 
 
-def put_descriptor_page(tables: PageTables, mfn: int) -> None:
-    """Drop what `get_descriptor_page` took."""
+def drop_descriptor_page(tables: PageTables, mfn: int) -> None:
+    """Drop what `take_descriptor_page` took."""
     tables.frames.type_count[mfn] -= 1
-    tables.frames.put(mfn)
+    tables.frames.drop(mfn)

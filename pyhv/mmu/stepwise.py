@@ -31,7 +31,7 @@ Pause = Callable[[], bool]
 def approve(tables: PageTables, mfn: int, level: int, pause: Pause) -> bool:
     """Approve what is below the table-to-be `mfn`, until `pause` says stop: False, to be called again."""
     if tables.ahead_of != mfn:
-        release(tables)
+        drop_ahead(tables)
         tables.ahead_of, tables.ahead_level = mfn, level
     return _approve_below(tables, mfn, level, pause)
 
@@ -59,7 +59,7 @@ def _approve_below(tables: PageTables, mfn: int, level: int, pause: Pause) -> bo
         if not tables.may_go_ahead(level, slot):
             continue
         try:
-            tables.get_table(child, level - 1)
+            tables.take_table(child, level - 1)
         except XenError:
             return True
         tables.ahead.append(child)
@@ -68,14 +68,14 @@ def _approve_below(tables: PageTables, mfn: int, level: int, pause: Pause) -> bo
     return True
 
 
-def release(tables: PageTables) -> None:
+def drop_ahead(tables: PageTables) -> None:
     """Let go of what was approved ahead: the top has been approved, or never will be."""
     frames = tables.frames
     for mfn in tables.ahead:
         if frames.type_count[mfn] == 1:
             tables.doomed.append(mfn)
         else:
-            tables.put_table(mfn)
+            tables.drop_table(mfn)
     tables.ahead.clear()
     tables.ahead_of = 0
 
@@ -83,7 +83,7 @@ def release(tables: PageTables) -> None:
 def settle(tables: PageTables, pause: Pause | None = None) -> bool:
     """Drop what is doomed, all of it or until `pause` says stop: False then."""
     while tables.doomed:
-        tables.put_table(tables.doomed.pop())
+        tables.drop_table(tables.doomed.pop())
         if pause is not None and tables.doomed and pause():
             return False
     return True

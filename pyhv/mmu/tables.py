@@ -189,19 +189,19 @@ class PageTables:
             )
         return mfn
 
-    def _get_leaf(self, entry: int) -> None:
-        """Take what a present, adjusted leaf needs."""
+    def _take_leaf(self, entry: int) -> None:
+        """Take what a present, adjusted leaf needs (Xen: get_page_from_l1e)."""
         mfn = self._check_target(entry)
         frames = self.frames
         if entry & PTE_RW:
-            if not frames.get_writable(mfn):
+            if not frames.take_writable(mfn):
                 raise XenError(Errno.EBUSY, f"writable mapping of {frames.describe(mfn)}")
         else:
             frames.refs[mfn] += 1
         if not entry & PTE_NX:
-            self._get_execute(mfn)
+            self._take_execute(mfn)
 
-    def _get_execute(self, mfn: int) -> None:
+    def _take_execute(self, mfn: int) -> None:
         """Count one more leaf that lets a frame be executed."""
         frames = self.frames
         frames.exec_count[mfn] += 1
@@ -209,15 +209,15 @@ class PageTables:
             self.code.executable((mfn,))
         frames.code[mfn] = 1
 
-    def _put_execute(self, mfn: int) -> None:
+    def _drop_execute(self, mfn: int) -> None:
         """Count one less."""
         left = self.frames.exec_count[mfn] - 1
         self.frames.exec_count[mfn] = left
         if not left:
             self.code.released += 1
 
-    def _put_leaf(self, entry: int) -> None:
-        """Drop what a present leaf held."""
+    def drop_leaf(self, entry: int) -> None:
+        """Drop what a present leaf held (Xen: put_page_from_l1e)."""
         mfn = (entry & PTE_MFN_MASK) >> 12
         frames = self.frames
         self.stale = True
@@ -227,10 +227,10 @@ class PageTables:
             if entry & PTE_RW:
                 frames.lent[mfn] -= 1
         if not entry & PTE_NX:
-            self._put_execute(mfn)
+            self._drop_execute(mfn)
         if entry & PTE_RW:
             frames.type_count[mfn] -= 1
-        frames.put(mfn)
+        frames.drop(mfn)
 
     def update_l1(self, address: int, new: int, preserve_ad: bool = False) -> None:
         """Replace the L1 entry at a machine address inside a frame of type L1."""
@@ -243,19 +243,19 @@ class PageTables:
             new = self.adjust_leaf(new)
             if old & PTE_P and not (old ^ new) & ~HARMLESS:
                 if (old ^ new) & PTE_NX:
-                    change = self._put_execute if new & PTE_NX else self._get_execute
+                    change = self._drop_execute if new & PTE_NX else self._take_execute
                     change((new & PTE_MFN_MASK) >> 12)
                 if old & ~new & (PTE_A | PTE_D | PTE_US) or ~old & new & PTE_NX:
                     self.stale = True
                 old = 0
             else:
-                self._get_leaf(new)
+                self._take_leaf(new)
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
         q[at] = new
         self._leaf_changed(at)
         if old & PTE_P:
-            self._put_leaf(old)
+            self.drop_leaf(old)
 
     def _leaf_changed(self, at: int) -> None:
         """The L1 entry with word index `at` has a new value."""
@@ -278,14 +278,14 @@ class PageTables:
         self.replace_leaf(address, new)
 
     def replace_leaf(self, address: int, new: int) -> None:
-        """Put `new` into an L1 entry without approval: it is what `take_leaf` took elsewhere, or absent."""
+        """Put `new` into an L1 entry without approval: it is what `empty_leaf` found elsewhere, or absent."""
         old = self.ram.q[address >> 3]
         self.ram.q[address >> 3] = new
         self._leaf_changed(address >> 3)
         if old & PTE_P:
-            self._put_leaf(old)
+            self.drop_leaf(old)
 
-    def take_leaf(self, address: int) -> int:
+    def empty_leaf(self, address: int) -> int:
         """Empty an L1 entry and return what it was; the references it stands for are the caller's now."""
         at = address >> 3
         entry = self.ram.q[at]
@@ -294,14 +294,9 @@ class PageTables:
         self.stale = self.flush = True
         return entry
 
-    def drop_leaf(self, entry: int) -> None:
-        """Drop the references of an entry from `take_leaf` that is put nowhere."""
-        if entry & PTE_P:
-            self._put_leaf(entry)
-
     # -- upper entries -----------------------------------------------------------------------------------
 
-    def _get_upper(self, table: int, level: int, slot: int, entry: int) -> None:
+    def _take_upper(self, table: int, level: int, slot: int, entry: int) -> None:
         """Take what a present entry of an L2, L3 or L4 table needs."""
         if entry & self.forbidden(level):
             raise XenError(Errno.EINVAL, f"L{level} entry {entry:#x} has bits that no guest may set")
@@ -310,11 +305,11 @@ class PageTables:
         if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid:
             raise XenError(Errno.EINVAL, f"L{level} entry points to {frames.describe(mfn)}")
         if mfn == table or (frames.type_count[mfn] and frames.type[mfn] == level):
-            self._get_linear(table, level, mfn, entry)
+            self._take_linear(table, level, mfn, entry)
         else:
-            self.get_table(mfn, level - 1)
+            self.take_table(mfn, level - 1)
 
-    def _get_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
+    def _take_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
         """Approve a same-level entry: read-only, and never a chain of them."""
         frames = self.frames
         if entry & PTE_RW:
@@ -328,7 +323,7 @@ class PageTables:
         frames.type_count[mfn] += 1
         frames.refs[mfn] += 1
 
-    def _put_upper(self, table: int, level: int, entry: int) -> None:
+    def _drop_upper(self, table: int, level: int, entry: int) -> None:
         """Drop what a present upper entry held."""
         mfn = (entry & PTE_MFN_MASK) >> 12
         if mfn == table:
@@ -339,7 +334,7 @@ class PageTables:
         elif self.in_steps and self.frames.type_count[mfn] == 1:
             self.doomed.append(mfn)
             return
-        self.put_table(mfn)
+        self.drop_table(mfn)
 
     def update_upper(self, address: int, level: int, new: int, preserve_ad: bool = False) -> None:
         """Replace an entry of an L2, L3 or L4 table."""
@@ -355,7 +350,7 @@ class PageTables:
             if old & PTE_P and not (old ^ new) & ~HARMLESS:
                 old = 0
             else:
-                self._get_upper(table, level, slot, new)
+                self._take_upper(table, level, slot, new)
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
         q[at] = new
@@ -367,12 +362,15 @@ class PageTables:
             self.cache.entry_changed(table, slot, new)
         self.flush = True
         if old & PTE_P:
-            self._put_upper(table, level, old)
+            self._drop_upper(table, level, old)
 
     # -- whole tables ------------------------------------------------------------------------------------
 
-    def get_table(self, mfn: int, level: int) -> None:
-        """Take a reference of type `level` on a frame of the domain, promoting it if it is the first."""
+    def take_table(self, mfn: int, level: int) -> None:
+        """Take a reference of type `level` on a frame of the domain, promoting it if it is the first.
+
+        Xen: get_page_and_type. EINVAL: the frame cannot be such a table, or an entry of it is refused.
+        """
         frames = self.frames
         if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid:
             raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} cannot be an L{level}: not the guest's own")
@@ -384,14 +382,14 @@ class PageTables:
             frames.type_count[mfn] += 1
         frames.refs[mfn] += 1
 
-    def put_table(self, mfn: int) -> None:
-        """Drop a table reference; the last type reference demotes the frame."""
+    def drop_table(self, mfn: int) -> None:
+        """Drop a table reference (Xen: put_page_and_type); the last type reference demotes the frame."""
         frames = self.frames
         left = frames.type_count[mfn] - 1
         frames.type_count[mfn] = left
         if left == 0:
             self._demote(mfn, frames.type[mfn])
-        frames.put(mfn)
+        frames.drop(mfn)
 
     def _promote(self, mfn: int, level: int) -> None:
         frames = self.frames
@@ -428,7 +426,7 @@ class PageTables:
                 self.cache.drop(mfn)
             row = self.ram.tables[mfn]
             for slot in self.guest_slots(mfn, level):
-                self._put_upper(mfn, level, int(row[slot]))
+                self._drop_upper(mfn, level, int(row[slot]))
         self.frames.type[mfn] = NONE
 
     def _validate_upper(self, mfn: int, level: int) -> None:
@@ -439,12 +437,12 @@ class PageTables:
         try:
             for slot in self.guest_slots(mfn, level):
                 entry = int(row[slot]) | extra
-                self._get_upper(mfn, level, slot, entry)
+                self._take_upper(mfn, level, slot, entry)
                 taken.append(entry)
                 row[slot] = entry
         except XenError:
             for entry in taken:
-                self._put_upper(mfn, level, entry)
+                self._drop_upper(mfn, level, entry)
             raise
 
     def _validate_l1(self, mfn: int) -> None:
@@ -513,7 +511,7 @@ class PageTables:
         left = frames.refs_np[again] - counts.astype(np.uint32)
         frames.refs_np[again] = np.maximum(left, 1)
         for dead in again[left == 0].tolist():
-            frames.put(dead)
+            frames.drop(dead)
 
     def _return_borrowed(self, targets: npt.NDArray[np.int64], writable: npt.NDArray[np.bool_]) -> None:
         """Count the frames of other domains off that an L1 maps no more."""
@@ -525,9 +523,9 @@ class PageTables:
 
     def pin(self, mfn: int, level: int) -> None:
         """Keep a frame a table of `level` until it is unpinned."""
-        self.get_table(mfn, level)
+        self.take_table(mfn, level)
         if self.frames.pinned[mfn]:
-            self.put_table(mfn)
+            self.drop_table(mfn)
             raise XenError(Errno.EINVAL, f"{self.frames.describe(mfn)} is pinned already")
         self.frames.pinned[mfn] = 1
 
@@ -537,13 +535,13 @@ class PageTables:
         if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid or not frames.pinned[mfn]:
             raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} is not pinned")
         frames.pinned[mfn] = 0
-        self.put_table(mfn)
+        self.drop_table(mfn)
 
     def write_plain(self, address: int, value: int) -> None:
         """Store into an own frame that is no table (an untyped frame being prepared as one)."""
         frames = self.frames
         mfn = Mfn(address >> 12)
-        if not frames.get_writable(mfn):
+        if not frames.take_writable(mfn):
             raise XenError(Errno.EINVAL, f"store into {frames.describe(mfn)}")
         self.physical.write_u64(address, value)
-        frames.put_writable(mfn)
+        frames.drop_writable(mfn)

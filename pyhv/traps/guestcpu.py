@@ -35,7 +35,7 @@ from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.descriptors import Segment
 from pyhv.mmu.paging import LDT_AREA, DomainArea
-from pyhv.mmu.segdesc import get_descriptor_page, put_descriptor_page
+from pyhv.mmu.segdesc import drop_descriptor_page, take_descriptor_page
 
 IRET_FLAGS: Final = 0x3D4DD5
 """RFLAGS bits that an iret frame may set: CF PF AF ZF SF TF DF OF NT RF AC VIF VIP ID."""
@@ -221,12 +221,12 @@ class GuestCpu(ABC):
         tables.flush = True
         if mfn == vcpu.kernel_l4:
             return
-        tables.get_table(mfn, tables.top)
+        tables.take_table(mfn, tables.top)
         self.drop_ldt()
         old, vcpu.kernel_l4 = vcpu.kernel_l4, Mfn(mfn)
         self.new_base_pointers()
         if old:
-            tables.put_table(old)
+            tables.drop_table(old)
 
     # -- into the kernel ---------------------------------------------------------------------------------
 
@@ -332,7 +332,7 @@ class GuestCpu(ABC):
             mfn = Mfn(self.memory.for_read(vcpu.ldt_base + page * PAGE_SIZE) >> 12)
         except XenError:
             return None
-        if not get_descriptor_page(self.tables, mfn, self.domain.width):
+        if not take_descriptor_page(self.tables, mfn, self.domain.width):
             return None
         vcpu.ldt_mapped[page] = mfn
         self.domain.area.map(vcpu.number, 16 + page, mfn)
@@ -346,7 +346,7 @@ class GuestCpu(ABC):
             return
         for page, mfn in vcpu.ldt_mapped.items():
             self.domain.area.map(vcpu.number, 16 + page, None)
-            put_descriptor_page(self.tables, mfn)
+            drop_descriptor_page(self.tables, mfn)
         self.tables.flush = True
         vcpu.ldt_mapped.clear()
         vcpu.forget_segments()

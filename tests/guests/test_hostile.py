@@ -144,7 +144,7 @@ def _no_flush(self: PageTables, name: str, value: object) -> None:
     object.__setattr__(self, name, False if name in ("flush", "stale") else value)
 
 
-def _get_writable_always(self: FrameTable, mfn: int) -> bool:
+def _take_writable_always(self: FrameTable, mfn: int) -> bool:
     self.type_count[mfn] += 1
     self.refs[mfn] += 1
     return True
@@ -178,13 +178,13 @@ def _adopt(self: context.Call, mfn: int) -> int:
 
 
 MUTATIONS = [
-    ("linear-tables", PageTables, "_get_linear", _any_linear),
-    ("linear-tables", PageTables, "_get_linear", _any_chain),
+    ("linear-tables", PageTables, "_take_linear", _any_linear),
+    ("linear-tables", PageTables, "_take_linear", _any_chain),
     ("xen-slots", tables, "XEN_SLOTS", range(256, 257)),
     ("entry-bits", tables, "L1_FORBIDDEN", 0),
     ("entry-bits", tables, "UPPER_FORBIDDEN", 0x180),
-    ("type-confusion", FrameTable, "get_writable", _get_writable_always),
-    ("type-counts", FrameTable, "get_writable", _get_writable_always),
+    ("type-confusion", FrameTable, "take_writable", _take_writable_always),
+    ("type-counts", FrameTable, "take_writable", _take_writable_always),
     ("stale-tlb", PageTables, "__setattr__", _no_flush),
     ("pointers", GuestMemory, "_miss", _miss_without_hole),
     ("counts", grant_calls, "_COUNT_LIMIT", 1 << 32),

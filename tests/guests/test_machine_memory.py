@@ -94,7 +94,7 @@ def test_whoever_is_given_a_frame_finds_zeros(steps: list[tuple[str, int]]) -> N
         elif step == "give" and mine.size:
             frames.deallocate(int(mine[number % mine.size]))
         elif step == "give" and shared:
-            frames.release_shared(shared.pop())
+            frames.drop_shared(shared.pop())
         elif step == "die":
             frames.free_allocated(owner)
         assert not ram.tables[taken].any()

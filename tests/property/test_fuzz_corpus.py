@@ -157,5 +157,5 @@ def test_a_step_is_bounded_only_while_somebody_watches() -> None:
 
 def test_signatures_name_the_place() -> None:
     with pytest.raises(IndexError) as caught:
-        World().machine.frames.release_shared(1 << 30)
-    assert signature(caught.value) == "IndexError:frames.release_shared"
+        World().machine.frames.drop_shared(1 << 30)
+    assert signature(caught.value) == "IndexError:frames.drop_shared"

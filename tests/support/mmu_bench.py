@@ -135,12 +135,12 @@ class BareDomain:
 
     def use(self, l4: int) -> None:
         """Make a table the kernel's of vCPU 0, as NEW_BASEPTR does."""
-        self.tables.get_table(l4, self.tables.top)
+        self.tables.take_table(l4, self.tables.top)
         vcpu = self.vcpus[0]
         old, vcpu.kernel_l4 = vcpu.kernel_l4, Mfn(l4)
         self.memory.use(Mfn(l4))
         if old:
-            self.tables.put_table(old)
+            self.tables.drop_table(old)
 
     def die(self) -> None:
         """Give everything back, in the order of the machine's undertaker."""
@@ -148,13 +148,13 @@ class BareDomain:
         for vcpu in self.vcpus:
             for l4 in (vcpu.kernel_l4, vcpu.user_l4):
                 if l4:
-                    self.tables.put_table(l4)
+                    self.tables.drop_table(l4)
         for pinned in np.flatnonzero((frames.owner_np == self.domid) & (frames.pinned_np == 1)).tolist():
             self.tables.unpin(pinned)
         frames.free_allocated(self.domid)
-        frames.release_shared(self.shared_info.mfn)
-        self.cache.release(frames)
-        self.area.release(frames)
+        frames.drop_shared(self.shared_info.mfn)
+        self.cache.free(frames)
+        self.area.free(frames)
         self.bench.domains.remove(self)
 
 

@@ -64,7 +64,7 @@ class Guest:
             port_became_pending=lambda port: self.log.append(("pending", port)),
             max_port=max_port,
             width=width,
-            release=lambda page: self.released.append(page.mfn),
+            drop_page=lambda page: self.released.append(page.mfn),
         )
         self.blocks = [Page(100), Page(101)]
         self.array: list[Page] = []

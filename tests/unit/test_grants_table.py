@@ -63,7 +63,7 @@ class Lender:
     def mapped(self, mfn: int) -> bool:
         return mfn in self.in_guest
 
-    def release(self, mfn: int) -> None:
+    def drop(self, mfn: int) -> None:
         self.released.append(mfn)
         self.pages = [page for page in self.pages if page.mfn != mfn]
 
@@ -86,7 +86,7 @@ def refused(
     lender: Lender, ref: int, by: int = 2, readonly: bool = False, halves: MapFlag = HOST
 ) -> GrantStatus:
     with pytest.raises(GrantError) as refusal:
-        lender.table.acquire(ref, by, readonly, halves)
+        lender.table.take(ref, by, readonly, halves)
     return refusal.value.status
 
 
@@ -117,40 +117,40 @@ def test_no_memory() -> None:
 def test_reserved_entries(lender: Lender) -> None:
     lender.table.reserve(1, 0, Mfn(0xABC))
     assert bytes(lender.pages[0].bytes[8:16]) == bytes.fromhex("0100 0000 bc0a0000")
-    assert lender.table.acquire(1, 0, readonly=False) == 0xABC
+    assert lender.table.take(1, 0, readonly=False) == 0xABC
 
 
 def test_use_marks_the_entry(lender: Lender) -> None:
     lender.grant(8, 1)
-    assert lender.table.acquire(8, 2, readonly=True) == 0x777
+    assert lender.table.take(8, 2, readonly=True) == 0x777
     assert lender.flags(8) == 1 | 8
-    assert lender.table.acquire(8, 2, readonly=False) == 0x777
+    assert lender.table.take(8, 2, readonly=False) == 0x777
     assert lender.flags(8) == 1 | 8 | 16
-    lender.table.release(8, readonly=False)
+    lender.table.drop(8, readonly=False)
     assert lender.flags(8) == 1 | 8
-    lender.table.release(8, readonly=True)
+    lender.table.drop(8, readonly=True)
     assert lender.flags(8) == 1
     assert lender.table.loan(8) is None
 
 
 def test_the_guests_other_flags_survive(lender: Lender) -> None:
     lender.grant(8, 0xFE00 | 0xE0 | 1)
-    lender.table.acquire(8, 2, readonly=False)
+    lender.table.take(8, 2, readonly=False)
     assert lender.flags(8) == 0xFE00 | 0xE0 | 1 | 8 | 16
-    lender.table.release(8, readonly=False)
+    lender.table.drop(8, readonly=False)
     assert lender.flags(8) == 0xFE00 | 0xE0 | 1
 
 
 def test_halves_are_counted_apart(lender: Lender) -> None:
     lender.grant(8, 1)
-    lender.table.acquire(8, 2, False, HOST | DEVICE)
-    lender.table.release(8, False, HOST)
+    lender.table.take(8, 2, False, HOST | DEVICE)
+    lender.table.drop(8, False, HOST)
     assert lender.flags(8) == 25
     with pytest.raises(ValueError, match="not in use that way"):
-        lender.table.release(8, False, HOST)
+        lender.table.drop(8, False, HOST)
     with pytest.raises(ValueError, match="not in use that way"):
-        lender.table.release(8, True, DEVICE)
-    lender.table.release(8, False, DEVICE)
+        lender.table.drop(8, True, DEVICE)
+    lender.table.drop(8, False, DEVICE)
     assert lender.flags(8) == 1
 
 
@@ -170,52 +170,52 @@ def test_refusals_in_order(lender: Lender) -> None:
     assert refused(lender, 9) == GrantStatus.GENERAL_ERROR, "read-only"
     assert lender.flags(9) == 5
     assert list(lender.table.active_mappings()) == []
-    lender.table.acquire(9, 2, readonly=True)
+    lender.table.take(9, 2, readonly=True)
     assert refused(lender, 9) == GrantStatus.GENERAL_ERROR
     assert lender.flags(9) == 5 | 8
 
 
 def test_an_entry_in_use_is_not_believed_again(lender: Lender) -> None:
     lender.grant(8, 1)
-    lender.table.acquire(8, 2, readonly=True)
+    lender.table.take(8, 2, readonly=True)
     lender.grant(8, 1 | 8, domid=3, frame=0x999)
-    assert lender.table.acquire(8, 2, readonly=True) == 0x777
+    assert lender.table.take(8, 2, readonly=True) == 0x777
     assert refused(lender, 8, by=3, readonly=True) == GrantStatus.GENERAL_ERROR
     lender.grant(8, 1 | 4 | 8)
     assert refused(lender, 8, readonly=False) == GrantStatus.GENERAL_ERROR, "made read-only meanwhile"
     lender.grant(8, 0)
-    assert lender.table.acquire(8, 2, readonly=True) == 0x777
+    assert lender.table.take(8, 2, readonly=True) == 0x777
     for _ in range(3):
-        lender.table.release(8, readonly=True)
+        lender.table.drop(8, readonly=True)
     lender.grant(8, 1, domid=3, frame=0x999)
-    assert lender.table.acquire(8, 3, readonly=True) == 0x999
+    assert lender.table.take(8, 3, readonly=True) == 0x999
 
 
 def test_a_writer_is_not_stopped_by_a_late_readonly_bit(lender: Lender) -> None:
     lender.grant(8, 1)
-    lender.table.acquire(8, 2, readonly=False)
+    lender.table.take(8, 2, readonly=False)
     lender.grant(8, 1 | 4)
-    assert lender.table.acquire(8, 2, readonly=False) == 0x777
+    assert lender.table.take(8, 2, readonly=False) == 0x777
 
 
 def test_the_number_of_uses_is_limited(lender: Lender) -> None:
     lender.grant(8, 1)
     for _ in range(MAX_PINS):
-        lender.table.acquire(8, 2, readonly=True)
+        lender.table.take(8, 2, readonly=True)
     assert refused(lender, 8, readonly=True) == GrantStatus.GENERAL_ERROR
     assert refused(lender, 8, readonly=True, halves=HOST | DEVICE) == GrantStatus.GENERAL_ERROR
     loan = lender.table.loan(8)
     assert loan is not None
     assert (loan.read_pins, loan.pins) == (MAX_PINS, MAX_PINS), "a refusal counts nothing"
-    lender.table.acquire(8, 2, readonly=True, halves=DEVICE)
+    lender.table.take(8, 2, readonly=True, halves=DEVICE)
 
 
 def test_swap(lender: Lender) -> None:
     lender.grant(8, 1, frame=0xA)
     lender.grant(9, 5, domid=3, frame=0xB)
     lender.table.swap(8, 9)
-    assert lender.table.acquire(8, 3, readonly=True) == 0xB
-    assert lender.table.acquire(9, 2, readonly=False) == 0xA
+    assert lender.table.take(8, 3, readonly=True) == 0xB
+    assert lender.table.take(9, 2, readonly=False) == 0xA
     for pair, status in [((8, 10), GrantStatus.EAGAIN), ((10, 9), GrantStatus.EAGAIN), ((8, 512), -3)]:
         with pytest.raises(GrantError) as refusal:
             lender.table.swap(*pair)
@@ -224,19 +224,19 @@ def test_swap(lender: Lender) -> None:
 
 def test_death_with_loans_outstanding(lender: Lender) -> None:
     lender.grant(8, 1)
-    lender.table.acquire(8, 2, readonly=False)
+    lender.table.take(8, 2, readonly=False)
     assert lender.table.destroy() == [0x100]
     assert lender.table.frames == []
     assert refused(lender, 8) == GrantStatus.BAD_GNTREF
     with pytest.raises(GrantError):
         lender.table.setup(1)
     assert [ref for ref, _ in lender.table.active_mappings()] == [8]
-    lender.table.release(8, readonly=False)
+    lender.table.drop(8, readonly=False)
     assert list(lender.table.active_mappings()) == []
 
 
 USE = st.tuples(
-    st.sampled_from(["acquire", "acquire", "release", "regrant"]),
+    st.sampled_from(["take", "take", "drop", "regrant"]),
     st.integers(7, 11),
     st.integers(1, 3),
     st.booleans(),
@@ -253,21 +253,21 @@ def test_the_bits_in_the_entry_say_what_is_pinned(steps: list[tuple[str, int, in
     uses: Counter[tuple[int, bool, MapFlag]] = Counter()
     for what, ref, domid, readonly, halves in steps:
         chosen = [half for half in (HOST, DEVICE) if half & halves]
-        if what == "acquire":
+        if what == "take":
             try:
-                lender.table.acquire(ref, domid, readonly, halves)
+                lender.table.take(ref, domid, readonly, halves)
             except GrantError:
                 pass
             else:
                 assert domid == 2
                 uses.update((ref, readonly, half) for half in chosen)
-        elif what == "release":
+        elif what == "drop":
             if chosen and all(uses[ref, readonly, half] for half in chosen):
-                lender.table.release(ref, readonly, halves)
+                lender.table.drop(ref, readonly, halves)
                 uses.subtract((ref, readonly, half) for half in chosen)
             elif chosen:
                 with pytest.raises(ValueError, match="not in use"):
-                    lender.table.release(ref, readonly, halves)
+                    lender.table.drop(ref, readonly, halves)
         elif 8 <= ref <= 10 and lender.table.loan(ref) is None:
             lender.grant(ref, 1 | (4 if readonly else 0))
         for entry in range(7, 12):
@@ -289,13 +289,13 @@ def test_no_guest_write_breaks_the_account(steps: list[tuple[bool, int, int, boo
             lender.grant(8, flags, domid, flags)
             continue
         try:
-            lender.table.acquire(8, 2, readonly)
+            lender.table.take(8, 2, readonly)
         except GrantError:
             pass
         else:
             mine[readonly] += 1
     for readonly, times in mine.items():
         for _ in range(times):
-            lender.table.release(8, readonly)
+            lender.table.drop(8, readonly)
     assert lender.table.loan(8) is None
     assert not mine or not lender.flags(8) & 8

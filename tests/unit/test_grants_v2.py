@@ -102,7 +102,7 @@ def test_the_reserved_entries_go_there_and_back() -> None:
     lender.grant(7, PERMIT | READONLY | 0xE0, 5, 0xFFFF_FFFF)
     lender.grant(6, ACCEPT, 5, 0x10)
     lender.grant(8, PERMIT, 5, 0x20)
-    table.acquire(1, 0, readonly=False)
+    table.take(1, 0, readonly=False)
     before = bytes(lender.pages[0].bytes[:48]) + bytes(8) + bytes(lender.pages[0].bytes[56:64])
     table.set_version(2)
     page = lender.pages[0]
@@ -116,18 +116,18 @@ def test_the_reserved_entries_go_there_and_back() -> None:
     assert bytes(page.bytes[:64]) == before, "only what permits access comes back"
     assert not any(page.bytes[64:])
     assert lender.flags(1) == PERMIT | READING | WRITING
-    table.release(1, readonly=False)
+    table.drop(1, readonly=False)
     assert lender.flags(1) == PERMIT
 
 
 def test_entries_in_use_hold_the_version() -> None:
     lender = Lender()
     lender.grant(8, PERMIT)
-    lender.table.acquire(8, 2, readonly=True)
+    lender.table.take(8, 2, readonly=True)
     assert errno_of(lender.table.set_version, 2) == Errno.EBUSY
     assert lender.table.version == 1
     assert lender.flags(8) == PERMIT | READING
-    lender.table.release(8, readonly=True)
+    lender.table.drop(8, readonly=True)
     lender.table.set_version(2)
 
 
@@ -175,7 +175,7 @@ def test_statuses_grow_with_the_table(frames: int, statuses: int) -> None:
         assert refused(table.status_setup, statuses + 1) == GrantStatus.GENERAL_ERROR
     last = PER_FRAME * frames - 1
     grown.full(last)
-    grown.table.acquire(last, 2, readonly=False)
+    grown.table.take(last, 2, readonly=False)
     assert grown.status(last) == READING | WRITING
 
 
@@ -192,13 +192,13 @@ def test_growing_that_fails_leaves_nothing_behind() -> None:
 def test_use_marks_the_status_and_not_the_entry(lender: Lender2) -> None:
     table = lender.table
     lender.full(8, frame=0x1_0000_0777)
-    assert table.acquire(8, 2, readonly=True) == 0x1_0000_0777
+    assert table.take(8, 2, readonly=True) == 0x1_0000_0777
     assert (lender.flags(8), lender.status(8)) == (PERMIT, READING)
-    table.acquire(8, 2, readonly=False)
+    table.take(8, 2, readonly=False)
     assert lender.status(8) == READING | WRITING
-    table.release(8, readonly=False)
+    table.drop(8, readonly=False)
     assert lender.status(8) == READING
-    table.release(8, readonly=True)
+    table.drop(8, readonly=True)
     assert (lender.flags(8), lender.status(8)) == (PERMIT, 0)
 
 
@@ -209,26 +209,26 @@ def no_tables(_domid: int) -> None:
 def test_a_part_of_a_page_can_be_copied_and_not_mapped(lender: Lender2) -> None:
     table = lender.table
     lender.part(8, 0x100, 0x40)
-    assert refused(table.acquire, 8, 2, True) == GrantStatus.GENERAL_ERROR
+    assert refused(table.take, 8, 2, True) == GrantStatus.GENERAL_ERROR
     assert lender.status(8) == 0
-    grant = table.acquire_copy(8, 2, False, no_tables)
+    grant = table.take_copy(8, 2, False, no_tables)
     assert (grant.owner, grant.frame, grant.start, grant.length) == (1, 0x777, 0x100, 0x40)
     lender.full(8)
-    assert refused(table.acquire, 8, 2, True) == GrantStatus.GENERAL_ERROR, "what it is was settled before"
-    grant.release()
+    assert refused(table.take, 8, 2, True) == GrantStatus.GENERAL_ERROR, "what it is was settled before"
+    grant.drop()
     assert lender.status(8) == 0
-    assert table.acquire(8, 2, True) == 0x777
+    assert table.take(8, 2, True) == 0x777
 
 
 def test_version_1_does_not_know_parts() -> None:
     lender = Lender()
     lender.grant(8, PERMIT | SUB_PAGE)
-    assert refused(lender.table.acquire, 8, 2, True) == GrantStatus.GENERAL_ERROR
-    grant = lender.table.acquire_copy(8, 2, True, no_tables)
+    assert refused(lender.table.take, 8, 2, True) == GrantStatus.GENERAL_ERROR
+    grant = lender.table.take_copy(8, 2, True, no_tables)
     assert (grant.start, grant.length) == (0, 4096)
-    grant.release()
+    grant.drop()
     lender.grant(8, TRANSITIVE)
-    assert refused(lender.table.acquire_copy, 8, 2, True, no_tables) == GrantStatus.GENERAL_ERROR
+    assert refused(lender.table.take_copy, 8, 2, True, no_tables) == GrantStatus.GENERAL_ERROR
 
 
 @pytest.mark.parametrize("readonly", [True, False])
@@ -237,12 +237,12 @@ def test_what_is_passed_on(readonly: bool) -> None:
     tables = {3: owner.table, 1: between.table}
     owner.put(20, PERMIT | SUB_PAGE, 1, (8).to_bytes(2, "little") + (16).to_bytes(2, "little"), 0x999)
     between.pass_on(8, 3, 20)
-    assert refused(between.table.acquire, 8, 2, readonly) == GrantStatus.GENERAL_ERROR, "never mapped"
-    grant = between.table.acquire_copy(8, 2, readonly, tables.get)
+    assert refused(between.table.take, 8, 2, readonly) == GrantStatus.GENERAL_ERROR, "never mapped"
+    grant = between.table.take_copy(8, 2, readonly, tables.get)
     assert (grant.owner, grant.frame, grant.start, grant.length) == (3, 0x999, 8, 16)
     bits = READING if readonly else READING | WRITING
     assert (between.status(8), owner.status(20)) == (bits, bits)
-    grant.release()
+    grant.drop()
     assert (between.status(8), owner.status(20)) == (0, 0)
     assert not list(owner.table.active_mappings())
 
@@ -263,11 +263,11 @@ def test_passing_on_ends_after_one_step() -> None:
     first.pass_on(15, 3, 31)
     second.full(31, domid=2)  # granted to us, not to who passes it on
     for ref in (8, 10, 11, 12, 15):
-        assert refused(first.table.acquire_copy, ref, 2, True, tables.get) == GrantStatus.GENERAL_ERROR, ref
-    assert refused(first.table.acquire_copy, 13, 2, True, tables.get) == GrantStatus.BAD_GNTREF
-    assert refused(first.table.acquire_copy, 14, 2, False, tables.get) == GrantStatus.GENERAL_ERROR
-    assert refused(first.table.acquire_copy, 8, 3, True, tables.get) == GrantStatus.GENERAL_ERROR
-    first.table.acquire_copy(14, 2, True, tables.get).release()
+        assert refused(first.table.take_copy, ref, 2, True, tables.get) == GrantStatus.GENERAL_ERROR, ref
+    assert refused(first.table.take_copy, 13, 2, True, tables.get) == GrantStatus.BAD_GNTREF
+    assert refused(first.table.take_copy, 14, 2, False, tables.get) == GrantStatus.GENERAL_ERROR
+    assert refused(first.table.take_copy, 8, 3, True, tables.get) == GrantStatus.GENERAL_ERROR
+    first.table.take_copy(14, 2, True, tables.get).drop()
     for lender in (first, second, third):
         assert not list(lender.table.active_mappings())
         assert not any(lender.page(lender.table.status_frames[0]).bytes)
@@ -278,7 +278,7 @@ def test_swapping_takes_the_statuses_along(lender: Lender2) -> None:
     lender.part(9, 1, 2)
     lender.table.swap(8, 9)
     assert lender.flags(8) == PERMIT | SUB_PAGE
-    assert lender.table.acquire(9, 2, True) == 0x111
+    assert lender.table.take(9, 2, True) == 0x111
     assert refused(lender.table.swap, 8, 9) == GrantStatus.EAGAIN
     lender.table.swap(9, 9)
     assert refused(lender.table.swap, 8, 256) == GrantStatus.BAD_GNTREF
@@ -314,12 +314,12 @@ def test_death_gives_back_everything(lender: Lender2) -> None:
     table: GrantTable = lender.table
     table.setup(10)
     lender.full(2000)
-    table.acquire(2000, 2, readonly=False)
+    table.take(2000, 2, readonly=False)
     mine = table.shared_frames
     assert len(mine) == 12
     assert sorted(table.destroy()) == sorted(mine)
     assert (table.entries, table.shared_frames) == (0, [])
-    table.release(2000, readonly=False)
+    table.drop(2000, readonly=False)
     assert not list(table.active_mappings())
 
 
@@ -340,12 +340,12 @@ def test_the_bits_say_what_is_in_use(steps: list[tuple[str, int, bool, int, int]
     for what, ref, readonly, flags, version in steps:
         try:
             if what == "map":
-                table.acquire(ref, 2, readonly, MapFlag.HOST)
+                table.take(ref, 2, readonly, MapFlag.HOST)
                 held.append((ref, readonly))
             elif what == "copy":
-                table.acquire_copy(ref, 2, readonly, no_tables).release()
+                table.take_copy(ref, 2, readonly, no_tables).drop()
             elif what == "end" and held:
-                table.release(*held.pop())
+                table.drop(*held.pop())
             elif what == "version":
                 table.set_version(version)
             elif ref not in {each for each, _ in held}:

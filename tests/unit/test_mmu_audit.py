@@ -41,10 +41,10 @@ class Sound:
         guest.tables.update_l1(self.l1 << 12 | 8, self.code << 12 | RX)
         guest.tables.update_upper(self.l4 << 12 | 300 << 3, L4, self.l3 << 12 | UPPER)
         guest.tables.update_upper(self.l4 << 12 | 8, L4, self.l4 << 12 | LINEAR)
-        bench.frames.get_writable(self.theirs)
+        bench.frames.take_writable(self.theirs)
         guest.tables.map_granted(self.l1 << 12 | 16, self.theirs << 12 | RW)
         guest.maptrack.mappings.append(BareMapping(Mfn(self.theirs), False))
-        bench.frames.get_writable(self.theirs)
+        bench.frames.take_writable(self.theirs)
         guest.maptrack.mappings.append(BareMapping(Mfn(self.theirs), False, device=True))
         self.copy = guest.cache.hardware_l4(self.l4, MERGED)
         guest.cache.hardware_l4(self.l4, SPLIT_KERNEL)
@@ -52,18 +52,18 @@ class Sound:
         vcpu = guest.vcpus[0]
         for mfn in (self.gdt, self.ldt):
             bench.frames.type[mfn], bench.frames.type_count[mfn] = SEGDESC, 1
-            bench.frames.get(mfn)
+            bench.frames.take(mfn)
         vcpu.gdt_frames.append(Mfn(self.gdt))
         vcpu.ldt_mapped[2] = Mfn(self.ldt)
         guest.area.map(0, 0, self.gdt)
         guest.area.map(0, 18, self.ldt)
         info = guest.one()
-        bench.frames.get_writable(info)
+        bench.frames.take_writable(info)
         vcpu.info_moved, vcpu.info_page = True, FramePage(bench.physical, info)
         guest.grants.shared_frames.append(bench.frames.allocate_shared(guest.domid))
         self.events = guest.one()
         for _ in range(2):
-            bench.frames.get_writable(self.events)
+            bench.frames.take_writable(self.events)
             guest.events.frames.append(Mfn(self.events))
 
     @property
@@ -456,9 +456,9 @@ class HostileGuest(RuleBasedStateMachine):
         if any(loan[1] == slot for loan in self.loans):
             return
         if write:
-            assert frames.get_writable(mfn)
+            assert frames.take_writable(mfn)
         else:
-            frames.get(mfn)
+            frames.take(mfn)
         self.guest.tables.map_granted(self.window << 12 | slot << 3, mfn << 12 | (RW if write else RO))
         self.loans.append((mfn, slot, write))
         self.guest.maptrack.mappings.append(BareMapping(Mfn(mfn), not write))

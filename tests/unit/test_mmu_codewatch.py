@@ -133,9 +133,9 @@ class World:
             guest.tables.update_l1(address, mfn << 12 | flags)
             return
         if flags & PTE_RW:
-            frames.get_writable(mfn)
+            frames.take_writable(mfn)
         else:
-            frames.get(mfn)
+            frames.take(mfn)
         guest.tables.map_granted(address, mfn << 12 | flags | PTE_NX)
         guest.domain.maptrack.mappings.append(BareMapping(Mfn(mfn), not flags & PTE_RW))
 
@@ -228,9 +228,9 @@ class Page:
     def borrow(self, flags: int) -> None:
         frames = self.world.bench.frames
         if flags & PTE_RW:
-            frames.get_writable(self.mfn)
+            frames.take_writable(self.mfn)
         else:
-            frames.get(self.mfn)
+            frames.take(self.mfn)
         self.guest.tables.map_granted(self.addresses[flags], self.mfn << 12 | flags | PTE_NX)
         if not flags & PTE_NX:
             self.guest.tables.update_l1(self.addresses[flags], self.mfn << 12 | flags)

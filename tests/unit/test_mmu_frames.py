@@ -41,11 +41,11 @@ def test_a_frame_is_zeroed_and_nobodys_when_its_last_reference_goes(frames: Fram
     frames.ram.q[mfn << 9] = 0x5EC2E7
     freed: list[tuple[int, int]] = []
     frames.on_free = lambda mfn, owner: freed.append((mfn, owner))
-    frames.get(mfn)
+    frames.take(mfn)
     frames.deallocate(mfn)
     assert frames.owner[mfn] == 1
     assert freed == []
-    frames.put(mfn)
+    frames.drop(mfn)
     assert frames.owner[mfn] == DOMID_INVALID
     assert freed == [(mfn, 1)]
     assert frames.ram.q[mfn << 9] == 0
@@ -54,28 +54,28 @@ def test_a_frame_is_zeroed_and_nobodys_when_its_last_reference_goes(frames: Fram
 
 def test_a_frame_has_one_use_at_a_time(frames: FrameTable) -> None:
     (mfn,) = frames.allocate(1)
-    assert frames.get_writable(mfn)
-    assert frames.get_writable(mfn)
+    assert frames.take_writable(mfn)
+    assert frames.take_writable(mfn)
     assert (frames.type[mfn], frames.type_count[mfn], frames.refs[mfn]) == (WRITABLE, 2, 3)
-    frames.put_writable(mfn)
-    frames.put_writable(mfn)
+    frames.drop_writable(mfn)
+    frames.drop_writable(mfn)
     for other in (L1, SEGDESC):
         frames.type[mfn], frames.type_count[mfn] = other, 1
-        assert not frames.get_writable(mfn)
+        assert not frames.take_writable(mfn)
         assert (frames.type_count[mfn], frames.refs[mfn]) == (1, 1)
 
 
 def test_a_type_without_count_does_not_matter(frames: FrameTable) -> None:
     (mfn,) = frames.allocate(1)
     frames.type[mfn] = L1
-    assert frames.get_writable(mfn)
+    assert frames.take_writable(mfn)
 
 
 def test_freeing_a_frame_in_use_is_caught(frames: FrameTable) -> None:
     (mfn,) = frames.allocate(1)
     frames.type[mfn], frames.type_count[mfn] = L1, 1
     with pytest.raises(AssertionError, match="used as L1"):
-        frames.put(mfn)
+        frames.drop(mfn)
 
 
 def test_shared_pages_cannot_be_given_back(frames: FrameTable) -> None:
@@ -84,18 +84,18 @@ def test_shared_pages_cannot_be_given_back(frames: FrameTable) -> None:
     assert frames.xen_heap[mfn]
     assert not frames.allocated[mfn]
     assert (frames.type[mfn], frames.type_count[mfn], frames.refs[mfn]) == (WRITABLE, 1, 1)
-    assert frames.get_writable(mfn)  # the guest maps it
-    frames.put_writable(mfn)
-    frames.release_shared(mfn)
+    assert frames.take_writable(mfn)  # the guest maps it
+    frames.drop_writable(mfn)
+    frames.drop_shared(mfn)
     assert frames.free_count == before
 
 
 def test_a_shared_page_that_is_still_mapped_outlives_its_domain(frames: FrameTable) -> None:
     mfn = frames.allocate_shared(3)
-    assert frames.get_writable(mfn)
-    frames.release_shared(mfn)
+    assert frames.take_writable(mfn)
+    frames.drop_shared(mfn)
     assert frames.owner[mfn] == 3
-    frames.put_writable(mfn)
+    frames.drop_writable(mfn)
     assert frames.owner[mfn] == DOMID_INVALID
 
 
@@ -103,7 +103,7 @@ def test_a_dead_domains_frames_are_free_but_for_those_that_others_map() -> None:
     bench = Bench()
     frames, first = bench.frames, bench.domains[0]
     kept, code, *rest = first.take(20)
-    frames.get_writable(kept)
+    frames.take_writable(kept)
     frames.code[code] = 1
     for mfn in (kept, code, *rest):
         bench.ram.q[mfn << 9 | 5] = 0x5EC2E7
@@ -120,7 +120,7 @@ def test_a_dead_domains_frames_are_free_but_for_those_that_others_map() -> None:
         assert bench.ram.q[mfn << 9 | 5] == 0
         assert bench.m2p.table[mfn] == INVALID_M2P
     assert frames.refs[kept] == 1
-    frames.put_writable(kept)
+    frames.drop_writable(kept)
     assert frames.free_count == before + 20
     assert len(set(frames.free_list().tolist())) == frames.free_count
 
@@ -134,7 +134,7 @@ def test_the_hypervisors_frames_are_no_guests(frames: FrameTable) -> None:
 def test_frames_are_described_for_people(frames: FrameTable) -> None:
     (mfn,) = frames.allocate(9)
     assert frames.describe(mfn) == f"mfn {mfn:#x} (owner d9, untyped x0, refs 1)"
-    frames.get_writable(mfn)
+    frames.take_writable(mfn)
     assert "writable x1" in frames.describe(mfn)
     frames.pinned[mfn] = 1
     assert "pinned" in frames.describe(mfn)

@@ -50,7 +50,7 @@ def outcome(bench: Bench, mfn: int, level: int, pauses: list[bool] | None) -> in
         try:
             owner.pin(mfn, level)
         finally:
-            stepwise.release(owner)
+            stepwise.drop_ahead(owner)
     except XenError as error:
         return error.errno
     finally:

@@ -484,7 +484,7 @@ def test_upper_changes_and_demotions_flush(bench: Bench, guest: BareDomain) -> N
 def test_a_foreign_leaf_is_flushed_when_it_goes(bench: Bench, guest: BareDomain) -> None:
     """Its owner may free or retype the frame and knows nothing of our TLB."""
     theirs, page, l1 = bench.domains[1].one(), guest.one(), pinned_l1(guest)
-    bench.frames.get_writable(theirs)
+    bench.frames.take_writable(theirs)
     guest.tables.map_granted(l1 << 12, theirs << 12 | RW)
     guest.tables.flushed()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
@@ -521,7 +521,7 @@ def test_an_untyped_frame_can_be_prepared(bench: Bench, guest: BareDomain) -> No
 def test_replacing_a_leaf_drops_the_old_one(bench: Bench, guest: BareDomain) -> None:
     l1, page, theirs = pinned_l1(guest), guest.one(), bench.domains[1].one()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
-    bench.frames.get(theirs)
+    bench.frames.take(theirs)
     guest.tables.map_granted(l1 << 12, theirs << 12 | RO)
     assert (bench.frames.type_count[page], bench.frames.refs[theirs]) == (0, 2)
     with refused(Errno.EBUSY):  # the guest cannot widen what was granted
