@@ -45,6 +45,10 @@ class EngineError(PyhvError):
     """The emulator on this host does not behave as pyhv needs; the message says what to install."""
 
 
+class StateError(PyhvError):
+    """Saved state that no machine of this pyhv can have had; the message says what of it."""
+
+
 class EnvironmentProblem(PyhvError):
     """Something outside is missing: a tool, a directory, the network."""
 

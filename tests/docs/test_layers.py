@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pyhv"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[set[str]] = [
-    {"abi", "address", "errors"},
+    {"abi", "address", "errors", "state"},
     {"cpu", "clock"},
     {"mmu"},
     {"events", "grants", "xenstore", "sched"},
