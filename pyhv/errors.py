@@ -53,6 +53,10 @@ class EnvironmentProblem(PyhvError):
     """Something outside is missing: a tool, a directory, the network."""
 
 
+class SnapshotError(PyhvError):
+    """A snapshot that cannot be taken, written, read or put back; the message says which and why."""
+
+
 class XenError(Exception):
     """A hypercall's refusal.
 

@@ -88,6 +88,11 @@ class Layer:
                 ) from error
             data, at = data[done:], at + done
 
+    def words(self) -> npt.NDArray[np.uint64]:
+        """A view to fill the file through, one row of 512 words a frame; not after it is part of an image."""
+        view = mmap.mmap(self.fd, self.frames << PAGE_SHIFT)
+        return np.frombuffer(view, dtype=np.uint64).reshape(self.frames, 512)
+
     @cached_property
     def exist(self) -> npt.NDArray[np.bool_]:
         """For each frame whether something was ever stored there; the others are zeros and take no room."""
