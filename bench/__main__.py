@@ -16,9 +16,9 @@ from bench.guest import Pyhv
 from bench.peer import Peer, require_qemu
 from bench.report import Pair
 from bench.timeline import Span, Timeline
-from pyhv.cli import debian
 from pyhv.cli.messages import PlainProgress
 from pyhv.errors import EnvironmentProblem, PyhvError
+from pyhv.images import debian
 
 WORKLOADS: dict[str, tuple[str, ...]] = {
     "boot": (),

@@ -6,7 +6,7 @@
     gunzip boot/xen-4.17-amd64.gz                  $XDG_CACHE_HOME/pyhv/bench/xen-VERSION.elf
 
 QEMU cannot be had this way (it depends on too much); see `peer.require_qemu`. The kernel and the initramfs
-are those of `pyhv boot debian` (`pyhv.cli.debian`).
+are those of `pyhv boot debian` (`pyhv.images.debian`).
 """
 
 import gzip
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import click
 
-from pyhv.cli.debian import cache_directory
 from pyhv.errors import EnvironmentProblem
+from pyhv.images.debian import cache_directory
 
 PACKAGE = "xen-hypervisor-4.17-amd64"
 _ELSEWHERE = "or give a Xen of your own: --xen FILE (an uncompressed or gzipped Xen 4.17, as in /boot)"

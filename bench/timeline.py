@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """When a guest printed its marks: a program is run and the lines "PYHV-..." of its output get host times.
 
-The lines are those of the initramfs (`pyhv.cli.initramfs`); each ends with the guest's own /proc/uptime. So
-there are two clocks for each event, and `Timeline.spans` has a duration by either. Whether the program is
+The lines are those of the initramfs (`pyhv.images.initramfs`); each ends with the guest's own /proc/uptime.
+So there are two clocks for each event, and `Timeline.spans` has a duration by either. Whether the program is
 pyhv or an emulator with Xen in it makes no difference here.
 """
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyhv.cli.debian import STOCK
 from pyhv.cli.fetch import check_kernel_options, kernel_options
 from pyhv.cli.messages import is_verbose, progress, say, verbose_option
 from pyhv.cli.verdict import Builtin, Convention, Plain, Xtf
+from pyhv.images.debian import STOCK
 
 if TYPE_CHECKING:
-    from pyhv.cli.images import Source
     from pyhv.cli.session import Guest
+    from pyhv.images.source import Source
 
 PAGES_PER_MIB = 256
 NANOSECONDS = 1_000_000_000
@@ -187,7 +187,7 @@ def boot(
         raise click.UsageError(f"--name {name!r}: letters, digits and ._+- make a name, {MAX_NAME} at most.")
     check_kernel_options(images, flavour, suite)
     _import_meanwhile("pyhv.cli.session")  # while the image is unpacked
-    from pyhv.cli import images as sources
+    from pyhv.images import source as sources
 
     if not images:
         say("no IMAGE given, so here are pyhv's own guests, side by side")

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import click
 
-from pyhv.cli import debian, kernels
-from pyhv.cli.debian import FLAVOURS, STOCK
-from pyhv.cli.kernels import KERNELS
 from pyhv.cli.messages import Command, progress, verbose_option
+from pyhv.images import debian, kernels
+from pyhv.images.debian import FLAVOURS, STOCK
+from pyhv.images.kernels import KERNELS
 
 DEBIAN = "debian"
 

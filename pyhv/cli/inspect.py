@@ -45,7 +45,7 @@ def inspect(image: str, memory: int | None, ramdisk: Path | None, ramdisk_raw: b
     """
     from rich.console import Console
 
-    from pyhv.cli import images
+    from pyhv.images import source as images
     from pyhv.loader.describe import describe
 
     source = images.resolve(

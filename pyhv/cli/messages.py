@@ -41,7 +41,7 @@ def is_verbose() -> bool:
 
 
 class PlainProgress:
-    """Progress without a terminal: a line for each stage (`pyhv.cli.archive.Progress`)."""
+    """Progress without a terminal: a line for each stage (`pyhv.images.archive.Progress`)."""
 
     def step(self, text: str) -> None:
         """Say it."""
@@ -55,7 +55,7 @@ class PlainProgress:
 
 
 class BarProgress:
-    """Progress at a terminal: a bar for what is downloaded (`pyhv.cli.archive.Progress`)."""
+    """Progress at a terminal: a bar for what is downloaded (`pyhv.images.archive.Progress`)."""
 
     def __init__(self) -> None:
         from rich.console import Console

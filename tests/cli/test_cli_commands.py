@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyhv import __version__
-from pyhv.cli import debian, session
+from pyhv.cli import session
 from pyhv.cli.boot import domain_names
 from pyhv.cli.main import main
 from pyhv.errors import ExitCode, PyhvError
+from pyhv.images import debian
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"traps"},
     {"machine", "assemble"},
     {"observe", "guests", "snapshot"},
+    {"images"},
     {"cli"},
 ]
 """From the lowest: a module imports from its own layer and from lower ones."""

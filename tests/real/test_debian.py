@@ -15,10 +15,10 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from pyhv.cli import debian
 from pyhv.cli.messages import PlainProgress
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
+from pyhv.images import debian
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
 

@@ -15,10 +15,10 @@ from conftest import Capture
 
 from bench import compatibility
 from bench.compatibility import GRUB, LINUX, Subject
-from pyhv.cli import debian, kernels
-from pyhv.cli.kernels import KERNELS
 from pyhv.cli.messages import PlainProgress
 from pyhv.domain.config import DomainConfig
+from pyhv.images import debian, kernels
+from pyhv.images.kernels import KERNELS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
 

@@ -24,9 +24,9 @@ from libxenguest import (
 )
 
 from pyhv.address import MASK64, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Pfn
-from pyhv.cli import debian, kernels
 from pyhv.errors import ConfigError, ImageError
 from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.images import debian, kernels
 from pyhv.loader.builder import CONSOLE_CONNECTION, build
 from pyhv.loader.bzimage import unpack
 from pyhv.loader.elf import load_image

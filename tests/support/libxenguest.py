@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pyhv.cli import archive
-from pyhv.cli.archive import Progress
-from pyhv.cli.debian import cache_directory
 from pyhv.errors import EnvironmentProblem
+from pyhv.images import archive
+from pyhv.images.archive import Progress
+from pyhv.images.debian import cache_directory
 
 PACKAGES = (
     "libxenmisc4.17", "libxencall1", "libxendevicemodel1", "libxenevtchn1", "libxenforeignmemory1",

@@ -37,8 +37,8 @@ from typing import Self
 
 import pytest
 
-from pyhv.cli import archive, debian
 from pyhv.cli.messages import PlainProgress
+from pyhv.images import archive, debian
 from pyhv.loader.cpio import CpioWriter
 
 PROGRAMS = Path(__file__).with_name("programs")

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyhv.cli import archive
-from pyhv.cli.debian import cache_directory
 from pyhv.errors import EnvironmentProblem
+from pyhv.images import archive
+from pyhv.images.debian import cache_directory
 from pyhv.xenstore.wire import Message
 
 PACKAGES = ("xen-utils-4.17",)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyhv.cli import debian, kernels
-from pyhv.cli.archive import Progress
-from pyhv.cli.unpacked import unpack_once
 from pyhv.errors import ImageError
 from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
+from pyhv.images import debian, kernels
+from pyhv.images.archive import Progress
+from pyhv.images.unpacked import unpack_once
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.loader.ramdisk import MAX_RAMDISK, Ramdisk, prepare

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyhv.cli import unpacked
+from pyhv.images import unpacked
 from pyhv.loader import bzimage
 
 ELF = bzimage.ELF_MAGIC + random.Random(1).randbytes(2 << 20)

@@ -9,8 +9,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from pyhv.cli.debian import cache_directory, store_whole
 from pyhv.errors import EnvironmentProblem
+from pyhv.images.debian import cache_directory, store_whole
 from pyhv.loader.bzimage import ELF_MAGIC, Unpacked, unpack
 
 WORTH_KEEPING = 1 << 20

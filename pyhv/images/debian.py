@@ -16,9 +16,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyhv.cli import archive, initramfs
-from pyhv.cli.archive import ELSEWHERE, Archive, Progress
 from pyhv.errors import EnvironmentProblem
+from pyhv.images import archive, initramfs
+from pyhv.images.archive import ELSEWHERE, Archive, Progress
 
 COMMAND_LINE = "console=hvc0"
 MEMORY_MIB = 128

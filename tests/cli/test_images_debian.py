@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pyhv.cli import debian, initramfs, kernels
-from pyhv.cli.kernels import KERNELS
 from pyhv.errors import EnvironmentProblem
+from pyhv.images import debian, initramfs, kernels
+from pyhv.images.kernels import KERNELS
 
 APT_GET = """#!/bin/sh
 while [ "$1" = -o ]; do

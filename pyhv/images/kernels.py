@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from pyhv.cli import archive
-from pyhv.cli.archive import Progress
-from pyhv.cli.debian import cache_directory
 from pyhv.errors import EnvironmentProblem
+from pyhv.images import archive
+from pyhv.images.archive import Progress
+from pyhv.images.debian import cache_directory
 
 
 @dataclass(frozen=True, slots=True)
