@@ -247,6 +247,10 @@ class PageTables:
                     change((new & PTE_MFN_MASK) >> 12)
                 if old & ~new & (PTE_A | PTE_D | PTE_US) or ~old & new & PTE_NX:
                     self.stale = True
+                if old & ~new & (PTE_A | PTE_D) and not preserve_ad:
+                    # When the processor sets them again must not depend on what its TLB still holds: that is
+                    # another thing in each run, and nothing in one that goes on from a snapshot.
+                    self.flush = True
                 old = 0
             else:
                 self._take_leaf(new)

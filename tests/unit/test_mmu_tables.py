@@ -460,6 +460,18 @@ def test_narrowing_a_leaf_is_remembered_until_a_flush(bench: Bench, guest: BareD
     assert not tables.stale
 
 
+@pytest.mark.parametrize("bit", [PTE_A, PTE_D])
+def test_what_the_processor_notes_is_noted_anew_once_it_is_cleared(guest: BareDomain, bit: int) -> None:
+    l1, entry = pinned_l1(guest), guest.one() << 12 | RW | PTE_A | PTE_D
+    tables = guest.tables
+    tables.update_l1(l1 << 12, entry)
+    tables.flushed()
+    tables.update_l1(l1 << 12, entry & ~bit, preserve_ad=True)
+    assert not tables.flush
+    tables.update_l1(l1 << 12, entry & ~bit)
+    assert tables.flush
+
+
 @pytest.mark.parametrize(("old", "new"), [(RX, RO), (RW, RW & ~PTE_D), (RW, RW & ~PTE_A)])
 def test_narrowing_harmless_bits_too(bench: Bench, guest: BareDomain, old: int, new: int) -> None:
     l1, page = pinned_l1(guest), guest.one()
