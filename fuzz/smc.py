@@ -137,6 +137,10 @@ class Stage:
         self._stop("CPUID")
         return True
 
+    def clock_read(self, _aux: bool) -> None:
+        """No program has an RDTSC."""
+        self._stop("RDTSC")
+
     def port_read(self, port: int, _size: int) -> int | None:
         """No program has one."""
         self._stop(f"IN from {port:#x}")

@@ -20,6 +20,14 @@ BYTES_PER_NS = 4
 EXIT_NS = 250
 """Virtual time: executed bytes that make a nanosecond, and what an exit costs."""
 
+TSC_READ_NS = 2_000
+"""Virtual time: what a read of the TSC costs that exits.
+
+Where Xen emulates the TSC, a read is a fault, its decoding and a way back: one to two microseconds. This is
+the upper end, because a guest that waits reads the clock again and again until a time has come, and each
+read costs the host's processor about a microsecond.
+"""
+
 TSC_IS_SYSTEM_TIME = rate(1_000_000_000)
 """The rate of a TSC that counts nanoseconds."""
 
@@ -51,7 +59,7 @@ class Clock(ABC):
 
     @abstractmethod
     def tsc(self) -> int:
-        """What RDTSC returns when it exits."""
+        """What RDTSC returns when it exits; it takes the time that it takes."""
 
     @abstractmethod
     def now(self) -> int:
@@ -129,7 +137,9 @@ class VirtualClock(Clock):
         now = self.now()
         return TimeRecord(now, now, True)
 
-    tsc = now
+    def tsc(self) -> int:
+        self.work(TSC_READ_NS)
+        return self.now()
 
     def work(self, ns: int) -> bool:
         view = self._left

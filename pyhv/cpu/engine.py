@@ -71,6 +71,9 @@ class ExitSink(Protocol):
     def cpuid(self) -> bool:
         """CPUID executed natively: the sink writes RAX..RDX, RIP moves on by itself; False to refuse it."""
 
+    def clock_read(self, aux: bool) -> None:
+        """RDTSC or (`aux`) RDTSCP that exits: the sink writes RAX, RDX and, for RDTSCP, RCX; RIP moves on."""
+
     def port_read(self, port: int, size: int) -> int | None:
         """IN: the value, or None if the guest may not (it gets #GP through `port_fault`)."""
 
@@ -85,9 +88,10 @@ class Engine:
     """One processor over `ram`, delivering exits to `sink`.
 
     `count_blocks` installs the byte budget (virtual time); without it the engine runs until stopped from
-    outside. `trap_time` makes RDTSC fault at every level but ring 0. `hole` is an empty page table (machine
-    address) used to make the processor harmless while a refused port access drains. With `tuning` the
-    emulator's hot paths are pyhv's (`tuning/`), where they can be.
+    outside. `trap_time` makes RDTSC an exit: `ExitSink.clock_read`, or, where stops cannot be posted, #GP(0)
+    at every level but ring 0. `hole` is an empty page table (machine address) used to make the processor
+    harmless while a refused port access drains. With `tuning` the emulator's hot paths are pyhv's
+    (`tuning/`), where they can be.
     """
 
     def __init__(
@@ -103,7 +107,9 @@ class Engine:
     ) -> None:
         self.sink = sink
         self._hole = hole
-        self._trap_time = trap_time
+        self._answers_time = trap_time and posted_stops() is not None
+        """Whether RDTSC is hooked: half as dear as a fault, but lost to a stop that it sees (`stops.py`)."""
+        self._traps_time = trap_time and not self._answers_time
         self._failure: BaseException | None = None
         self._flags_cell = ctypes.c_uint64()
         self._flags_pointer = ctypes.byref(self._flags_cell)
@@ -167,7 +173,7 @@ class Engine:
         """
         efer = binding.MsrAccess(0xC000_0080, 0xD01)
         binding.check(binding.uc_reg_write(self.handle, binding.REG_MSR, ctypes.byref(efer)), "setting EFER")
-        self._write_register(binding.REG_CR4, 0x20 | 0x200 | 0x400 | (_CR4_TSD if self._trap_time else 0))
+        self._write_register(binding.REG_CR4, 0x20 | 0x200 | 0x400 | (_CR4_TSD if self._traps_time else 0))
         self._write_register(binding.REG_CR3, self._hole)
         self._write_register(binding.REG_CR0, 0x8005_0033)
         fpu.reset(self.handle)
@@ -216,7 +222,7 @@ class Engine:
                 self._fail(error)
             return True
 
-        on_syscall, pages, raw = sink.syscall, self._code_pages, self._ram.raw
+        on_syscall, on_clock_read, pages, raw = sink.syscall, sink.clock_read, self._code_pages, self._ram.raw
 
         def syscall(_engine: int, _data: int | None) -> None:
             rip = q[v.RIP]
@@ -253,6 +259,22 @@ class Engine:
                 self._fail(error)
             return 1
 
+        def rdtsc(_engine: int, _data: int | None) -> int:
+            try:
+                if self._drained is None:
+                    on_clock_read(False)
+            except BaseException as error:
+                self._fail(error)
+            return 1
+
+        def rdtscp(_engine: int, _data: int | None) -> int:
+            try:
+                if self._drained is None:
+                    on_clock_read(True)
+            except BaseException as error:
+                self._fail(error)
+            return 1
+
         def port_in(_engine: int, port: int, size: int, _data: int | None) -> int:
             try:
                 if self._drained is None:
@@ -279,6 +301,9 @@ class Engine:
         self._hook(binding.HOOK_INSN, binding.CB_CPUID(cpuid), binding.INS_CPUID)
         self._hook(binding.HOOK_INSN, binding.CB_IN(port_in), binding.INS_IN)
         self._hook(binding.HOOK_INSN, binding.CB_OUT(port_out), binding.INS_OUT)
+        if self._answers_time:
+            self._hook(binding.HOOK_INSN, binding.CB_CPUID(rdtsc), binding.INS_RDTSC)
+            self._hook(binding.HOOK_INSN, binding.CB_CPUID(rdtscp), binding.INS_RDTSCP)
         if count_blocks:
             self.budget = make_budget(native=native)
             self._hook(binding.HOOK_BLOCK, self.budget.hook, data=self.budget.data)
@@ -398,8 +423,8 @@ class Engine:
         fpu.load(self.handle, image)
 
     def trap_user_time(self, on: bool) -> None:
-        """The guest's own CR4.TSD: RDTSC traps where it would not by itself."""
-        if not self._trap_time:
+        """The guest's own CR4.TSD: RDTSC is #GP(0) at every level, and so for the sink to look at."""
+        if not self._traps_time:
             cr4 = self.vmcb.q[v.CR + 4]
             self.vmcb.q[v.CR + 4] = cr4 | _CR4_TSD if on else cr4 & ~_CR4_TSD
 

@@ -23,6 +23,7 @@ class ExitKind(enum.IntEnum):
     CPUID = 9
     PORT_IO = 10
     BUDGET = 11
+    CLOCK_READ = 12
 
 
 class ExitRecord(NamedTuple):

@@ -15,7 +15,7 @@ from pyhv.abi.x86 import PTE_NX, PTE_RW
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.host import executable_memory_refused
 from pyhv.cpu.probe import REMEDY
-from pyhv.cpu.trial import CODE, DATA, L1, LANDING, LEAF, NO_EXECUTE, READ_ONLY, BrokenPromise, Trial
+from pyhv.cpu.trial import AUX, CODE, DATA, L1, LANDING, LEAF, NO_EXECUTE, READ_ONLY, BrokenPromise, Trial
 from pyhv.errors import EngineError, GuestCrash
 
 _ROUNDS: Final = 3000
@@ -44,7 +44,7 @@ def _faults(trial: Trial) -> None:
     trial.ram.q[entry] |= PTE_RW
     trial.engine.flush_tlb()
     for cpl in (3, 1):
-        for code, name in ((b"\xfa", "CLI"), (b"\x0f\x31", "RDTSC"), (b"\x0f\x20\xc0", "MOV from CR0")):
+        for code, name in ((b"\xfa", "CLI"), (b"\x0f\x20\xc0", "MOV from CR0")):
             at, event = trial.run(code, cpl)
             trial.expect(f"{name} faults in ring {cpl}", event == ("exception", at, 13 << 16))
     at, event = trial.run(b"\xcd\x21")
@@ -61,6 +61,17 @@ def _calls(trial: Trial) -> None:
     trial.expect("SYSCALL goes on where it was told", trial.go() == ("invalid opcode", LANDING, 0))
     trial.run(b"\x31\xc0\x0f\xa2\x0f\x0b")  # xor eax, eax; cpuid; ud2
     trial.expect("CPUID is answered by pyhv", trial.engine.vmcb.q[v.RAX] == 0x1234)
+    for cpl in (3, 1):
+        at, event = trial.run(
+            b"\x0f\x31\x48\x97\x0f\x01\xf9\x0f\x0b", cpl
+        )  # rdtsc; xchg rax, rdi; rdtscp; ud2
+        registers = trial.engine.vmcb.q
+        first, second, aux = registers[v.RDI], registers[v.RAX], registers[v.RCX]
+        trial.expect("RDTSC and RDTSCP are answered by pyhv", (first, second, aux) == (at, at + 4, AUX))
+        trial.engine.trap_user_time(True)
+        at, event = trial.run(b"\x0f\x31", cpl)
+        trial.expect("RDTSC faults where CR4.TSD is set", event == ("exception", at, 13 << 16))
+        trial.engine.trap_user_time(False)
     trial.ram.q[DATA << 9] = 7
     # mov eax, 5; out 0x80, al; mov [rbx], rax; mov eax, 6; syscall
     at, event = trial.run(b"\xb8\x05\x00\x00\x00\xe6\x80\x48\x89\x03\xb8\x06\x00\x00\x00\x0f\x05")

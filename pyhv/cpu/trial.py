@@ -28,6 +28,9 @@ LANDING: Final = CODE << 12 | 0xF00
 UPPER: Final = PTE_P | PTE_RW | PTE_US | PTE_A
 LEAF: Final = UPPER | PTE_D
 
+AUX: Final = 0x9ABC
+"""What RDTSCP gives in RCX."""
+
 _CODE_FLAGS: Final = 0x00AF_FB00
 _DATA_FLAGS: Final = 0x00CF_F300
 _LIMIT: Final = 0xFFFF_FFFF
@@ -72,6 +75,12 @@ class _Recorder:
     def cpuid(self) -> bool:
         self.engine.vmcb.q[v.RAX] = 0x1234
         return True
+
+    def clock_read(self, aux: bool) -> None:
+        q = self.engine.vmcb.q
+        q[v.RAX], q[v.RDX] = q[v.RIP], 0
+        if aux:
+            q[v.RCX] = AUX
 
     def port_read(self, _port: int, _size: int) -> int | None:
         self.engine.stop()  # in the middle of a block: it must not be felt before the block's end

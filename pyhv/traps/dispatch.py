@@ -35,11 +35,8 @@ from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.longmode import LongModeCpu
 from pyhv.traps.pagefault import compat_page_fault, page_fault
 from pyhv.traps.ports import Ports
-from pyhv.traps.privileged import read_clock
 from pyhv.traps.services import ProcessorServices
 
-_GP: Final = int(Vector.GP)
-_GENERAL_PROTECTION: Final = ExitKind.GENERAL_PROTECTION
 _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP})
 IRET: Final = 23
 _VECTOR_80: Final = 0x80
@@ -323,25 +320,15 @@ class Dispatcher:
 
     def exception(self, vector: int) -> None:
         """An exception or software interrupt."""
-        d = self._d
-        if vector == _GP and not d[v.EXCEPTION_IS_INT]:
-            self._count(_GENERAL_PROTECTION, _GP)
-            try:
-                if not d[v.ERROR_CODE] and read_clock(self.cpu):
-                    self._emulated()
-                else:
-                    self._general_protection()
-            except GuestCrash as crash:
-                self._crash(crash.why)
-            self.finish()
-            return
-        kind = classify(vector, d[v.EXCEPTION_IS_INT] != 0)
+        kind = classify(vector, self._d[v.EXCEPTION_IS_INT] != 0)
         if vector == _COMPAT_VECTOR and not self._wide and self._d[v.HFLAGS] & v.HF_CPL == 1:
             self._count(ExitKind.HYPERCALL, self._q[v.RAX] & MASK32)
         else:
             self._count(kind, vector)
         try:
-            if kind is ExitKind.PAGE_FAULT:
+            if kind is ExitKind.GENERAL_PROTECTION:
+                self._general_protection()
+            elif kind is ExitKind.PAGE_FAULT:
                 if self._page_fault(self.cpu):
                     self._emulated()
             elif kind is ExitKind.SOFTWARE_INTERRUPT:
@@ -430,17 +417,32 @@ class Dispatcher:
 
     # -- instructions intercepted inside a block -------------------------------------------------------------
 
+    def _count_inside(self, kind: ExitKind, detail: int) -> None:
+        """Note and charge an exit that has no tail: the block ends first, then the turn if it is over."""
+        self._count(kind, detail)
+        if self._charge is not None:
+            self._charge()
+
     def cpuid(self) -> bool:
         """CPUID without prefix: the same policy."""
-        self._count(ExitKind.CPUID, self._q[v.RAX])
+        self._count_inside(ExitKind.CPUID, self._q[v.RAX])
         if privileged.cpuid_faults(self.cpu):
             return False
         privileged.answer_cpuid(self.cpu)
         return True
 
+    def clock_read(self, aux: bool) -> None:
+        """RDTSC and RDTSCP, unless the guest's own CR4.TSD makes them fault."""
+        self._count(ExitKind.CLOCK_READ, 0)
+        self.emulated += 1
+        tsc, q = self.clock.tsc(), self._q
+        q[v.RAX], q[v.RDX] = tsc & MASK32, tsc >> 32 & MASK32
+        if aux:
+            q[v.RCX] = self.cpu.vcpu.tsc_aux
+
     def port_read(self, port: int, size: int) -> int | None:
         """IN."""
-        self._count(ExitKind.PORT_IO, port)
+        self._count_inside(ExitKind.PORT_IO, port)
         if not privileged.io_permitted(self.cpu, port, size):
             return None
         if self.cpu.stepping:
@@ -449,7 +451,7 @@ class Dispatcher:
 
     def port_write(self, port: int, size: int, value: int) -> bool:
         """OUT."""
-        self._count(ExitKind.PORT_IO, port)
+        self._count_inside(ExitKind.PORT_IO, port)
         if not privileged.io_permitted(self.cpu, port, size):
             return False
         if self.cpu.stepping:

@@ -38,7 +38,6 @@ from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.msr import Refused, read_msr, write_msr
 
 FORCED_EMULATION: Final = b"\x0f\x0bxen"
-_RDTSC: Final = b"\x0f\x31"
 _ICEBP: Final = 0xF1
 _RDPMC: Final = 0x33
 _CONTROL_REGISTERS: Final = frozenset({0, 2, 3, 4, 8})
@@ -88,26 +87,6 @@ def emulate(cpu: GuestCpu, code: bytes) -> bool:
         return False
     q = cpu.vmcb.q
     q[v.RIP] = (q[v.RIP] + found.length) & MASK64
-    return True
-
-
-def read_clock(cpu: GuestCpu) -> bool:
-    """Emulate a plain RDTSC, without decoding: a guest that waits executes millions. False if it is none."""
-    vcpu, linear = cpu.vcpu, cpu.linear_rip()
-    if not vcpu.in_kernel:
-        if vcpu.cr4 & CR4_TSD or fetch(cpu, linear, 2) != _RDTSC:
-            return False
-    else:
-        try:
-            at = cpu.memory.for_read(linear)
-        except XenError:
-            return False
-        raw = cpu.domain.ram.raw
-        if raw[at] != 0x0F or linear & 0xFFF == 0xFFF or raw[at + 1] != 0x31:
-            return False
-    tsc = vcpu.clock.tsc()
-    q = cpu.vmcb.q
-    q[v.RAX], q[v.RDX], q[v.RIP] = tsc & MASK32, tsc >> 32 & MASK32, (q[v.RIP] + 2) & MASK64
     return True
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from pyhv.cpu.engine import ExitSink
 
 _METHODS = (
-    "exception", "invalid_opcode", "syscall", "sysenter", "cpuid", "port_read", "port_write", "port_fault",
+    "exception", "invalid_opcode", "syscall", "sysenter",
+    "cpuid", "clock_read", "port_read", "port_write", "port_fault",
 )  # fmt: skip
 
 
@@ -46,6 +47,7 @@ class _Timed:
     syscall: Callable[[int], None]
     sysenter: Callable[[int], None]
     cpuid: Callable[[], bool]
+    clock_read: Callable[[bool], None]
     port_read: Callable[[int, int], int | None]
     port_write: Callable[[int, int, int], bool]
     port_fault: Callable[[], None]

@@ -71,8 +71,6 @@ def bare() -> Iterator[Bare]:
         ("nop; lmsw ax", 13, 1),
         ("nop; sysretq", 13, 1),
         ("nop; wbinvd", 13, 1),
-        ("nop; rdtsc", 13, 1),
-        ("nop; rdtscp", 13, 1),
     ],
 )
 def test_faults_leave_rip_at_the_instruction(
@@ -295,6 +293,29 @@ def test_cpuid_is_answered_by_the_sink(bare: Bare) -> None:
     assert tuple(bare.q[0:4]) == (1, 3, 4, 2)
 
 
+@BOTH_RINGS
+def test_the_clock_is_read_from_the_sink(bare: Bare, ring: int) -> None:
+    def answer() -> None:
+        bare.q[v.RAX], bare.q[v.RDX] = 5, 7
+
+    bare.ring(ring)
+    bare.sink.answer = answer
+    bare.run("cmp eax, eax; rdtsc; setz sil; mov edi, eax; xor eax, eax; rdtscp; mov r8d, edx; ud2")
+    assert [(one.kind, one.rip - START) for one in bare.sink.exits[:2]] == [("rdtsc", 2), ("rdtscp", 12)]
+    assert (bare.q[v.RDI], bare.q[v.RSI] & 0xFF, bare.q[v.RAX], bare.q[v.R8]) == (5, 1, 5, 7)
+
+
+@BOTH_RINGS
+@pytest.mark.parametrize("code", ["nop; rdtsc", "nop; rdtscp"])
+def test_the_clock_may_fault_instead(bare: Bare, ring: int, code: str) -> None:
+    bare.ring(ring)
+    bare.engine.trap_user_time(True)
+    assert bare.run(code) == Exit("exception", START + 1, 13, 0)
+    bare.engine.trap_user_time(False)
+    bare.run(code + "; ud2")
+    assert [one.kind for one in bare.sink.exits] == [code[5:], "invalid"]
+
+
 # -- flags -------------------------------------------------------------------------------------------------
 
 SETTABLE = 0x8D5 | 0x400 | 0x4000 | 1 << 18 | 1 << 21
@@ -365,6 +386,7 @@ AFTER = [
     "syscall",
     "sysenter",
     "cpuid; mov ebx, 5",
+    "rdtsc; rdtscp",
     "in al, 0x80; out 0x80, al",
     "int3",
     "hlt",

@@ -94,6 +94,10 @@ class Counter(Recorder):
         self.engine.vmcb.q[v.RAX] = 1
         return True
 
+    def clock_read(self, _aux: bool) -> None:
+        self.seen["clock"] += 1
+        self.engine.vmcb.q[v.RAX] = 1
+
     def port_read(self, _port: int, _size: int) -> int | None:
         self.seen["in"] += 1
         return 1
@@ -139,6 +143,7 @@ def execute(bare: Bare, body: str, rounds: int, pauses: int) -> tuple[dict[str, 
     ("instruction", "code"),
     [
         ("cpuid", "xor eax, eax; cpuid; add r12, rax"),
+        ("clock", "xor eax, eax; rdtsc; add r12, rax"),
         ("in", "in al, 0x80; movzx eax, al; add r12, rax"),
         ("out", "out 0x80, al; inc r12"),
         ("syscall", "syscall; inc r12"),
@@ -162,9 +167,12 @@ def test_every_execution_is_seen_once(bare: Bare, instruction: str, code: str, p
 def test_all_of_them_in_one_block(bare: Bare) -> None:
     """A stop that one of them asks for, or that comes between them, does not hide those that follow."""
     rounds = ROUNDS // 5
-    body = "out 0x80, al; xor eax, eax; cpuid; in al, 0x80; xor eax, eax; cpuid; inc r12; syscall"
+    body = (
+        "out 0x80, al; xor eax, eax; cpuid; rdtsc; in al, 0x80; xor eax, eax; cpuid; rdtscp; inc r12; syscall"
+    )
     seen, _ = execute(bare, body, rounds, 200)
-    assert seen == {"out": rounds, "cpuid": 2 * rounds, "in": rounds, "syscall": rounds}
+    expected = {"out": rounds, "cpuid": 2 * rounds, "clock": 2 * rounds, "in": rounds, "syscall": rounds}
+    assert seen == expected
 
 
 def test_a_sink_that_asks_for_a_stop_hides_no_other_exit() -> None:
@@ -175,8 +183,8 @@ def test_a_sink_that_asks_for_a_stop_hides_no_other_exit() -> None:
 
     sink = Stopping()
     bare = Bare(sink=sink)
-    bare.write("out 0x80, al; xor eax, eax; cpuid; in al, 0x80; sysenter; hlt")
+    bare.write("out 0x80, al; xor eax, eax; cpuid; rdtsc; in al, 0x80; sysenter; hlt")
     bare.q[v.RIP], bare.q[v.RBX], bare.q[v.RSP] = at(CODE), at(DATA), at(DATA, 0x800)
     bare.engine.run()
-    assert dict(sink.seen) == {"out": 1, "cpuid": 1, "in": 1, "sysenter": 1}
+    assert dict(sink.seen) == {"out": 1, "cpuid": 1, "clock": 1, "in": 1, "sysenter": 1}
     bare.close()

@@ -151,9 +151,13 @@ def test_time_stamp_counter(guest: Paused) -> None:
 
 def test_a_kernel_can_forbid_the_time_stamp_counter_to_user_mode(guest: Paused) -> None:
     guest.allow_user_mode()
-    guest.vcpu.cr4 |= 4
-    assert guest.execute("rdtsc") is None
+    set_tsd = "mov rax, cr4; or eax, 4; mov cr4, rax;"
+    assert guest.execute(set_tsd + "mov rax, -1; mov rdx, -1; rdtsc; rdtscp") is None
+    assert 0 < guest.q[v.RDX] << 32 | guest.q[v.RAX] < 1 << 40
     assert guest.user("rdtsc") == GP
+    assert guest.user("rdtscp") == GP
+    assert guest.execute("mov rax, cr4; xor eax, 4; mov cr4, rax") is None
+    assert guest.user("rdtsc; rdtscp") is None
 
 
 @pytest.mark.parametrize("kernel", [True, False])

@@ -76,6 +76,10 @@ class Recorder:
         self.answer()
         return True
 
+    def clock_read(self, aux: bool) -> None:
+        self.exits.append(Exit("rdtscp" if aux else "rdtsc", self.engine.vmcb.rip))
+        self.answer()
+
     def port_read(self, port: int, size: int) -> int | None:
         self.exits.append(Exit("in", self.engine.vmcb.rip, detail=port))
         value = self.ports.get(port)
