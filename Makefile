@@ -36,9 +36,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-dev
-	$(BIN)/python -m pyhv.hypercalls.document > docs/hypercalls.md
-	$(BIN)/python -m pyhv.traps.document > docs/cpu.md
-	$(BIN)/python -m pyhv.guests.catalogue > docs/hostile.md
+	$(BIN)/python -m docgen.hypercalls > docs/hypercalls.md
+	$(BIN)/python -m docgen.numbers > pyhv/guests/hypercalls.inc
+	$(BIN)/python -m docgen.cpu > docs/cpu.md
+	$(BIN)/python -m docgen.hostile > docs/hostile.md
 	$(BIN)/python -m bench.selftests docs/compatibility.md
 
 bench: $(VENV)/installed-dev

@@ -303,7 +303,7 @@ def event_channel_op(g: Grammar) -> Arguments:
         ),
     }
     make = items.get(command)
-    return command, _store(g, make() if make else ask(structs.EvtchnPort, port=g.port()))
+    return command, _store(g, make() if make else ask(structs.EvtchnSend, port=g.port()))
 
 
 def event_channel_op_compat(g: Grammar) -> Arguments:

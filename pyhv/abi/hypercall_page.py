@@ -14,19 +14,20 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from pyhv.abi.numbers import Hypercall
+
 STUB_SIZE: Final = 32
 STUBS: Final = 128
-IRET: Final = 23
 
 
 def _stub64(number: int) -> bytes:
-    if number == IRET:
+    if number == Hypercall.IRET:
         return b"\x51\x41\x53\x50\xb8" + struct.pack("<I", number) + b"\x0f\x05"
     return b"\x51\x41\x53\xb8" + struct.pack("<I", number) + b"\x0f\x05\x41\x5b\x59\xc3"
 
 
 def _stub32(number: int) -> bytes:
-    if number == IRET:
+    if number == Hypercall.IRET:
         return b"\x50\xb8" + struct.pack("<I", number) + b"\xcd\x82"
     return b"\xb8" + struct.pack("<I", number) + b"\xcd\x82\xc3"
 

@@ -343,8 +343,20 @@ class EvtchnBindPirq(AbiStruct):
     port: u32
 
 
-class EvtchnPort(AbiStruct):
-    """`evtchn_close`, `evtchn_send`, `evtchn_unmask`: a port."""
+class EvtchnClose(AbiStruct):
+    """`evtchn_close`."""
+
+    port: u32
+
+
+class EvtchnSend(AbiStruct):
+    """`evtchn_send`."""
+
+    port: u32
+
+
+class EvtchnUnmask(AbiStruct):
+    """`evtchn_unmask`."""
 
     port: u32
 

@@ -4,7 +4,7 @@ segment bases (public headers `xen.h`, `callback.h`, `nmi.h`).
 """
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import CALLBACKF_MASK_EVENTS, Assist, Callback
+from pyhv.abi.numbers import CALLBACKF_MASK_EVENTS, Assist, Callback, Hypercall
 from pyhv.abi.structs import (
     CallbackRegister,
     CallbackRegisterCompat,
@@ -19,7 +19,8 @@ from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import NO_TRAP, Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
-from pyhv.hypercalls.table import Status, hypercall
+from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
+from pyhv.hypercalls.table import hypercall
 from pyhv.mmu.descriptors import fix_descriptor
 from pyhv.mmu.frames import SEGDESC
 from pyhv.mmu.pae import PaePageTables
@@ -29,9 +30,12 @@ _MASKS = 4
 """Flag of a trap: entering it masks events."""
 
 
-@hypercall(0, "set_trap_table", "traps:ptr")
-def set_trap_table(call: Call, traps: int) -> int:
-    """Fill the virtual IDT; the list ends at an entry with address 0, NULL clears all."""
+@hypercall(Hypercall.SET_TRAP_TABLE)
+def set_trap_table(call: Call, traps: Ptr) -> int:
+    """Fill the virtual IDT from a list of `TrapInfo` that ends at address 0; NULL clears all. Gives way.
+
+    For each entry, EFAULT: it cannot be read; EINVAL: its address is not canonical. What comes before is set.
+    """
     vcpu = call.vcpu
     if traps == 0:
         vcpu.traps = [NO_TRAP] * 256
@@ -92,9 +96,12 @@ def drop_gdt(domain: Domain, vcpu: Vcpu) -> None:
     domain.tables.flush = True
 
 
-@hypercall(2, "set_gdt", "frames:ptr entries:u32")
-def set_gdt(call: Call, frames: int, entries: int) -> int:
-    """Install the guest's part of the GDT."""
+@hypercall(Hypercall.SET_GDT)
+def set_gdt(call: Call, frames: Ptr, entries: u32) -> int:
+    """Install the guest's part of the GDT: `entries` descriptors in the frames of a list of words.
+
+    EINVAL: more than 7168 entries; EFAULT: the list; EINVAL: a frame that cannot hold descriptors.
+    """
     if entries > FIRST_RESERVED_GDT_ENTRY:
         raise XenError(Errno.EINVAL, f"GDT of {entries} entries")
     listed = call.memory.read_words(frames, (entries + 511) // 512) if entries else ()
@@ -102,26 +109,30 @@ def set_gdt(call: Call, frames: int, entries: int) -> int:
     return 0
 
 
-@hypercall(3, "stack_switch", "ss:ulong sp:ulong")
-def stack_switch(call: Call, ss: int, sp: int) -> int:
-    """Where the kernel stack is when user mode is left."""
+@hypercall(Hypercall.STACK_SWITCH)
+def stack_switch(call: Call, ss: ulong, sp: ulong) -> int:
+    """Say where the kernel stack is when user mode is left. Never fails."""
     call.vcpu.kernel_ss, call.vcpu.kernel_sp = fix_rpl(ss, call.width), sp
     return 0
 
 
-@hypercall(
-    4, "set_callbacks", "event:ulong failsafe:ulong syscall:ulong",
-    compat="event_cs:ulong event:ulong failsafe_cs:ulong failsafe:ulong",
-)  # fmt: skip
-def set_callbacks(call: Call, *arguments: int) -> int:
-    """Set all callbacks at once, their flags cleared; a non-canonical address leaves its callback alone."""
+def set_callbacks_compat(
+    call: Call, event_cs: ulong, event: ulong, failsafe_cs: ulong, failsafe: ulong
+) -> int:
+    """`set_callbacks` of a 32-bit guest: code selectors too, and no system calls. Nothing is checked yet."""
     vcpu = call.vcpu
-    if call.width == 32:
-        event_cs, event, failsafe_cs, failsafe = arguments
-        vcpu.event_callback = CallbackEntry(event, True, fix_rpl(event_cs, 32))
-        vcpu.failsafe_callback = CallbackEntry(failsafe, False, fix_rpl(failsafe_cs, 32))
-        return 0
-    event, failsafe, syscall = arguments
+    vcpu.event_callback = CallbackEntry(event, True, fix_rpl(event_cs, 32))
+    vcpu.failsafe_callback = CallbackEntry(failsafe, False, fix_rpl(failsafe_cs, 32))
+    return 0
+
+
+@hypercall(Hypercall.SET_CALLBACKS, compat=set_callbacks_compat)
+def set_callbacks(call: Call, event: ulong, failsafe: ulong, syscall: ulong) -> int:
+    """Set all callbacks at once, their flags cleared. Never fails.
+
+    An address that is not canonical leaves its callback alone.
+    """
+    vcpu = call.vcpu
     if is_canonical(event):
         vcpu.event_callback = CallbackEntry(event, True)
     if is_canonical(failsafe):
@@ -131,16 +142,19 @@ def set_callbacks(call: Call, *arguments: int) -> int:
     return 0
 
 
-@hypercall(5, "fpu_taskswitch", "set:u32")
-def fpu_taskswitch(call: Call, on: int) -> int:
-    """Set or clear CR0.TS."""
+@hypercall(Hypercall.FPU_TASKSWITCH)
+def fpu_taskswitch(call: Call, on: u32) -> int:
+    """Set or clear CR0.TS, which makes FPU instructions fault. Never fails."""
     call.processor.set_task_switched(on != 0)
     return 0
 
 
-@hypercall(10, "update_descriptor", "address:u64 descriptor:u64")
-def update_descriptor(call: Call, address: int, descriptor: int) -> int:
-    """Write one descriptor into a GDT or LDT page."""
+@hypercall(Hypercall.UPDATE_DESCRIPTOR)
+def update_descriptor(call: Call, address: u64, descriptor: u64) -> int:
+    """Write one descriptor into a page of a GDT or LDT, by its machine address.
+
+    EINVAL: not a multiple of 8, a descriptor that is refused, a frame that is not the caller's or is a table.
+    """
     frames = call.frames
     mfn = address >> 12
     fixed = fix_descriptor(descriptor, call.width)
@@ -156,9 +170,12 @@ def update_descriptor(call: Call, address: int, descriptor: int) -> int:
     return 0
 
 
-@hypercall(21, "vm_assist", "command:u32 type:u32")
-def vm_assist(call: Call, command: int, kind: int) -> int:
-    """Enable (0) or disable (1) an assist."""
+@hypercall(Hypercall.VM_ASSIST)
+def vm_assist(call: Call, command: u32, kind: u32) -> int:
+    """Enable (0) or disable (1) an assist.
+
+    ENOSYS: another command; EINVAL: no such assist, or none of a guest of this width.
+    """
     if command > 1:
         raise XenError(Errno.ENOSYS, f"vm_assist command {command}")
     if kind not in Assist._value2member_map_ or (kind == Assist.M2P_STRICT and call.width == 32):
@@ -175,9 +192,12 @@ def vm_assist(call: Call, command: int, kind: int) -> int:
 _FS, _GS_USER, _GS_KERNEL, _GS_USER_SEL = range(4)
 
 
-@hypercall(25, "set_segment_base", "which:u32 base:ulong")
-def set_segment_base(call: Call, which: int, base: int) -> int:
-    """Set the FS base, either GS base, or user mode's GS selector."""
+@hypercall(Hypercall.SET_SEGMENT_BASE)
+def set_segment_base(call: Call, which: u32, base: ulong) -> int:
+    """Set the FS base (0), the GS base of user (1) or kernel mode (2), or user mode's GS selector (3).
+
+    ENOSYS: a 32-bit guest; EINVAL: no such base, or an address that is not canonical.
+    """
     if call.width == 32:
         raise XenError(Errno.ENOSYS, "set_segment_base in a 32-bit guest")
     if which == _GS_USER_SEL:
@@ -197,9 +217,13 @@ def set_segment_base(call: Call, which: int, base: int) -> int:
 _REGISTER, _UNREGISTER = 0, 1
 
 
-@hypercall(30, "callback_op", "command:u32 argument:ptr")
-def callback_op(call: Call, command: int, argument: int) -> int:
-    """Register callbacks one by one."""
+@hypercall(Hypercall.CALLBACK_OP)
+def callback_op(call: Call, command: u32, argument: Ptr) -> int:
+    """Register a callback (0, `CallbackRegister`), or unregister the NMI's (1, `CallbackUnregister`).
+
+    ENOSYS: another command (EINVAL to a 32-bit guest); EFAULT; ENOSYS: no such callback; EINVAL: an address
+    that is not canonical, or another callback than the NMI's to be unregistered.
+    """
     if command == _REGISTER:
         if call.width == 64:
             wide = call.read(CallbackRegister, argument)
@@ -253,9 +277,12 @@ def _register_callback(vcpu: Vcpu, kind: int, flags: int, selector: int, address
     return 0
 
 
-@hypercall(28, "nmi_op", "command:u32 argument:ptr")
-def nmi_op(call: Call, command: int, argument: int) -> int:
-    """Register (0) or unregister (1) the NMI callback."""
+@hypercall(Hypercall.NMI_OP)
+def nmi_op(call: Call, command: u32, argument: Ptr) -> int:
+    """Register (0, `XennmiCallback`) or unregister (1) the NMI callback.
+
+    ENOSYS: another command; EFAULT; EINVAL: an address that is not canonical.
+    """
     if command == 0:
         address = call.read(XennmiCallback, argument).handler_address
         if not is_canonical(address):
@@ -268,9 +295,12 @@ def nmi_op(call: Call, command: int, argument: int) -> int:
     return 0
 
 
-@hypercall(23, "iret", "", Status.COMPLETE, "performed by the trap layer")
+@hypercall(Hypercall.IRET)
 def iret(call: Call) -> int:
-    """Return through the frame on the stack; inside a multicall this ends the list."""
+    """Return through the frame on the stack; inside a multicall this ends the list.
+
+    No errors: a frame that cannot be used ends the domain, or is the failsafe callback's.
+    """
     call.processor.iret()
     call.left_context = True
     return 0

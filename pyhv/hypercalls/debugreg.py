@@ -5,12 +5,14 @@ This module keeps values; `traps/debug.py` makes them fire.
 """
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Hypercall
 from pyhv.abi.x86 import CR4_DE
 from pyhv.address import MASK32, guest_may_use
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Call
-from pyhv.hypercalls.table import Status, hypercall
+from pyhv.hypercalls.signature import u32, ulong
+from pyhv.hypercalls.table import hypercall
 
 _DR6_FIXED = 0xFFFF_0FF0
 _DR6_WRITABLE = 0xE00F
@@ -57,13 +59,23 @@ def get_debugreg(vcpu: Vcpu, number: int) -> int:
     return vcpu.debug[_register(vcpu, number)]
 
 
-@hypercall(8, "set_debugreg", "reg:u32 value:ulong", Status.COMPLETE)
-def _set(call: Call, reg: int, value: int) -> int:
-    set_debugreg(call.vcpu, reg, value)
+@hypercall(Hypercall.SET_DEBUGREG)
+def set_debugreg_op(call: Call, register: u32, value: ulong) -> int:
+    """Write a debug register, 0 to 7; 4 and 5 are other names of 6 and 7.
+
+    ENODEV: no such register, or 4 or 5 with CR4.DE set; then of 0 to 3, EPERM: an address in the
+    hypervisor's area; of 6, EINVAL: more than 32 bits; of 7, EINVAL: more than 32 bits; EPERM: general
+    detect, or an I/O breakpoint without CR4.DE.
+    """
+    set_debugreg(call.vcpu, register, value)
     call.processor.breakpoints_changed()
     return 0
 
 
-@hypercall(9, "get_debugreg", "reg:u32", Status.COMPLETE)
-def _get(call: Call, reg: int) -> int:
-    return get_debugreg(call.vcpu, reg)
+@hypercall(Hypercall.GET_DEBUGREG)
+def get_debugreg_op(call: Call, register: u32) -> int:
+    """Return a debug register, 0 to 7; 4 and 5 are other names of 6 and 7.
+
+    ENODEV: no such register, or 4 or 5 with CR4.DE set.
+    """
+    return get_debugreg(call.vcpu, register)

@@ -16,8 +16,14 @@ from pyhv.hypercalls.memory import commands
 from pyhv.hypercalls.reservation import MAX_ORDER, frame_limit, give_back, placement_allowed, take_extent
 
 
-@commands.command(Memory.EXCHANGE)
-def _exchange(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.EXCHANGE, MemoryExchange)
+def exchange(call: Call, argument: int, _start: int) -> int:
+    """Give frames for as many others, of another extent size or at lower addresses. Gives way.
+
+    EPERM: extents above order 9; EINVAL: the two sides do not match; EFAULT: a list outside the guest's
+    space; EINVAL: one node insisted on; ESRCH, EPERM: not the caller; then for each chunk EINVAL: a frame
+    that is not the caller's, or in use, or named twice; EFAULT; ENOMEM. `nr_exchanged` says what is done.
+    """
     request = call.read(MemoryExchange, argument)
     _check(call, request)
     if request.nr_exchanged == request.in_nr_extents:

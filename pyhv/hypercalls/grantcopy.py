@@ -12,7 +12,7 @@ from pyhv.grants.status import GrantError, GrantStatus
 from pyhv.grants.table import GrantTable
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.grantmap import check_granted, drop, take
-from pyhv.hypercalls.grants import commands, living, perform_each, table_of
+from pyhv.hypercalls.grants import living, on_each, table_of
 
 _SOURCE_GREF, _DEST_GREF = 1, 2
 
@@ -27,8 +27,15 @@ class _Side:
     let_go: Callable[[], None]
 
 
-def _copy(call: Call, request: GnttabCopy) -> None:
-    """Both sides are claimed before the bounds are looked at: that is the order of Xen's refusals."""
+@on_each(Gnttab.COPY, GnttabCopy)
+def copy(call: Call, request: GnttabCopy) -> None:
+    """Copy bytes from one page to another, either granted by a domain or one of the caller's own.
+
+    Status, the source's first: PERMISSION_DENIED: an own frame of another domain; BAD_DOMAIN; then BAD_PAGE:
+    not the owner's frame; BAD_GNTREF: beyond the table; GENERAL_ERROR: not granted in this way, or it cannot
+    be written; BAD_COPY_ARG: beyond a page; GENERAL_ERROR: beyond the part that is granted.
+    """
+    # Both sides are claimed before the bounds are looked at: that is the order of Xen's refusals.
     by_source, by_dest = bool(request.flags & _SOURCE_GREF), bool(request.flags & _DEST_GREF)
     for domid, granted in ((request.source_domid, by_source), (request.dest_domid, by_dest)):
         _check_side(call, domid, granted)
@@ -91,17 +98,16 @@ def _claim(call: Call, name: int, domid: int, granted: bool, *, readonly: bool) 
     return _Side(grant.frame, grant.start, grant.start + grant.length, let_go)
 
 
-commands.command(Gnttab.COPY)(perform_each(GnttabCopy, _copy))
-
-
 # -- transfer ----------------------------------------------------------------------------------------------
 
 
-def _transfer(call: Call, request: GnttabTransfer) -> None:
+@on_each(Gnttab.TRANSFER, GnttabTransfer)
+def transfer(call: Call, request: GnttabTransfer) -> None:
     """Take a frame from the caller and give it, with its contents, to a domain that waits for it.
 
-    BAD_PAGE: the frame is not the caller's, or something refers to it. Once it has been taken the caller does
-    not get it back: if the receiver is not there, or does not want it, the frame is freed, as on Xen.
+    Status: BAD_PAGE: not the caller's, or something refers to it. From here on the caller does not get it
+    back, and if the receiver does not want it, it is freed, as on Xen. GENERAL_ERROR: domain 0; BAD_DOMAIN;
+    GENERAL_ERROR: the receiver has all the frames that it may have, or its entry does not wait for this one.
     """
     frames, mfn, giver = call.frames, request.mfn, call.domain
     mine = 0 < mfn < frames.count and frames.owner[mfn] == giver.domid
@@ -123,6 +129,3 @@ def _transfer(call: Call, request: GnttabTransfer) -> None:
     pfn = receiver.grants.complete_transfer(request.ref, Mfn(mfn))
     assert frames.m2p is not None
     frames.m2p[mfn] = pfn & MASK64
-
-
-commands.command(Gnttab.TRANSFER)(perform_each(GnttabTransfer, _transfer))

@@ -21,7 +21,7 @@ from pyhv.grants.maptrack import Mapping
 from pyhv.grants.status import GrantError, GrantStatus
 from pyhv.grants.table import MapFlag
 from pyhv.hypercalls.context import Call
-from pyhv.hypercalls.grants import commands, living, perform_each, table_of
+from pyhv.hypercalls.grants import living, on_each, table_of
 from pyhv.mmu.frames import L1
 
 _HALVES = GRANT_MAP_DEVICE | GRANT_MAP_HOST
@@ -73,7 +73,14 @@ def _entry_address(call: Call, host_addr: int, flags: int) -> int:
 # -- map ---------------------------------------------------------------------------------------------------
 
 
-def _map(call: Call, request: GnttabMapGrantRef) -> None:
+@on_each(Gnttab.MAP_GRANT_REF, GnttabMapGrantRef)
+def map_grant_ref(call: Call, request: GnttabMapGrantRef) -> None:
+    """Map a frame that another domain has granted, for the host (a page-table entry), for devices, or both.
+
+    Status: BAD_GNTREF: neither half; BAD_DOMAIN; NO_SPACE: all handles are in use; BAD_GNTREF: beyond the
+    table; GENERAL_ERROR: not granted in this way, or too often; BAD_PAGE: not the granter's frame;
+    GENERAL_ERROR: it cannot be written, or no page table has the place.
+    """
     flags = request.flags
     if not flags & _HALVES:
         raise GrantError(GrantStatus.BAD_GNTREF, "neither a host nor a device mapping")
@@ -106,13 +113,15 @@ def _map(call: Call, request: GnttabMapGrantRef) -> None:
     request.dev_bus_addr = mfn << PAGE_SHIFT
 
 
-commands.command(Gnttab.MAP_GRANT_REF)(perform_each(GnttabMapGrantRef, _map))
-
-
 # -- unmap -------------------------------------------------------------------------------------------------
 
 
-def _unmap(call: Call, request: GnttabUnmapGrantRef) -> None:
+@on_each(Gnttab.UNMAP_GRANT_REF, GnttabUnmapGrantRef)
+def unmap_grant_ref(call: Call, request: GnttabUnmapGrantRef) -> None:
+    """End the halves of a mapping whose addresses are named; 0 names none.
+
+    Status: BAD_HANDLE; BAD_DEV_ADDR: not the frame's; GENERAL_ERROR: the page table no longer has it.
+    """
     mapping, halves = call.domain.maptrack.select(request.handle, request.host_addr, request.dev_bus_addr)
     if MapFlag.HOST in halves:
         _replace_entry(call, mapping, request.host_addr, 0)
@@ -121,17 +130,17 @@ def _unmap(call: Call, request: GnttabUnmapGrantRef) -> None:
     _end(call, request.handle, mapping, halves)
 
 
-commands.command(Gnttab.UNMAP_GRANT_REF)(perform_each(GnttabUnmapGrantRef, _unmap))
+@on_each(Gnttab.UNMAP_AND_REPLACE, GnttabUnmapAndReplace)
+def unmap_and_replace(call: Call, request: GnttabUnmapAndReplace) -> None:
+    """End a mapping's host half, and move the entry of `new_addr` to its place.
 
-
-def _unmap_and_replace(call: Call, request: GnttabUnmapAndReplace) -> None:
+    Status: BAD_HANDLE; GENERAL_ERROR: there is no such entry to move, or the page table no longer has the
+    mapping.
+    """
     mapping, halves = call.domain.maptrack.select(request.handle, request.host_addr, 0)
     if MapFlag.HOST in halves:
         _replace_entry(call, mapping, request.host_addr, request.new_addr)
     _end(call, request.handle, mapping, halves)
-
-
-commands.command(Gnttab.UNMAP_AND_REPLACE)(perform_each(GnttabUnmapAndReplace, _unmap_and_replace))
 
 
 def _replace_entry(call: Call, mapping: Mapping, host_addr: int, new_addr: int) -> None:

@@ -7,20 +7,25 @@ accounts are in `grants/`.
 """
 
 from collections.abc import Callable
+from functools import update_wrapper
 from typing import TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.layout import AbiStruct
-from pyhv.abi.numbers import Gnttab
+from pyhv.abi.numbers import Gnttab, Hypercall
 from pyhv.abi.structs import (
     GnttabCacheFlush,
+    GnttabCopy,
     GnttabGetStatusFrames,
     GnttabGetVersion,
+    GnttabMapGrantRef,
     GnttabQuerySize,
     GnttabSetupTable,
     GnttabSetVersion,
     GnttabSwapGrantRef,
+    GnttabTransfer,
+    GnttabUnmapAndReplace,
+    GnttabUnmapGrantRef,
 )
 from pyhv.address import PAGE_SHIFT, PAGE_SIZE, guest_may_use
 from pyhv.domain.domain import Domain
@@ -28,10 +33,16 @@ from pyhv.errors import XenError
 from pyhv.grants.status import GrantError, GrantStatus
 from pyhv.grants.table import GrantTable
 from pyhv.hypercalls.context import Again, Call
+from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, hypercall
 
-_R = TypeVar("_R", bound=AbiStruct)
-commands = Commands("grant_table_op", Gnttab)
+_R = TypeVar(
+    "_R", GnttabSetupTable, GnttabGetStatusFrames, GnttabQuerySize, GnttabSwapGrantRef, GnttabMapGrantRef,
+    GnttabUnmapGrantRef, GnttabUnmapAndReplace, GnttabCopy, GnttabTransfer,
+)  # fmt: skip
+"""The structures that hold a `status`."""
+_Handler = Callable[[Call, int, int], int]
+commands = Commands[[int, int], int](Hypercall.GRANT_TABLE_OP, Gnttab)
 """All sub-operations; `grantmap` and `grantcopy` add theirs."""
 
 _COMMAND_BITS = 12
@@ -42,61 +53,60 @@ _TOOLSTACK_ENTRIES = 512
 _CACHE_CLEAN, _CACHE_INVALIDATE = 1, 2
 
 
-@hypercall(20, "grant_table_op", "command:u32 argument:ptr count:u32")
-def grant_table_op(call: Call, command: int, argument: int, count: int) -> int:
-    """Set up the grant table; map, unmap, copy and transfer grants."""
+@hypercall(Hypercall.GRANT_TABLE_OP)
+def grant_table_op(call: Call, command: u32, argument: Ptr, count: u32) -> int:
+    """Set up the grant table; map, unmap, copy and transfer grants: a list of `count` structures. Gives way.
+
+    EINVAL: 2**31 structures or more, or bits above the command's; ENOSYS: no such command; EFAULT: a list
+    outside the guest's space; then for each structure EFAULT: it cannot be read or its result not stored.
+    What else is wrong, its `status` says (GNTST), and the list goes on.
+    """
     if count >= _COUNT_LIMIT or command >> _COMMAND_BITS:
         raise XenError(Errno.EINVAL, f"grant_table_op {command:#x}, count {count:#x}")
-    handler = commands.handlers.get(command)
-    if handler is None:
-        raise XenError(Errno.ENOSYS, f"grant_table_op {command}")
+    handler = commands[command]
     if not guest_may_use(argument, call.width):
         raise XenError(Errno.EFAULT, f"grant_table_op at {argument:#x}")
     try:
-        result: int = handler(call, argument, count)
+        return handler(call, argument, count)
     except Again as again:
         rest, left = again.arguments
         raise Again(command, rest, left) from again
-    return result
 
 
-def perform_each(kind: type[_R], perform: Callable[[Call, _R], None]) -> Callable[[Call, int, int], int]:
-    """The handler that runs an operation over an array of `count` structures, each with a `status`."""
+def on_each(
+    number: Gnttab, kind: type[_R], *, alone: bool = False
+) -> Callable[[Callable[[Call, _R], None]], _Handler]:
+    """Enter an operation on one structure, which has a `status`, as the handler of a list of them.
 
-    def run(call: Call, argument: int, count: int) -> int:
-        size = kind.size(call.width)
-        for number in range(count):
-            at = argument + size * number
-            request = call.read(kind, at)
-            try:
-                perform(call, request)
-                status = GrantStatus.OKAY
-            except GrantError as error:
-                status = error.status
-            request.__dict__["status"] = int(status)
-            call.write(at, request)
-            look(call, number, count, at + size)
-        return 0
+    Of one that is `alone` the count must be 1: EINVAL.
+    """
 
-    return run
+    def enter(perform: Callable[[Call, _R], None]) -> _Handler:
+        def run(call: Call, argument: int, count: int) -> int:
+            if alone and count != 1:
+                raise XenError(Errno.EINVAL, f"{number.name.lower()} of {count} structures")
+            size = kind.size(call.width)
+            for index in range(count):
+                at = argument + size * index
+                request = call.read(kind, at)
+                try:
+                    perform(call, request)
+                    request.status = GrantStatus.OKAY
+                except GrantError as error:
+                    request.status = error.status
+                call.write(at, request)
+                give_way(call, index, count, at + size)
+            return 0
+
+        return commands.command(number, kind)(update_wrapper(run, perform))
+
+    return enter
 
 
-def look(call: Call, number: int, count: int, rest: int) -> None:
+def give_way(call: Call, number: int, count: int, rest: int) -> None:
     """After element `number` of `count`: give way if the turn is over. `rest` is where the next one is."""
     if call.gives_way(number + 1, count):
         raise Again(rest, count - number - 1)
-
-
-def _single(kind: type[_R], perform: Callable[[Call, _R], None]) -> Callable[[Call, int, int], int]:
-    """As `perform_each`, for an operation whose count must be 1."""
-    run = perform_each(kind, perform)
-
-    def once(call: Call, argument: int, count: int) -> int:
-        if count != 1:
-            raise XenError(Errno.EINVAL, "grant_table_op takes one structure here")
-        return run(call, argument, count)
-
-    return once
 
 
 # -- whose table -------------------------------------------------------------------------------------------
@@ -137,7 +147,13 @@ def _check_list(call: Call, address: int) -> None:
         raise XenError(Errno.EFAULT, f"frame list at {address:#x}")
 
 
-def _setup(call: Call, request: GnttabSetupTable) -> None:
+@on_each(Gnttab.SETUP_TABLE, GnttabSetupTable, alone=True)
+def setup_table(call: Call, request: GnttabSetupTable) -> None:
+    """Let the table of domain `dom`, the caller, grow, and list its first frames, to be mapped.
+
+    EINVAL: a count other than 1; EFAULT: a list outside the guest's space. Status: BAD_DOMAIN,
+    PERMISSION_DENIED: another domain; GENERAL_ERROR: more frames than the limit; BAD_VIRT_ADDR: the list.
+    """
     _check_list(call, request.frame_list)
     frames = _own(call, request.dom).setup(request.nr_frames)
     try:
@@ -147,11 +163,13 @@ def _setup(call: Call, request: GnttabSetupTable) -> None:
         raise GrantError(GrantStatus.BAD_VIRT_ADDR, "frame list") from error
 
 
-commands.command(Gnttab.SETUP_TABLE)(_single(GnttabSetupTable, _setup))
+@on_each(Gnttab.GET_STATUS_FRAMES, GnttabGetStatusFrames, alone=True)
+def get_status_frames(call: Call, request: GnttabGetStatusFrames) -> None:
+    """List the frames of a table's statuses (version 2), with 64-bit elements for guests of either width.
 
-
-def _status_frames(call: Call, request: GnttabGetStatusFrames) -> None:
-    """The list has 64-bit elements for guests of either width."""
+    EINVAL: a count other than 1; EFAULT: a list outside the guest's space. Status: BAD_DOMAIN,
+    PERMISSION_DENIED: another domain; GENERAL_ERROR: there are not so many; BAD_VIRT_ADDR: the list.
+    """
     _check_list(call, request.frame_list)
     frames = _own(call, request.dom).status_setup(request.nr_frames)
     try:
@@ -161,18 +179,22 @@ def _status_frames(call: Call, request: GnttabGetStatusFrames) -> None:
         raise GrantError(GrantStatus.BAD_VIRT_ADDR, "frame list") from error
 
 
-commands.command(Gnttab.GET_STATUS_FRAMES)(_single(GnttabGetStatusFrames, _status_frames))
+@on_each(Gnttab.QUERY_SIZE, GnttabQuerySize, alone=True)
+def query_size(call: Call, request: GnttabQuerySize) -> None:
+    """Tell how many frames the table has, and may have.
 
-
-def _query(call: Call, request: GnttabQuerySize) -> None:
+    EINVAL: a count other than 1. Status: BAD_DOMAIN, PERMISSION_DENIED: another domain.
+    """
     request.nr_frames, request.max_nr_frames = _own(call, request.dom).query()
 
 
-commands.command(Gnttab.QUERY_SIZE)(_single(GnttabQuerySize, _query))
+@commands.command(Gnttab.SET_VERSION, GnttabSetVersion)
+def set_version(call: Call, argument: int, _count: int) -> int:
+    """Choose the version of the table's entries, which clears all but the reserved ones.
 
-
-@commands.command(Gnttab.SET_VERSION, note="the version in force is told also where it stays")
-def _set_version(call: Call, argument: int, _count: int) -> int:
+    EINVAL: neither 1 nor 2; EBUSY: an entry is in use; ERANGE: a reserved one says what version 1 cannot;
+    EBUSY: a status frame is mapped; ENOMEM. The version in force is told in any case.
+    """
     request = call.read(GnttabSetVersion, argument)
     grants = call.domain.grants
     try:
@@ -183,8 +205,12 @@ def _set_version(call: Call, argument: int, _count: int) -> int:
     return 0
 
 
-@commands.command(Gnttab.GET_VERSION)
-def _get_version(call: Call, argument: int, _count: int) -> int:
+@commands.command(Gnttab.GET_VERSION, GnttabGetVersion)
+def get_version(call: Call, argument: int, _count: int) -> int:
+    """Tell the version of the table of domain `dom`, the caller.
+
+    ESRCH: no such domain; EPERM: not the caller.
+    """
     request = call.read(GnttabGetVersion, argument)
     call.own(request.dom)
     request.version = call.domain.grants.version
@@ -195,20 +221,27 @@ def _get_version(call: Call, argument: int, _count: int) -> int:
 # -- housekeeping ------------------------------------------------------------------------------------------
 
 
-def _swap(call: Call, request: GnttabSwapGrantRef) -> None:
+@on_each(Gnttab.SWAP_GRANT_REF, GnttabSwapGrantRef)
+def swap_grant_ref(call: Call, request: GnttabSwapGrantRef) -> None:
+    """Exchange two entries of the caller's.
+
+    Status: BAD_GNTREF: beyond the table; EAGAIN: one is in use.
+    """
     call.domain.grants.swap(request.ref_a, request.ref_b)
 
 
-commands.command(Gnttab.SWAP_GRANT_REF)(perform_each(GnttabSwapGrantRef, _swap))
+@commands.command(Gnttab.CACHE_FLUSH, GnttabCacheFlush)
+def cache_flush(call: Call, argument: int, count: int) -> int:
+    """Flush parts of pages, own or mapped, from the caches, of which there are none.
 
-
-@commands.command(Gnttab.CACHE_FLUSH, note="checked; there is no cache to flush")
-def _cache_flush(call: Call, argument: int, count: int) -> int:
+    EINVAL: beyond a page, no such operation, no such frame, or one that is neither the caller's nor mapped by
+    it; EPERM: one that is no domain's; EOPNOTSUPP: to invalidate without writing back.
+    """
     size = GnttabCacheFlush.size(call.width)
     for number in range(count):
         at = argument + size * number
         _flush_one(call, call.read(GnttabCacheFlush, at))
-        look(call, number, count, at + size)
+        give_way(call, number, count, at + size)
     return 0
 
 
@@ -232,4 +265,4 @@ def _flush_one(call: Call, request: GnttabCacheFlush) -> None:
         raise XenError(Errno.EOPNOTSUPP, "x86 does not invalidate without writing back")
 
 
-commands.refuse({Gnttab.DUMP_TABLE: Errno.ENOSYS})
+commands.refuse(Gnttab.DUMP_TABLE, Errno.ENOSYS, "Print a table on the hypervisor's console.")

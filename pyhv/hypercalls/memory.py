@@ -9,7 +9,7 @@ import struct
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
+from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Hypercall, Memory
 from pyhv.abi.structs import (
     AcquireResource,
     AddToPhysmap,
@@ -25,9 +25,10 @@ from pyhv.abi.structs import (
 from pyhv.address import COMPAT_VIRT_START, HYPERVISOR_VIRT_START, Mfn
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.signature import Ptr, ulong
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
-commands = Commands("memory_op", Memory)
+commands = Commands[[int, int], int](Hypercall.MEMORY_OP, Memory)
 """All sub-operations; `reservation` and `exchange` add theirs."""
 
 _M2P_END, _COMPAT_M2P_END = 0xFFFF_8040_0000_0000, 0xFFE0_0000
@@ -50,17 +51,19 @@ _COMMON = frozenset({
 """Those that refuse one with EINVAL. To all others the command is an unknown one then."""
 
 
-@hypercall(12, "memory_op", "command:ulong argument:ptr")
-def memory_op(call: Call, command: int, argument: int) -> int:
-    """Give and take page frames, and ask about them."""
+@hypercall(Hypercall.MEMORY_OP)
+def memory_op(call: Call, command: ulong, argument: Ptr) -> int:
+    """Give and take page frames, and ask about them.
+
+    EINVAL: a first extent where there is never one; ENOSYS: no such command; EFAULT: its structure cannot be
+    read, or the answer not be stored. Where a domain is named, ESRCH: there is none; EPERM: not the caller.
+    """
     operation, start = command & (1 << MEMOP_EXTENT_SHIFT) - 1, command >> MEMOP_EXTENT_SHIFT
-    handler = commands.handlers.get(operation)
     if start and operation in _COMMON:
         raise XenError(Errno.EINVAL, f"memory_op {operation} is never continued")
-    if handler is None or (start and operation not in _CONTINUED):
+    if start and operation not in _CONTINUED:
         raise XenError(Errno.ENOSYS, f"memory_op {command:#x}")
-    result: int = handler(call, argument, start)
-    return result
+    return commands[operation](call, argument, start)
 
 
 def existing(call: Call, domid: int) -> bool:
@@ -79,25 +82,37 @@ def _named_self(call: Call, argument: int) -> None:
 
 
 @commands.command(Memory.MAXIMUM_RAM_PAGE)
-def _maximum_ram_page(call: Call, _argument: int, _start: int) -> int:
-    """One more than the highest frame number, as on Xen."""
+def maximum_ram_page(call: Call, _argument: int, _start: int) -> int:
+    """Return one more than the highest frame number, as Xen does. The argument is not read."""
     return call.frames.count
 
 
 @commands.command(Memory.CURRENT_RESERVATION)
-def _current_reservation(call: Call, argument: int, _start: int) -> int:
+def current_reservation(call: Call, argument: int, _start: int) -> int:
+    """Return how many frames the caller has. The argument points to a domid.
+
+    ESRCH, EPERM.
+    """
     _named_self(call, argument)
     return call.domain.tot_pages
 
 
 @commands.command(Memory.MAXIMUM_RESERVATION)
-def _maximum_reservation(call: Call, argument: int, _start: int) -> int:
+def maximum_reservation(call: Call, argument: int, _start: int) -> int:
+    """Return how many frames the caller may have. The argument points to a domid.
+
+    ESRCH, EPERM.
+    """
     _named_self(call, argument)
     return call.domain.max_pages
 
 
-@commands.command(Memory.MAXIMUM_GPFN, note="what the guest says itself, in shared_info")
-def _maximum_gpfn(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.MAXIMUM_GPFN)
+def maximum_gpfn(call: Call, argument: int, _start: int) -> int:
+    """Return the highest PFN, as the guest itself says in shared_info. The argument points to a domid.
+
+    ESRCH, EPERM.
+    """
     _named_self(call, argument)
     page, at = call.domain.shared_info, call.domain.layout.max_pfn
     pages = page.read_u64(at) if call.width == 64 else page.read_u32(at)
@@ -107,8 +122,9 @@ def _maximum_gpfn(call: Call, argument: int, _start: int) -> int:
 # -- the machine-to-physical table -------------------------------------------------------------------------
 
 
-@commands.command(Memory.MACHPHYS_MAPPING)
-def _machphys_mapping(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.MACHPHYS_MAPPING, MachphysMapping)
+def machphys_mapping(call: Call, argument: int, _start: int) -> int:
+    """Tell where the machine-to-physical table is mapped, and the highest frame that it has an entry for."""
     highest = call.frames.count - 1
     if call.width == 64:
         answer = MachphysMapping(v_start=HYPERVISOR_VIRT_START, v_end=_M2P_END, max_mfn=highest)
@@ -129,23 +145,29 @@ def _mfn_list(call: Call, argument: int, frames: list[Mfn], entry_size: int) -> 
     return 0
 
 
-@commands.command(Memory.MACHPHYS_MFN_LIST)
-def _machphys_mfn_list(call: Call, argument: int, start: int) -> int:
+@commands.command(Memory.MACHPHYS_MFN_LIST, MachphysMfnList)
+def machphys_mfn_list(call: Call, argument: int, start: int) -> int:
+    """List the frames of the machine-to-physical table, one for each 2 MiB of it."""
     if call.width == 32:
-        return _machphys_compat_mfn_list(call, argument, start)
+        return machphys_compat_mfn_list(call, argument, start)
     return _mfn_list(call, argument, call.host.m2p_frames, 8)
 
 
-@commands.command(Memory.MACHPHYS_COMPAT_MFN_LIST)
-def _machphys_compat_mfn_list(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.MACHPHYS_COMPAT_MFN_LIST, MachphysMfnList)
+def machphys_compat_mfn_list(call: Call, argument: int, _start: int) -> int:
+    """List the frames of the table that 32-bit guests see, one for each 2 MiB of it."""
     return _mfn_list(call, argument, call.host.compat_m2p_frames, 4)
 
 
 # -- the memory map ----------------------------------------------------------------------------------------
 
 
-@commands.command(Memory.MEMORY_MAP)
-def _memory_map(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.MEMORY_MAP, MemoryMap)
+def memory_map(call: Call, argument: int, _start: int) -> int:
+    """Store the domain's E820 map: one entry of RAM, or what the domain has set.
+
+    ENOSYS: it has set an empty one; EFAULT.
+    """
     domain = call.domain
     entries = _E820.pack(0, domain.max_pages << 12, _E820_RAM) if domain.e820 is None else domain.e820
     if not entries:
@@ -158,8 +180,12 @@ def _memory_map(call: Call, argument: int, _start: int) -> int:
     return 0
 
 
-@commands.command(Memory.SET_MEMORY_MAP, note="its own, which only it looks at")
-def _set_memory_map(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.SET_MEMORY_MAP, ForeignMemoryMap)
+def set_memory_map(call: Call, argument: int, _start: int) -> int:
+    """Set the domain's E820 map, which only the domain itself looks at.
+
+    EINVAL: more than 1024 entries; ESRCH, EPERM; EFAULT: the entries cannot be read.
+    """
     request = call.read(ForeignMemoryMap, argument)
     if request.nr_entries > _E820_MOST:
         raise XenError(Errno.EINVAL, f"memory map of {request.nr_entries} entries")
@@ -176,8 +202,12 @@ def _not_translated(call: Call, domid: int) -> int:
     raise XenError(Errno.EACCES, "a PV domain has no physmap to change")
 
 
-@commands.command(Memory.ADD_TO_PHYSMAP, Status.REFUSED, "EACCES")
-def _add_to_physmap(call: Call, argument: int, start: int) -> int:
+@commands.command(Memory.ADD_TO_PHYSMAP, AddToPhysmap, Status.REFUSED)
+def add_to_physmap(call: Call, argument: int, start: int) -> int:
+    """Put a frame at a PFN; a PV domain keeps that map itself.
+
+    EDOM: a first extent above 65535; EFAULT; ENOSYS: of foreign frames; ESRCH; EACCES.
+    """
     if start > 0xFFFF:
         raise XenError(Errno.EDOM, f"add_to_physmap from {start}")
     request = call.read(AddToPhysmap, argument)
@@ -186,8 +216,12 @@ def _add_to_physmap(call: Call, argument: int, start: int) -> int:
     return _not_translated(call, request.domid)
 
 
-@commands.command(Memory.ADD_TO_PHYSMAP_BATCH, Status.REFUSED, "EACCES")
-def _add_to_physmap_batch(call: Call, argument: int, start: int) -> int:
+@commands.command(Memory.ADD_TO_PHYSMAP_BATCH, AddToPhysmapBatch, Status.REFUSED)
+def add_to_physmap_batch(call: Call, argument: int, start: int) -> int:
+    """Put frames at PFNs; a PV domain keeps that map itself.
+
+    EDOM: a first extent above 65535; EFAULT; EOPNOTSUPP: of a range; ESRCH; EACCES.
+    """
     if start > 0xFFFF:
         raise XenError(Errno.EDOM, f"add_to_physmap_batch from {start}")
     request = call.read(AddToPhysmapBatch, argument)
@@ -196,13 +230,21 @@ def _add_to_physmap_batch(call: Call, argument: int, start: int) -> int:
     return _not_translated(call, request.domid)
 
 
-@commands.command(Memory.REMOVE_FROM_PHYSMAP, Status.REFUSED, "EACCES")
-def _remove_from_physmap(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.REMOVE_FROM_PHYSMAP, RemoveFromPhysmap, Status.REFUSED)
+def remove_from_physmap(call: Call, argument: int, _start: int) -> int:
+    """Remove the frame at a PFN; a PV domain keeps that map itself.
+
+    ESRCH; EACCES.
+    """
     return _not_translated(call, call.read(RemoveFromPhysmap, argument).domid)
 
 
-@commands.command(Memory.CLAIM_PAGES, Status.REFUSED, "EPERM")
-def _claim_pages(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.CLAIM_PAGES, MemoryReservation, Status.REFUSED)
+def claim_pages(call: Call, argument: int, _start: int) -> int:
+    """Set frames aside for a domain that is being built.
+
+    EINVAL: a list, an order, flags, or no such domain; EPERM.
+    """
     request = call.read(MemoryReservation, argument)
     known = request.domid == 0 or call.host.domain(request.domid) is not None
     if request.extent_start or request.extent_order or request.mem_flags or not known:
@@ -210,8 +252,12 @@ def _claim_pages(call: Call, argument: int, _start: int) -> int:
     raise XenError(Errno.EPERM, "claim_pages is the toolstack's")
 
 
-@commands.command(Memory.GET_VNUMAINFO, Status.REFUSED, "EOPNOTSUPP: no virtual NUMA")
-def _get_vnumainfo(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.GET_VNUMAINFO, VnumaTopologyInfo, Status.REFUSED)
+def get_vnumainfo(call: Call, argument: int, _start: int) -> int:
+    """Tell the domain's virtual NUMA nodes, of which it has none.
+
+    EINVAL: padding that is not 0; ESRCH, EPERM; EOPNOTSUPP.
+    """
     request = call.read(VnumaTopologyInfo, argument)
     if request.pad:
         raise XenError(Errno.EINVAL, "get_vnumainfo with padding")
@@ -219,8 +265,12 @@ def _get_vnumainfo(call: Call, argument: int, _start: int) -> int:
     raise XenError(Errno.EOPNOTSUPP, "no virtual NUMA")
 
 
-@commands.command(Memory.ACQUIRE_RESOURCE, Status.REFUSED, "EPERM")
-def _acquire_resource(call: Call, argument: int, _start: int) -> int:
+@commands.command(Memory.ACQUIRE_RESOURCE, AcquireResource, Status.REFUSED)
+def acquire_resource(call: Call, argument: int, _start: int) -> int:
+    """Map what the hypervisor keeps for another domain.
+
+    EINVAL: padding that is not 0, or frames beyond 2**32; ESRCH: no other domain of that number; EPERM.
+    """
     request = call.read(AcquireResource, argument)
     if request.pad or request.frame + request.nr_frames >> 32:
         raise XenError(Errno.EINVAL, "acquire_resource beyond 2**32 frames")
@@ -228,19 +278,21 @@ def _acquire_resource(call: Call, argument: int, _start: int) -> int:
     raise XenError(Errno.EPERM, "acquire_resource is for a device model")
 
 
-@commands.command(Memory.GET_SHARING_FREED_PAGES, note="nothing is shared: 0")
-def _sharing_freed(_call: Call, _argument: int, _start: int) -> int:
+@commands.command(Memory.GET_SHARING_FREED_PAGES)
+def get_sharing_freed_pages(_call: Call, _argument: int, _start: int) -> int:
+    """Return how many frames sharing has saved: 0, since nothing is shared. The argument is not read."""
     return 0
 
 
-@commands.command(Memory.GET_SHARING_SHARED_PAGES, note="nothing is shared: 0")
-def _sharing_shared(_call: Call, _argument: int, _start: int) -> int:
+@commands.command(Memory.GET_SHARING_SHARED_PAGES)
+def get_sharing_shared_pages(_call: Call, _argument: int, _start: int) -> int:
+    """Return how many frames are shared: 0. The argument is not read."""
     return 0
 
 
-commands.refuse({
-    Memory.MACHINE_MEMORY_MAP: Errno.EPERM,
-    Memory.SET_POD_TARGET: Errno.EINVAL,
-    Memory.GET_POD_TARGET: Errno.EINVAL,
-    Memory.RESERVED_DEVICE_MEMORY_MAP: Errno.ENOSYS,
-})  # fmt: skip
+commands.refuse(Memory.MACHINE_MEMORY_MAP, Errno.EPERM, "Tell the host's memory map.")
+commands.refuse(Memory.SET_POD_TARGET, Errno.EINVAL, "Set how much of a domain is populated on demand.")
+commands.refuse(Memory.GET_POD_TARGET, Errno.EINVAL, "Tell how much of a domain is populated on demand.")
+commands.refuse(
+    Memory.RESERVED_DEVICE_MEMORY_MAP, Errno.ENOSYS, "Tell the memory that devices need mapped one to one."
+)

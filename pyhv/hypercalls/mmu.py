@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import UVMF_FLUSH_MASK, UVMF_INVLPG, Mmu, Mmuext
+from pyhv.abi.numbers import UVMF_FLUSH_MASK, UVMF_INVLPG, Hypercall, Mmu, Mmuext
 from pyhv.abi.structs import MmuextOp, MmuUpdate
 from pyhv.address import PAGE_MASK, PAGE_SIZE, Mfn, Va, guest_may_use
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
+from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
 from pyhv.hypercalls.table import Commands, hypercall
 from pyhv.mmu import stepwise
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
@@ -38,11 +39,17 @@ def _finish(call: Call, done: int, completed: int) -> None:
         call.memory.write_u32(done, completed)
 
 
-@hypercall(1, "mmu_update", "requests:ptr count:u32 done:ptr foreigndom:u32")
-def mmu_update(call: Call, requests: int, count: int, done: int, foreigndom: int) -> int:
-    """Change page-table entries by machine address, or the M2P."""
+@hypercall(Hypercall.MMU_UPDATE)
+def mmu_update(call: Call, requests: Ptr, count: u32, done: Ptr, foreigndom: u32) -> int:
+    """Change page-table entries by machine address, or the M2P: a list of `MmuUpdate`. Gives way.
+
+    ESRCH: no domain `foreigndom`; EPERM: not the caller; then for each entry EFAULT: it cannot be read;
+    ENOSYS: no such command in its low bits; EINVAL: the frame is not the caller's, or holds descriptors, or
+    what the entry shall say is refused. The first refusal ends the list. `*done` is how many were done, in
+    any case but that of the domain.
+    """
     _foreign(call, foreigndom)
-    if count == 1 and requests & PAGE_MASK <= PAGE_SIZE - 16:
+    if count == 1 and requests & PAGE_MASK <= PAGE_SIZE - _REQUEST.size:
         address, value = _REQUEST.unpack_from(call.domain.ram.raw, call.memory.for_read(requests))
         mfn = address >> 12
         if mfn >= call.frames.count or not L1 < call.frames.type[mfn] <= L4:
@@ -155,9 +162,13 @@ def _update(call: Call, pointer: int, value: int) -> None:
         call.tables.write_plain(address, value)
 
 
-@hypercall(14, "update_va_mapping", "va:ulong pte:u64 flags:ulong")
-def update_va_mapping(call: Call, va: int, pte: int, flags: int) -> int:
-    """Change the leaf entry that maps a virtual address."""
+@hypercall(Hypercall.UPDATE_VA_MAPPING)
+def update_va_mapping(call: Call, va: ulong, pte: u64, flags: ulong) -> int:
+    """Change the leaf entry that maps a virtual address, and flush as the low bits of `flags` say (UVMF).
+
+    EINVAL: an address outside the guest's space, or that no L1 maps, or what the entry shall say is refused;
+    then, the entry changed, EINVAL: no such flush; EFAULT: the mask of vCPUs cannot be read.
+    """
     if not guest_may_use(va, call.width):
         raise XenError(Errno.EINVAL, f"update_va_mapping of {va:#x}")
     address = call.memory.leaf_entry(Va(va))
@@ -179,61 +190,95 @@ def update_va_mapping(call: Call, va: int, pte: int, flags: int) -> int:
     return 0
 
 
-@hypercall(
-    22,
-    "update_va_mapping_otherdomain",
-    "va:ulong pte:u64 flags:ulong domid:u32",
-    note="the caller itself only",
-)
-def update_va_mapping_otherdomain(call: Call, va: int, pte: int, flags: int, domid: int) -> int:
-    """As update_va_mapping, for frames of another domain, which no domU may name."""
+@hypercall(Hypercall.UPDATE_VA_MAPPING_OTHERDOMAIN)
+def update_va_mapping_otherdomain(call: Call, va: ulong, pte: u64, flags: ulong, domid: u32) -> int:
+    """As update_va_mapping, for frames of another domain, which no domU may name: of the caller itself only.
+
+    ESRCH: no such domain; EPERM: not the caller; then as update_va_mapping.
+    """
     call.own(domid & 0xFFFF)
     return update_va_mapping(call, va, pte, flags)
 
 
-_commands = Commands("mmuext_op", Mmuext)
+_commands = Commands[[MmuextOp], None](Hypercall.MMUEXT_OP, Mmuext)
 
 
-@hypercall(26, "mmuext_op", "operations:ptr count:u32 done:ptr foreigndom:u32")
-def mmuext_op(call: Call, operations: int, count: int, done: int, foreigndom: int) -> int:
-    """Pin and unpin tables, switch base pointers, flush, LDT, clear and copy pages."""
+@hypercall(Hypercall.MMUEXT_OP)
+def mmuext_op(call: Call, operations: Ptr, count: u32, done: Ptr, foreigndom: u32) -> int:
+    """Pin and unpin tables, switch base pointers, flush, set the LDT, clear and copy pages. Gives way.
+
+    The list is of `MmuextOp`: a command and its `arg1` and `arg2`. ESRCH: no domain `foreigndom`; EPERM: not
+    the caller; then for each entry EFAULT: it cannot be read; ENOSYS: no such command; what that refuses. The
+    first refusal ends the list. `*done` is how many were done, in any case but that of the domain.
+    """
     _foreign(call, foreigndom)
 
     def perform(raw: bytes) -> None:
         operation = MmuextOp.unpack(raw, call.width)
-        handler = _commands.handlers.get(operation.cmd)
-        if handler is None:
-            raise XenError(Errno.ENOSYS, f"mmuext_op {operation.cmd}")
-        handler(call, operation)
+        _commands[operation.cmd](call, operation)
 
     return _each(call, (operations, count, done, foreigndom), MmuextOp.size(call.width), perform)
 
 
-def _pin(level: int, number: Mmuext) -> None:
-    @_commands.command(number)
-    def pin(call: Call, operation: MmuextOp) -> None:
-        if level <= call.tables.top:  # there is no L4 in a 32-bit guest, and no complaint about it
-            call.tables.pin(operation.arg1, level)
+def _pin(call: Call, mfn: int, level: int) -> None:
+    if level <= call.tables.top:
+        call.tables.pin(mfn, level)
 
 
-for _level, _number in enumerate(
-    (Mmuext.PIN_L1_TABLE, Mmuext.PIN_L2_TABLE, Mmuext.PIN_L3_TABLE, Mmuext.PIN_L4_TABLE), start=1
-):
-    _pin(_level, _number)
+@_commands.command(Mmuext.PIN_L1_TABLE)
+def pin_l1_table(call: Call, operation: MmuextOp) -> None:
+    """Approve frame `arg1` as an L1, and keep it one until it is unpinned.
+
+    EINVAL: not the caller's, pinned already, in use as something else, or an entry is refused.
+    """
+    _pin(call, operation.arg1, 1)
+
+
+@_commands.command(Mmuext.PIN_L2_TABLE)
+def pin_l2_table(call: Call, operation: MmuextOp) -> None:
+    """Approve frame `arg1` as an L2, with all below, and keep it one until it is unpinned. As for an L1."""
+    _pin(call, operation.arg1, 2)
+
+
+@_commands.command(Mmuext.PIN_L3_TABLE)
+def pin_l3_table(call: Call, operation: MmuextOp) -> None:
+    """Approve frame `arg1` as an L3, with all below, and keep it one until it is unpinned. As for an L1."""
+    _pin(call, operation.arg1, 3)
+
+
+@_commands.command(Mmuext.PIN_L4_TABLE)
+def pin_l4_table(call: Call, operation: MmuextOp) -> None:
+    """Approve frame `arg1` as an L4, with all below, and keep it one until it is unpinned. As for an L1.
+
+    A 32-bit guest has no L4s, and hears no complaint.
+    """
+    _pin(call, operation.arg1, 4)
 
 
 @_commands.command(Mmuext.UNPIN_TABLE)
-def _unpin(call: Call, operation: MmuextOp) -> None:
+def unpin_table(call: Call, operation: MmuextOp) -> None:
+    """Give up the pin of frame `arg1`; without another use it is a table no longer.
+
+    EINVAL: not the caller's, or not pinned.
+    """
     call.tables.unpin(operation.arg1)
 
 
 @_commands.command(Mmuext.NEW_BASEPTR)
-def _new_baseptr(call: Call, operation: MmuextOp) -> None:
+def new_baseptr(call: Call, operation: MmuextOp) -> None:
+    """Make frame `arg1` the top table of the vCPU's kernel mode.
+
+    EINVAL: it cannot be one.
+    """
     call.processor.new_baseptr(operation.arg1)
 
 
 @_commands.command(Mmuext.NEW_USER_BASEPTR)
-def _new_user_baseptr(call: Call, operation: MmuextOp) -> None:
+def new_user_baseptr(call: Call, operation: MmuextOp) -> None:
+    """Make frame `arg1` the L4 of the vCPU's user mode; 0 takes it away.
+
+    EINVAL: a 32-bit guest, which has one table for both modes, or a frame that cannot be an L4.
+    """
     vcpu, mfn = call.vcpu, operation.arg1
     if call.width == 32:
         raise XenError(Errno.EINVAL, "NEW_USER_BASEPTR in a 32-bit guest, which has one table for both modes")
@@ -247,33 +292,64 @@ def _new_user_baseptr(call: Call, operation: MmuextOp) -> None:
         call.tables.drop_table(old)
 
 
-def _flush(number: Mmuext, takes_mask: bool, single: bool) -> None:
-    @_commands.command(number)
-    def flush(call: Call, operation: MmuextOp) -> None:
-        if takes_mask:
-            try:
-                call.read_word(operation.arg2)
-            except XenError as error:
-                raise XenError(Errno.EINVAL, "unreadable vCPU mask") from error
-        if single:
-            call.tables.flush_page(operation.arg1)
-        else:
-            call.tables.flush = True
+def _check_mask(call: Call, operation: MmuextOp) -> None:
+    """A mask of vCPUs only has to be there: all vCPUs of a domain share one engine, and so one TLB."""
+    try:
+        call.read_word(operation.arg2)
+    except XenError as error:
+        raise XenError(Errno.EINVAL, "unreadable vCPU mask") from error
 
 
-for _number, _takes_mask, _single in (
-    (Mmuext.TLB_FLUSH_LOCAL, False, False),
-    (Mmuext.INVLPG_LOCAL, False, True),
-    (Mmuext.TLB_FLUSH_MULTI, True, False),
-    (Mmuext.INVLPG_MULTI, True, True),
-    (Mmuext.TLB_FLUSH_ALL, False, False),
-    (Mmuext.INVLPG_ALL, False, True),
-):
-    _flush(_number, _takes_mask, _single)
+@_commands.command(Mmuext.TLB_FLUSH_LOCAL)
+def tlb_flush_local(call: Call, _operation: MmuextOp) -> None:
+    """Forget all translations of this vCPU."""
+    call.tables.flush = True
+
+
+@_commands.command(Mmuext.TLB_FLUSH_MULTI)
+def tlb_flush_multi(call: Call, operation: MmuextOp) -> None:
+    """Forget all translations of the vCPUs in the mask at `arg2`.
+
+    EINVAL: it cannot be read.
+    """
+    _check_mask(call, operation)
+    call.tables.flush = True
+
+
+@_commands.command(Mmuext.TLB_FLUSH_ALL)
+def tlb_flush_all(call: Call, _operation: MmuextOp) -> None:
+    """Forget all translations of all vCPUs."""
+    call.tables.flush = True
+
+
+@_commands.command(Mmuext.INVLPG_LOCAL)
+def invlpg_local(call: Call, operation: MmuextOp) -> None:
+    """Forget this vCPU's translation of address `arg1`."""
+    call.tables.flush_page(operation.arg1)
+
+
+@_commands.command(Mmuext.INVLPG_MULTI)
+def invlpg_multi(call: Call, operation: MmuextOp) -> None:
+    """Forget the translation of address `arg1` by the vCPUs in the mask at `arg2`.
+
+    EINVAL: it cannot be read.
+    """
+    _check_mask(call, operation)
+    call.tables.flush_page(operation.arg1)
+
+
+@_commands.command(Mmuext.INVLPG_ALL)
+def invlpg_all(call: Call, operation: MmuextOp) -> None:
+    """Forget all vCPUs' translations of address `arg1`."""
+    call.tables.flush_page(operation.arg1)
 
 
 @_commands.command(Mmuext.SET_LDT)
-def _set_ldt(call: Call, operation: MmuextOp) -> None:
+def set_ldt(call: Call, operation: MmuextOp) -> None:
+    """Set the vCPU's LDT: `arg2` entries at address `arg1`, read when they are used.
+
+    EINVAL: more than 8192, or an address that is no page of the guest's space.
+    """
     vcpu, base, entries = call.vcpu, operation.arg1, operation.arg2 & 0xFFFF_FFFF
     if entries > 8192 or (entries and (base & PAGE_MASK or not guest_may_use(base, call.width))):
         raise XenError(Errno.EINVAL, f"LDT of {entries} entries at {base:#x}")
@@ -291,23 +367,31 @@ def _writable_page(call: Call, mfn: int) -> None:
 
 
 @_commands.command(Mmuext.CLEAR_PAGE)
-def _clear_page(call: Call, operation: MmuextOp) -> None:
+def clear_page(call: Call, operation: MmuextOp) -> None:
+    """Fill frame `arg1` with zeros.
+
+    EINVAL: not the caller's, or it cannot be written.
+    """
     _writable_page(call, operation.arg1)
     call.host.physical.write(operation.arg1 << 12, bytes(PAGE_SIZE))
     call.frames.drop_writable(operation.arg1)
 
 
 @_commands.command(Mmuext.COPY_PAGE)
-def _copy_page(call: Call, operation: MmuextOp) -> None:
+def copy_page(call: Call, operation: MmuextOp) -> None:
+    """Copy frame `arg2` to frame `arg1`.
+
+    EINVAL: the source is not the caller's; the target is not, or cannot be written.
+    """
     source = call.own_frame(operation.arg2)
     _writable_page(call, operation.arg1)
     call.host.physical.write(operation.arg1 << 12, call.host.physical.read(source << 12, PAGE_SIZE))
     call.frames.drop_writable(operation.arg1)
 
 
-_commands.refuse({
-    Mmuext.FLUSH_CACHE: Errno.EACCES,
-    Mmuext.FLUSH_CACHE_GLOBAL: Errno.EACCES,
-    Mmuext.MARK_SUPER: Errno.EOPNOTSUPP,
-    Mmuext.UNMARK_SUPER: Errno.EOPNOTSUPP,
-})  # fmt: skip
+_commands.refuse(Mmuext.FLUSH_CACHE, Errno.EACCES, "Write this vCPU's caches back: for one with devices.")
+_commands.refuse(
+    Mmuext.FLUSH_CACHE_GLOBAL, Errno.EACCES, "Write all vCPUs' caches back: for a domain with devices."
+)
+_commands.refuse(Mmuext.MARK_SUPER, Errno.EOPNOTSUPP, "Mark frames for large pages, which are not offered.")
+_commands.refuse(Mmuext.UNMARK_SUPER, Errno.EOPNOTSUPP, "Take such a mark back.")

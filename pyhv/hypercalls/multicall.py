@@ -4,44 +4,47 @@
 import struct
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
 from pyhv.abi.structs import MulticallEntry
+from pyhv.address import MASK32
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
-from pyhv.hypercalls.table import HYPERCALLS, Entry, compat_words, hypercall, invoke, invoke_compat
+from pyhv.hypercalls.signature import Ptr, u32
+from pyhv.hypercalls.table import HYPERCALLS, hypercall
 
-MULTICALL = 13
 
+@hypercall(Hypercall.MULTICALL)
+def multicall(call: Call, calls: Ptr, count: u32) -> int:
+    """Perform each entry of a list (`MulticallEntry`) and store its result there; gives way in between.
 
-@hypercall(MULTICALL, "multicall", "calls:ptr count:u32")
-def multicall(call: Call, calls: int, count: int) -> int:
-    """Perform each entry and store its result; a sub-call that leaves the context ends the list.
-
-    A sub-call that blocks or yields does not: the vCPU leaves the processor after the last entry.
+    A sub-call that leaves the context ends the list. One that blocks or yields does not: the vCPU leaves the
+    processor after the last entry. What a sub-call refuses is its entry's result (EINVAL for a multicall,
+    ENOSYS for what is no hypercall). EFAULT: an entry cannot be read or its result not stored, which ends the
+    list.
     """
-    memory = call.memory
-    layout = MulticallEntry.layout(call.width)
+    memory, width = call.memory, call.width
+    layout = MulticallEntry.layout(width)
     for number in range(count):
         at = calls + layout.size * number
         op, _result, *arguments = layout.packer.unpack(memory.read(at, layout.size))
-        op &= 0xFFFF_FFFF
-        if op == MULTICALL:
+        op &= MASK32
+        entry = HYPERCALLS[op] if op < NR_HYPERCALLS else None
+        if op == Hypercall.MULTICALL:
             result = -Errno.EINVAL
+        elif entry is None:
+            result = -Errno.ENOSYS
         else:
-            entry = HYPERCALLS[op] if op < 64 else None
-            if entry is None:
-                result = -Errno.ENOSYS
-            else:
-                call.count_hypercall(op)
-                try:
-                    if call.width == 64:
-                        result = invoke(entry, call, tuple(arguments))
-                    else:
-                        result = invoke_compat(entry, call, arguments)
-                except XenError as error:
-                    result = -error.errno
-                except Again as again:
-                    memory.write(at + layout.offsets["arg0"], _packed(call, entry, again))
-                    raise Again(at, count - number) from again
+            form = entry.form(width)
+            call.count_hypercall(op)
+            try:
+                result = form.invoke(call, arguments)
+            except XenError as error:
+                result = -error.errno
+            except Again as again:
+                words = form.words(again.arguments)
+                packed = struct.pack(f"<{len(words)}{'Q' if width == 64 else 'I'}", *words)
+                memory.write(at + layout.offsets["arg0"], packed)
+                raise Again(at, count - number) from again
         try:
             call.write_word(at + layout.offsets["result"], result)
         except XenError:
@@ -52,11 +55,3 @@ def multicall(call: Call, calls: int, count: int) -> int:
         if call.gives_way(number + 1, count):
             raise Again(at + layout.size, count - number - 1)
     return 0
-
-
-def _packed(call: Call, entry: Entry, again: Again) -> bytes:
-    """The arguments with which a sub-call is to be continued, as the caller's words."""
-    if call.width == 64:
-        return struct.pack(f"<{len(again.arguments)}Q", *again.arguments)
-    words = compat_words(entry, again.arguments)
-    return struct.pack(f"<{len(words)}I", *words)

@@ -7,8 +7,7 @@ acknowledgements (pirq_eoi_gmfn) are not offered.
 """
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.layout import AbiStruct
-from pyhv.abi.numbers import Physdev
+from pyhv.abi.numbers import Hypercall, Physdev
 from pyhv.abi.physdev import (
     PhysdevApic,
     PhysdevEoi,
@@ -28,30 +27,34 @@ from pyhv.address import guest_may_use
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.memory import existing
+from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
-_commands = Commands("physdev_op", Physdev)
+_commands = Commands[[int], int](Hypercall.PHYSDEV_OP, Physdev)
 
 
-@hypercall(33, "physdev_op", "command:u32 argument:ptr", note="others: ENOSYS")
-def physdev_op(call: Call, command: int, argument: int) -> int:
-    """Set the virtual IOPL or the I/O bitmap."""
-    handler = _commands.handlers.get(command)
-    if handler is None:
-        raise XenError(Errno.ENOSYS, f"physdev_op {command}")
-    result: int = handler(call, argument)
-    return result
+@hypercall(Hypercall.PHYSDEV_OP)
+def physdev_op(call: Call, command: u32, argument: Ptr) -> int:
+    """Set the virtual IOPL and the I/O bitmap, and be told that there are no devices.
+
+    ENOSYS: no such command; EFAULT: its structure cannot be read.
+    """
+    return _commands[command](call, argument)
 
 
-@hypercall(19, "physdev_op_compat", "operation:ptr")
-def physdev_op_compat(call: Call, operation: int) -> int:
-    """The old form: command and arguments in one structure."""
+@hypercall(Hypercall.PHYSDEV_OP_COMPAT)
+def physdev_op_compat(call: Call, operation: Ptr) -> int:
+    """The old form of `physdev_op`: command and arguments in one structure (`PhysdevOp`). EFAULT."""
     command = call.read(PhysdevOp, operation).cmd
     return physdev_op(call, command, operation + PhysdevOp.layout(call.width).offsets["u"])
 
 
-@_commands.command(Physdev.SET_IOPL)
-def _set_iopl(call: Call, argument: int) -> int:
+@_commands.command(Physdev.SET_IOPL, PhysdevSetIopl)
+def set_iopl(call: Call, argument: int) -> int:
+    """Set the vCPU's virtual IOPL: up to which ring its code may use ports.
+
+    EINVAL: above 3.
+    """
     iopl = call.read(PhysdevSetIopl, argument).iopl
     if iopl > 3:
         raise XenError(Errno.EINVAL, f"IOPL {iopl}")
@@ -59,8 +62,12 @@ def _set_iopl(call: Call, argument: int) -> int:
     return 0
 
 
-@_commands.command(Physdev.SET_IOBITMAP)
-def _set_iobitmap(call: Call, argument: int) -> int:
+@_commands.command(Physdev.SET_IOBITMAP, PhysdevSetIobitmap)
+def set_iobitmap(call: Call, argument: int) -> int:
+    """Say where the vCPU's bitmap of forbidden ports is, to be read at each access that the IOPL forbids.
+
+    EINVAL: more than 65536 ports, or an address outside the guest's space.
+    """
     request = call.read(PhysdevSetIobitmap, argument)
     if request.nr_ports > 65536 or not guest_may_use(request.bitmap, call.width):
         raise XenError(Errno.EINVAL, f"I/O bitmap of {request.nr_ports} ports at {request.bitmap:#x}")
@@ -68,45 +75,47 @@ def _set_iobitmap(call: Call, argument: int) -> int:
     return 0
 
 
-@_commands.command(Physdev.IRQ_UNMASK_NOTIFY, note="there is no interrupt to unmask")
-def _irq_unmask_notify(_call: Call, _argument: int) -> int:
+@_commands.command(Physdev.IRQ_UNMASK_NOTIFY)
+def irq_unmask_notify(_call: Call, _argument: int) -> int:
+    """Nothing: there is no interrupt to unmask. The argument is not read."""
     return 0
 
 
-@_commands.command(Physdev.MAP_PIRQ, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
-def _map_pirq(call: Call, argument: int) -> int:
+@_commands.command(Physdev.MAP_PIRQ, PhysdevMapPirq, Status.REFUSED)
+def map_pirq(call: Call, argument: int) -> int:
+    """Give a domain an interrupt.
+
+    ESRCH: no such domain; EPERM.
+    """
     existing(call, call.read(PhysdevMapPirq, argument).domid)
     raise XenError(Errno.EPERM, "map_pirq is for a domain with devices")
 
 
-@_commands.command(Physdev.UNMAP_PIRQ, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
-def _unmap_pirq(call: Call, argument: int) -> int:
+@_commands.command(Physdev.UNMAP_PIRQ, PhysdevUnmapPirq, Status.REFUSED)
+def unmap_pirq(call: Call, argument: int) -> int:
+    """Take an interrupt from a domain.
+
+    ESRCH: no such domain; EPERM.
+    """
     existing(call, call.read(PhysdevUnmapPirq, argument).domid)
     raise XenError(Errno.EPERM, "unmap_pirq is for a domain with devices")
 
 
-def _refused(command: Physdev, kind: type[AbiStruct], errno: Errno) -> None:
-    """A command that is refused once its structure has been read. EFAULT."""
-
-    @_commands.command(command, Status.REFUSED, errno.name)
-    def refuse(call: Call, argument: int) -> int:
-        call.read(kind, argument)
-        raise XenError(errno, f"{command.name} is for a domain with devices")
-
-
-_refused(Physdev.IRQ_STATUS_QUERY, PhysdevIrq, Errno.EINVAL)
-_refused(Physdev.EOI, PhysdevEoi, Errno.EINVAL)
-_refused(Physdev.APIC_READ, PhysdevApic, Errno.EPERM)
-_refused(Physdev.APIC_WRITE, PhysdevApic, Errno.EPERM)
-_refused(Physdev.ALLOC_IRQ_VECTOR, PhysdevIrq, Errno.EPERM)
-_refused(Physdev.MANAGE_PCI_ADD, PhysdevManagePci, Errno.EPERM)
-_refused(Physdev.MANAGE_PCI_REMOVE, PhysdevManagePci, Errno.EPERM)
-_refused(Physdev.MANAGE_PCI_ADD_EXT, PhysdevManagePciExt, Errno.EPERM)
-_refused(Physdev.RESTORE_MSI, PhysdevManagePci, Errno.ENODEV)
-_refused(Physdev.SETUP_GSI, PhysdevSetupGsi, Errno.EPERM)
-_refused(Physdev.PCI_DEVICE_ADD, PhysdevPciDeviceAdd, Errno.EPERM)
-_refused(Physdev.PCI_DEVICE_REMOVE, PhysdevPciDevice, Errno.EPERM)
-_refused(Physdev.RESTORE_MSI_EXT, PhysdevPciDevice, Errno.ENODEV)
-_refused(Physdev.PREPARE_MSIX, PhysdevPciDevice, Errno.EPERM)
-_refused(Physdev.RELEASE_MSIX, PhysdevPciDevice, Errno.EPERM)
-_commands.refuse({Physdev.PCI_MMCFG_RESERVED: Errno.EPERM})
+_commands.refuse(Physdev.IRQ_STATUS_QUERY, Errno.EINVAL, "Ask how an interrupt ends.", PhysdevIrq)
+_commands.refuse(Physdev.EOI, Errno.EINVAL, "End an interrupt.", PhysdevEoi)
+_commands.refuse(Physdev.APIC_READ, Errno.EPERM, "Read a register of an I/O APIC.", PhysdevApic)
+_commands.refuse(Physdev.APIC_WRITE, Errno.EPERM, "Write a register of an I/O APIC.", PhysdevApic)
+_commands.refuse(Physdev.ALLOC_IRQ_VECTOR, Errno.EPERM, "Get an interrupt's vector.", PhysdevIrq)
+_commands.refuse(Physdev.MANAGE_PCI_ADD, Errno.EPERM, "Announce a PCI device.", PhysdevManagePci)
+_commands.refuse(Physdev.MANAGE_PCI_REMOVE, Errno.EPERM, "Take a PCI device away.", PhysdevManagePci)
+_commands.refuse(
+    Physdev.MANAGE_PCI_ADD_EXT, Errno.EPERM, "Announce a function of a PCI device.", PhysdevManagePciExt
+)
+_commands.refuse(Physdev.RESTORE_MSI, Errno.ENODEV, "Restore a device's interrupts.", PhysdevManagePci)
+_commands.refuse(Physdev.SETUP_GSI, Errno.EPERM, "Set how an interrupt is triggered.", PhysdevSetupGsi)
+_commands.refuse(Physdev.PCI_DEVICE_ADD, Errno.EPERM, "Announce a PCI device.", PhysdevPciDeviceAdd)
+_commands.refuse(Physdev.PCI_DEVICE_REMOVE, Errno.EPERM, "Take a PCI device away.", PhysdevPciDevice)
+_commands.refuse(Physdev.RESTORE_MSI_EXT, Errno.ENODEV, "Restore a device's interrupts.", PhysdevPciDevice)
+_commands.refuse(Physdev.PREPARE_MSIX, Errno.EPERM, "Set a device's table up.", PhysdevPciDevice)
+_commands.refuse(Physdev.RELEASE_MSIX, Errno.EPERM, "Give a device's table up.", PhysdevPciDevice)
+_commands.refuse(Physdev.PCI_MMCFG_RESERVED, Errno.EPERM, "Announce the PCI configuration space.")

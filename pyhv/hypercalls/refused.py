@@ -5,10 +5,14 @@ This Xen is one without HVM, profiling, Argo and XSM, with verbose console outpu
 others. The control calls look at their structure before they look at the caller, as Xen's do.
 """
 
+from typing import NoReturn
+
 from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Hypercall
 from pyhv.abi.structs import Domctl, PlatformOp, Sysctl
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.signature import Ptr, u32, ulong
 from pyhv.hypercalls.table import Status, hypercall
 
 _CONSOLE_WRITE = 0
@@ -18,9 +22,12 @@ _DOMCTL_WITHOUT_DOMAIN = frozenset({1, 5})
 """Of createdomain and getdomaininfo the domain need not exist."""
 
 
-@hypercall(18, "console_io", "command:u32 count:u32 buffer:ptr", note="writes go to the -v log; reads: EPERM")
-def console_io(call: Call, command: int, count: int, buffer: int) -> int:
-    """The hypervisor's own console, as a verbose-debug Xen offers it."""
+@hypercall(Hypercall.CONSOLE_IO)
+def console_io(call: Call, command: u32, count: u32, buffer: Ptr) -> int:
+    """Write to the hypervisor's own console, as a verbose-debug Xen offers it: to the log of `-v`.
+
+    EPERM: any command but the one that writes (0); EFAULT: what comes before is written. Gives way.
+    """
     if command != _CONSOLE_WRITE:
         raise XenError(Errno.EPERM, f"console_io {command} is for the owner of the console")
     written = 0
@@ -39,23 +46,33 @@ def _versioned(operation: Sysctl | Domctl | PlatformOp, version: int) -> None:
         raise XenError(Errno.EACCES, f"interface version {operation.interface_version:#x}")
 
 
-@hypercall(7, "platform_op", "op:ptr", Status.REFUSED, "EACCES, EPERM")
-def platform_op(call: Call, operation: int) -> int:
-    """For the hardware domain."""
+@hypercall(Hypercall.PLATFORM_OP, Status.REFUSED)
+def platform_op(call: Call, operation: Ptr) -> int:
+    """Command the platform (`PlatformOp`): for the hardware domain.
+
+    EFAULT; EACCES: another version of the interface; EPERM.
+    """
     _versioned(call.read(PlatformOp, operation), _PLATFORM_VERSION)
     raise XenError(Errno.EPERM, "platform_op is not for a plain domU")
 
 
-@hypercall(35, "sysctl", "op:ptr", Status.REFUSED, "EACCES, EPERM")
-def sysctl(call: Call, operation: int) -> int:
-    """For the toolstack."""
+@hypercall(Hypercall.SYSCTL, Status.REFUSED)
+def sysctl(call: Call, operation: Ptr) -> int:
+    """Command the hypervisor (`Sysctl`): for the toolstack.
+
+    EFAULT; EACCES: another version of the interface; EPERM.
+    """
     _versioned(call.read(Sysctl, operation), _SYSCTL_VERSION)
     raise XenError(Errno.EPERM, "sysctl is not for a plain domU")
 
 
-@hypercall(36, "domctl", "op:ptr", Status.REFUSED, "EACCES, ESRCH, EPERM")
-def domctl(call: Call, operation: int) -> int:
-    """For the toolstack."""
+@hypercall(Hypercall.DOMCTL, Status.REFUSED)
+def domctl(call: Call, operation: Ptr) -> int:
+    """Command a domain (`Domctl`): for the toolstack.
+
+    EFAULT; EACCES: another version of the interface; ESRCH: no such domain, unless the command needs none;
+    EPERM.
+    """
     request = call.read(Domctl, operation)
     _versioned(request, _DOMCTL_VERSION)
     if request.cmd not in _DOMCTL_WITHOUT_DOMAIN:
@@ -63,22 +80,65 @@ def domctl(call: Call, operation: int) -> int:
     raise XenError(Errno.EPERM, "domctl is not for a plain domU")
 
 
-def _refused(number: int, name: str, arguments: str, errno: Errno) -> None:
-    @hypercall(number, name, arguments, Status.REFUSED, errno.name)
-    def refuse(_call: Call, *_arguments: int) -> int:
-        raise XenError(errno, f"{name} is not for a plain domU")
+def _refuse(errno: Errno, what: str) -> NoReturn:
+    raise XenError(errno, f"{what} is not for a plain domU")
 
 
-for _entry in (
-    (27, "xsm_op", "op:ptr", Errno.ENOSYS),
-    (31, "xenoprof_op", "op:u32 argument:ptr", Errno.ENOSYS),
-    (34, "hvm_op", "op:u32 argument:ptr", Errno.ENOSYS),
-    (37, "kexec_op", "op:u32 argument:ptr", Errno.EPERM),
-    (38, "tmem_op", "op:ptr", Errno.ENOSYS),
-    (39, "argo_op", "op:u32 a1:ptr a2:ptr a3:ulong a4:ulong", Errno.ENOSYS),
-    (40, "xenpmu_op", "op:u32 argument:ptr", Errno.EOPNOTSUPP),
-    (41, "dm_op", "domid:u32 count:u32 buffers:ptr", Errno.ENOSYS),
-    (42, "hypfs_op", "op:u32 a1:ptr a2:ptr a3:ulong a4:ulong", Errno.EPERM),
-    (48, "mca", "op:ptr", Errno.EPERM),
-):
-    _refused(*_entry)
+@hypercall(Hypercall.XSM_OP, Status.REFUSED)
+def xsm_op(_call: Call, _operation: Ptr) -> int:
+    """Command a security module, which this Xen is built without. ENOSYS."""
+    _refuse(Errno.ENOSYS, "xsm_op")
+
+
+@hypercall(Hypercall.XENOPROF_OP, Status.REFUSED)
+def xenoprof_op(_call: Call, _command: u32, _argument: Ptr) -> int:
+    """Profile the machine, which this Xen is built without. ENOSYS."""
+    _refuse(Errno.ENOSYS, "xenoprof_op")
+
+
+@hypercall(Hypercall.HVM_OP, Status.REFUSED)
+def hvm_op(_call: Call, _command: u32, _argument: Ptr) -> int:
+    """Command an HVM domain, which this Xen is built without. ENOSYS."""
+    _refuse(Errno.ENOSYS, "hvm_op")
+
+
+@hypercall(Hypercall.KEXEC_OP, Status.REFUSED)
+def kexec_op(_call: Call, _command: u32, _argument: Ptr) -> int:
+    """Load another kernel in the hypervisor's place: for the hardware domain. EPERM."""
+    _refuse(Errno.EPERM, "kexec_op")
+
+
+@hypercall(Hypercall.TMEM_OP, Status.REFUSED)
+def tmem_op(_call: Call, _operation: Ptr) -> int:
+    """Use transcendent memory, which Xen has no longer. ENOSYS."""
+    _refuse(Errno.ENOSYS, "tmem_op")
+
+
+@hypercall(Hypercall.ARGO_OP, Status.REFUSED)
+def argo_op(_call: Call, _command: u32, _a1: Ptr, _a2: Ptr, _a3: ulong, _a4: ulong) -> int:
+    """Send messages between domains, which this Xen is built without. ENOSYS."""
+    _refuse(Errno.ENOSYS, "argo_op")
+
+
+@hypercall(Hypercall.XENPMU_OP, Status.REFUSED)
+def xenpmu_op(_call: Call, _command: u32, _argument: Ptr) -> int:
+    """Use the performance counters, which are not offered. EOPNOTSUPP."""
+    _refuse(Errno.EOPNOTSUPP, "xenpmu_op")
+
+
+@hypercall(Hypercall.DM_OP, Status.REFUSED)
+def dm_op(_call: Call, _domid: u32, _count: u32, _buffers: Ptr) -> int:
+    """Be a device model to an HVM domain, which this Xen is built without. ENOSYS."""
+    _refuse(Errno.ENOSYS, "dm_op")
+
+
+@hypercall(Hypercall.HYPFS_OP, Status.REFUSED)
+def hypfs_op(_call: Call, _command: u32, _a1: Ptr, _a2: Ptr, _a3: ulong, _a4: ulong) -> int:
+    """Read and set the hypervisor's parameters: for the toolstack. EPERM."""
+    _refuse(Errno.EPERM, "hypfs_op")
+
+
+@hypercall(Hypercall.MCA, Status.REFUSED)
+def mca(_call: Call, _operation: Ptr) -> int:
+    """Handle machine checks: for the hardware domain. EPERM."""
+    _refuse(Errno.EPERM, "mca")

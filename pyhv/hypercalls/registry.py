@@ -1,44 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""All handlers in one table: importing this module fills `HYPERCALLS`."""
+"""All handlers in one table: importing this module fills `HYPERCALLS` and `COMMANDS`.
 
-from pyhv.hypercalls import (
-    cpustate,
-    debugreg,
-    events,
-    exchange,
-    grantcopy,
-    grantmap,
-    grants,
-    memory,
-    mmu,
-    multicall,
-    physdev,
-    refused,
-    reservation,
-    sched,
-    vcpu,
-    version,
-)
-from pyhv.hypercalls.table import HYPERCALLS
+Every module of this package is imported, so a new one that holds handlers needs no line here.
+"""
 
-MODULES = (
-    cpustate,
-    debugreg,
-    events,
-    exchange,
-    grantcopy,
-    grantmap,
-    grants,
-    memory,
-    mmu,
-    multicall,
-    physdev,
-    refused,
-    reservation,
-    sched,
-    vcpu,
-    version,
-)
-"""Every module that holds handlers, in alphabetical order."""
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["HYPERCALLS", "MODULES"]
+import pyhv.hypercalls
+from pyhv.hypercalls.table import COMMANDS, HYPERCALLS
+
+for _module in iter_modules(pyhv.hypercalls.__path__):
+    import_module(f"pyhv.hypercalls.{_module.name}")
+
+__all__ = ["COMMANDS", "HYPERCALLS"]

@@ -133,18 +133,30 @@ def _populate(call: Call, operation: Memory, argument: int, start: int) -> int:
     return request.nr_extents
 
 
-@commands.command(Memory.INCREASE_RESERVATION)
-def _increase(call: Call, argument: int, start: int) -> int:
+@commands.command(Memory.INCREASE_RESERVATION, MemoryReservation)
+def increase_reservation(call: Call, argument: int, start: int) -> int:
+    """Take extents of frames, and store the first frame of each if there is a list. Returns how many.
+
+    No errors: at the first that cannot be done the call ends. Gives way.
+    """
     return _populate(call, Memory.INCREASE_RESERVATION, argument, start)
 
 
-@commands.command(Memory.POPULATE_PHYSMAP)
-def _populate_physmap(call: Call, argument: int, start: int) -> int:
+@commands.command(Memory.POPULATE_PHYSMAP, MemoryReservation)
+def populate_physmap(call: Call, argument: int, start: int) -> int:
+    """Take extents of frames for the PFNs of a list, and store the first frame of each. Returns how many.
+
+    No errors: at the first that cannot be done the call ends. Gives way.
+    """
     return _populate(call, Memory.POPULATE_PHYSMAP, argument, start)
 
 
-@commands.command(Memory.DECREASE_RESERVATION)
-def _decrease(call: Call, argument: int, start: int) -> int:
+@commands.command(Memory.DECREASE_RESERVATION, MemoryReservation)
+def decrease_reservation(call: Call, argument: int, start: int) -> int:
+    """Give back the extents of a list; what is still referred to lives until nothing does. Returns how many.
+
+    No errors: at the first that cannot be done the call ends. Gives way.
+    """
     request = _checked(call, argument, start)
     if request is None or not guest_may_use(request.extent_start, call.width):
         return start

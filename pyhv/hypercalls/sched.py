@@ -2,51 +2,56 @@
 """sched_op, its predecessor, and set_timer_op (public header `sched.h`)."""
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Sched
+from pyhv.abi.numbers import Hypercall, Sched
 from pyhv.abi.structs import RemoteShutdown, SchedPoll, SchedShutdown, SchedWatchdog
 from pyhv.errors import XenError
 from pyhv.events.timers import set_timer_deadline
 from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
-_commands = Commands("sched_op", Sched)
+_commands = Commands[[int], int](Hypercall.SCHED_OP, Sched)
 _MAX_POLL = 128
 _SECOND = 1_000_000_000
 _FOREVER = 1 << 62
 """Deadlines further ahead (ns) are cut to this: a host cannot sleep longer either."""
 
 
-@hypercall(29, "sched_op", "command:u32 argument:ptr")
-def sched_op(call: Call, command: int, argument: int) -> int:
-    """Yield, block, poll, shut down, watchdog."""
-    handler = _commands.handlers.get(command)
-    if handler is None:
-        raise XenError(Errno.ENOSYS, f"sched_op {command}")
-    result: int = handler(call, argument)
-    return result
+@hypercall(Hypercall.SCHED_OP)
+def sched_op(call: Call, command: u32, argument: Ptr) -> int:
+    """Leave the processor: for others, for a time, or for good.
+
+    ENOSYS: no such command; EFAULT: its structure cannot be read.
+    """
+    return _commands[command](call, argument)
 
 
-@hypercall(6, "sched_op_compat", "command:u32 argument:ulong")
-def sched_op_compat(call: Call, command: int, argument: int) -> int:
-    """The old form: arguments by value, three commands."""
+@hypercall(Hypercall.SCHED_OP_COMPAT)
+def sched_op_compat(call: Call, command: u32, argument: ulong) -> int:
+    """The old form of `sched_op`, for yield, block and shutdown; that one's reason comes by value.
+
+    ENOSYS: any other command.
+    """
     if command == Sched.YIELD:
-        return _yield(call, 0)
+        return yield_(call, 0)
     if command == Sched.BLOCK:
-        return _block(call, 0)
+        return block(call, 0)
     if command == Sched.SHUTDOWN:
         return _end(call, argument & 0xFF)
     raise XenError(Errno.ENOSYS, f"sched_op_compat {command}")
 
 
 @_commands.command(Sched.YIELD)
-def _yield(call: Call, _argument: int) -> int:
+def yield_(call: Call, _argument: int) -> int:
+    """Let other vCPUs run. The argument is not read."""
     call.host.yield_(call.vcpu)
     call.reschedule = True
     return 0
 
 
 @_commands.command(Sched.BLOCK)
-def _block(call: Call, _argument: int) -> int:
+def block(call: Call, _argument: int) -> int:
+    """Unmask events and, if none waits, leave the processor until one comes. The argument is not read."""
     vcpu = call.vcpu
     vcpu.upcall_masked = False
     if not vcpu.upcall_pending and not vcpu.nmi_deliverable:
@@ -61,21 +66,27 @@ def _end(call: Call, reason: int) -> int:
     return 0
 
 
-@_commands.command(Sched.SHUTDOWN, note="a suspended domain waits for the toolstack to resume it")
-def _shutdown(call: Call, argument: int) -> int:
+@_commands.command(Sched.SHUTDOWN, SchedShutdown)
+def shutdown(call: Call, argument: int) -> int:
+    """End the domain, for a SHUTDOWN reason; one that suspends waits for the toolstack to resume it."""
     return _end(call, call.read(SchedShutdown, argument).reason)
 
 
-@_commands.command(Sched.SHUTDOWN_CODE)
-def _shutdown_code(call: Call, argument: int) -> int:
+@_commands.command(Sched.SHUTDOWN_CODE, SchedShutdown)
+def shutdown_code(call: Call, argument: int) -> int:
+    """Say for which reason the domain will have ended, however it ends; only the first word counts."""
     reason = call.read(SchedShutdown, argument).reason
     if call.domain.shutdown_code is None:
         call.domain.shutdown_code = reason & 0xFF
     return 0
 
 
-@_commands.command(Sched.POLL)
-def _poll(call: Call, argument: int) -> int:
+@_commands.command(Sched.POLL, SchedPoll)
+def poll(call: Call, argument: int) -> int:
+    """Leave the processor until one of some ports is pending, any event can be taken, or a time has come.
+
+    EINVAL: more than 128 ports; then for each port, EFAULT, and EINVAL: no such port, or free.
+    """
     request = call.read(SchedPoll, argument)
     if request.nr_ports > _MAX_POLL:
         raise XenError(Errno.EINVAL, f"poll of {request.nr_ports} ports")
@@ -93,8 +104,12 @@ def _poll(call: Call, argument: int) -> int:
     return 0
 
 
-@_commands.command(Sched.WATCHDOG)
-def _watchdog(call: Call, argument: int) -> int:
+@_commands.command(Sched.WATCHDOG, SchedWatchdog)
+def watchdog(call: Call, argument: int) -> int:
+    """Start (`id` 0), set anew or stop (`timeout` 0) one of the domain's two watchdogs; returns its `id`.
+
+    ENOSPC: both are in use; EINVAL: no such watchdog, or not in use.
+    """
     request = call.read(SchedWatchdog, argument)
     timers = call.domain.watchdogs
     deadline = max(call.host.now(), 1) + request.timeout * _SECOND
@@ -112,18 +127,22 @@ def _watchdog(call: Call, argument: int) -> int:
     return 0
 
 
-@_commands.command(Sched.REMOTE_SHUTDOWN, Status.REFUSED, "EPERM; ESRCH for an unknown domain")
-def _remote_shutdown(call: Call, argument: int) -> int:
+@_commands.command(Sched.REMOTE_SHUTDOWN, RemoteShutdown, Status.REFUSED)
+def remote_shutdown(call: Call, argument: int) -> int:
+    """End another domain.
+
+    ESRCH: no such domain; EPERM.
+    """
     call.existing(call.read(RemoteShutdown, argument).domain_id)
     raise XenError(Errno.EPERM, "remote_shutdown is for privileged domains")
 
 
-_commands.refuse({Sched.PIN_OVERRIDE: Errno.EPERM})
+_commands.refuse(Sched.PIN_OVERRIDE, Errno.EPERM, "Bind the vCPU to a physical processor for a while.")
 
 
-@hypercall(15, "set_timer_op", "timeout:u64")
-def set_timer_op(call: Call, timeout: int) -> int:
-    """Arm the vCPU's one-shot timer (absolute ns), 0 cancels."""
+@hypercall(Hypercall.SET_TIMER_OP)
+def set_timer_op(call: Call, timeout: u64) -> int:
+    """Arm the vCPU's one-shot timer at a system time in ns; 0 disarms it. Never fails."""
     deadline = set_timer_deadline(timeout, call.host.now())
     call.host.set_timer(call.vcpu, deadline or 0)
     return 0

@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The hypercall table: number, name, arguments, handler and status of each (public header `xen.h`).
+"""The hypercall table: who handles which number, and which of its sub-operations (public header `xen.h`).
 
-A handler is a function `(call, arguments...) -> int` that raises `XenError`; the decorator puts it into the
-table, from which come dispatch, trace names, statistics and `docs/hypercalls.md`. Arguments are declared as
-`name:type`; `u32` and `s32` ignore the upper half of the register, as the ABI's C types do. Sub-operations
-are declared by `suboperations` on a handler's own dispatch table.
+A handler is a function `(call, arguments...) -> int` that raises `XenError`. A decorator puts it into the
+table, from which come dispatch, `docs/hypercalls.md` and the calls of the tests:
 
-A number that is not in the table returns ENOSYS, as on Xen.
+    @hypercall(Hypercall.VCPU_OP)
+    def vcpu_op(call: Call, command: u32, number: u32, argument: Ptr) -> int:
+        return _commands[command](call, call.peer_vcpu(number), argument)
+
+    @_commands.command(VcpuOp.REGISTER_VCPU_INFO, VcpuRegisterVcpuInfo)
+    def register_vcpu_info(call: Call, vcpu: Vcpu, argument: int) -> int:
+
+The types of the arguments say what is in the registers (`signature.py`); the docstring is the documentation:
+what the call does, then its errors in the order in which they are checked. Two handlers for one number are a
+mistake and end the import. A number that is in no table returns ENOSYS, as on Xen.
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
-from pyhv.address import MASK32, MASK64
+from pyhv.abi.errno import Errno
+from pyhv.abi.layout import AbiStruct
+from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
 from pyhv.errors import XenError
+from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.signature import Form, form_of
 
 
 class Status(enum.Enum):
@@ -26,140 +37,128 @@ class Status(enum.Enum):
     REFUSED = "refused as Xen refuses it to a plain domU"
 
 
-Handler = Callable[..., int]
-CommandHandler = Callable[..., int | None]
-_C = TypeVar("_C", bound=CommandHandler)
-
-_MASKS = {"u32": MASK32, "ulong": MASK64, "ptr": MASK64, "u64": MASK64}
+_P = ParamSpec("_P")
+_R = TypeVar("_R", int, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One hypercall. `masks` cut each argument to its type's width; `compat` are a 32-bit guest's arguments
-    where they are others."""
+    """One hypercall: its number, its form for guests of either width, and where its handler is."""
 
-    number: int
-    name: str
-    arguments: tuple[tuple[str, str], ...]
-    masks: tuple[int, ...]
-    handler: Handler
+    number: Hypercall
     status: Status
-    note: str
-    compat: tuple[tuple[str, str], ...] | None = None
+    wide: Form
+    narrow: Form
+    text: str
+    module: str
+
+    @property
+    def name(self) -> str:
+        """Xen's name, without `__HYPERVISOR_`."""
+        return self.number.name.lower()
+
+    def form(self, width: int) -> Form:
+        """The form for guests of `width` bits."""
+        return self.wide if width == 64 else self.narrow
 
 
-@dataclass(frozen=True, slots=True)
-class SubOperation:
-    """One command of a multiplexed hypercall, for the documentation."""
-
-    hypercall: str
-    number: int
-    name: str
-    status: Status
-    note: str
-
-
-HYPERCALLS: list[Entry | None] = [None] * 64
-SUBOPERATIONS: dict[str, list[SubOperation]] = {}
+HYPERCALLS: list[Entry | None] = [None] * NR_HYPERCALLS
+"""By number; `registry` fills it."""
 
 
 def hypercall(
-    number: int,
-    name: str,
-    arguments: str,
-    status: Status = Status.COMPLETE,
-    note: str = "",
-    compat: str | None = None,
-) -> Callable[[Handler], Handler]:
-    """Enter a handler into the table; `compat` are the arguments of 32-bit guests if they are others."""
+    number: Hypercall, status: Status = Status.COMPLETE, *, compat: Callable[..., int] | None = None
+) -> Callable[[Callable[Concatenate[Call, _P], int]], Callable[Concatenate[Call, _P], int]]:
+    """Enter a handler into the table. `compat` is that of 32-bit guests if their arguments are others.
 
-    def enter(handler: Handler) -> Handler:
-        declared = _declared(arguments)
-        masks = tuple(_MASKS[kind] for _, kind in declared)
-        narrow = None if compat is None else _declared(compat)
-        HYPERCALLS[number] = Entry(number, name, declared, masks, handler, status, note, narrow)
+    ValueError for a number that has a handler already; TypeError for a signature that is none.
+    """
+
+    def enter(handler: Callable[Concatenate[Call, _P], int]) -> Callable[Concatenate[Call, _P], int]:
+        found = HYPERCALLS[number]
+        if found is not None:
+            raise ValueError(f"{number.name} is handled in {found.module} and again in {handler.__module__}")
+        wide, narrow = form_of(handler, 64), form_of(compat or handler, 32)
+        HYPERCALLS[number] = Entry(
+            number, status, wide, narrow, handler.__doc__ or "", handler.__module__
+        )  # fmt: skip
         return handler
 
     return enter
 
 
-def _declared(arguments: str) -> tuple[tuple[str, str], ...]:
-    pairs = [argument.split(":") for argument in arguments.split()]
-    return tuple((pair[0], pair[1]) for pair in pairs)
+@dataclass(frozen=True, slots=True)
+class SubOperation:
+    """One command of a multiplexed hypercall, for people; `structure` is what its argument points to."""
+
+    number: enum.IntEnum
+    status: Status
+    structure: type[AbiStruct] | None
+    text: str
+    module: str | None
+    """Where its handler is; None where the hypercall's is."""
 
 
-@dataclass(slots=True)
-class Commands:
-    """The sub-operations of one hypercall: a dispatch table that documents itself."""
+class Commands(dict[int, Callable[Concatenate[Call, _P], _R]], Generic[_P, _R]):
+    """The sub-operations of one hypercall: handlers by number. One that is missing is ENOSYS.
 
-    hypercall: str
-    numbers: type[enum.IntEnum]
-    handlers: dict[int, Callable[..., Any]] = field(default_factory=dict)
+    `_P` are the handlers' arguments after the call, `_R` is what they return.
+    """
+
+    def __init__(self, hypercall: Hypercall, numbers: type[enum.IntEnum]) -> None:
+        super().__init__()
+        if hypercall in COMMANDS:
+            raise ValueError(f"{hypercall.name} has its commands already")
+        COMMANDS[hypercall] = self
+        self.hypercall = hypercall
+        self.numbers = numbers
+        self.operations: dict[int, SubOperation] = {}
+
+    def __missing__(self, command: int) -> NoReturn:
+        raise XenError(Errno.ENOSYS, f"{self.hypercall.name.lower()} {command}")
 
     def command(
-        self, number: enum.IntEnum, status: Status = Status.COMPLETE, note: str = ""
-    ) -> Callable[[_C], _C]:
-        """Enter the handler of one sub-operation."""
+        self,
+        number: enum.IntEnum,
+        structure: type[AbiStruct] | None = None,
+        status: Status = Status.COMPLETE,
+    ) -> Callable[[Callable[Concatenate[Call, _P], _R]], Callable[Concatenate[Call, _P], _R]]:
+        """Enter the handler of one sub-operation. ValueError for a number that has one already."""
 
-        def enter(handler: _C) -> _C:
-            self.handlers[number] = handler
-            SUBOPERATIONS.setdefault(self.hypercall, []).append(
-                SubOperation(self.hypercall, number, number.name.lower(), status, note)
-            )
+        def enter(handler: Callable[Concatenate[Call, _P], _R]) -> Callable[Concatenate[Call, _P], _R]:
+            text, module = handler.__doc__ or "", handler.__module__
+            self._enter(SubOperation(number, status, structure, text, module), handler)
             return handler
 
         return enter
 
-    def refuse(self, errors: Mapping[enum.IntEnum, enum.IntEnum]) -> None:
-        """Document sub-operations that always return one errno."""
-        for number, errno in errors.items():
+    def refuse(
+        self, number: enum.IntEnum, errno: Errno, text: str, structure: type[AbiStruct] | None = None
+    ) -> None:
+        """Enter a sub-operation that always returns one errno; `text` stands for the docstring.
 
-            def refused(*_arguments: object, errno: enum.IntEnum = errno, name: str = number.name) -> int:
-                raise XenError(errno, f"{name} is not for a plain domU")
+        A `structure` must be readable at the last argument, as Xen reads it first. EFAULT.
+        """
 
-            self.handlers[number] = refused
-            SUBOPERATIONS.setdefault(self.hypercall, []).append(
-                SubOperation(self.hypercall, number, number.name.lower(), Status.REFUSED, errno.name)
-            )
+        def refused(call: Call, /, *args: _P.args, **_kwargs: _P.kwargs) -> _R:
+            if structure is not None:
+                address = args[-1]
+                assert isinstance(address, int)
+                call.read(structure, address)
+            raise XenError(errno, f"{number.name.lower()} is not for a plain domU")
 
+        text = f"{text}\n\n{errno.name}."
+        self._enter(SubOperation(number, Status.REFUSED, structure, text, None), refused)
 
-def _compat_types(entry: Entry) -> tuple[tuple[str, str], ...]:
-    return entry.arguments if entry.compat is None else entry.compat
-
-
-def invoke_compat(entry: Entry, call: Any, words: Sequence[int]) -> int:
-    """Call a handler for a 32-bit guest, whose arguments are words: a `u64` takes two, the low half first."""
-    values: list[int] = []
-    at = 0
-    for _, kind in _compat_types(entry):
-        value = words[at] & MASK32
-        if kind == "u64":
-            value |= (words[at + 1] & MASK32) << 32
-            at += 1
-        values.append(value)
-        at += 1
-    return entry.handler(call, *values)
+    def _enter(self, operation: SubOperation, handler: Callable[Concatenate[Call, _P], _R]) -> None:
+        number = operation.number
+        if not isinstance(number, self.numbers):
+            raise TypeError(f"{number!r} is no command of {self.hypercall.name}")
+        if number in self:
+            raise ValueError(f"{self.hypercall.name} has a handler of {number.name} already")
+        self[number] = handler
+        self.operations[number] = operation
 
 
-def compat_words(entry: Entry, values: Sequence[int]) -> list[int]:
-    """The words in which a 32-bit guest passes these arguments: what `invoke_compat` takes apart."""
-    words: list[int] = []
-    for (_, kind), value in zip(_compat_types(entry), values, strict=False):
-        words.append(value & MASK32)
-        if kind == "u64":
-            words.append(value >> 32 & MASK32)
-    return words
-
-
-def invoke(entry: Entry, call: Any, arguments: tuple[int, ...]) -> int:
-    """Call a handler with as many arguments as it declares, each cut to its width."""
-    masks = entry.masks
-    count = len(masks)
-    if count == 2:
-        return entry.handler(call, arguments[0] & masks[0], arguments[1] & masks[1])
-    if count == 4:
-        return entry.handler(
-            call, arguments[0] & masks[0], arguments[1] & masks[1], arguments[2] & masks[2],
-            arguments[3] & masks[3],
-        )  # fmt: skip
-    return entry.handler(call, *[value & mask for value, mask in zip(arguments, masks, strict=False)])
+COMMANDS: dict[Hypercall, Commands[..., Any]] = {}
+"""The sub-operations by hypercall; `registry` fills it."""

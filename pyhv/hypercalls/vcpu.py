@@ -4,7 +4,7 @@
 from contextlib import suppress
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import VcpuOp
+from pyhv.abi.numbers import Hypercall, VcpuOp
 from pyhv.abi.shared import CONTEXT_LAYOUT
 from pyhv.abi.structs import (
     VcpuRegisterArea,
@@ -20,30 +20,35 @@ from pyhv.events.timers import MIN_PERIOD
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.cpustate import install_gdt
 from pyhv.hypercalls.guest_context import GuestContext
+from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, Status, hypercall
 from pyhv.mmu.memory import FramePage
 
-_commands = Commands("vcpu_op", VcpuOp)
+_commands = Commands[[Vcpu, int], int](Hypercall.VCPU_OP, VcpuOp)
 
 
-@hypercall(24, "vcpu_op", "command:u32 vcpu:u32 argument:ptr")
-def vcpu_op(call: Call, command: int, number: int, argument: int) -> int:
-    """Operate on a vCPU of the caller's domain."""
-    vcpu = call.peer_vcpu(number)
-    handler = _commands.handlers.get(command)
-    if handler is None:
-        raise XenError(Errno.ENOSYS, f"vcpu_op {command}")
-    result: int = handler(call, vcpu, argument)
-    return result
+@hypercall(Hypercall.VCPU_OP)
+def vcpu_op(call: Call, command: u32, vcpu: u32, argument: Ptr) -> int:
+    """Operate on a vCPU of the caller's domain.
+
+    ENOENT: no such vCPU; ENOSYS: no such command; EFAULT: its structure cannot be read.
+    """
+    target = call.peer_vcpu(vcpu)
+    return _commands[command](call, target, argument)
 
 
 @_commands.command(VcpuOp.IS_UP)
-def _is_up(_call: Call, vcpu: Vcpu, _argument: int) -> int:
+def is_up(_call: Call, vcpu: Vcpu, _argument: int) -> int:
+    """Return 1 if the vCPU is up, else 0. The argument is not read."""
     return int(vcpu.online)
 
 
 @_commands.command(VcpuOp.UP)
-def _up(call: Call, vcpu: Vcpu, _argument: int) -> int:
+def up(call: Call, vcpu: Vcpu, _argument: int) -> int:
+    """Bring the vCPU up; nothing if it is.
+
+    EINVAL: it has never been initialised.
+    """
     if not vcpu.initialised:
         raise XenError(Errno.EINVAL, f"{vcpu.name} is not initialised")
     if not vcpu.online:
@@ -52,7 +57,8 @@ def _up(call: Call, vcpu: Vcpu, _argument: int) -> int:
 
 
 @_commands.command(VcpuOp.DOWN)
-def _down(call: Call, vcpu: Vcpu, _argument: int) -> int:
+def down(call: Call, vcpu: Vcpu, _argument: int) -> int:
+    """Take the vCPU down; when the last one goes, the domain ends. The argument is not read."""
     if not any(other.online for other in call.domain.vcpus if other is not vcpu):
         call.host.halt_domain(call.domain)
         call.reschedule = True
@@ -73,8 +79,9 @@ def runstate_record(vcpu: Vcpu, now: int) -> bytes:
     ).pack(vcpu.width)  # fmt: skip
 
 
-@_commands.command(VcpuOp.GET_RUNSTATE_INFO)
-def _get_runstate(call: Call, vcpu: Vcpu, argument: int) -> int:
+@_commands.command(VcpuOp.GET_RUNSTATE_INFO, VcpuRunstateInfo)
+def get_runstate_info(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Store what the vCPU does, since when, and its time in each state."""
     call.memory.write(argument, runstate_record(vcpu, call.host.now()))
     return 0
 
@@ -86,8 +93,12 @@ def _area(call: Call, argument: int) -> int:
     return address
 
 
-@_commands.command(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA)
-def _register_runstate(call: Call, vcpu: Vcpu, argument: int) -> int:
+@_commands.command(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, VcpuRegisterArea)
+def register_runstate_memory_area(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Name an address at which the vCPU's runstate is kept up to date, while it is mapped.
+
+    EFAULT: also for an address outside the guest's space.
+    """
     vcpu.runstate_area = _area(call, argument)
     write_runstate(vcpu, call.host.now())
     return 0
@@ -100,15 +111,23 @@ def write_runstate(vcpu: Vcpu, now: int) -> None:
             vcpu.memory.write(vcpu.runstate_area, runstate_record(vcpu, now))
 
 
-@_commands.command(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA)
-def _register_time(call: Call, vcpu: Vcpu, argument: int) -> int:
+@_commands.command(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA, VcpuRegisterArea)
+def register_vcpu_time_memory_area(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Name an address at which the vCPU's time is kept up to date, while it is mapped.
+
+    EFAULT: also for an address outside the guest's space.
+    """
     vcpu.time_area = _area(call, argument)
     vcpu.update_time()
     return 0
 
 
-@_commands.command(VcpuOp.SET_PERIODIC_TIMER)
-def _set_periodic(call: Call, vcpu: Vcpu, argument: int) -> int:
+@_commands.command(VcpuOp.SET_PERIODIC_TIMER, VcpuSetPeriodicTimer)
+def set_periodic_timer(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Raise the timer's VIRQ again and again.
+
+    EINVAL: a period below 1 ms, or of 2**62 ns and more.
+    """
     request = call.read(VcpuSetPeriodicTimer, argument)
     if request.period_ns < MIN_PERIOD:
         raise XenError(Errno.EINVAL, f"period of {request.period_ns} ns")
@@ -119,13 +138,18 @@ def _set_periodic(call: Call, vcpu: Vcpu, argument: int) -> int:
 
 
 @_commands.command(VcpuOp.STOP_PERIODIC_TIMER)
-def _stop_periodic(call: Call, vcpu: Vcpu, _argument: int) -> int:
+def stop_periodic_timer(call: Call, vcpu: Vcpu, _argument: int) -> int:
+    """Stop the periodic timer. The argument is not read."""
     call.host.set_periodic(vcpu, 0)
     return 0
 
 
-@_commands.command(VcpuOp.SET_SINGLESHOT_TIMER)
-def _set_singleshot(call: Call, vcpu: Vcpu, argument: int) -> int:
+@_commands.command(VcpuOp.SET_SINGLESHOT_TIMER, VcpuSetSingleshotTimer)
+def set_singleshot_timer(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Raise the timer's VIRQ once, at a system time in ns; a time that has passed means now.
+
+    EINVAL: not the calling vCPU; EFAULT.
+    """
     if vcpu is not call.vcpu:
         raise XenError(Errno.EINVAL, "one-shot timer of another vCPU")
     deadline = call.read(VcpuSetSingleshotTimer, argument).timeout_abs_ns
@@ -134,15 +158,24 @@ def _set_singleshot(call: Call, vcpu: Vcpu, argument: int) -> int:
 
 
 @_commands.command(VcpuOp.STOP_SINGLESHOT_TIMER)
-def _stop_singleshot(call: Call, vcpu: Vcpu, _argument: int) -> int:
+def stop_singleshot_timer(call: Call, vcpu: Vcpu, _argument: int) -> int:
+    """Stop the one-shot timer. The argument is not read.
+
+    EINVAL: not the calling vCPU.
+    """
     if vcpu is not call.vcpu:
         raise XenError(Errno.EINVAL, "one-shot timer of another vCPU")
     call.host.set_timer(vcpu, 0)
     return 0
 
 
-@_commands.command(VcpuOp.REGISTER_VCPU_INFO)
-def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
+@_commands.command(VcpuOp.REGISTER_VCPU_INFO, VcpuRegisterVcpuInfo)
+def register_vcpu_info(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Move the vCPU's vcpu_info into a page of the guest's, once and for all.
+
+    ENXIO: it crosses the page's end, or is not aligned; EBUSY: moved before; EINVAL: the frame is not the
+    caller's, or cannot be written.
+    """
     request = call.read(VcpuRegisterVcpuInfo, argument)
     bits = call.domain.bits
     bits.check_relocation(vcpu.number, request.offset)
@@ -158,7 +191,11 @@ def _register_info(call: Call, vcpu: Vcpu, argument: int) -> int:
 
 
 @_commands.command(VcpuOp.SEND_NMI)
-def _send_nmi(call: Call, vcpu: Vcpu, argument: int) -> int:
+def send_nmi(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Send the vCPU an NMI.
+
+    EINVAL: an argument other than NULL.
+    """
     if argument:
         raise XenError(Errno.EINVAL, "send_nmi takes no argument")
     vcpu.nmi_pending = True
@@ -166,8 +203,12 @@ def _send_nmi(call: Call, vcpu: Vcpu, argument: int) -> int:
     return 0
 
 
-@_commands.command(VcpuOp.GET_PHYSID, Status.REFUSED, "vCPUs are not pinned: EINVAL")
-def _get_physid(_call: Call, _vcpu: Vcpu, _argument: int) -> int:
+@_commands.command(VcpuOp.GET_PHYSID, status=Status.REFUSED)
+def get_physid(_call: Call, _vcpu: Vcpu, _argument: int) -> int:
+    """Tell the physical processor of a vCPU that is pinned to one; none is. The argument is not read.
+
+    EINVAL.
+    """
     raise XenError(Errno.EINVAL, "vCPUs are not pinned")
 
 
@@ -175,7 +216,13 @@ def _get_physid(_call: Call, _vcpu: Vcpu, _argument: int) -> int:
 
 
 @_commands.command(VcpuOp.INITIALISE)
-def _initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
+def initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
+    """Set a vCPU's registers, tables and callbacks (`vcpu_guest_context`) before it is brought up.
+
+    EEXIST: initialised already; EFAULT; EINVAL: an address that is not canonical, a GDT or LDT too large or
+    ill placed, the upper half of DR6 or DR7, a mode without its table; then what refuses the page tables, and
+    EINVAL: a frame that cannot hold descriptors.
+    """
     if vcpu.initialised:
         raise XenError(Errno.EEXIST, f"{vcpu.name} is initialised already")
     layout = CONTEXT_LAYOUT[call.width]

@@ -10,10 +10,10 @@ This module sees records, not domains.
 
 from collections.abc import Callable
 
+from pyhv.abi.numbers import Hypercall
 from pyhv.abi.x86 import Vector
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
-from pyhv.hypercalls.table import HYPERCALLS
 
 _BUFFER = 1 << 16
 _VECTORED = frozenset(
@@ -25,13 +25,13 @@ _VECTORED = frozenset(
         ExitKind.INVALID_OPCODE,
     }
 )
+_HYPERCALL_NAMES = {int(number): number.name.lower() for number in Hypercall}
 _VECTOR_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
 
 
 def hypercall_name(number: int) -> str:
     """Xen's name of a hypercall, or its number if there is none."""
-    entry = HYPERCALLS[number] if 0 <= number < len(HYPERCALLS) else None
-    return entry.name if entry is not None else f"hypercall {number}"
+    return _HYPERCALL_NAMES.get(number) or f"hypercall {number}"
 
 
 def detail_name(kind: ExitKind, detail: int) -> str:

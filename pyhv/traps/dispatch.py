@@ -12,9 +12,11 @@ are bugs of pyhv and travel up to whoever runs the machine.
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Final, Protocol
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
 from pyhv.abi.x86 import FLAG_RF, FLAG_TF, FLAT_RING3_CS64, FLAT_RING3_DS, Vector
 from pyhv.address import MASK32, MASK64
 from pyhv.clock import Clock, VirtualClock
@@ -27,7 +29,6 @@ from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash, XenError
 from pyhv.hypercalls.context import Again, Call, Host
 from pyhv.hypercalls.registry import HYPERCALLS
-from pyhv.hypercalls.table import compat_words, invoke, invoke_compat
 from pyhv.traps import gates, privileged, segments
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.debug import DR6_BS, Breakpoints
@@ -38,7 +39,7 @@ from pyhv.traps.ports import Ports
 from pyhv.traps.services import ProcessorServices
 
 _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP})
-IRET: Final = 23
+IRET: Final = int(Hypercall.IRET)
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
 _LOOKS_AT_CLOCK: Final = 8
@@ -87,6 +88,9 @@ class Dispatcher:
         self.ports = Ports()
         self._raw = domain.ram.raw
         self._wide = domain.width == 64
+        self._mask = MASK64 if self._wide else MASK32
+        self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
+        self._arguments = itemgetter(*self._argument_registers)
         self._charge: Callable[[], bool] | None = (
             self.clock.charge_exit if isinstance(self.clock, VirtualClock) else None
         )
@@ -238,71 +242,53 @@ class Dispatcher:
         self.finish()
 
     def _hypercall(self, number: int, length: int) -> None:
-        """Perform hypercall `number` with the registers' arguments."""
+        """A 64-bit kernel's hypercall, by a SYSCALL of `length` bytes, after which it is in flat segments."""
         q = self._q
+        after = (q[v.RIP] + length) & MASK64
         if number == IRET:
             self.hypercalls[IRET] += 1
-            q[v.RCX] = (q[v.RIP] + length) & MASK64
+            q[v.RCX] = after
             self.cpu.iret()
             return
         q[v.R11] = self.engine.rflags()
-        q[v.RIP] = q[v.RCX] = (q[v.RIP] + length) & MASK64
+        q[v.RIP] = q[v.RCX] = after
         d = self._d
         if d[_CS] != FLAT_RING3_CS64 or d[_SS] != FLAT_RING3_DS:
             self.cpu.make_flat()
-        entry = HYPERCALLS[number] if number < 64 else None
-        if entry is None:
-            self.unknown_hypercalls += 1
-            q[v.RAX] = -Errno.ENOSYS & MASK64
-            return
-        self.hypercalls[number] += 1
-        call = self.call
-        call.left_context = False
-        try:
-            result = invoke(entry, call, (q[v.RDI], q[v.RSI], q[v.RDX], q[v.R10], q[v.R8]))
-        except XenError as error:
-            result = -error.errno
-        except Again as again:
-            self._continue_later(again, length)
-            return
-        if not call.left_context:
-            q[v.RAX] = result & MASK64
+        self._perform(number, length)
 
     def _compat_hypercall(self, number: int) -> None:
-        """INT 0x82 from ring 1: hypercall `number` of a 32-bit guest; RIP is past the instruction."""
+        """A 32-bit kernel's hypercall, by INT 0x82 from ring 1; RIP is past the instruction."""
         if number == IRET:
             self.hypercalls[IRET] += 1
             self.cpu.iret()
             return
-        q = self._q
-        entry = HYPERCALLS[number] if number < 64 else None
+        self._perform(number, _INT_LENGTH)
+
+    def _perform(self, number: int, length: int) -> None:
+        """Call the handler of a hypercall with the registers' arguments. RIP is `length` bytes too far if it
+        is to be made again, with what is left of it, because the turn is over."""
+        q, call = self._q, self.call
+        entry = HYPERCALLS[number] if number < NR_HYPERCALLS else None
         if entry is None:
             self.unknown_hypercalls += 1
-            q[v.RAX] = -Errno.ENOSYS & MASK32
+            q[v.RAX] = -Errno.ENOSYS & self._mask
             return
         self.hypercalls[number] += 1
-        call = self.call
         call.left_context = False
+        form = entry.wide if self._wide else entry.narrow
         try:
-            result = invoke_compat(entry, call, [q[register] for register in _COMPAT_ARGUMENTS])
+            result = form.invoke(call, self._arguments(q))
         except XenError as error:
             result = -error.errno
         except Again as again:
-            q[v.RIP] = (q[v.RIP] - _INT_LENGTH) & MASK32
-            for register, value in zip(_COMPAT_ARGUMENTS, compat_words(entry, again.arguments), strict=False):
+            q[v.RIP] = (q[v.RIP] - length) & self._mask
+            for register, value in zip(self._argument_registers, form.words(again.arguments), strict=False):
                 q[register] = value
             self.engine.stop()
             return
         if not call.left_context:
-            q[v.RAX] = result & MASK32
-
-    def _continue_later(self, again: Again, length: int) -> None:
-        """A long hypercall's turn is over: let the guest make it again with what is left of it."""
-        q = self._q
-        q[v.RIP] = (q[v.RIP] - length) & MASK64
-        for register, value in zip(_ARGUMENTS, again.arguments, strict=False):
-            q[register] = value
-        self.engine.stop()
+            q[v.RAX] = result & self._mask
 
     def sysenter(self, _length: int) -> None:
         """SYSENTER: the sysenter callback or #GP."""

@@ -1,39 +1,57 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The hypercall table, and the page that is generated from it."""
+"""The hypercall table, and what is generated from it."""
 
+import re
 from pathlib import Path
 
-from pyhv.hypercalls.document import document
-from pyhv.hypercalls.registry import HYPERCALLS
-from pyhv.hypercalls.table import SUBOPERATIONS, Status
+import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "hypercalls.md"
+from docgen import hypercalls, numbers
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
+from pyhv.grants.status import GrantStatus
+from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
+from pyhv.hypercalls.table import Entry, Status, SubOperation
+
+ROOT = Path(__file__).parents[2]
+ENTRIES = [entry for entry in HYPERCALLS if entry is not None]
+OPERATIONS = [operation for commands in COMMANDS.values() for operation in commands.operations.values()]
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == document(), (
-        "run: python -m pyhv.hypercalls.document > docs/hypercalls.md"
-    )
+    page = ROOT / "docs" / "hypercalls.md"
+    assert page.read_text(encoding="utf-8") == hypercalls.document(), "run: make docs"
+
+
+def test_the_numbers_of_kernels_in_assembly_are_up_to_date() -> None:
+    include = ROOT / "pyhv" / "guests" / "hypercalls.inc"
+    assert include.read_text(encoding="utf-8") == numbers.document(), "run: make docs"
 
 
 def test_numbers_and_names_agree_with_the_table() -> None:
-    entries = [entry for entry in HYPERCALLS if entry is not None]
-    assert all(HYPERCALLS[entry.number] is entry for entry in entries)
-    assert len({entry.name for entry in entries}) == len(entries)
-    assert set(SUBOPERATIONS) <= {entry.name for entry in entries}
+    assert len(HYPERCALLS) == NR_HYPERCALLS
+    assert {entry.number for entry in ENTRIES} == set(Hypercall), "each has a handler"
+    assert all(HYPERCALLS[entry.number] is entry for entry in ENTRIES)
+    for number, commands in COMMANDS.items():
+        assert commands.hypercall is number
+        assert {operation.number for operation in commands.operations.values()} == set(commands.numbers)
+        assert commands.keys() == commands.operations.keys()
 
 
-def test_what_is_not_complete_says_why() -> None:
-    for entry in HYPERCALLS:
-        assert entry is None or entry.status is Status.COMPLETE or entry.note, entry.name
-    for operations in SUBOPERATIONS.values():
-        numbers = [operation.number for operation in operations]
-        assert len(set(numbers)) == len(numbers)
-        for operation in operations:
-            assert operation.status is Status.COMPLETE or operation.note, operation.name
+@pytest.mark.parametrize("row", [*ENTRIES, *OPERATIONS], ids=lambda row: row.number.name.lower())
+def test_each_says_what_it_does(row: Entry | SubOperation) -> None:
+    summary = row.text.strip().partition("\n")[0]
+    assert re.fullmatch(r"[A-Z`].{14,}", summary), summary
 
 
-def test_calls_that_every_guest_needs() -> None:
-    needed = {0, 1, 2, 3, 4, 5, 8, 9, 10, 12, 13, 14, 15, 17, 20, 21, 23, 24, 25, 26, 29, 30, 32, 33}
-    assert all(HYPERCALLS[number] is not None for number in needed)
-    assert all(HYPERCALLS[number] is None for number in (11, *range(43, 48), *range(49, 64)))
+@pytest.mark.parametrize("row", [*ENTRIES, *OPERATIONS], ids=lambda row: row.number.name.lower())
+def test_errors_are_errnos_and_refusals_name_theirs(row: Entry | SubOperation) -> None:
+    named = set(re.findall(r"\bE[A-Z0-9]{3,}\b", row.text))
+    statuses = set(GrantStatus.__members__) | {"E820"}
+    assert named <= set(Errno.__members__) | statuses, named
+    assert row.status is not Status.REFUSED or named or row.text.rstrip().endswith("No errno.")
+
+
+def test_what_is_partial_says_so() -> None:
+    partial = [row.number.name for row in [*ENTRIES, *OPERATIONS] if row.status is Status.PARTIAL]
+    assert partial == []

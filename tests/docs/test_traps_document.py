@@ -4,18 +4,18 @@
 import itertools
 from pathlib import Path
 
+from docgen.cpu import document
 from pyhv.abi.x86 import Msr
 from pyhv.cpu.cpuid import cpuid
 from pyhv.cpu.features import HIDDEN, SHOWN, Word
 from pyhv.cpu.tsc import rate
-from pyhv.traps.document import document
 from pyhv.traps.msr import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "cpu.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == document(), "run: python -m pyhv.traps.document > docs/cpu.md"
+    assert PAGE.read_text(encoding="utf-8") == document(), "run: python -m docgen.cpu > docs/cpu.md"
 
 
 def test_msrs_are_in_order_and_listed_once() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from guest_machine import Run, Sink, image_of, run
 
+from docgen.hostile import document, read
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Sched, Shutdown
 from pyhv.abi.x86 import PTE_RW
@@ -28,7 +29,6 @@ from pyhv.grants import entries
 from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.table import GrantTable, MapFlag
 from pyhv.guests.build import HOSTILE, build_builtin, source_of
-from pyhv.guests.catalogue import document, read
 from pyhv.hypercalls import context, debugreg, exchange, grantmap
 from pyhv.hypercalls import cpustate as cpu_calls
 from pyhv.hypercalls import grants as grant_calls
@@ -538,7 +538,7 @@ def test_a_wrong_answer_ends_the_guest_with_a_crash() -> None:
 
 def test_the_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "hostile.md").read_text(encoding="utf-8")
-    assert page == document(), "run: python -m pyhv.guests.catalogue > docs/hostile.md"
+    assert page == document(), "run: python -m docgen.hostile > docs/hostile.md"
 
 
 def test_every_source_is_listed_and_described() -> None:

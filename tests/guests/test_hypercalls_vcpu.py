@@ -13,7 +13,6 @@ from pyhv.cpu import vmcb as v
 from pyhv.domain.config import DomainConfig
 from pyhv.hypercalls.context import Again
 from pyhv.hypercalls.registry import HYPERCALLS
-from pyhv.hypercalls.table import invoke
 from pyhv.loader.elf import load_image
 from pyhv.machine import Outcome
 from pyhv.sched.runstate import State
@@ -659,7 +658,7 @@ seen: .long 0
         assert made.run(timeout_ns=10**8) is Outcome.DEADLOCK
         entry = HYPERCALLS[24]
         assert entry is not None
-        assert invoke(entry, made.dispatchers[domain.domid].call, (11, 0, 0, 0, 0)) == 0
+        assert entry.wide.invoke(made.dispatchers[domain.domid].call, (11, 0, 0, 0, 0)) == 0
         assert made.run(timeout_ns=10**9) is Outcome.ENDED
         assert sink.data == b"SUCCESS\n"
 

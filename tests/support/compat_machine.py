@@ -16,7 +16,6 @@ from pyhv.cpu.assembler import assemble
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.errors import XenError
 from pyhv.hypercalls.registry import HYPERCALLS
-from pyhv.hypercalls.table import invoke_compat
 from pyhv.machine import Machine
 
 RING1_CS, RING1_DS, RING3_CS, RING3_DS = 0xE019, 0xE021, 0xE02B, 0xE033
@@ -83,7 +82,7 @@ scratch: .zero 16 * PAGE_SIZE
         assert entry is not None
         words = [value & MASK32 for value in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
         try:
-            return invoke_compat(entry, self.dispatcher.call, words)
+            return entry.narrow.invoke(self.dispatcher.call, words)
         except XenError as error:
             return -error.errno
 

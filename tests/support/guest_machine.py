@@ -19,7 +19,6 @@ from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.guests.build import build
 from pyhv.hypercalls.registry import HYPERCALLS
-from pyhv.hypercalls.table import invoke
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
 from pyhv.traps.dispatch import Dispatcher
@@ -174,7 +173,7 @@ scratch: .zero 16 * PAGE_SIZE
         assert entry is not None
         full = tuple(value & MASK64 for value in (*arguments, 0, 0, 0, 0, 0)[:5])
         try:
-            return invoke(entry, self.dispatcher.call, full)
+            return entry.wide.invoke(self.dispatcher.call, full)
         except XenError as error:
             return -error.errno
 

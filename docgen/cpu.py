@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`docs/cpu.md`, the processor as a PV guest finds it: `python -m pyhv.traps.document > docs/cpu.md`.
+"""`docs/cpu.md`, the processor as a PV guest finds it: `python -m docgen.cpu > docs/cpu.md`.
 
-The tables come from those that also answer the guest (`msr.py`, `cpu/cpuid.py`, `cpu/features.py`); a test
-compares the page with this module's output. What is told in words here is held by tests/test_traps_*.py.
+The tables come from those that also answer the guest (`traps/msr.py`, `cpu/cpuid.py`, `cpu/features.py`); a
+test compares the page with this module's output. What is told in words here is held by tests/test_traps_*.py.
 """
 
 from pyhv.cpu.cpuid import cpuid
@@ -15,7 +15,7 @@ _INTRODUCTION = """\
 # The processor of a guest
 
 What a PV guest's instructions do where that differs from an ordinary processor in ring 0. Registers and
-leaves not listed do not exist. *This page is generated:* `python -m pyhv.traps.document > docs/cpu.md`.
+leaves not listed do not exist. *This page is generated:* `python -m docgen.cpu > docs/cpu.md`.
 
 ## Privileged instructions
 

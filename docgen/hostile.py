@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`docs/hostile.md`, written from the first lines of the hostile guests: `python -m pyhv.guests.catalogue`.
+"""`docs/hostile.md`, written from the first lines of the hostile guests: `python -m docgen.hostile`.
 
-Each source under `hostile/` begins with what it tries, in one line, and three fields: the class of flaw, the
-advisories of the Xen project in which that class was seen, and what is refused and how. This module knows
-nothing of the attacks themselves.
+Each source under `pyhv/guests/hostile/` begins with what it tries, in one line, and three fields: the class
+of flaw, the advisories of the Xen project in which that class was seen, and what is refused and how. This
+module knows nothing of the attacks themselves.
 """
 
 import re
@@ -30,7 +30,7 @@ pyhv boot hostile/races --vcpus 2
 kinds of time, counts every reference of every frame anew while it runs (`mmu/audit.py`), and looks afterwards
 whether a frame was lost. It also breaks pyhv on purpose, check by check, and wants to see the guests notice.
 
-*This page is generated:* `python -m pyhv.guests.catalogue > docs/hostile.md`.
+*This page is generated:* `python -m docgen.hostile > docs/hostile.md`.
 
 """
 _FIELD = re.compile(r"# (Class|History|Refused): (.*)")
