@@ -49,11 +49,8 @@ def mmu_update(call: Call, requests: Ptr, count: u32, done: Ptr, foreigndom: u32
     any case but that of the domain.
     """
     _foreign(call, foreigndom)
-    if count == 1 and requests & PAGE_MASK <= PAGE_SIZE - _REQUEST.size:
-        address, value = _REQUEST.unpack_from(call.domain.ram.raw, call.memory.for_read(requests))
-        mfn = address >> 12
-        if mfn >= call.frames.count or not L1 < call.frames.type[mfn] <= L4:
-            return _only_one(call, address, value, done)
+    if count == 1 and requests & PAGE_MASK <= PAGE_SIZE - _REQUEST.size and _only_one(call, requests, done):
+        return 0
 
     def perform(raw: bytes) -> None:
         _update(call, *_REQUEST.unpack(raw))
@@ -61,15 +58,22 @@ def mmu_update(call: Call, requests: Ptr, count: u32, done: Ptr, foreigndom: u32
     return _each(call, (requests, count, done, foreigndom), _REQUEST.size, perform)
 
 
-def _only_one(call: Call, address: int, value: int, done: int) -> int:
-    """A list of one entry that is in no upper table, by far the most common one."""
+def _only_one(call: Call, requests: int, done: int) -> bool:
+    """A list of one entry within a page, by far the most common one: `_each` without its loop.
+
+    False, and nothing is done: it is of an upper table, whose approval may take more than one turn.
+    """
     try:
+        address, value = _REQUEST.unpack_from(call.domain.ram.raw, call.memory.for_read(requests))
+        mfn = address >> 12
+        if mfn < call.frames.count and L1 < call.frames.type[mfn] <= L4:
+            return False
         _update(call, address, value)
     except XenError:
         _finish(call, done, 0)
         raise
     _finish(call, done, 1)
-    return 0
+    return True
 
 
 def _each(
