@@ -48,6 +48,12 @@ class EngineError(PyhvError):
 class StateError(PyhvError):
     """Saved state that no machine of this pyhv can have had; the message says what of it."""
 
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"Saved state is not valid: {where or 'its root'} {why}.")
+        self.where = where
+        """The field, from the outermost one on, with dots between; empty: all of it."""
+        self.why = why
+
 
 class EnvironmentProblem(PyhvError):
     """Something outside is missing: a tool, a directory, the network."""

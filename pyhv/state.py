@@ -12,8 +12,9 @@ A dataclass says so field by field: a field is state unless it is declared with 
 a reason. Its types are taken from the annotations, those of `abi/layout.py` (`u64` ...) with their ranges:
 what does not fit is a `StateError` that names the field, so saved state may come from anybody. Any other
 class has the methods `state()` and `restore(saved)`, and names the attributes that it leaves out in a class
-variable `NOT_STATE`, attribute to reason. A field that holds one or the other kind of object is a *part* and
-is restored in place, since others hold references to it.
+variable `NOT_STATE`, attribute to reason; a class with nothing but that is said by the one that owns its
+objects. A field that holds one or the other kind of object is a *part* and is restored in place, since others
+hold references to it.
 
     @dataclass(slots=True)
     class Stack:
@@ -116,7 +117,10 @@ def restore(thing: object, saved: Plain, where: str = "") -> None:
     """Give an object the state that was saved; its parts stay the same objects. StateError."""
     if not dataclasses.is_dataclass(thing):
         assert isinstance(thing, Stateful), thing
-        thing.restore(entries(saved, where))
+        try:
+            thing.restore(entries(saved, where))
+        except StateError as error:
+            raise refusal(_within(where, error.where), error.why) from None
         return
     forms = _forms(type(thing))
     found = entries(saved, where, forms)
@@ -151,7 +155,7 @@ def entries(saved: Plain, where: str, names: Mapping[str, object] | None = None)
 
 def refusal(where: str, why: str) -> StateError:
     """The error for saved state that cannot be: `why` continues a sentence that begins with the place."""
-    return StateError(f"Saved state is not valid: {where or 'its root'} {why}.")
+    return StateError(where, why)
 
 
 # -- roles -------------------------------------------------------------------------------------------------
@@ -168,8 +172,8 @@ def roles(kind: type) -> dict[str, Explained]:
 def unexplained(thing: object) -> list[str]:
     """Attributes of an object that are neither state nor left out for a reason: there should be none."""
     known = set(roles(type(thing)))
-    if not dataclasses.is_dataclass(thing):
-        said = state(thing)
+    if not dataclasses.is_dataclass(thing) and isinstance(thing, Stateful):
+        said = thing.state()
         known |= {*said, *(f"_{name}" for name in said)}
     return sorted(name for name in _attributes(thing) if name not in known)
 
@@ -193,7 +197,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _within(where: str, name: object) -> str:
-    return f"{where}.{name}" if where else str(name)
+    return ".".join(part for part in (where, str(name)) if part)
 
 
 # -- types -------------------------------------------------------------------------------------------------

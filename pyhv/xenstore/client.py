@@ -8,10 +8,14 @@ the hypervisor's own parts.
 """
 
 import sys
+from collections.abc import Mapping
+from typing import ClassVar
 
+from pyhv.state import refusal
 from pyhv.xenstore.database import Database
 from pyhv.xenstore.limits import DOM0, StoreError, canonical, components, lineage, parent_of
 from pyhv.xenstore.permissions import Access, Permissions
+from pyhv.xenstore.saved import Nodes, Numbering, SavedClient, SavedWatch
 from pyhv.xenstore.transactions import Change, Create, Remove, SetPermissions, SetValue, Transaction
 from pyhv.xenstore.tree import Node, Tree, spine
 from pyhv.xenstore.watches import Deliver, Event, Watch
@@ -27,6 +31,16 @@ class Client:
     `StoreError`: EINVAL for a bad path, EACCES, ENOENT for a missing node or transaction, ENOSPC for a
     quota, and what each says besides.
     """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "domid": "whoever connects it says so; the store finds a client's state by it",
+        "closed": "the store says only those that are open",
+        "_database": "whoever connects it",
+        "_deliver": "whoever connects it",
+        "_watches": "see `say`",
+        "_transactions": "see `say`",
+        "_last_id": "see `say`",
+    }
 
     def __init__(self, database: Database, domid: int, deliver: Deliver) -> None:
         self.domid = domid
@@ -170,6 +184,42 @@ class Client:
         """Drop everything, for good."""
         self.reset()
         self.closed = True
+
+    # ---- state
+
+    def say(self, nodes: Numbering) -> SavedClient:
+        """What it holds."""
+        return SavedClient(
+            self.domid,
+            self._last_id,
+            [SavedWatch(each.path, each.token, each.relative, each.order) for each in self._watches.values()],
+            [transaction.say(number, nodes) for number, transaction in self._transactions.items()],
+        )
+
+    def take_over(self, saved: SavedClient, nodes: Nodes, where: str) -> list[Watch]:
+        """Hold what was saved instead of what it holds; its watches, to be put into the table. StateError."""
+        quota = self._database.quota
+        unlimited = self.domid == DOM0
+        # A quota is compared before the new one is counted.
+        if not unlimited and len(saved.watches) > quota.watches + 1:
+            raise refusal(where, f"has {len(saved.watches)} watches")
+        if not unlimited and len(saved.transactions) > quota.transactions + 1:
+            raise refusal(where, f"has {len(saved.transactions)} transactions")
+        nodes_max = sys.maxsize if unlimited else quota.transaction_nodes
+        transactions = {
+            each.number: Transaction.of(each, nodes, nodes_max, f"{where}.transactions.{number}")
+            for number, each in enumerate(saved.transactions)
+        }
+        watches = [Watch.saved(self.domid, each, self._deliver, where) for each in saved.watches]
+        by_key = {(watch.path, watch.token): watch for watch in watches}
+        if NO_TRANSACTION in transactions or len(transactions) != len(saved.transactions):
+            raise refusal(where, "has transactions whose numbers cannot be")
+        if len(by_key) != len(watches):
+            raise refusal(where, "has two watches that are alike")
+        self._watches, self._transactions, self._last_id = by_key, transactions, saved.last_id
+        self._database.watches_held[self.domid] += len(watches)
+        self._database.transactions_held[self.domid] += len(transactions)
+        return watches
 
     # ---- how
 

@@ -9,7 +9,8 @@ user holds the hypervisor lock.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from pyhv.xenstore.limits import DOM0, Quota, StoreError, domain_path, lineage
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Access, Permissions
@@ -24,6 +25,19 @@ RELEASE = "@releaseDomain"
 class Database:
     """The tree, the watches, the domains that are introduced, and the queue of events."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "quota": "the store's maker",
+        "tree": "said by the store, with the trees of transactions",
+        "watches": "said by the clients",
+        "watches_held": "follows from the clients",
+        "transactions_held": "follows from the clients",
+        "introduced": "said by the store",
+        "specials": "said by the store",
+        "generation": "said by the store",
+        "_events": "empty unless something is being told",
+        "_telling": "false then",
+    }
+
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
         self.tree = Tree()
@@ -33,14 +47,20 @@ class Database:
         """Who may hear of the special events."""
         self.watches_held: Counter[int] = Counter()
         self.transactions_held: Counter[int] = Counter()
-        self._generation = 0
+        self.generation = 0
+        """The number of the last change."""
         self._events: deque[Event] = deque()
         self._telling = False
 
     def next_generation(self) -> int:
         """A number larger than that of any change before."""
-        self._generation += 1
-        return self._generation
+        self.generation += 1
+        return self.generation
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody is being told anything, so that the store can be saved."""
+        return not self._telling and not self._events
 
     def perform(self, *changes: Change) -> None:
         """Make changes, already checked, to the shared tree, and then tell the watchers."""

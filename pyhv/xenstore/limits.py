@@ -122,6 +122,11 @@ def components(path: str) -> list[str]:
     return [] if path == "/" else path[1:].split("/")
 
 
+def is_component(name: str) -> bool:
+    """Whether a node can have this name."""
+    return _LEGAL.fullmatch(name) is not None and "/" not in name
+
+
 def joined(parent: str, name: str) -> str:
     """The path of the child `name` of the canonical path `parent`."""
     return f"/{name}" if parent == "/" else f"{parent}/{name}"

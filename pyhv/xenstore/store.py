@@ -12,15 +12,19 @@ What a guest wrote is a guest's word: `read_int` and `read_text` give a value or
 another exception. Guests connect through `wire.Connection`. Rings and machines are unknown here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import ClassVar
 
+from pyhv.state import Plain, construct, refusal, state
 from pyhv.xenstore.client import NO_TRANSACTION, Client
 from pyhv.xenstore.database import INTRODUCE, RELEASE, Database
 from pyhv.xenstore.limits import DOM0, DOMID_MAX, Quota, StoreError, domain_path
 from pyhv.xenstore.permissions import Permissions
+from pyhv.xenstore.saved import Nodes, Numbering, SavedClient, SavedStore, read_permissions
 from pyhv.xenstore.tree import walk
-from pyhv.xenstore.watches import Deliver
+from pyhv.xenstore.watches import Deliver, Watch
 
 Value = str | bytes | int
 """What may be written: text as UTF-8, a number in decimal."""
@@ -103,7 +107,18 @@ class WatchHandle:
 
 
 class Store(Accessor):
-    """One machine's store."""
+    """One machine's store.
+
+    Its state is that of all its clients too, since their transactions share nodes with its tree. Before it is
+    restored, clients are connected, and who hears of the hypervisor's own watches is attached.
+    """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_client": "the first of the clients that are said",
+        "_tx": "none",
+        "_database": "said here, by its parts",
+        "_callbacks": "attached by name",
+    }
 
     def __init__(self, quota: Quota | None = None) -> None:
         self._database = Database(Quota() if quota is None else quota)
@@ -136,25 +151,34 @@ class Store(Accessor):
         finally:
             self._client.end(tx, commit=committed)
 
-    def watch(self, path: str, callback: Callable[[str], None]) -> WatchHandle:
+    def watch(self, path: str, callback: Callable[[str], None], name: str = "") -> WatchHandle:
         """Call `callback(path)` once now and after each change at or below `path`.
 
         Callbacks run after the change is complete, in order; they may use the store, and must not
-        raise.
+        raise. `name` says in saved state who hears: without one it is a number. EEXIST if it is taken.
         """
         self._watches_made += 1
-        token = str(self._watches_made).encode()
+        name = name or str(self._watches_made)
+        if name.encode() in self._callbacks:
+            raise StoreError("EEXIST", f"there is a watch by the name of {name}")
+        handle = self.attach(path, callback, name)
+        try:
+            self._client.watch(path, name.encode())
+        except StoreError:
+            handle.cancel()
+            raise
+        return handle
+
+    def attach(self, path: str, callback: Callable[[str], None], name: str) -> WatchHandle:
+        """Hear from now on what a watch tells that `watch` has set under this name, before it was saved."""
+        token = name.encode()
+        self._callbacks[token] = callback
 
         def cancel() -> None:
-            self._client.unwatch(path, token)
-            del self._callbacks[token]
+            with suppress(StoreError):  # the store was put back to when there was no such watch
+                self._client.unwatch(path, token)
+            self._callbacks.pop(token, None)
 
-        self._callbacks[token] = callback
-        try:
-            self._client.watch(path, token)
-        except StoreError:
-            del self._callbacks[token]
-            raise
         return WatchHandle(cancel)
 
     def connect(self, domid: int, deliver: Deliver) -> Client:
@@ -206,6 +230,67 @@ class Store(Accessor):
             value = node.value.decode("utf-8", "backslashreplace")
             lines.append(f"{path} = {value!r} ({node.permissions})")
         return "\n".join(lines)
+
+    def state(self) -> dict[str, Plain]:
+        """Everything, while nobody is being told anything."""
+        database = self._database
+        assert database.at_rest
+        nodes = Numbering()
+        tree = nodes.tree(database.tree)
+        clients = [client.say(nodes) for client in (self._client, *self._clients)]
+        return state(
+            SavedStore(
+                nodes=nodes.nodes(),
+                tree=tree,
+                generation=database.generation,
+                introduced=sorted(database.introduced),
+                specials={name: str(permissions) for name, permissions in database.specials.items()},
+                watches_registered=database.watches.registered,
+                watches_made=self._watches_made,
+                work=self.work,
+                clients=clients,
+            )
+        )
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved. Clients are found by their domains; one that was not saved holds nothing."""
+        found = construct(SavedStore, dict(saved))
+        database = self._database
+        if found.specials.keys() != database.specials.keys():
+            raise refusal("specials", "does not have the special events")
+        nodes = Nodes(found.nodes, found.generation)
+        tree = nodes.tree(found.tree, "tree")
+        specials = {name: read_permissions(text, f"specials.{name}") for name, text in found.specials.items()}
+        clients = self._matching(found.clients)
+        database.watches_held.clear()
+        database.transactions_held.clear()
+        others = [client for client in self._clients if not any(client is matched for matched in clients)]
+        nothing = SavedClient(DOM0, 0, [], [])
+        held = [nothing] * len(others)
+        watches: list[Watch] = []
+        for number, (client, each) in enumerate(
+            zip([*clients, *others], [*found.clients, *held], strict=True)
+        ):
+            watches += client.take_over(each, nodes, f"clients.{number}")
+        database.watches.put_back(watches, found.watches_registered)
+        self._clients = [*clients[1:], *others]
+        database.tree, database.specials = tree, specials
+        database.generation, database.introduced = found.generation, set(found.introduced)
+        self.work, self._watches_made = found.work, found.watches_made
+
+    def _matching(self, saved: list[SavedClient]) -> list[Client]:
+        """The clients that are to hold what was saved, in that order."""
+        if not saved or saved[0].domid != DOM0:
+            raise refusal("clients", "does not begin with the hypervisor's own")
+        connected: dict[int, deque[Client]] = {}
+        for client in self._clients:
+            connected.setdefault(client.domid, deque()).append(client)
+        clients = [self._client]
+        for number, each in enumerate(saved[1:], 1):
+            if not connected.get(each.domid):
+                raise refusal(f"clients.{number}", f"is of domain {each.domid}, which is not connected")
+            clients.append(connected[each.domid].popleft())
+        return clients
 
     def _heard(self, path: str, token: bytes) -> None:
         callback = self._callbacks.get(token)

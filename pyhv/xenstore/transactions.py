@@ -8,10 +8,14 @@ nothing they depend on has moved - they do what they did on the fork. Semantics:
 "Transactions". This module knows no domains and no permissions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
+from pyhv.state import refusal
 from pyhv.xenstore.limits import StoreError, lineage, parent_of
 from pyhv.xenstore.permissions import Permissions
+from pyhv.xenstore.saved import Nodes, Numbering, SavedChange, SavedTransaction, check_path, read_permissions
 from pyhv.xenstore.tree import Node, Tree, find, spine
 
 
@@ -85,6 +89,15 @@ def apply(change: Change, tree: Tree, generation: int) -> Effect:
 class Transaction:
     """One open transaction. `tree` is the world as its owner sees it."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "tree": "it shares nodes with the store's: `say` numbers them",
+        "_start": "the same",
+        "changes": "see `say`",
+        "failed": "see `say`",
+        "_seen": "see `say`",
+        "_nodes_max": "the quota of its client",
+    }
+
     def __init__(self, shared: Tree, nodes_max: int) -> None:
         self.tree = shared.fork()
         self.changes: list[Change] = []
@@ -93,6 +106,31 @@ class Transaction:
         self._start = shared.root
         self._seen: dict[str, int | None] = {}
         self._nodes_max = nodes_max
+
+    def say(self, number: int, nodes: Numbering) -> SavedTransaction:
+        """Its state."""
+        return SavedTransaction(
+            number,
+            nodes.tree(self.tree),
+            nodes.of(self._start),
+            self.failed,
+            list(self._seen.items()),
+            [_say_change(change) for change in self.changes],
+        )
+
+    @classmethod
+    def of(cls, saved: SavedTransaction, nodes: Nodes, nodes_max: int, where: str) -> Self:
+        """The transaction that was saved; StateError."""
+        transaction = cls(Tree(nodes.node(saved.start, where)), nodes_max)
+        transaction.tree = nodes.tree(saved.tree, where)
+        transaction.changes = [_read_change(change, where) for change in saved.changes]
+        transaction.failed = saved.failed
+        transaction._seen = dict(saved.seen)
+        for path in transaction._seen:
+            check_path(path, where)
+        if max(len(saved.seen), len(saved.changes)) > nodes_max:
+            raise refusal(where, "is larger than a transaction may be")
+        return transaction
 
     def look(self, path: str) -> None:
         """Note that the transaction's outcome depends on the node at `path`, be it there or not.
@@ -134,6 +172,26 @@ class Transaction:
         if shared.root is self._start:
             return False
         return any(_generation(shared.root, path) != seen for path, seen in self._seen.items())
+
+
+def _say_change(change: Change) -> SavedChange:
+    value = change.value if isinstance(change, Create | SetValue) else b""
+    permissions = str(change.permissions) if isinstance(change, Create | SetPermissions) else ""
+    return SavedChange(type(change).__name__, change.path, value, permissions)
+
+
+def _read_change(saved: SavedChange, where: str) -> Change:
+    check_path(saved.path, where)
+    match saved.kind:
+        case "Create":
+            return Create(saved.path, saved.value, read_permissions(saved.permissions, where))
+        case "SetValue":
+            return SetValue(saved.path, saved.value)
+        case "SetPermissions":
+            return SetPermissions(saved.path, read_permissions(saved.permissions, where))
+        case "Remove":
+            return Remove(saved.path)
+    raise refusal(where, f"has a change of the kind {saved.kind[:32]!r}")
 
 
 def _generation(root: Node, path: str) -> int | None:

@@ -14,6 +14,7 @@ no quota (it only counts who owns how many nodes), and fires no watches.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from pyhv.xenstore.limits import DOM0, StoreError, components, joined
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Permissions
@@ -74,6 +75,11 @@ def walk(top: Node, path: str) -> Iterator[tuple[str, Node]]:
 
 class Tree:
     """A root, and how many nodes each domain owns. All paths are canonical."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "root": "the store says the nodes of all its trees together, as they share them",
+        "owned": "said with the root",
+    }
 
     def __init__(self, root: Node | None = None, owned: Counter[int] | None = None) -> None:
         self.root = Node() if root is None else root

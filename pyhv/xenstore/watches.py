@@ -8,11 +8,14 @@ must be able to read the node, or its parent, before or after the change. Semant
 This module decides who hears what; it delivers nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from pyhv.state import given, refusal
 from pyhv.xenstore.limits import StoreError, canonical, domain_path, lineage, parent_of, special
 from pyhv.xenstore.permissions import Access
+from pyhv.xenstore.saved import SavedWatch, check_path
 from pyhv.xenstore.transactions import Effect
 from pyhv.xenstore.tree import Node, find, walk
 
@@ -30,7 +33,7 @@ class Watch:
     token: bytes
     relative: bool
     """Paths in its events are relative to the domain's home."""
-    deliver: Deliver
+    deliver: Deliver = given("whoever connects its client")
     order: int = 0
     active: bool = field(default=True)
     """False once removed: events still queued for it are void."""
@@ -41,6 +44,17 @@ class Watch:
         if path.startswith("@"):
             return cls(domid, special(path), token, False, deliver)
         return cls(domid, canonical(path, domid), token, not path.startswith("/"), deliver)
+
+    @classmethod
+    def saved(cls, domid: int, saved: SavedWatch, deliver: Deliver, where: str) -> "Watch":
+        """The watch that was saved; StateError."""
+        if not saved.path.startswith("@"):
+            check_path(saved.path, where)
+        elif saved.relative or saved.path != special(saved.path):
+            raise refusal(where, f"watches {saved.path[:32]!r}")
+        if saved.relative and not saved.path.startswith(f"{domain_path(domid)}/"):
+            raise refusal(where, f"watches {saved.path[:64]!r}, which is not in the domain's home")
+        return cls(domid, saved.path, saved.token, saved.relative, deliver, saved.order)
 
     def name_of(self, path: str) -> str:
         """What the watcher is told instead of the canonical `path`."""
@@ -63,14 +77,20 @@ class Event:
 class WatchTable:
     """All watches of all clients, found by path."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_by_path": "the clients say their watches",
+        "registered": "said by the store",
+    }
+
     def __init__(self) -> None:
         self._by_path: dict[str, list[Watch]] = {}
-        self._registered = 0
+        self.registered = 0
+        """How many ever were: a watch's place in the order."""
 
     def add(self, watch: Watch) -> None:
         """Register a watch."""
-        self._registered += 1
-        watch.order = self._registered
+        self.registered += 1
+        watch.order = self.registered
         self._by_path.setdefault(watch.path, []).append(watch)
 
     def remove(self, watch: Watch) -> None:
@@ -82,6 +102,19 @@ class WatchTable:
         there.remove(watch)
         if not there:
             del self._by_path[watch.path]
+
+    def put_back(self, watches: list[Watch], registered: int) -> None:
+        """Have these watches, which were saved, and no others. StateError."""
+        orders = {watch.order for watch in watches}
+        if len(orders) != len(watches) or not orders <= set(range(1, registered + 1)):
+            raise refusal("watches_registered", "does not go with the order of the watches")
+        for there in self._by_path.values():
+            for watch in there:
+                watch.active = False
+        self.registered = registered
+        self._by_path = {}
+        for watch in sorted(watches, key=_by_order):
+            self._by_path.setdefault(watch.path, []).append(watch)
 
     def events(self, effects: Iterable[Effect], before: Node, after: Node) -> list[Event]:
         """What a change that made the root `before` into the root `after` tells, in a fixed order."""

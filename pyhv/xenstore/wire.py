@@ -15,9 +15,11 @@ here.
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from pyhv.state import Plain, construct, refusal, state
 from pyhv.xenstore.client import NO_TRANSACTION
 from pyhv.xenstore.limits import DOM0, DOMID_MAX, PAYLOAD_MAX, StoreError, domain_path
 from pyhv.xenstore.permissions import Permissions
@@ -111,6 +113,18 @@ class Request:
         return _number(self.one_string(), DOMID_MAX)
 
 
+@dataclass(slots=True)
+class _Saved:
+    """The state of a connection."""
+
+    closed: bool
+    error: LinkError
+    events_dropped: int
+    input: bytearray
+    output: bytearray
+    events: list[bytes]
+
+
 class Connection:
     """One client's end of the store.
 
@@ -119,6 +133,15 @@ class Connection:
     cannot make the store grow. `on_output`, if set, is called when a watch event is queued while no
     request is being executed; it should arrange for `take`.
     """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "domid": "whoever connects it",
+        "on_output": "whoever carries the bytes sets it",
+        "_store": "whoever connects it",
+        "_client": "said by the store",
+        "_event_bytes": "follows from the events",
+        "_executing": "false between two requests",
+    }
 
     def __init__(self, store: Store, domid: int) -> None:
         self.domid = domid
@@ -188,6 +211,36 @@ class Connection:
         """End for good."""
         self._forget()
         self._store.disconnect(self._client)
+
+    def state(self) -> dict[str, Plain]:
+        """Bytes on their way, in both directions, and whether it is broken; its client is the store's."""
+        return state(
+            _Saved(
+                closed=self._client.closed,
+                error=self.error,
+                events_dropped=self.events_dropped,
+                input=self._input,
+                output=self._output,
+                events=list(self._events),
+            )
+        )
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved; StateError."""
+        found = construct(_Saved, dict(saved))
+        events = dict.fromkeys(found.events)
+        event_bytes = sum(map(len, events))
+        if max(len(found.input), len(found.output)) > MESSAGE_MAX:
+            raise refusal("input or output", "is longer than a message")
+        if event_bytes > self._store.quota.event_bytes or len(events) != len(found.events):
+            raise refusal("events", "is more than can wait")
+        if found.closed:
+            self._store.disconnect(self._client)
+        elif self._client.closed:
+            raise refusal("closed", "is false, but the domain has been released")
+        self.error, self.events_dropped = found.error, found.events_dropped
+        self._input, self._output = found.input, found.output
+        self._events, self._event_bytes = events, event_bytes
 
     def _forget(self) -> None:
         self._client.reset()

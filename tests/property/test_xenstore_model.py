@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
+from pyhv.state import restore, state
 from pyhv.xenstore.limits import StoreError, lineage, parent_of
 from pyhv.xenstore.store import Store
 
@@ -68,7 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
             0: self.store.connect(0, lambda path, token: None),
             1: self.store.connect(1, lambda path, token: None),
         }
-        self.store.watch(HOME, self.heard.append)
+        self.store.watch(HOME, self.heard.append, "model")
         self.model: Model = {
             path: (b"", 1 if path == HOME else 0)
             for path in (
@@ -187,6 +188,15 @@ class StoreMachine(RuleBasedStateMachine):
         if t.replay:
             for other in self.open:
                 other.others_wrote = True
+
+    @rule()
+    def go_on_with_a_rebuilt_store(self) -> None:
+        store, saved = Store(), state(self.store)
+        self.clients = {domid: store.connect(domid, lambda path, token: None) for domid in self.clients}
+        store.attach(HOME, self.heard.append, "model")
+        restore(store, saved)
+        assert state(store) == saved
+        self.store = store
 
     @invariant()
     def the_trees_are_equal(self) -> None:

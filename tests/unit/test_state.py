@@ -162,7 +162,7 @@ def test_a_new_object_from_what_was_said() -> None:
         ("part", {"byte": 1}, "part should not have, or lacks, 'words'"),
         ("part", None, "part is not a table of names"),
         ("part", {1: 1}, "part is not a table of names"),
-        ("odd", {"count": ""}, "count is no number"),
+        ("odd", {"count": ""}, "odd.count is no number"),
         ("ports", {}, "ports is not a list"),
         ("pairs", [[1]], "pairs.0 is not a list of 2"),
         ("known", [[[1, 2], {"number": b""}]], "known.0.1.number is not of the type int"),
