@@ -104,7 +104,7 @@ class Grammar:
         world, source = self.world, self.source
         machine = world.machine
         if how < 228:
-            hidden = [*machine.m2p_frames, machine.zero_frame, *machine.xen_gdt.values()]
+            hidden = [*machine.board.m2p.frames, machine.board.zero_frame, *machine.board.xen_gdt.values()]
             hidden += [copy for _, _, copy in self.guest.domain.cache.copies()]
             return hidden[source.u8() % len(hidden)]
         if how < 232:

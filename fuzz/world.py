@@ -95,7 +95,7 @@ class Guest:
         self.domain: Domain = machine.create(
             image, DomainConfig("attacker", PAGES, vcpus=vcpus), console=self.sink
         )
-        self.dispatcher: Dispatcher = machine.dispatchers[self.domain.domid]
+        self.dispatcher: Dispatcher = machine.residents[self.domain.domid].dispatcher
         self.dispatcher.load(self.domain.vcpus[0])
         self.cpu = self.dispatcher.cpu
         self.q = self.cpu.vmcb.q
@@ -107,7 +107,7 @@ class Guest:
         """Frames that it was given later."""
         self.windows: list[int] = []
         """Where it has asked for grants to be mapped."""
-        self.rings = list(machine.wirings[self.domain.domid].rings)
+        self.rings = list(machine.residents[self.domain.domid].wiring.rings)
         self._handlers()
 
     @property
@@ -278,7 +278,7 @@ class World:
             return
         for vcpu in guest.domain.vcpus:
             if vcpu.blocked:
-                self.machine.wake(vcpu)
+                self.machine.services.wake(vcpu)
         guest.dispatcher.enter()
 
     def run(self, guest: Guest, ns: int) -> None:
@@ -291,7 +291,7 @@ class World:
         try:
             domain.engine.run()
         except GuestCrash as fatal:
-            machine.crash(domain, fatal.why)
+            machine.services.crash(domain, fatal.why)
         finally:
             machine.clock.end()
         self.exits += sum(guest.dispatcher.counts) - before

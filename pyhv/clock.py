@@ -89,6 +89,10 @@ class Clock(ABC):
     def wall_ns(self) -> int:
         """UTC, in ns since 1970, at machine time 0."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """The machine is no longer used."""
+
 
 class VirtualClock(Clock):
     """Deterministic time from executed guest code. The TSC is system time, at 1 GHz."""
@@ -163,6 +167,9 @@ class VirtualClock(Clock):
     def wall_ns(self) -> int:
         return self._wall
 
+    def close(self) -> None:
+        pass
+
 
 class RealClock(Clock):
     """The host's time; a ticker thread ends a guest's turn.
@@ -236,5 +243,4 @@ class RealClock(Clock):
         return self._wall
 
     def close(self) -> None:
-        """End the ticker thread."""
         self._ticker.close()

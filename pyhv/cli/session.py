@@ -96,7 +96,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.hypervisor_console = HypervisorConsole(shown=self.plan.verbose)
-        self.machine.debug_sink = self.hypervisor_console.output
+        self.machine.services.debug_sink = self.hypervisor_console.output
 
     def run(self) -> Outcome:
         """Run until the machine has an outcome; the terminal is restored whatever happens."""
@@ -212,7 +212,7 @@ class Session:
 
     def _tell_crash(self, seat: Seat) -> None:
         domain = seat.domain
-        report = self.machine.reports.get(domain.domid)
+        report = self.machine.residents[domain.domid].report
         tail = seat.tail.lines(TAIL_LINES)
         if report is None:
             cause = domain.crash_cause or "it said so itself"

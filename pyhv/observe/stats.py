@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from pyhv.clock import VirtualClock
 from pyhv.cpu.exits import ExitKind
+from pyhv.machine import Machine
 from pyhv.observe.trace import hypercall_name
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from pyhv.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,13 @@ class Statistics:
         return min(ns / self.real_ns, 1.0) if self.real_ns > 0 else 0.0
 
 
-def collect(machine: "Machine", real_ns: int) -> Statistics:
+def collect(machine: Machine, real_ns: int) -> Statistics:
     """Read the counters of a machine that is not running but was built to `measure`.
 
     `real_ns` is how long it ran.
     """
-    dispatchers = list(machine.dispatchers.values())
-    domains = list(machine.domains.values())
+    dispatchers = [resident.dispatcher for resident in machine.residents]
+    domains = [resident.domain for resident in machine.residents]
     by_kind = _sum(dispatcher.counts for dispatcher in dispatchers)
     by_number = _sum(dispatcher.hypercalls for dispatcher in dispatchers)
     clock = machine.clock

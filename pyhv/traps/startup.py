@@ -15,6 +15,7 @@ from pyhv.abi.x86 import (
 )
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import Vmcb
+from pyhv.domain.domain import Domain
 from pyhv.mmu.descriptors import decode
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT, IRET_FLAGS
 
@@ -50,3 +51,9 @@ def first_state(pristine: bytes, registers: dict[str, int], width: int = 64) -> 
     for segment, name in ((v.DS, "ds"), (v.ES, "es"), (v.FS, "fs"), (v.GS, "gs")):
         vmcb.set_segment(segment, registers.get(name, 0), registers.get(f"{name}_base", 0), 0, 0)
     return bytes(block)
+
+
+def prepare_vcpu(domain: Domain, number: int) -> None:
+    """Make the initial registers of a vCPU its saved state."""
+    vcpu = domain.vcpus[number]
+    vcpu.registers = first_state(domain.pristine, vcpu.initial_registers, domain.width)

@@ -405,14 +405,13 @@ class Pair:
 
     def count(self) -> int:
         """How far the victim has come."""
-        self.machine.dispatchers[self.victim.domid].load(self.victim.vcpus[0])
+        self.machine.residents[self.victim.domid].dispatcher.load(self.victim.vcpus[0])
         return self.victim.memory.read_u64(self._counter)
 
 
 def progress(attack: str | None, slices: int) -> int:
     """How far the victim comes in so many slices of virtual time."""
-    with machine(pages=2 * PAGES) as made:
-        made.scheduler = Credit(PERIOD, ratelimit=PERIOD // 30)
+    with machine(pages=2 * PAGES, scheduler=Credit(PERIOD, ratelimit=PERIOD // 30)) as made:
         pair = Pair(made, attack)
         pair.run(slices * SLICE)
         return pair.count()

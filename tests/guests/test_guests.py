@@ -56,7 +56,7 @@ def test_the_same_run_twice(bench) -> None:
         for name in ("ticker", "usermode", "ping", "pong"):
             machine.add(name)
         assert machine.run() is Outcome.ENDED
-        counts = [machine.machine.dispatchers[domain.domid].counts for domain in machine.domains]
+        counts = [machine.machine.residents[domain.domid].dispatcher.counts for domain in machine.domains]
         outputs.append(([console.data for console in machine.consoles], counts))
     assert outputs[0] == outputs[1]
 

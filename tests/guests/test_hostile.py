@@ -62,7 +62,7 @@ class Auditor:
 
     def exit(self, record: ExitRecord) -> None:
         self._exits += 1
-        first = record.registers[RDI if self._machine.domains[record.domid].width == 64 else RBX]
+        first = record.registers[RDI if self._machine.residents[record.domid].domain.width == 64 else RBX]
         ending = record.kind is ExitKind.HYPERCALL and record.detail == SCHED_OP and first == Sched.SHUTDOWN
         if ending or self._exits % INTERVAL == 0:
             self.endings += ending
@@ -87,7 +87,8 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         outcome = machine.run(timeout_ns=60 * SECOND)
         said = {guest: sink.data.decode("latin-1") for guest, sink in sinks.items()}
         assert outcome is Outcome.ENDED, said
-        for guest, domain in zip(sinks, machine.domains.values(), strict=True):
+        for guest, resident in zip(sinks, machine.residents, strict=True):
+            domain = resident.domain
             assert "SUCCESS\n" in said[guest], said[guest][-600:]
             assert "FAIL" not in said[guest]
             assert domain.shutdown_reason == Shutdown.POWEROFF
@@ -95,7 +96,7 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         assert auditor.endings >= 3
         assert machine.audit() == []
         assert machine.frames.free_count == free
-        assert all(not machine.frames.owned_by(domid).size for domid in machine.domains)
+        assert all(not machine.frames.owned_by(domid).size for domid in range(1, len(machine.residents) + 1))
     finally:
         machine.close()
 

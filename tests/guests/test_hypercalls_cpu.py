@@ -222,7 +222,7 @@ def test_gdts_that_are_refused_leave_the_old_one(guest: Paused) -> None:
     with_gdt(guest, DATA)
     mine = guest.vcpu.gdt_frames
     writable = guest.mfn(guest.page(5))
-    foreign = guest.machine.zero_frame
+    foreign = guest.machine.board.zero_frame
     gate = 0x0000_8E00_0008_0000
     guest.put(struct.pack("<2Q", 0, gate).ljust(4096, b"\0"), 0x6000)
     assert guest.remap(guest.page(6), 0x21) == 0
@@ -301,8 +301,8 @@ def test_where_descriptors_may_be_written(guest: Paused) -> None:
     assert frames.type[guest.mfn(guest.page(5))] == WRITABLE
     assert guest.call(10, guest.mfn(guest.page(4)) << 12 | 4, DATA) == EINVAL, "not aligned"
     assert guest.call(10, guest.vcpu.kernel_l4 << 12, DATA) == EINVAL
-    assert guest.call(10, guest.machine.zero_frame << 12, DATA) == EINVAL
-    assert guest.call(10, guest.machine.xen_gdt[64] << 12, DATA) == EINVAL
+    assert guest.call(10, guest.machine.board.zero_frame << 12, DATA) == EINVAL
+    assert guest.call(10, guest.machine.board.xen_gdt[64] << 12, DATA) == EINVAL
     assert guest.call(10, 1 << 60, DATA) == EINVAL
 
 

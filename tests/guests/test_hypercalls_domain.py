@@ -142,7 +142,7 @@ def test_numbers_that_do_not_exist(guest: Paused, number: int) -> None:
 
 def test_console_io(guest: Paused) -> None:
     heard: list[bytes] = []
-    guest.machine.debug_sink = lambda _domain, text: heard.append(text)
+    guest.machine.services.debug_sink = lambda _domain, text: heard.append(text)
     assert guest.call(18, 0, 5, guest.put(b"hello")) == 0
     assert b"".join(heard) == b"hello"
     assert guest.call(18, 0, 5, UNMAPPED) == EFAULT
@@ -480,7 +480,7 @@ def test_a_frame_that_is_mapped_lives_on_until_it_is_not(guest: Paused) -> None:
 
 def test_decreasing_stops_at_the_first_bad_frame(guest: Paused) -> None:
     good = [guest.mfn(guest.page(number)) for number in (3, 4)]
-    assert reservation(guest, 1, [good[0], guest.machine.zero_frame, good[1]]) == 1
+    assert reservation(guest, 1, [good[0], guest.machine.board.zero_frame, good[1]]) == 1
     assert reservation(guest, 1, [1 << 50]) == 0
     assert reservation(guest, 1, [guest.domain.shared_info.mfn]) == 0
 
@@ -617,7 +617,7 @@ def test_the_frames_of_the_m2p(guest: Paused, command: int, entry_size: int) -> 
     request = struct.pack("<IxxxxQIxxxx", 9, guest.scratch + 0x100, 99)
     assert guest.call(12, command, guest.put(request)) == 0
     assert guest.get(4, 16) == struct.pack("<I", 1)
-    first = (machine.m2p.frames if entry_size == 8 else machine.m2p.compat_frames)[0]
+    first = (machine.board.m2p.frames if entry_size == 8 else machine.board.m2p.compat_frames)[0]
     assert guest.words(guest.scratch + 0x100, 1) == (first,)
     assert guest.call(12, command, guest.put(struct.pack("<IxxxxQIxxxx", 0, UNMAPPED, 99))) == 0
     assert guest.get(4, 16) == bytes(4)
@@ -743,7 +743,7 @@ def test_exchanges_that_are_refused(guest: Paused) -> None:
     assert exchange(guest, [mfn], [1], done=1) == 0
     assert exchange(guest, [mfn], [1], in_order=10, out_order=10) == EPERM
     assert exchange(guest, [mfn], [1], out=0xFFFF800000000000) == EFAULT
-    assert exchange(guest, [guest.machine.zero_frame], [1]) == EINVAL
+    assert exchange(guest, [guest.machine.board.zero_frame], [1]) == EINVAL
     for order in (63, 64, 0xFFFFFFFF):
         assert exchange(guest, [mfn], [1], in_order=order, out_order=order) in (EINVAL, EPERM)
     assert guest.call(12, 11, UNMAPPED) == EFAULT
@@ -829,7 +829,7 @@ def test_the_m2p_of_32_bit_guests(narrow: Paused) -> None:
     for command in (5, 25):
         assert narrow.call(12, command, narrow.put(struct.pack("<III", 9, narrow.scratch + 64, 0))) == 0
         assert narrow.get(4, 8) == struct.pack("<I", 1)
-        assert narrow.get(4, 64) == struct.pack("<I", narrow.machine.m2p.compat_frames[0])
+        assert narrow.get(4, 64) == struct.pack("<I", narrow.machine.board.m2p.compat_frames[0])
 
 
 def test_memory_of_32_bit_guests(narrow: Paused) -> None:

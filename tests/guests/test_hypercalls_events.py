@@ -57,7 +57,7 @@ def test_control_blocks_and_pages_are_held(guest: Paused) -> None:
 
 def test_frames_that_are_not_the_guests_to_write(guest: Paused) -> None:
     frames = guest.machine.frames
-    bad = [0, NO_FRAME, 1 << 40, frames.count, guest.machine.zero_frame, guest.vcpu.kernel_l4]
+    bad = [0, NO_FRAME, 1 << 40, frames.count, guest.machine.board.zero_frame, guest.vcpu.kernel_l4]
     for mfn in bad:
         assert init_control(guest, mfn) == EINVAL
         assert expand(guest, mfn) == EOPNOTSUPP, "a failed attempt leaves 2-level delivery"
@@ -103,7 +103,7 @@ def test_pages_die_with_the_domain(guest: Paused) -> None:
     for vcpu in range(2):
         assert init_control(guest, guest.mfn(guest.page(2)), vcpu, 128 * vcpu) == 0
     assert expand(guest, guest.mfn(guest.page(3))) == 0
-    guest.machine.end_domain(guest.domain, Shutdown.POWEROFF)
+    guest.machine.services.end_domain(guest.domain, Shutdown.POWEROFF)
     guest.machine.run()
     assert guest.machine.audit() == []
     assert guest.machine.frames.owned_by(guest.domain.domid).size == 0

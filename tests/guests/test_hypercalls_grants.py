@@ -513,7 +513,7 @@ def test_pages_that_do_not_move(trio: Trio) -> None:
     entry(a, 9, PERMIT, 2, a.mfn(a.page(3)))
     mapped = a.mfn(a.page(3))
     for mfn in (
-        mapped, a.vcpu.kernel_l4, b.mfn(b.page(3)), 0, 1 << 40, frames.count, trio.machine.zero_frame,
+        mapped, a.vcpu.kernel_l4, b.mfn(b.page(3)), 0, 1 << 40, frames.count, trio.machine.board.zero_frame,
         a.domain.shared_info.mfn,
     ):  # fmt: skip
         assert op(a, Gnttab.TRANSFER, GnttabTransfer(mfn=mfn, domid=2, ref=8)).status == -9
@@ -580,7 +580,7 @@ def test_cache_flush(trio: Trio) -> None:
         assert flush(b, own, **bad) == -Errno.EINVAL
     assert flush(b, 1 << 60) == -Errno.EINVAL
     assert flush(b, 0) == -Errno.EINVAL
-    assert flush(b, trio.machine.zero_frame << 12) == -Errno.EPERM
+    assert flush(b, trio.machine.board.zero_frame << 12) == -Errno.EPERM
     assert flush(b, other) == -Errno.EINVAL
     entry(a, 8, PERMIT, 2, other >> 12)
     done = map_ref(b, flags=DEVICE)

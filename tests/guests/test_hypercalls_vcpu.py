@@ -55,7 +55,7 @@ def test_a_domain_whose_last_vcpu_goes_down_has_halted(guest: Paused) -> None:
     """Unless it has announced how it would end."""
     assert guest.call(24, 2, 0, 0) == 0
     assert guest.domain.halted
-    assert guest.machine.reports[guest.domain.domid].cause.startswith("it halted for good")
+    assert guest.machine.residents[guest.domain.domid].report.cause.startswith("it halted for good")
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -199,7 +199,7 @@ def test_vcpu_info_stays_within_a_page(guest: Paused, offset: int) -> None:
 
 
 def test_vcpu_info_needs_an_own_writable_frame(guest: Paused) -> None:
-    for mfn in (0, guest.machine.zero_frame, guest.vcpu.kernel_l4, 1 << 50, (1 << 64) - 1):
+    for mfn in (0, guest.machine.board.zero_frame, guest.vcpu.kernel_l4, 1 << 50, (1 << 64) - 1):
         assert register_info(guest, mfn, 0) in (EINVAL, ENXIO)
     assert register_info(guest, guest.mfn(guest.page(3)), 0) == 0
 
@@ -654,11 +654,11 @@ seen: .long 0
         sink = Sink()
         image = load_image(image_of(HEADER + START + source), "guest")
         domain = made.create(image, DomainConfig("guest", 1024), console=sink)
-        made.dispatchers[domain.domid].call.host.set_periodic(domain.vcpus[0], 0)
+        made.residents[domain.domid].dispatcher.call.host.set_periodic(domain.vcpus[0], 0)
         assert made.run(timeout_ns=10**8) is Outcome.DEADLOCK
         entry = HYPERCALLS[24]
         assert entry is not None
-        assert entry.wide.invoke(made.dispatchers[domain.domid].call, (11, 0, 0, 0, 0)) == 0
+        assert entry.wide.invoke(made.residents[domain.domid].dispatcher.call, (11, 0, 0, 0, 0)) == 0
         assert made.run(timeout_ns=10**9) is Outcome.ENDED
         assert sink.data == b"SUCCESS\n"
 

@@ -171,7 +171,7 @@ def test_memory_is_sound_all_the_time(name: str) -> None:
         machine.observe(auditor)
         assert machine.run(timeout_ns=10 * SECOND) is Outcome.ENDED
         assert auditor.audits or name in ("hello", "crasher")
-        assert machine.domains[1].crashed == (name == "crasher")
+        assert machine.residents[1].domain.crashed == (name == "crasher")
         assert ("SUCCESS\n" in home.output(0)) == (name != "crasher")
         assert machine.audit() == []
         assert machine.frames.free_count == home.free
@@ -197,9 +197,9 @@ def test_the_dead_leave_nothing_while_others_live() -> None:
         def stop() -> bool:
             for domid in (1, 2):
                 if (
-                    not machine.domains[domid].alive
+                    not machine.residents[domid].domain.alive
                     and domid not in gone
-                    and machine.any_domain(domid) is None
+                    and machine.services.any_domain(domid) is None
                 ):
                     gone.append(domid)
                     assert machine.audit() == []
@@ -246,7 +246,7 @@ def mmuext(guest: Paused, command: int, argument: int, second: int = 0) -> int:
 @pytest.mark.parametrize("ring", ["console", "store"])
 def test_a_ring_cannot_become_a_page_table(guest: Paused, ring: str) -> None:
     """The back end writes into it, and would write page-table entries."""
-    wiring = guest.machine.wirings[1]
+    wiring = guest.machine.residents[1].wiring
     mfn = next(mfn for mfn in wiring.rings if (mfn == wiring.rings[0]) == (ring == "console"))
     va = int(guest.machine.frames.m2p_np[mfn]) << 12
     guest.domain.memory.write(va + 2064, bytes(16))
@@ -259,7 +259,7 @@ def test_a_ring_cannot_become_a_page_table(guest: Paused, ring: str) -> None:
 
 def test_a_ring_that_is_given_back_is_not_given_away(guest: Paused) -> None:
     frames = guest.machine.frames
-    for mfn in guest.machine.wirings[1].rings:
+    for mfn in guest.machine.residents[1].wiring.rings:
         va = int(frames.m2p_np[mfn]) << 12
         listed = guest.put(mfn.to_bytes(8, "little"), 64)
         request = MemoryReservation(extent_start=listed, nr_extents=1, domid=DOMID_SELF).pack()

@@ -80,7 +80,7 @@ def test_events_for_a_suspended_domain_wait() -> None:
         domain, sink = create(made, body)
         made.run()
         assert domain.suspended
-        assert made.channels(domain.domid) is domain.events
+        assert made.residents.channels(domain.domid) is domain.events
         assert made.feed(domain, b"x") == 1, "nobody reads it"
         made.dom0.send(domain.events.status(domain.domid, 2).remote_port)
         assert made.run() is Outcome.ENDED

@@ -89,7 +89,7 @@ def test_machines_in_two_threads() -> None:
 
 def test_the_variable_makes_machines_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(gate.SWITCH, "0")
-    monkeypatch.setattr("pyhv.machine.tuning", lambda: gate.make_tuning(()))
+    monkeypatch.setattr("pyhv.board.tuning", lambda: gate.make_tuning(()))
     machine = Machine(MachineConfig(PAGES))
     domain = machine.create(
         load_image(build_builtin("hello"), "hello"), DomainConfig("hello", PAGES), console=Capture()

@@ -540,7 +540,7 @@ def test_hypercalls_that_do_not_exist(guest: Paused32, number: int) -> None:
 
 def test_64_bit_arguments_are_pairs_of_words(guest: Paused32, monkeypatch: pytest.MonkeyPatch) -> None:
     armed: list[int] = []
-    monkeypatch.setattr(guest.machine, "set_timer", lambda _vcpu, deadline: armed.append(deadline))
+    monkeypatch.setattr(guest.machine.services, "set_timer", lambda _vcpu, deadline: armed.append(deadline))
     assert guest.hypercall(SET_TIMER_OP, GARBAGE | 0x9234_5678, GARBAGE | 3) == 0
     assert armed == [0x3_9234_5678]
 

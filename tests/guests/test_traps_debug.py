@@ -487,7 +487,7 @@ def test_no_guest_notices_that_it_is_stepped(name: str) -> None:
         debug[0], debug[1], debug[7] = 0x10, 0x500000, 0x400 | 1 | 4 | (ACCESS | LENGTH[4] << 2) << 20
         assert made.run(timeout_ns=20 * SECOND) is Outcome.ENDED
         assert b"SUCCESS" in sink.data, sink.data
-        steps = made.dispatchers[domain.domid].counts[ExitKind.EXCEPTION]
+        steps = made.residents[domain.domid].dispatcher.counts[ExitKind.EXCEPTION]
         assert (steps > 1000) is not domain.engine.tuned
         assert made.audit() == []
 

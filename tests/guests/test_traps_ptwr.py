@@ -148,7 +148,7 @@ def refused(guest: Paused, code: str, address: int) -> None:
 
 def test_refused_values_are_the_page_fault_that_they_were(guest: Paused) -> None:
     where, old = entry_va(guest, 3), entry(guest, 3)
-    foreign = guest.machine.zero_frame << 12 | 0x67
+    foreign = guest.machine.board.zero_frame << 12 | 0x67
     table = guest.entry(guest.page(3)) & ~0xFFF | 0x67
     for value in (foreign, table, old | 1 << 3, old | 1 << 4, old | 1 << 7, 0x7FFFFFFF << 12 | 0x67):
         refused(guest, f"mov rcx, {where}; mov rax, {value}; mov [rcx], rax", where)

@@ -137,7 +137,7 @@ def test_the_failsafe_frame_of_a_32_bit_kernel() -> None:
     with machine() as made:
         image = load_image(build_builtin("hello32"), "hello32")
         domain = made.create(image, DomainConfig("hello32", PAGES), console=Sink())
-        dispatcher = made.dispatchers[domain.domid]
+        dispatcher = made.residents[domain.domid].dispatcher
         vcpu = domain.vcpus[0]
         dispatcher.load(vcpu)
         vcpu.failsafe_callback = CallbackEntry(0x1234, True, 0xE019)

@@ -72,7 +72,7 @@ def miscount(world: World) -> None:
 
 
 def kill_victim(world: World) -> None:
-    world.machine.crash(world.victim.domain, "it was told to")
+    world.machine.services.crash(world.victim.domain, "it was told to")
 
 
 @pytest.mark.parametrize(

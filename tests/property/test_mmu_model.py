@@ -62,7 +62,9 @@ class Side:
         found += [(mfn, SEGDESC) for mfn in self.gdt]
         found += [(mfn, WRITABLE if writable else 0) for mfn, writable in self.devices]
         shared = [domain.shared_info.mfn, *domain.grants.frames]
-        return found + [(mfn, WRITABLE) for mfn in (*shared, *self.guest.machine.wirings[self.domid].rings)]
+        return found + [
+            (mfn, WRITABLE) for mfn in (*shared, *self.guest.machine.residents[self.domid].wiring.rings)
+        ]
 
 
 class Recount:
@@ -124,7 +126,7 @@ class TwoGuests(RuleBasedStateMachine):
             return side.play[how]
         other = self.sides[1 - self.sides.index(side)]
         strange = [
-            other.play[how % COUNT], self.machine.m2p_frames[0], 0, self.machine.frames.count,
+            other.play[how % COUNT], self.machine.board.m2p.frames[0], 0, self.machine.frames.count,
             PTE_MFN_MASK >> 12, side.guest.domain.shared_info.mfn, int(side.guest.vcpu.kernel_l4),
         ]  # fmt: skip
         return strange[how % len(strange)]

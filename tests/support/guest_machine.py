@@ -21,6 +21,7 @@ from pyhv.guests.build import build
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.sched.base import Scheduler
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
 
@@ -89,9 +90,11 @@ class Run:
 
 
 @contextmanager
-def machine(*, pages: int = PAGES, virtual_time: bool = True) -> Iterator[Machine]:
+def machine(
+    *, pages: int = PAGES, virtual_time: bool = True, scheduler: str | Scheduler = "credit"
+) -> Iterator[Machine]:
     """A machine with room for `pages`, closed at the end."""
-    made = Machine(MachineConfig(pages, virtual_time=virtual_time, tuned=TUNED))
+    made = Machine(MachineConfig(pages, scheduler=scheduler, virtual_time=virtual_time, tuned=TUNED))
     try:
         yield made
     finally:
@@ -116,8 +119,8 @@ def run(
             outcome,
             sink.data.decode("latin-1"),
             domain,
-            made.dispatchers[domain.domid],
-            made.reports.get(domain.domid),
+            made.residents[domain.domid].dispatcher,
+            made.residents[domain.domid].report,
         )
 
 
@@ -154,7 +157,7 @@ scratch: .zero 16 * PAGE_SIZE
         self.symbols = {symbol.name: symbol.va for symbol in image.symbols}
         self.sink = Sink()
         self.domain = made.create(image, DomainConfig("guest", pages, vcpus=vcpus), console=self.sink)
-        self.dispatcher = made.dispatchers[self.domain.domid]
+        self.dispatcher = made.residents[self.domain.domid].dispatcher
         self.dispatcher.load(self.domain.vcpus[0])
         self.cpu = self.dispatcher.cpu
         self.q = self.cpu.vmcb.q

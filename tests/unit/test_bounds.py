@@ -8,11 +8,12 @@ from guest_machine import PAGES, Paused, Sink, image_of, machine, paused
 
 from pyhv.abi.x86 import PTE_P
 from pyhv.address import Va
+from pyhv.board import MAX_MEMORY_PAGES
 from pyhv.cpu import engine as engine_module
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
 from pyhv.loader.elf import load_image
-from pyhv.machine import MAX_MEMORY_PAGES, Machine, MachineConfig
+from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu import memory as memory_module
 from pyhv.mmu import paging
 from pyhv.mmu.tables import MOST_FLUSH_PAGES
@@ -87,14 +88,14 @@ def test_a_crash_report_is_small(guest: Paused) -> None:
 def test_text_for_the_hypervisors_console_comes_in_pieces(guest: Paused) -> None:
     """The hypervisor holds one piece at a time, however much is written."""
     heard: list[int] = []
-    guest.machine.debug_sink = lambda _domain, text: heard.append(len(text))
+    guest.machine.services.debug_sink = lambda _domain, text: heard.append(len(text))
     assert guest.call(18, 0, 10_000, guest.scratch) == 0
     assert heard == [4096, 4096, 1808]
 
 
 def test_console_output_is_never_held_back(guest: Paused) -> None:
     """One ring is all that a notification moves, and nothing of it stays when the turn ends."""
-    wiring = guest.machine.wirings[guest.domain.domid]
+    wiring = guest.machine.residents[guest.domain.domid].wiring
     page = wiring.console._out._page
     page.write_u32(3080, 0)
     for claimed, moved in ((2048, 2048), (2049, 0), (0xFFFF_FFFF, 0)):
@@ -157,7 +158,7 @@ def test_requests_to_the_store_are_charged(guest: Paused) -> None:
     store.introduce(77)
     store.write("/shared", "")
     store.set_permissions("/shared", ["b0"])
-    wiring = guest.machine.wirings[guest.domain.domid]
+    wiring = guest.machine.residents[guest.domain.domid].wiring
     listener = Connection(store, 77)
     for number in range(100):
         listener.feed(encode(Message.WATCH, 0, 0, b"/shared\0%d\0" % number))

@@ -117,7 +117,7 @@ def tree(guest: Paused, *, bad: bool = False) -> tuple[int, int]:
     for slot, l1 in enumerate(l1s):
         guest.domain.ram.q[l2 << 9 | slot] = l1 << 12 | UPPER
     if bad:
-        guest.domain.ram.q[l2 << 9 | 511] = guest.machine.zero_frame << 12 | UPPER
+        guest.domain.ram.q[l2 << 9 | 511] = guest.machine.board.zero_frame << 12 | UPPER
     return l2, spare
 
 
@@ -204,7 +204,7 @@ def test_who_never_comes_back_leaves_nothing(
             guest.call(MMUEXT_OP, *arguments)
         arguments = caught.value.arguments
     assert guest.domain.tables.held_tables()
-    guest.machine.crash(guest.domain, "it went away")
+    guest.machine.services.crash(guest.domain, "it went away")
     guest.machine.run()
     assert guest.machine.audit() == []
     assert not (guest.machine.frames.owner_np == guest.domain.domid).any()

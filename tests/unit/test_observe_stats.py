@@ -31,11 +31,18 @@ def statistics() -> Statistics:
         clock=clock,
         guest_ns=500,
         stopwatch=SimpleNamespace(spent_ns=300),
-        domains={n: SimpleNamespace(tables=SimpleNamespace(updates=n)) for n in (1, 2)},
-        dispatchers={
-            1: dispatcher({ExitKind.HYPERCALL: 5, ExitKind.PAGE_FAULT: 9}, {1: 2, 17: 3}, emulated=4),
-            2: dispatcher({ExitKind.HYPERCALL: 1}, {1: 1, 23: 3}, unknown_hypercalls=7, events_delivered=6),
-        },
+        residents=[
+            SimpleNamespace(domain=SimpleNamespace(tables=SimpleNamespace(updates=updates)), dispatcher=made)
+            for updates, made in (
+                (1, dispatcher({ExitKind.HYPERCALL: 5, ExitKind.PAGE_FAULT: 9}, {1: 2, 17: 3}, emulated=4)),
+                (
+                    2,
+                    dispatcher(
+                        {ExitKind.HYPERCALL: 1}, {1: 1, 23: 3}, unknown_hypercalls=7, events_delivered=6
+                    ),
+                ),
+            )
+        ],
     )
     return collect(cast(Machine, machine), real_ns=1000)
 

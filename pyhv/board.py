@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The board: what the machine is made of before anybody runs on it.
+
+RAM and the table that says whose each frame is, the machine-to-physical tables, the frames that Xen keeps for
+itself, the clock, and how the emulator is set up. It knows no domain: whoever gives frames to domains says
+with `on_free` what is to happen when one changes hands.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
+from pyhv.address import Mfn
+from pyhv.clock import Clock, RealClock, VirtualClock
+from pyhv.cpu.engine import can_stop_at_any_time
+from pyhv.cpu.ram import Ram
+from pyhv.cpu.selftest import self_test
+from pyhv.cpu.tsc import host_tsc
+from pyhv.cpu.tuning.gate import tuning
+from pyhv.errors import ConfigError
+from pyhv.mmu.frames import FrameTable
+from pyhv.mmu.memory import PhysicalMemory
+from pyhv.mmu.paging import MachineToPhysical
+
+OVERHEAD_FRAMES: Final = 4096
+"""Frames that the board adds for Xen: hardware L4s, shared pages of many domains. The machine-to-physical
+tables come on top, a 256th part."""
+MAX_MEMORY_PAGES: Final = 1 << 23
+"""32 GiB: below, no reference count of a frame can overflow, whatever a guest maps."""
+
+
+class Board:
+    """Memory for `memory_pages` of guests, and a clock: of executed code if `virtual_time`, else the host's.
+
+    ConfigError: a size that is not possible, here or on this host. `tuned`: change the emulator's hot paths
+    where that is proven to be right (`cpu/tuning/`).
+    """
+
+    def __init__(self, memory_pages: int, *, virtual_time: bool, tuned: bool) -> None:
+        if not 0 < memory_pages <= MAX_MEMORY_PAGES:
+            raise ConfigError(
+                f"A machine of {memory_pages >> 8} MiB is not possible; choose 1 MiB to 32 GiB."
+            )
+        self_test()
+        self.tuning = tuning() if tuned else None
+        self.ram = Ram(memory_pages + memory_pages // 256 + OVERHEAD_FRAMES)
+        self.frames = FrameTable(self.ram)
+        self.physical = PhysicalMemory(self.ram, self.frames)
+        self.frames.on_free, self.frames.on_death = self._frame_freed, self.physical.code_gone
+        self.on_free: Callable[[int, int], None] = lambda _mfn, _owner: None
+        """Told (frame, its owner's domid) before a frame changes hands."""
+        self.m2p = MachineToPhysical(self.ram, self.frames)
+        (self.zero_frame,) = self.frames.allocate_xen()
+        """Stands in for descriptor pages that a guest did not supply, and for memory that is not there."""
+        self.xen_gdt = {
+            64: self._gdt_page(RESERVED_DESCRIPTORS),
+            32: self._gdt_page(RESERVED_DESCRIPTORS_COMPAT),
+        }
+        """The page with the hypervisor's part of the GDT, by the guest's width."""
+        self.clock: Clock = VirtualClock() if virtual_time else RealClock(host_tsc())
+        self.counts_blocks = virtual_time or not can_stop_at_any_time()
+        """Whether engines are to count what they execute."""
+
+    def _gdt_page(self, descriptors: Mapping[int, int]) -> Mfn:
+        (page,) = self.frames.allocate_xen()
+        for selector, descriptor in descriptors.items():
+            self.ram.q[page << 9 | (selector & 0xFFF) >> 3] = descriptor
+        return page
+
+    def _frame_freed(self, mfn: int, owner: int) -> None:
+        """Before a frame changes hands: no stale translation of it, no stale code from it."""
+        self.on_free(mfn, owner)
+        if self.frames.code[mfn]:
+            self.physical.code_written(mfn)
+            self.frames.code[mfn] = 0  # nobody maps it, nor can by his TLB when he runs on
+
+    def close(self) -> None:
+        """End the clock's thread, if it has one."""
+        self.clock.close()

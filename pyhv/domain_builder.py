@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Building domains: from an image and a configuration to a domain that waits to run.
+
+A pipeline: plan the layout, allocate frames, write the image, give the domain its engine, connect console
+and store, approve its page tables exactly as if the guest had asked, set the first registers. What `loader/`
+knows of images is used here; who runs the domain is not known.
+"""
+
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.numbers import Assist
+from pyhv.abi.shared import FIFO_PORTS, SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
+from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
+from pyhv.board import Board
+from pyhv.cpu.engine import Engine, ExitSink
+from pyhv.devices.wiring import CONSOLE_PORT, STORE_PORT, ConsoleSink, Wiring
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
+from pyhv.errors import ConfigError, XenError
+from pyhv.events.channels import EventChannels
+from pyhv.grants.maptrack import Maptrack
+from pyhv.grants.table import GrantTable
+from pyhv.loader.builder import FRAMES_BELOW_4G, BootState, build, check_cmdline, lower_l3
+from pyhv.loader.image import KernelImage
+from pyhv.loader.layout import plan
+from pyhv.mmu.memory import FramePage, PhysicalMemory
+from pyhv.mmu.pae import PaePageTables
+from pyhv.mmu.paging import DomainArea, L4Cache
+from pyhv.mmu.tables import PageTables
+from pyhv.resident import Resident, Residents
+from pyhv.services import Services
+from pyhv.traps.dispatch import Dispatcher
+from pyhv.traps.startup import boot_registers, prepare_vcpu
+from pyhv.undertaker import release_frames, release_memory
+from pyhv.xenstore.domu import DomU, remove_domu, write_domu
+from pyhv.xenstore.store import Store
+
+_GDT_GUEST_PAGES: Final = 14
+RESERVED_PAGE: Final = 14
+"""Page of the GDT window that holds Xen's descriptors."""
+
+
+class BuilderPages:
+    """The builder's access to a new domain's memory, by PFN."""
+
+    def __init__(self, physical: PhysicalMemory, p2m: npt.NDArray[np.uint64]) -> None:
+        self.p2m = p2m
+        self._ram = physical.ram.raw
+        self._contiguous = bool((np.diff(p2m) == 1).all())
+
+    def write(self, pfn: Pfn, offset: int, data: bytes) -> None:
+        """Store bytes from an offset in a page on, across pages."""
+        if self._contiguous:
+            at = (int(self.p2m[pfn]) << 12) + offset
+            self._ram[at : at + len(data)] = data
+            return
+        view = memoryview(data)
+        page = pfn + (offset >> 12)
+        offset &= 0xFFF
+        while view:
+            step = min(len(view), PAGE_SIZE - offset)
+            at = (int(self.p2m[page]) << 12) + offset
+            self._ram[at : at + step] = view[:step]
+            view, page, offset = view[step:], page + 1, 0
+
+
+class GrantPages:
+    """Frames for a domain's grant table: shared with it, and given back when it goes to version 1."""
+
+    def __init__(self, physical: PhysicalMemory, domain: Domain) -> None:
+        self._physical = physical
+        self._domain = domain
+
+    def allocate(self) -> FramePage | None:
+        """A zeroed frame; None when memory is short."""
+        try:
+            mfn = self._physical.frames.allocate_shared(self._domain.domid)
+        except ConfigError:
+            return None
+        return FramePage(self._physical, mfn)
+
+    def mapped(self, mfn: Mfn) -> bool:
+        """Say whether somebody besides the hypervisor refers to the frame."""
+        return self._physical.frames.refs[mfn] != 1
+
+    def drop(self, mfn: Mfn) -> None:
+        """Give back a frame that is not mapped."""
+        self._physical.frames.drop_shared(mfn)
+
+
+class DomainBuilder:
+    """One machine's builder. `sink_for` wraps what an engine shows its exits; `seed` makes identifiers."""
+
+    def __init__(
+        self,
+        board: Board,
+        services: Services,
+        residents: Residents,
+        store: Store,
+        *,
+        sink_for: Callable[[Dispatcher], ExitSink],
+        seed: int,
+    ) -> None:
+        self._board = board
+        self._services = services
+        self._residents = residents
+        self._store = store
+        self._sink_for = sink_for
+        self._seed = seed
+
+    def build(
+        self,
+        domid: int,
+        image: KernelImage,
+        config: DomainConfig,
+        ramdisk: bytes,
+        cmdline: bytes,
+        sink: ConsoleSink,
+    ) -> Resident:
+        """Make a domain and take it in among the residents, asleep.
+
+        ConfigError, ImageError if it cannot be, and then nothing is left of it.
+        """
+        layout = plan(image, config.memory_pages, len(ramdisk) if ramdisk else None)
+        check_cmdline(cmdline)
+        board = self._board
+        frames, physical = board.frames, board.physical
+        if not 1 <= config.vcpus <= 32:
+            raise ConfigError(f"{config.name}: {config.vcpus} vCPUs; a domain can have 1 to 32.")
+        if not CONSOLE_PORT <= config.max_event_channels < FIFO_PORTS:
+            raise ConfigError(
+                f"{config.name}: {config.max_event_channels} event channels;"
+                f" a domain can have {CONSOLE_PORT} to {FIFO_PORTS - 1}."
+            )
+        if config.memory_pages > frames.free_count:
+            raise ConfigError(
+                f"{config.name}: {config.memory_pages >> 8} MiB do not fit into what the machine has left"
+                f" ({frames.free_count >> 8} MiB)."
+            )
+        shared_info = frames.allocate_shared(domid, below=FRAMES_BELOW_4G if image.width == 32 else None)
+        config.uuid = str(uuid.UUID(int=self._seed << 32 | domid))
+        domain = Domain(domid, config, physical, board.clock, shared_info, image.width)
+        domain.zero_frame = board.zero_frame
+        domain.area = DomainArea(physical.ram, frames, config.vcpus)
+        domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area)
+        tables = PageTables if image.width == 64 else PaePageTables
+        domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
+        p2m = frames.allocate_many(domid, config.memory_pages).astype(np.uint64)
+        if not lower_l3(p2m, image, layout):
+            release_frames(frames, domain)
+            raise ConfigError(
+                f"{config.name}: a 32-bit kernel that wants its top page table below 4 GiB,"
+                " where the machine has no frame left; create this guest first."
+            )
+        if image.width == 32 and image.l3_anywhere:
+            domain.assists.enabled.add(Assist.PAE_EXTENDED_CR3)
+        domain.tot_pages = config.memory_pages
+        board.m2p.table.set_many(p2m.astype(np.int64), np.arange(config.memory_pages, dtype=np.uint64))
+        for vcpu in range(32):
+            domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
+        self._connect_events(domain)
+        boot = build(
+            BuilderPages(physical, p2m),
+            image,
+            layout,
+            shared_info=MachineAddress(shared_info << 12),
+            store_evtchn=STORE_PORT,
+            console_evtchn=CONSOLE_PORT,
+            ramdisk=ramdisk,
+            cmdline=cmdline,
+        )
+        console = FramePage(physical, int(p2m[boot.console_pfn]))
+        store = FramePage(physical, int(p2m[boot.xenstore_pfn]))
+        domain.grants.setup(1)
+        domain.grants.reserve(0, 0, Mfn(console.mfn))
+        domain.grants.reserve(1, 0, Mfn(store.mfn))
+        wiring = Wiring(domain, sink, frames, self._residents.dom0, self._store, board.clock)
+        resident = Resident(domain, self._power_on(domain), wiring)
+        self._residents.add(resident)
+        self._introduce(domain, console, store)
+        wiring.connect(console, store)
+        try:
+            domain.tables.pin(boot.top, domain.tables.top)
+        except XenError as refusal:
+            self._abandon(resident)
+            raise ConfigError(
+                f"{config.name}: the image's page tables are refused: {refusal.why}."
+            ) from refusal
+        self._first_vcpu(domain, boot)
+        domain.tables.take_work()  # the builder's tables are no work that the guest has to pay for
+        return resident
+
+    def _abandon(self, resident: Resident) -> None:
+        """Undo a domain that never ran."""
+        domain = resident.domain
+        self._residents.remove(domain.domid)
+        domain.events.destroy()
+        remove_domu(self._store, domain.domid)
+        release_memory(self._board, resident)
+        domain.engine.close()
+
+    def _connect_events(self, domain: Domain) -> None:
+        """Event channels, the two toolstack ports, and an empty grant table."""
+        domid = domain.domid
+        domain.events = EventChannels(
+            domid,
+            domain.config.vcpus,
+            lookup=self._residents.channels,
+            pending=domain.bits,
+            wake=lambda number: self._services.wake(domain.vcpus[number]),
+            port_became_pending=lambda port: self._services.port_pending(domain, port),
+            max_port=domain.config.max_event_channels,
+            width=domain.width,
+            drop_page=lambda page: self._board.frames.drop_writable(page.mfn),
+        )
+        domain.grants = GrantTable(domid, GrantPages(self._board.physical, domain))
+        domain.maptrack = Maptrack()
+        for port in (STORE_PORT, CONSOLE_PORT):
+            assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
+
+    def _introduce(self, domain: Domain, console: FramePage, store: FramePage) -> None:
+        """Write the domain's nodes and tell the store of it."""
+        write_domu(
+            self._store,
+            DomU(
+                domid=domain.domid, name=domain.name, uuid=domain.config.uuid,
+                memory_kib=domain.config.memory_pages * 4, vcpus=domain.config.vcpus,
+                store_ring_ref=store.mfn, store_port=STORE_PORT,
+                console_ring_ref=console.mfn, console_port=CONSOLE_PORT,
+            ),
+        )  # fmt: skip
+        self._store.introduce(domain.domid)
+
+    def _power_on(self, domain: Domain) -> Dispatcher:
+        """Give the domain its engine, and each vCPU its descriptor windows."""
+        board = self._board
+        dispatcher = Dispatcher(self._services, domain)
+        engine = Engine(
+            board.physical.ram, self._sink_for(dispatcher), count_blocks=board.counts_blocks,
+            hole=board.zero_frame << 12, trap_time=board.clock.traps_tsc, tuning=board.tuning,
+        )  # fmt: skip
+        domain.engine = engine
+        domain.tables.code.attach(engine)
+        board.physical.invalidators.append(engine.invalidate_code)
+        board.physical.executors.append(domain.tables)
+        dispatcher.attach(engine)
+        for vcpu in domain.vcpus:
+            area = domain.area
+            for page in range(_GDT_GUEST_PAGES):
+                area.map(vcpu.number, page, board.zero_frame)
+            area.map(vcpu.number, RESERVED_PAGE, board.xen_gdt[domain.width])
+            area.map(vcpu.number, RESERVED_PAGE + 1, board.zero_frame)
+        domain.pristine = bytes(engine.vmcb.raw)
+        return dispatcher
+
+    def _first_vcpu(self, domain: Domain, boot: BootState) -> None:
+        """Load vCPU 0's first registers, its base pointer, and the clocks."""
+        first = domain.vcpus[0]
+        domain.tables.take_table(boot.top, domain.tables.top)
+        first.kernel_l4 = boot.top
+        registers = boot_registers(boot.entry, boot.start_info, boot.stack_top, domain.width)
+        first.kernel_ss, first.kernel_sp = registers["ss"], boot.stack_top
+        first.initial_registers = registers
+        first.initialised = True
+        if isinstance(domain.tables, PaePageTables):
+            domain.tables.l3_anywhere = Assist.PAE_EXTENDED_CR3 in domain.assists
+        domain.set_wallclock(self._board.clock.wall_ns())
+        prepare_vcpu(domain, 0)
+        first.update_time()

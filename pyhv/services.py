@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the hypervisor does for its guests when they ask: `hypercalls.context.Host`, and timers.
+
+Blocking and waking, polling, timers, vCPUs that go up and down, shutting down, suspending and crashing. All
+of it changes who may run and when; the loop in `machine.py` acts on it. Nothing here runs a guest.
+"""
+
+import enum
+from collections.abc import Callable
+
+from pyhv.abi.numbers import Shutdown, Virq
+from pyhv.board import Board
+from pyhv.cpu import vmcb as v
+from pyhv.domain.domain import Domain
+from pyhv.domain.vcpu import Vcpu
+from pyhv.errors import ConfigError
+from pyhv.events.timers import TimerQueue
+from pyhv.resident import Residents
+from pyhv.sched.base import Scheduler
+from pyhv.sched.runstate import State
+from pyhv.traps.report import capture
+from pyhv.traps.startup import prepare_vcpu
+
+
+class Timer(enum.IntEnum):
+    """What a timer is for."""
+
+    ONE_SHOT = 0
+    POLL = 1
+    WATCHDOG = 2
+
+
+TimerKey = tuple[Timer, int, int]
+"""(kind, domid, vCPU or watchdog number)."""
+
+
+class Services:
+    """One machine's services. The loop says in `running` which vCPU it lets run."""
+
+    def __init__(self, board: Board, scheduler: Scheduler, residents: Residents) -> None:
+        self.board = board
+        self.frames, self.physical, self.clock = board.frames, board.physical, board.clock
+        self.m2p_frames, self.compat_m2p_frames = board.m2p.frames, board.m2p.compat_frames
+        self.scheduler = scheduler
+        self.residents = residents
+        self.domain, self.any_domain = residents.domain, residents.any_domain
+        self.timers: TimerQueue[TimerKey] = TimerQueue()
+        self.running: Vcpu | None = None
+        self.debug_sink: Callable[[Domain, bytes], None] = lambda _domain, _text: None
+        """Gets what guests write to the hypervisor's console."""
+
+    def now(self) -> int:
+        """System time in ns."""
+        return self.clock.now()
+
+    def block(self, vcpu: Vcpu) -> None:
+        """The vCPU waits for an event."""
+        vcpu.blocked = True
+
+    def yield_(self, vcpu: Vcpu) -> None:
+        """The vCPU lets others go first."""
+        self.scheduler.yield_(vcpu, self.clock.now())
+
+    def poll(self, vcpu: Vcpu, ports: frozenset[int], timeout: int) -> None:
+        """The vCPU waits for one of the ports, any event, or an absolute timeout (0: none)."""
+        vcpu.blocked, vcpu.polling = True, ports
+        if timeout:
+            self._arm((Timer.POLL, vcpu.domid, vcpu.number), timeout)
+
+    def wake(self, vcpu: Vcpu) -> None:
+        """An event has come for the vCPU: it no longer blocks."""
+        if vcpu.blocked:
+            vcpu.blocked = False
+            if vcpu.polling is not None:
+                vcpu.polling = None
+                self.timers.cancel((Timer.POLL, vcpu.domid, vcpu.number))
+            self._make_runnable(vcpu)
+
+    def _make_runnable(self, vcpu: Vcpu) -> None:
+        if vcpu is self.running or not vcpu.online or not self.residents[vcpu.domid].domain.alive:
+            return
+        now = self.clock.now()
+        vcpu.runstate.change(State.RUNNABLE, now)
+        if self.scheduler.wake(vcpu, now):
+            self.clock.shorten(now)
+
+    def port_pending(self, domain: Domain, port: int) -> None:
+        """A port of `domain` has become pending: who polls it wakes."""
+        for vcpu in domain.vcpus:
+            if vcpu.polling is not None and port in vcpu.polling:
+                self.wake(vcpu)
+
+    def set_timer(self, vcpu: Vcpu, deadline: int) -> None:
+        """Arm the vCPU's one-shot timer; 0 disarms."""
+        key = (Timer.ONE_SHOT, vcpu.domid, vcpu.number)
+        if deadline:
+            self._arm(key, deadline)
+        else:
+            self.timers.cancel(key)
+
+    def _arm(self, key: TimerKey, deadline: int) -> None:
+        self.timers.arm(key, deadline)
+        self.clock.shorten(deadline)
+
+    def set_periodic(self, vcpu: Vcpu, period: int) -> None:
+        """Set the vCPU's periodic timer; 0 stops it."""
+        vcpu.periodic.set(period)
+        vcpu.periodic.last = self.clock.now()
+        if period:
+            self.clock.shorten(vcpu.periodic.last + period)
+
+    def set_watchdog(self, domain: Domain, number: int, deadline: int) -> None:
+        """Arm a domain watchdog; 0 disarms."""
+        timer = domain.watchdogs[number]
+        timer.running, timer.deadline = bool(deadline), deadline
+        key = (Timer.WATCHDOG, domain.domid, number)
+        if deadline:
+            self._arm(key, deadline)
+        else:
+            self.timers.cancel(key)
+
+    def start_vcpu(self, vcpu: Vcpu) -> None:
+        """Bring a vCPU up."""
+        if vcpu.registers is None:
+            prepare_vcpu(self.residents[vcpu.domid].domain, vcpu.number)
+        vcpu.online = True
+        now = self.clock.now()
+        vcpu.runstate.change(State.RUNNABLE, now)
+        vcpu.periodic.last = now
+        if self.scheduler.wake(vcpu, now):
+            self.clock.shorten(now)
+
+    def stop_vcpu(self, vcpu: Vcpu) -> None:
+        """Take a vCPU down."""
+        vcpu.online = False
+        now = self.clock.now()
+        vcpu.runstate.change(State.OFFLINE, now)
+        self.scheduler.sleep(vcpu, now)
+        self.set_timer(vcpu, 0)
+
+    def end_domain(self, domain: Domain, reason: int) -> None:
+        """The guest has shut itself down, for the reason that it has announced if it has announced one."""
+        if domain.shutdown_code is not None:
+            reason = domain.shutdown_code
+        domain.shut_down(reason, "the guest reported a crash" if reason == Shutdown.CRASH else None)
+        if reason == Shutdown.CRASH:
+            self._report(domain, "the guest reported a crash")
+        elif domain.suspended:
+            self._suspend(domain)
+
+    def halt_domain(self, domain: Domain) -> None:
+        """The domain's last vCPU has gone down: to Xen a power-off, but hardly ever one that was meant.
+
+        Linux goes down that way when it halts with interrupts disabled, so after an early panic.
+        """
+        if not domain.alive:
+            return
+        if domain.shutdown_code is None:
+            domain.halted = True
+            self._report(domain, "it halted for good: its last vCPU went down, and it never shut down")
+        self.end_domain(domain, Shutdown.POWEROFF)
+
+    def _suspend(self, domain: Domain) -> None:
+        """All vCPUs stop. Events and timers still come; they are seen after `resume`."""
+        self.residents[domain.domid].wiring.console_event()  # the end of this turn passes it on
+        domain.suspender = domain.loaded
+        now = self.clock.now()
+        for vcpu in domain.vcpus:
+            if vcpu.online and vcpu is not self.running:
+                if not vcpu.blocked:
+                    vcpu.runstate.change(State.OFFLINE, now)
+                self.scheduler.sleep(vcpu, now)
+
+    def resume(self, domain: Domain, *, cancelled: bool) -> None:
+        """`Machine.resume`."""
+        if not domain.suspended:
+            raise ConfigError(f"{domain.name} is not suspended, so it cannot be resumed.")
+        dispatcher, suspender = self.residents[domain.domid].dispatcher, domain.suspender
+        if suspender is not None:
+            dispatcher.load(suspender)
+            domain.engine.vmcb.q[v.RAX] = int(cancelled)
+        domain.shutdown_reason = domain.shutdown_code = domain.suspender = None
+        now = self.clock.now()
+        for vcpu in domain.vcpus:
+            if vcpu.online and not vcpu.blocked:
+                vcpu.runstate.change(State.RUNNABLE, now)
+                self.scheduler.wake(vcpu, now)
+
+    def crash(self, domain: Domain, cause: str) -> None:
+        """The guest did something fatal."""
+        if domain.alive:
+            domain.shut_down(Shutdown.CRASH, cause)
+            self._report(domain, cause)
+
+    def _report(self, domain: Domain, cause: str) -> None:
+        resident = self.residents[domain.domid]
+        exits = tuple(resident.dispatcher.last_exits())
+        resident.report = capture(resident.dispatcher.cpu, cause, self.clock.now(), exits)
+
+    def debug_output(self, domain: Domain, text: bytes) -> None:
+        """The guest wrote to the hypervisor's console."""
+        self.debug_sink(domain, text)
+
+    def expire(self, now: int) -> None:
+        """Let due timers fire."""
+        for kind, domid, number in self.timers.expire(now):
+            domain = self.domain(domid)
+            if domain is None:
+                continue
+            if kind is Timer.ONE_SHOT:
+                domain.events.raise_virq(Virq.TIMER, number)
+            elif kind is Timer.POLL:
+                self.wake(domain.vcpus[number])
+            else:
+                domain.shut_down(Shutdown.WATCHDOG, "its watchdog has expired")
+
+    def forget(self, domain: Domain) -> None:
+        """The domain has ended: its vCPUs leave the scheduler, and its timers never fire."""
+        for vcpu in domain.vcpus:
+            self.scheduler.remove(vcpu)
+            self.set_timer(vcpu, 0)
+            self.timers.cancel((Timer.POLL, domain.domid, vcpu.number))
+        for number in range(len(domain.watchdogs)):
+            self.timers.cancel((Timer.WATCHDOG, domain.domid, number))

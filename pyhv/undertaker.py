@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Taking domains apart: whatever a domain still holds when it has ended is dropped here.
+
+References go in the order in which they depend on each other; what remains afterwards are only frames that
+another domain still has mapped through a grant.
+"""
+
+import numpy as np
+
+from pyhv.address import Mfn
+from pyhv.board import Board
+from pyhv.domain.domain import Domain
+from pyhv.mmu import stepwise
+from pyhv.mmu.frames import FrameTable
+from pyhv.mmu.segdesc import drop_descriptor_page
+from pyhv.resident import Resident, Residents
+from pyhv.xenstore.domu import remove_domu
+from pyhv.xenstore.store import Store
+
+
+def take_apart(board: Board, resident: Resident, residents: Residents, store: Store) -> None:
+    """Drop everything that a domain that has ended still holds."""
+    frames, domain = board.frames, resident.domain
+    domain.events.destroy()
+    _end_mappings(frames, domain, residents)
+    remove_domu(store, domain.domid)
+    cpu = resident.dispatcher.cpu
+    for vcpu in domain.vcpus:
+        cpu.vcpu = vcpu
+        cpu.drop_ldt()
+        for mfn in vcpu.gdt_frames:
+            drop_descriptor_page(domain.tables, mfn)
+        vcpu.gdt_frames = []
+        for table in (vcpu.kernel_l4, vcpu.user_l4):
+            if table:
+                domain.tables.drop_table(table)
+        vcpu.kernel_l4 = vcpu.user_l4 = Mfn(0)
+        if vcpu.info_moved:
+            frames.drop_writable(vcpu.info_page.mfn)
+    stepwise.drop_ahead(domain.tables)
+    stepwise.settle(domain.tables)
+    for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():
+        domain.tables.unpin(pinned)
+    release_memory(board, resident)
+    domain.engine.close()
+
+
+def release_memory(board: Board, resident: Resident) -> None:
+    """Give back all frames of a domain whose page tables are gone."""
+    frames, physical, domain = board.frames, board.physical, resident.domain
+    for mfn in resident.wiring.rings:
+        frames.drop_writable(mfn)
+    physical.invalidators.remove(domain.engine.invalidate_code)
+    physical.executors.remove(domain.tables)
+    for mfn in domain.grants.destroy():
+        frames.drop_shared(mfn)
+    release_frames(frames, domain)
+
+
+def release_frames(frames: FrameTable, domain: Domain) -> None:
+    """Give back the domain's memory, its shared_info, and what the hypervisor keeps for its tables."""
+    frames.free_allocated(domain.domid)
+    frames.drop_shared(domain.shared_info.mfn)
+    domain.cache.free(frames)
+    domain.area.free(frames)
+
+
+def _end_mappings(frames: FrameTable, domain: Domain, residents: Residents) -> None:
+    """Undo the accounting of grants that the domain had mapped; its page tables drop the frames."""
+    for handle, mapping in list(domain.maptrack.all()):
+        granter = residents.any_domain(mapping.granter)
+        halves = mapping.halves
+        if mapping.device:
+            if mapping.readonly:
+                frames.drop(mapping.frame)
+            else:
+                frames.drop_writable(mapping.frame)
+        if granter is not None:
+            granter.grants.drop(mapping.ref, mapping.readonly, halves)
+        domain.maptrack.end(handle, halves)
