@@ -93,6 +93,13 @@ class GrantPages:
         """Give back a frame that is not mapped."""
         self._physical.frames.drop_shared(mfn)
 
+    def page(self, mfn: Mfn) -> FramePage | None:
+        """A frame that `allocate` has given out before; None if there is no such frame."""
+        frames = self._physical.frames
+        if not 0 < mfn < frames.count or frames.owner[mfn] != self._domain.domid or not frames.xen_heap[mfn]:
+            return None
+        return FramePage(self._physical, mfn)
+
 
 class DomainBuilder:
     """One machine's builder. `sink_for` wraps what an engine shows its exits; `seed` makes identifiers."""

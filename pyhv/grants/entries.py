@@ -17,9 +17,9 @@ This module reads and writes entries; what they permit is for `table` to say.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pyhv.address import MASK32, PAGE_SIZE, Mfn
 
@@ -133,6 +133,12 @@ class Entries(Protocol):
 class _Array:
     """Fixed-size elements that never straddle a frame, in a list of frames that may grow."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_frames": "the table's",
+        "_size": "fixed",
+        "_per_frame": "fixed",
+    }
+
     def __init__(self, frames: Sequence[SharedFrame], size: int) -> None:
         self._frames = frames
         self._size = size
@@ -155,6 +161,8 @@ class EntriesV1:
 
     version = 1
     size = 8
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {"_array": "the table's frames"}
 
     def __init__(self, frames: Sequence[SharedFrame]) -> None:
         self._array = _Array(frames, self.size)
@@ -206,6 +214,8 @@ class EntriesV2:
 
     version = 2
     size = 16
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {"_array": "the table's frames", "_status": "the table's frames"}
 
     def __init__(self, frames: Sequence[SharedFrame], status: Sequence[SharedFrame]) -> None:
         self._array = _Array(frames, self.size)

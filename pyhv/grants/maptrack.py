@@ -8,13 +8,15 @@ grant table.
 """
 
 import heapq
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, abc
 from dataclasses import dataclass
+from typing import ClassVar
 
+from pyhv.abi.layout import u16, u32
 from pyhv.address import PAGE_SHIFT, Mfn
 from pyhv.grants.status import GrantError, GrantStatus
 from pyhv.grants.table import HALVES, MapFlag
+from pyhv.state import Plain, construct, refusal, state
 
 HANDLES_PER_FRAME = 256
 """Handles that a frame of Xen's own bookkeeping holds; the limit is configured in such frames."""
@@ -29,8 +31,8 @@ class Mapping:
     names the place, and the page table there must still say so.
     """
 
-    granter: int
-    ref: int
+    granter: u16
+    ref: u32
     flags: MapFlag
     frame: Mfn
 
@@ -50,8 +52,22 @@ class Mapping:
         return self.flags & HALVES
 
 
+@dataclass(slots=True)
+class _Saved:
+    """The state of the handles."""
+
+    mappings: dict[u32, Mapping]
+    unused: u32
+
+
 class Maptrack:
     """The handles of one domain, lowest free first."""
+
+    NOT_STATE: ClassVar[abc.Mapping[str, str]] = {
+        "limit": "the domain's builder",
+        "_freed": "follows: the handles below `_unused` that are not in use",
+        "_frames": "follows from the mappings",
+    }
 
     def __init__(self, max_frames: int = MAX_FRAMES) -> None:
         self.limit = max_frames * HANDLES_PER_FRAME
@@ -131,6 +147,22 @@ class Maptrack:
         heapq.heappush(self._freed, handle)
         return True
 
-    def all(self) -> Iterator[tuple[int, Mapping]]:
+    def all(self) -> abc.Iterator[tuple[int, Mapping]]:
         """Every (handle, mapping), by ascending handle; ending them meanwhile is allowed."""
         yield from sorted(self._mappings.items())
+
+    def state(self) -> dict[str, Plain]:
+        """The mappings by handle, and the first handle that never was in use."""
+        return state(_Saved(self._mappings, self._unused))
+
+    def restore(self, saved: abc.Mapping[str, Plain]) -> None:
+        """Be what was saved; StateError."""
+        found = construct(_Saved, dict(saved))
+        if found.unused > self.limit or any(handle >= found.unused for handle in found.mappings):
+            raise refusal("unused", "does not go with the handles in use and with their limit")
+        for handle, mapping in found.mappings.items():
+            if not mapping.halves:
+                raise refusal(f"mappings.{handle}", "has no half that is mapped")
+        self._mappings, self._unused = found.mappings, found.unused
+        self._freed = [handle for handle in range(found.unused) if handle not in found.mappings]
+        self._frames = Counter(mapping.frame for mapping in found.mappings.values())

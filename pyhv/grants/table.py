@@ -14,11 +14,12 @@ checks after `take`, and drops it if it is not.
 """
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import u8, u16, u32
 from pyhv.address import MASK32, PAGE_SIZE, Mfn
 from pyhv.errors import XenError
 from pyhv.grants.entries import (
@@ -32,6 +33,7 @@ from pyhv.grants.entries import (
     SharedFrame,
 )
 from pyhv.grants.status import GrantError, GrantStatus
+from pyhv.state import Plain, construct, refusal, state
 
 MAX_FRAMES = 64
 """Default limit of a table's size, in frames."""
@@ -66,6 +68,9 @@ class SharedPages(Protocol):
     def drop(self, mfn: Mfn) -> None:
         """Give back a frame that is not mapped."""
 
+    def page(self, mfn: Mfn) -> SharedFrame | None:
+        """A frame that `allocate` has given out before; None if there is no such frame."""
+
 
 @dataclass(slots=True)
 class Loan:
@@ -74,7 +79,7 @@ class Loan:
     `entry` is what the guest had written. `readers` and `writers` count the uses by half, (host, device).
     """
 
-    domid: int
+    domid: u16
     entry: Entry
     partial: bool = False
     """It lends less than a page, or another domain's: it may be copied but not mapped."""
@@ -102,6 +107,17 @@ class Loan:
         return self.read_pins + self.write_pins
 
 
+@dataclass(slots=True)
+class _Saved:
+    """The state of a table."""
+
+    max_frames: u32
+    version: u8
+    frames: list[Mfn]
+    status: list[Mfn]
+    loans: dict[u32, Loan]
+
+
 @dataclass(frozen=True, slots=True)
 class CopyGrant:
     """What a copy may touch: bytes `start` .. `start + length` of `frame`, which `owner` must own."""
@@ -125,6 +141,12 @@ class GrantTable:
 
     One frame is allocated at once, so that the toolstack can fill the reserved entries.
     """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "domid": "the domain's builder",
+        "_pages": "the domain's builder",
+        "_entries": "follows from the version and the frames",
+    }
 
     def __init__(self, domid: int, pages: SharedPages, max_frames: int = MAX_FRAMES) -> None:
         self.domid = domid
@@ -217,9 +239,12 @@ class GrantTable:
             self._drop_status()
         for frame in self._frames:
             frame.write(0, bytes(PAGE_SIZE))
-        self._entries = EntriesV2(self._frames, self._status) if version == 2 else EntriesV1(self._frames)
+        self._entries = self._of_version(version)
         for ref, (entry, bits) in enumerate(kept):
             self._entries.write(ref, entry, bits)
+
+    def _of_version(self, version: int) -> Entries:
+        return EntriesV2(self._frames, self._status) if version == 2 else EntriesV1(self._frames)
 
     def _drop_status(self) -> None:
         """Give back the status frames. EBUSY: the guest has one mapped (it would keep a page of ours)."""
@@ -374,6 +399,41 @@ class GrantTable:
         self._status.clear()
         self.max_frames = 0
         return frames
+
+    # ---- state
+
+    def state(self) -> dict[str, Plain]:
+        """Its frames by number, and the loans; the entries are in the frames."""
+        return state(_Saved(self.max_frames, self.version, self.frames, self.status_frames, self._loans))
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved; who counts references to frames is restored apart, and before."""
+        found = construct(_Saved, dict(saved))
+        if found.version not in (1, 2) or found.max_frames > self.max_frames:
+            raise refusal("version or max_frames", "is not possible")
+        statuses = _status_frames(len(found.frames)) if found.version == 2 else 0
+        if len(found.frames) > found.max_frames or len(found.status) != statuses:
+            raise refusal("frames", "and status do not go together")
+        for ref, loan in found.loans.items():
+            uses = [*loan.readers.values(), *loan.writers.values()]
+            if not loan.readers.keys() == loan.writers.keys() == {MapFlag.HOST, MapFlag.DEVICE}:
+                raise refusal(f"loans.{ref}", "does not count both halves")
+            if not loan.pins or not all(0 <= count <= MAX_PINS for count in uses):
+                raise refusal(f"loans.{ref}", "is in use never, or too often")
+        frames, status = self._found(found.frames, "frames"), self._found(found.status, "status")
+        self._frames[:], self._status[:] = frames, status
+        if len({*found.frames, *found.status}) != len(frames) + len(status):
+            raise refusal("frames", "has a frame twice")
+        self._entries = (
+            EntriesV2(self._frames, self._status) if found.version == 2 else EntriesV1(self._frames)
+        )
+        self.max_frames, self._loans = found.max_frames, found.loans
+
+    def _found(self, mfns: list[Mfn], where: str) -> list[SharedFrame]:
+        pages = [self._pages.page(mfn) for mfn in mfns]
+        if None in pages:
+            raise refusal(where, "has a frame that is not shared with the domain")
+        return [page for page in pages if page is not None]
 
     # ---- inside
 
