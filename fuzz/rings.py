@@ -12,12 +12,13 @@ import struct
 from fuzz.source import Source
 from fuzz.target import Finding, Target, arm
 from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.xs_wire import Message
 from pyhv.address import MASK32
 from pyhv.devices.console import ConsoleRing
 from pyhv.devices.xenstore_ring import XenstoreRing
 from pyhv.xenstore.domu import DomU, remove_domu, write_domu
 from pyhv.xenstore.store import Store
-from pyhv.xenstore.wire import Connection, Message, encode
+from pyhv.xenstore.wire import Connection, encode
 
 REQ_PROD, RSP_CONS, RSP_PROD, CONNECTION = 2052, 2056, 2060, 2068
 SECRET = b"what only domain 0 and domain 7 may read"

@@ -10,7 +10,7 @@ The guests' TSC is system time in nanoseconds, or, in real time where that spare
 
 import time
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyhv.cpu.clockwork import Ticker
 from pyhv.cpu.engine import Engine
@@ -27,6 +27,9 @@ Where Xen emulates the TSC, a read is a fault, its decoding and a way back: one 
 the upper end, because a guest that waits reads the clock again and again until a time has come, and each
 read costs the host's processor about a microsecond.
 """
+
+STEPS_A_LOOK: Final = 64
+"""Steps of a long hypercall between two looks at the clock."""
 
 TSC_IS_SYSTEM_TIME = rate(1_000_000_000)
 """The rate of a TSC that counts nanoseconds."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pyhv.abi.numbers import Virq
+from pyhv.abi.numbers import VcpuState, Virq
 from pyhv.board import Board
 from pyhv.cpu.engine import ExitSink
 from pyhv.devices.wiring import ConsoleSink
@@ -36,7 +36,6 @@ from pyhv.mmu.audit import audit
 from pyhv.resident import Residents
 from pyhv.sched import SCHEDULERS
 from pyhv.sched.base import Scheduler
-from pyhv.sched.runstate import State
 from pyhv.services import Services
 from pyhv.traps.dispatch import Dispatcher, Observer
 from pyhv.traps.stopwatch import Stopwatch
@@ -259,7 +258,7 @@ class Machine:
             self.physical.renew_shared()
         dispatcher.load(vcpu)
         self.services.running = vcpu
-        vcpu.runstate.change(State.RUNNING, start)
+        vcpu.runstate.change(VcpuState.RUNNING, start)
         if vcpu.periodic.due(start):
             domain.events.raise_virq(Virq.TIMER, vcpu.number)
         if start - vcpu.time_stamp >= _TIME_REFRESH_NS or vcpu.time_stamp < 0:
@@ -287,8 +286,8 @@ class Machine:
             self._write_areas(vcpu, end)
         self.scheduler.charge(vcpu, end - start, end)
         if vcpu.online:
-            ready = State.RUNNABLE if domain.alive else State.OFFLINE
-            vcpu.runstate.change(State.BLOCKED if vcpu.blocked else ready, end)
+            ready = VcpuState.RUNNABLE if domain.alive else VcpuState.OFFLINE
+            vcpu.runstate.change(VcpuState.BLOCKED if vcpu.blocked else ready, end)
         if vcpu.blocked or not vcpu.online or not domain.alive:
             self.scheduler.sleep(vcpu, end)
         resident.wiring.settle(vcpu.polling)

@@ -8,7 +8,7 @@ of it changes who may run and when; the loop in `machine.py` acts on it. Nothing
 import enum
 from collections.abc import Callable
 
-from pyhv.abi.numbers import Shutdown, Virq
+from pyhv.abi.numbers import Shutdown, VcpuState, Virq
 from pyhv.board import Board
 from pyhv.cpu import vmcb as v
 from pyhv.domain.domain import Domain
@@ -17,7 +17,6 @@ from pyhv.errors import ConfigError
 from pyhv.events.timers import TimerQueue
 from pyhv.resident import Residents
 from pyhv.sched.base import Scheduler
-from pyhv.sched.runstate import State
 from pyhv.traps.report import capture
 from pyhv.traps.startup import prepare_vcpu
 
@@ -80,7 +79,7 @@ class Services:
         if vcpu is self.running or not vcpu.online or not self.residents[vcpu.domid].domain.alive:
             return
         now = self.clock.now()
-        vcpu.runstate.change(State.RUNNABLE, now)
+        vcpu.runstate.change(VcpuState.RUNNABLE, now)
         if self.scheduler.wake(vcpu, now):
             self.clock.shorten(now)
 
@@ -125,7 +124,7 @@ class Services:
             prepare_vcpu(self.residents[vcpu.domid].domain, vcpu.number)
         vcpu.online = True
         now = self.clock.now()
-        vcpu.runstate.change(State.RUNNABLE, now)
+        vcpu.runstate.change(VcpuState.RUNNABLE, now)
         vcpu.periodic.last = now
         if self.scheduler.wake(vcpu, now):
             self.clock.shorten(now)
@@ -134,7 +133,7 @@ class Services:
         """Take a vCPU down."""
         vcpu.online = False
         now = self.clock.now()
-        vcpu.runstate.change(State.OFFLINE, now)
+        vcpu.runstate.change(VcpuState.OFFLINE, now)
         self.scheduler.sleep(vcpu, now)
         self.set_timer(vcpu, 0)
 
@@ -168,7 +167,7 @@ class Services:
         for vcpu in domain.vcpus:
             if vcpu.online and vcpu is not self.running:
                 if not vcpu.blocked:
-                    vcpu.runstate.change(State.OFFLINE, now)
+                    vcpu.runstate.change(VcpuState.OFFLINE, now)
                 self.scheduler.sleep(vcpu, now)
 
     def resume(self, domain: Domain, *, cancelled: bool) -> None:
@@ -183,7 +182,7 @@ class Services:
         now = self.clock.now()
         for vcpu in domain.vcpus:
             if vcpu.online and not vcpu.blocked:
-                vcpu.runstate.change(State.RUNNABLE, now)
+                vcpu.runstate.change(VcpuState.RUNNABLE, now)
                 self.scheduler.wake(vcpu, now)
 
     def crash(self, domain: Domain, cause: str) -> None:

@@ -160,6 +160,15 @@ class VcpuOp(enum.IntEnum):
     REGISTER_VCPU_TIME_MEMORY_AREA = 13
 
 
+class VcpuState(enum.IntEnum):
+    """What a vCPU does (RUNSTATE)."""
+
+    RUNNING = 0
+    RUNNABLE = 1
+    BLOCKED = 2
+    OFFLINE = 3
+
+
 class Evtchn(enum.IntEnum):
     """`event_channel_op` commands."""
 
@@ -178,6 +187,17 @@ class Evtchn(enum.IntEnum):
     EXPAND_ARRAY = 12
     SET_PRIORITY = 13
     RESET_CONT = 14
+
+
+class PortState(enum.IntEnum):
+    """What a port is, as EVTCHNOP_status tells (EVTCHNSTAT)."""
+
+    FREE = 0
+    UNBOUND = 1
+    INTERDOMAIN = 2
+    PIRQ = 3
+    VIRQ = 4
+    IPI = 5
 
 
 class Virq(enum.IntEnum):
@@ -300,6 +320,3 @@ UVMF_TLB_FLUSH = 1
 UVMF_INVLPG = 2
 """Low bits of `update_va_mapping`'s flags: none, whole TLB, one page."""
 MEMOP_EXTENT_SHIFT = 6
-GRANT_MAP_DEVICE, GRANT_MAP_HOST, GRANT_MAP_READONLY = 1, 2, 4
-GRANT_MAP_APPLICATION, GRANT_MAP_CONTAINS_PTE = 8, 16
-"""Flags of `gnttab_map_grant_ref`."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Offsets of the pages that hypervisor and guest share (public headers `xen.h`, `arch-x86/xen.h`, `vcpu.h`,
-`event_channel.h`). Bytes unless said otherwise.
+`event_channel.h`, `io/console.h`). Bytes unless said otherwise.
 
 What is the same for every guest is a constant. What depends on the size of the guest's `unsigned long` is a
 field of `SharedLayout` (shared_info, vcpu_info) or `ContextLayout` (vcpu_guest_context), of which there is
@@ -24,6 +24,10 @@ VI_TIME = 32
 
 # vcpu_time_info, from its start
 TI_SIZE = 32
+
+# the console page (`io/console.h`)
+CONSOLE_CONNECTION = 3088
+"""u8: somebody listens (0) or not yet (1)."""
 
 # the FIFO control block and event words
 FIFO_CONTROL_BLOCK_SIZE = 72

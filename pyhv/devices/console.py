@@ -17,6 +17,7 @@ Terminals, logs and line endings are not known here.
 
 from collections.abc import Callable
 
+from pyhv.abi.shared import CONSOLE_CONNECTION
 from pyhv.devices.ring import ByteRing, RingBroken, SharedPage
 
 IN_SIZE = 1024
@@ -29,7 +30,6 @@ _IN_CONS = 3072
 _IN_PROD = 3076
 _OUT_CONS = 3080
 _OUT_PROD = 3084
-_CONNECTION = 3088
 _CONNECTED = b"\0"
 
 
@@ -48,7 +48,7 @@ class ConsoleRing:
         """Something was taken, and the guest has not been notified since."""
         self._in = ByteRing(page, _IN_DATA, IN_SIZE, _IN_CONS, _IN_PROD)
         self._out = ByteRing(page, _OUT_DATA, OUT_SIZE, _OUT_CONS, _OUT_PROD)
-        page.write(_CONNECTION, _CONNECTED)
+        page.write(CONSOLE_CONNECTION, _CONNECTED)
 
     def drain(self) -> bytes:
         """Take all that the guest has printed. If it may wait for room it hears so now, else by `settle`."""

@@ -9,6 +9,7 @@ otherwise.
 import struct
 from contextlib import suppress
 
+from pyhv.abi.numbers import VcpuState
 from pyhv.abi.shared import (
     SHARED_LAYOUT,
     SI_VCPU_INFO,
@@ -25,7 +26,7 @@ from pyhv.errors import XenError
 from pyhv.events.timers import PeriodicTimer
 from pyhv.mmu.descriptors import Segment
 from pyhv.mmu.memory import FramePage, GuestMemory
-from pyhv.sched.runstate import Runstate, State
+from pyhv.sched.runstate import Runstate
 
 NO_TRAP = (0, 0)
 _TIME_INFO = struct.Struct("<IIQQIbBxx")
@@ -103,7 +104,7 @@ class Vcpu:
         self._cr2_offset = layout.cr2
         self._cr2_words, self._cr2_shift = (ram.q, 3) if layout.width == 64 else (ram.d, 2)
         self._cr2_mask = (1 << layout.width) - 1
-        self.runstate = Runstate(State.OFFLINE, clock.now())
+        self.runstate = Runstate(VcpuState.OFFLINE, clock.now())
         self.runstate_area = 0
         self.time_area = 0
         self.periodic = PeriodicTimer(clock.now())

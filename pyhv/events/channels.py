@@ -16,7 +16,6 @@ Back ends that live in the hypervisor own ports like everybody else, with a Pyth
 an upcall. Every number is a guest's and is checked here.
 """
 
-import enum
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from typing import NoReturn
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import NR_VIRQS, Virq
+from pyhv.abi.numbers import NR_VIRQS, PortState, Virq
 from pyhv.abi.shared import FIFO_PORTS
 from pyhv.address import Mfn
+from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
 from pyhv.events.delivery import Effect, PendingBits
 from pyhv.events.fifo import Fifo, SharedWords, check_control_block
@@ -41,21 +41,7 @@ NR_PIRQS = 256
 """Physical interrupt numbers below this exist, but none is a plain domain's."""
 
 
-STEPS_A_LOOK = 64
-"""Ports that a reset closes between two questions whether to give way."""
-
 _NOTHING, _NEWLY_PENDING, _UPCALL = Effect.NOTHING, Effect.NEWLY_PENDING, Effect.UPCALL
-
-
-class PortState(enum.IntEnum):
-    """What a port is, numbered as EVTCHNOP_status reports it."""
-
-    FREE = 0
-    UNBOUND = 1
-    INTERDOMAIN = 2
-    PIRQ = 3
-    VIRQ = 4
-    IPI = 5
 
 
 @dataclass(frozen=True, slots=True)

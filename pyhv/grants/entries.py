@@ -16,32 +16,17 @@ of their own, the status frames, one u16 an entry: so the guest need not share a
 This module reads and writes entries; what they permit is for `table` to say.
 """
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from pyhv.abi.grants import EntryFlag
 from pyhv.address import MASK32, PAGE_SIZE, Mfn
 
 STATUS_SIZE = 2
 """Bytes of an entry's status in version 2."""
 _START_MASK = 0x7FFF
 """Xen keeps 15 bits of a sub-page's offset."""
-
-
-class EntryFlag(enum.IntFlag):
-    """Bits of an entry's flags (GTF)."""
-
-    PERMIT_ACCESS = 1
-    ACCEPT_TRANSFER = 2
-    TRANSITIVE = 3
-    TYPE_MASK = 3
-    READONLY = 4
-    READING = 8
-    WRITING = 16
-    SUB_PAGE = 256
-    TRANSFER_COMMITTED = 4
-    TRANSFER_COMPLETED = 8
 
 
 IN_USE = EntryFlag.READING | EntryFlag.WRITING

@@ -12,10 +12,11 @@ from collections import Counter, abc
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.abi.layout import u16, u32
 from pyhv.address import PAGE_SHIFT, Mfn
-from pyhv.grants.status import GrantError, GrantStatus
-from pyhv.grants.table import HALVES, MapFlag
+from pyhv.grants.status import GrantError
+from pyhv.grants.table import HALVES
 from pyhv.state import Plain, construct, refusal, state
 
 HANDLES_PER_FRAME = 256

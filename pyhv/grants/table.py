@@ -13,44 +13,23 @@ This module knows no page tables and no frame's owner: whether the frame named i
 checks after `take`, and drops it if it is not.
 """
 
-import enum
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.grants import RESERVED_ENTRIES, EntryFlag, GrantStatus, MapFlag
 from pyhv.abi.layout import u8, u16, u32
 from pyhv.address import MASK32, PAGE_SIZE, Mfn
 from pyhv.errors import XenError
-from pyhv.grants.entries import (
-    IN_USE,
-    STATUS_SIZE,
-    Entries,
-    EntriesV1,
-    EntriesV2,
-    Entry,
-    EntryFlag,
-    SharedFrame,
-)
-from pyhv.grants.status import GrantError, GrantStatus
+from pyhv.grants.entries import IN_USE, STATUS_SIZE, Entries, EntriesV1, EntriesV2, Entry, SharedFrame
+from pyhv.grants.status import GrantError
 from pyhv.state import Plain, construct, refusal, state
 
 MAX_FRAMES = 64
 """Default limit of a table's size, in frames."""
-RESERVED_ENTRIES = 8
-"""References that the toolstack may fill before the guest starts: 0 console, 1 xenstore."""
 MAX_PINS = 128
 """Most uses of one kind of one entry at a time."""
-
-
-class MapFlag(enum.IntFlag):
-    """Flags of a mapping (GNTMAP). DEVICE and HOST are its two halves, each pinned on its own."""
-
-    DEVICE = 1
-    HOST = 2
-    READONLY = 4
-    APPLICATION = 8
-    CONTAINS_PTE = 16
 
 
 HALVES = MapFlag.DEVICE | MapFlag.HOST

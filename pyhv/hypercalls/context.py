@@ -11,6 +11,7 @@ from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.layout import AbiStruct
 from pyhv.address import MASK64, Mfn
+from pyhv.clock import STEPS_A_LOOK
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
@@ -20,8 +21,6 @@ from pyhv.mmu.tables import PageTables
 
 _S = TypeVar("_S", bound=AbiStruct)
 
-STEPS_A_LOOK = 64
-"""Steps of a long hypercall between two looks at the clock."""
 _STEP_NS = 250
 """What a step costs in virtual time."""
 _STEPS_A_TABLE = 16

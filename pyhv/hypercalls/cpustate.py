@@ -14,11 +14,12 @@ from pyhv.abi.structs import (
 )
 from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY, FLAT_RING1_CS, Vector
 from pyhv.address import Mfn, is_canonical
+from pyhv.clock import STEPS_A_LOOK
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import NO_TRAP, Vcpu
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
 from pyhv.hypercalls.table import hypercall
 from pyhv.mmu.descriptors import fix_descriptor

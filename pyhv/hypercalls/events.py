@@ -2,7 +2,7 @@
 """event_channel_op and its predecessor (public header `event_channel.h`); the state is in `events/`."""
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Evtchn, Hypercall
+from pyhv.abi.numbers import Evtchn, Hypercall, PortState
 from pyhv.abi.shared import FIFO_LINK_BITS
 from pyhv.abi.structs import (
     EvtchnAllocUnbound,
@@ -22,7 +22,6 @@ from pyhv.abi.structs import (
     EvtchnUnmask,
 )
 from pyhv.errors import XenError
-from pyhv.events.channels import PortState
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, Status, hypercall

@@ -10,8 +10,9 @@ from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Memory
 from pyhv.abi.structs import MemoryExchange
 from pyhv.address import MASK64, Mfn, guest_may_use
+from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.memory import commands
 from pyhv.hypercalls.reservation import MAX_ORDER, frame_limit, give_back, placement_allowed, take_extent
 

@@ -5,16 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.grants import CopyFlag, GrantStatus
 from pyhv.abi.numbers import Gnttab
 from pyhv.abi.structs import GnttabCopy, GnttabTransfer
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE, Mfn
-from pyhv.grants.status import GrantError, GrantStatus
+from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.grantmap import check_granted, drop, take
 from pyhv.hypercalls.grants import living, on_each, table_of
 
-_SOURCE_GREF, _DEST_GREF = 1, 2
+_SOURCE_GREF, _DEST_GREF = CopyFlag.SOURCE_GREF.value, CopyFlag.DEST_GREF.value
 
 
 @dataclass(frozen=True, slots=True)

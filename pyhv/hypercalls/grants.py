@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
+from pyhv.abi.grants import CacheFlag, GrantStatus
 from pyhv.abi.numbers import Gnttab, Hypercall
 from pyhv.abi.structs import (
     GnttabCacheFlush,
@@ -30,7 +31,7 @@ from pyhv.abi.structs import (
 from pyhv.address import PAGE_SHIFT, PAGE_SIZE, guest_may_use
 from pyhv.domain.domain import Domain
 from pyhv.errors import XenError
-from pyhv.grants.status import GrantError, GrantStatus
+from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32
@@ -48,9 +49,9 @@ commands = Commands[[int, int], int](Hypercall.GRANT_TABLE_OP, Gnttab)
 _COMMAND_BITS = 12
 """The command's upper bits are Xen's own, for continuing a long cache flush."""
 _COUNT_LIMIT = 1 << 31
+_CACHE_OPERATIONS = (CacheFlag.CLEAN | CacheFlag.INVALIDATE).value
 _TOOLSTACK_ENTRIES = 512
 """Domain 0 has a table of one frame, and has granted nothing."""
-_CACHE_CLEAN, _CACHE_INVALIDATE = 1, 2
 
 
 @hypercall(Hypercall.GRANT_TABLE_OP)
@@ -250,7 +251,7 @@ def _flush_one(call: Call, request: GnttabCacheFlush) -> None:
     EOPNOTSUPP: to invalidate only."""
     frames = call.frames
     beyond = request.offset >= PAGE_SIZE or request.offset + request.length > PAGE_SIZE
-    if beyond or request.op & ~(_CACHE_CLEAN | _CACHE_INVALIDATE):
+    if beyond or request.op & ~_CACHE_OPERATIONS:
         raise XenError(Errno.EINVAL, "cache flush beyond a page")
     if request.length == 0 or request.op == 0:
         return
@@ -261,7 +262,7 @@ def _flush_one(call: Call, request: GnttabCacheFlush) -> None:
     if owner != call.domain.domid and not call.domain.maptrack.borrows(mfn):
         errno = Errno.EPERM if call.host.any_domain(owner) is None else Errno.EINVAL
         raise XenError(errno, f"cache flush of {frames.describe(mfn)}, which is not mapped")
-    if request.op == _CACHE_INVALIDATE:
+    if request.op == CacheFlag.INVALIDATE:
         raise XenError(Errno.EOPNOTSUPP, "x86 does not invalidate without writing back")
 
 

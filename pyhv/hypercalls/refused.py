@@ -10,8 +10,9 @@ from typing import NoReturn
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall
 from pyhv.abi.structs import Domctl, PlatformOp, Sysctl
+from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32, ulong
 from pyhv.hypercalls.table import Status, hypercall
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
 from pyhv.abi.structs import MemoryReservation
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT, Mfn, guest_may_use
+from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import ConfigError, XenError
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again, Call
+from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.memory import commands, existing
 from pyhv.mmu.frames import INVALID_M2P
 

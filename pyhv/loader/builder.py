@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.hypercall_page import hypercall_page
+from pyhv.abi.shared import CONSOLE_CONNECTION
 from pyhv.abi.structs import StartInfo
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import ENTRIES, MASK32, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
@@ -29,8 +30,6 @@ SIF_VIRT_P2M_4TOOLS = 1 << 4
 """start_info flag: the toolstack can follow a p2m list that the kernel keeps in virtual addresses."""
 MAX_CMDLINE = 1023
 """Bytes of a command line, without its NUL."""
-CONSOLE_CONNECTION = 3088
-"""Offset of the byte in the console page that says whether somebody listens (0) or not yet (1)."""
 
 FRAMES_BELOW_4G = 1 << 20
 """Frames with a smaller number lie where 32 bits reach."""

@@ -5,24 +5,16 @@ The states and the record are `struct vcpu_runstate_info` of the public header `
 guest memory: who writes the record into a registered area, and when, is the hypercall layer's business.
 """
 
-import enum
 from dataclasses import dataclass
 
-
-class State(enum.IntEnum):
-    """What a vCPU does, numbered as in the ABI."""
-
-    RUNNING = 0
-    RUNNABLE = 1
-    BLOCKED = 2
-    OFFLINE = 3
+from pyhv.abi.numbers import VcpuState
 
 
 @dataclass(frozen=True, slots=True)
 class RunstateRecord:
     """`vcpu_runstate_info`: the state, the system time it was entered, and ns spent in each state."""
 
-    state: State
+    state: VcpuState
     state_entry_time: int
     time: tuple[int, int, int, int]
 
@@ -30,12 +22,12 @@ class RunstateRecord:
 class Runstate:
     """The accumulated times of one vCPU. All times are ns of system time; `now` must not decrease."""
 
-    def __init__(self, state: State, now: int) -> None:
+    def __init__(self, state: VcpuState, now: int) -> None:
         self.state = state
         self.state_entry_time = now
         self.times = [0, 0, 0, 0]
 
-    def change(self, state: State, now: int) -> None:
+    def change(self, state: VcpuState, now: int) -> None:
         """Close the account of the present state and enter `state`; entering the same state is allowed."""
         self.times[self.state] += max(0, now - self.state_entry_time)
         self.state = state

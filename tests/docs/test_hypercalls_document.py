@@ -8,8 +8,8 @@ import pytest
 
 from docgen import hypercalls, numbers
 from pyhv.abi.errno import Errno
+from pyhv.abi.grants import GrantStatus
 from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
-from pyhv.grants.status import GrantStatus
 from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
 from pyhv.hypercalls.table import Entry, Status, SubOperation
 

@@ -11,11 +11,11 @@ import tracemalloc
 import pytest
 from guest_machine import HEADER, PAGES, image_of, machine
 
+from pyhv.abi.numbers import VcpuState
 from pyhv.domain.config import DomainConfig
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, Outcome
 from pyhv.sched.credit import Credit
-from pyhv.sched.runstate import State
 
 VICTIM = """
 .include "xen.inc"
@@ -442,7 +442,7 @@ def test_real_time_is_shared_too(attack: str) -> None:
         pair = Pair(made, attack)
         began = made.now()
         pair.run(600 * MILLISECOND)
-        running = pair.victim.vcpus[0].runstate.recorded().time[State.RUNNING]
+        running = pair.victim.vcpus[0].runstate.recorded().time[VcpuState.RUNNING]
         assert running >= 0.4 * (made.now() - began)
 
 

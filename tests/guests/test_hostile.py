@@ -16,6 +16,7 @@ from guest_machine import Run, Sink, image_of, run
 
 from docgen.hostile import document, read
 from pyhv.abi.errno import Errno
+from pyhv.abi.grants import MapFlag
 from pyhv.abi.numbers import Sched, Shutdown
 from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
@@ -27,7 +28,7 @@ from pyhv.events.channels import EventChannels
 from pyhv.events.fifo import Fifo
 from pyhv.grants import entries
 from pyhv.grants.maptrack import Mapping, Maptrack
-from pyhv.grants.table import GrantTable, MapFlag
+from pyhv.grants.table import GrantTable
 from pyhv.guests.build import HOSTILE, build_builtin, source_of
 from pyhv.hypercalls import context, debugreg, exchange, grantmap
 from pyhv.hypercalls import cpustate as cpu_calls

@@ -26,7 +26,8 @@ from pyhv.abi.structs import (
     GnttabUnmapGrantRef,
 )
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW
-from pyhv.hypercalls.context import STEPS_A_LOOK, Again
+from pyhv.clock import STEPS_A_LOOK
+from pyhv.hypercalls.context import Again
 from pyhv.machine import Machine, MachineConfig
 
 PAGES = 1024

@@ -9,13 +9,13 @@ from compat_machine import HEADER as HEADER32
 from guest_machine import HEADER, START, Paused, Sink, image_of, machine, passes, paused, run
 
 from pyhv.abi import shared
+from pyhv.abi.numbers import VcpuState
 from pyhv.cpu import vmcb as v
 from pyhv.domain.config import DomainConfig
 from pyhv.hypercalls.context import Again
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Outcome
-from pyhv.sched.runstate import State
 
 ENOENT, EFAULT, EBUSY, EEXIST, EINVAL, ENOSYS = -2, -14, -16, -17, -22, -38
 ENXIO = -6
@@ -97,10 +97,10 @@ area: .zero 44
 def test_runstate(guest: Paused) -> None:
     assert guest.call(24, 4, 0, guest.scratch) == 0
     state, _, *times = struct.unpack("<i4xQ4Q", guest.get(48))
-    assert state == State.RUNNABLE or state == State.RUNNING
+    assert state == VcpuState.RUNNABLE or state == VcpuState.RUNNING
     assert sum(times) <= guest.machine.clock.now()
     assert guest.call(24, 4, 1, guest.scratch) == 0
-    assert struct.unpack("<i", guest.get(4)) == (State.OFFLINE,)
+    assert struct.unpack("<i", guest.get(4)) == (VcpuState.OFFLINE,)
     assert guest.call(24, 4, 0, UNMAPPED) == EFAULT
 
 
@@ -116,7 +116,7 @@ def test_runstate_area(guest: Paused) -> None:
 
 def test_areas_of_another_vcpu_are_written_at_once(guest: Paused) -> None:
     assert guest.call(24, 5, 1, guest.put(struct.pack("<Q", guest.page(2)))) == 0
-    assert struct.unpack_from("<i", guest.get(48, 0x2000)) == (State.OFFLINE,)
+    assert struct.unpack_from("<i", guest.get(48, 0x2000)) == (VcpuState.OFFLINE,)
     assert guest.call(24, 13, 1, guest.put(struct.pack("<Q", guest.page(3)))) == 0
     assert guest.get(32, 0x3000) != bytes(32)
 

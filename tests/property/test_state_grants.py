@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saving import assert_restored, packed, unexplained_from
 
+from pyhv.abi.grants import MapFlag
 from pyhv.address import Mfn
 from pyhv.errors import StateError, XenError
 from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.status import GrantError
-from pyhv.grants.table import GrantTable, MapFlag
+from pyhv.grants.table import GrantTable
 from pyhv.state import restore
 
 HOST, DEVICE = MapFlag.HOST, MapFlag.DEVICE

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saving import assert_restored, packed, unexplained_from
 
+from pyhv.abi.xs_wire import LinkError, Message
 from pyhv.errors import StateError
 from pyhv.state import restore, state
 from pyhv.xenstore.limits import Quota, StoreError
 from pyhv.xenstore.store import Store
-from pyhv.xenstore.wire import Connection, LinkError, Message, encode
+from pyhv.xenstore.wire import Connection, encode
 
 GUESTS = (3, 1)
 QUOTA = Quota(nodes=12, entry_bytes=64, watches=2, transactions=2, transaction_nodes=8, event_bytes=120)

@@ -23,11 +23,12 @@ from libxenguest import (
     frame,
 )
 
+from pyhv.abi.shared import CONSOLE_CONNECTION
 from pyhv.address import MASK64, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Pfn
 from pyhv.errors import ConfigError, ImageError
 from pyhv.guests.build import BUILTIN, build_builtin
 from pyhv.images import debian, kernels
-from pyhv.loader.builder import CONSOLE_CONNECTION, build
+from pyhv.loader.builder import build
 from pyhv.loader.bzimage import unpack
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from xenstored import DOMID, HOME, Xenstored, xenstored
 
+from pyhv.abi.xs_wire import Message
 from pyhv.xenstore.store import Store
-from pyhv.xenstore.wire import HEADER, Connection, Message
+from pyhv.xenstore.wire import HEADER, Connection
 
 pytestmark = pytest.mark.debian
 

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyhv.abi.xs_wire import Message
 from pyhv.errors import EnvironmentProblem
 from pyhv.images import archive
 from pyhv.images.debian import cache_directory
-from pyhv.xenstore.wire import Message
 
 PACKAGES = ("xen-utils-4.17",)
 SUITE = "bookworm"

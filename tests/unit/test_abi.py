@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from pyhv.abi import numbers, physdev, shared, structs, x86
+from pyhv.abi import grants, numbers, physdev, shared, structs, x86, xs_wire
 from pyhv.abi.errno import Errno
 from pyhv.abi.hypercall_page import HYPERCALL_PAGE32, HYPERCALL_PAGE64, hypercall_page
 from pyhv.abi.layout import AbiStruct
@@ -175,6 +175,7 @@ def test_unknown_fields_are_refused() -> None:
 
 SHARED = {
     "SI_VCPU_INFO": 0, "VCPU_INFO_SIZE": 64, "SI_EVTCHN_PENDING": 2048, "MAX_LEGACY_VCPUS": 32,
+    "CONSOLE_CONNECTION": 3088,
     "VI_UPCALL_PENDING": 0, "VI_UPCALL_MASK": 1, "VI_TIME": 32, "TI_SIZE": 32,
     "FIFO_CONTROL_BLOCK_SIZE": 72, "FIFO_READY": 0, "FIFO_HEAD": 8, "FIFO_WORDS_PER_PAGE": 1024,
     "FIFO_PENDING": 1 << 31, "FIFO_MASKED": 1 << 30, "FIFO_LINKED": 1 << 29, "FIFO_BUSY": 1 << 28,
@@ -270,6 +271,34 @@ def test_errno() -> None:
 @pytest.mark.parametrize(
     ("enumeration", "published"),
     [
+        (
+            numbers.Hypercall,
+            "SET_TRAP_TABLE 0 MMU_UPDATE 1 SET_GDT 2 STACK_SWITCH 3 SET_CALLBACKS 4 FPU_TASKSWITCH 5"
+            " SCHED_OP_COMPAT 6 PLATFORM_OP 7 SET_DEBUGREG 8 GET_DEBUGREG 9 UPDATE_DESCRIPTOR 10"
+            " MEMORY_OP 12 MULTICALL 13 UPDATE_VA_MAPPING 14 SET_TIMER_OP 15 EVENT_CHANNEL_OP_COMPAT 16"
+            " XEN_VERSION 17 CONSOLE_IO 18 PHYSDEV_OP_COMPAT 19 GRANT_TABLE_OP 20 VM_ASSIST 21"
+            " UPDATE_VA_MAPPING_OTHERDOMAIN 22 IRET 23 VCPU_OP 24 SET_SEGMENT_BASE 25 MMUEXT_OP 26 XSM_OP 27"
+            " NMI_OP 28 SCHED_OP 29 CALLBACK_OP 30 XENOPROF_OP 31 EVENT_CHANNEL_OP 32 PHYSDEV_OP 33"
+            " HVM_OP 34 SYSCTL 35 DOMCTL 36 KEXEC_OP 37 TMEM_OP 38 ARGO_OP 39 XENPMU_OP 40 DM_OP 41"
+            " HYPFS_OP 42 MCA 48",
+        ),
+        (numbers.VcpuState, "RUNNING 0 RUNNABLE 1 BLOCKED 2 OFFLINE 3"),
+        (numbers.PortState, "FREE 0 UNBOUND 1 INTERDOMAIN 2 PIRQ 3 VIRQ 4 IPI 5"),
+        (
+            grants.GrantStatus,
+            "OKAY 0 GENERAL_ERROR -1 BAD_DOMAIN -2 BAD_GNTREF -3 BAD_HANDLE -4 BAD_VIRT_ADDR -5"
+            " BAD_DEV_ADDR -6 NO_DEVICE_SPACE -7 PERMISSION_DENIED -8 BAD_PAGE -9 BAD_COPY_ARG -10"
+            " ADDRESS_TOO_BIG -11 EAGAIN -12 NO_SPACE -13",
+        ),
+        (grants.MapFlag, "DEVICE 1 HOST 2 READONLY 4 APPLICATION 8 CONTAINS_PTE 16"),
+        (grants.CopyFlag, "SOURCE_GREF 1 DEST_GREF 2"),
+        (
+            xs_wire.Message,
+            "CONTROL 0 DIRECTORY 1 READ 2 GET_PERMS 3 WATCH 4 UNWATCH 5 TRANSACTION_START 6"
+            " TRANSACTION_END 7 INTRODUCE 8 RELEASE 9 GET_DOMAIN_PATH 10 WRITE 11 MKDIR 12 RM 13"
+            " SET_PERMS 14 WATCH_EVENT 15 ERROR 16 IS_DOMAIN_INTRODUCED 17 RESUME 18 SET_TARGET 19"
+            " RESET_WATCHES 21 DIRECTORY_PART 22 GET_FEATURE 23 SET_FEATURE 24 GET_QUOTA 25 SET_QUOTA 26",
+        ),
         (
             numbers.Sched,
             "YIELD 0 BLOCK 1 SHUTDOWN 2 POLL 3 REMOTE_SHUTDOWN 4 SHUTDOWN_CODE 5 WATCHDOG 6 PIN_OVERRIDE 7",

@@ -7,6 +7,7 @@ import pytest
 from guest_machine import PAGES, Paused, Sink, image_of, machine, paused
 
 from pyhv.abi.x86 import PTE_P
+from pyhv.abi.xs_wire import Message
 from pyhv.address import Va
 from pyhv.board import MAX_MEMORY_PAGES
 from pyhv.cpu import engine as engine_module
@@ -20,7 +21,7 @@ from pyhv.mmu.tables import MOST_FLUSH_PAGES
 from pyhv.sched.credit import Credit
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import STACK_WORDS, capture
-from pyhv.xenstore.wire import Connection, Message, encode
+from pyhv.xenstore.wire import Connection, encode
 
 
 @pytest.fixture

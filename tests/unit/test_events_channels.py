@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Virq
+from pyhv.abi.numbers import PortState, Virq
 from pyhv.errors import XenError
-from pyhv.events.channels import EventChannels, PortState
+from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import Effect, Unshared
 
 

@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Virq
+from pyhv.abi.numbers import PortState, Virq
 from pyhv.address import Mfn
 from pyhv.errors import XenError
-from pyhv.events.channels import EventChannels, PortState
+from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
 from pyhv.events.fifo import DEFAULT_PRIORITY
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.address import Mfn
 from pyhv.grants.maptrack import Mapping, Maptrack
-from pyhv.grants.status import GrantError, GrantStatus
-from pyhv.grants.table import MapFlag
+from pyhv.grants.status import GrantError
 
 HOST, DEVICE, READONLY = MapFlag.HOST, MapFlag.DEVICE, MapFlag.READONLY
 

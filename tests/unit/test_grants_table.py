@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.address import Mfn
-from pyhv.grants.status import GrantError, GrantStatus
-from pyhv.grants.table import MAX_PINS, GrantTable, MapFlag
+from pyhv.grants.status import GrantError
+from pyhv.grants.table import MAX_PINS, GrantTable
 
 HOST, DEVICE = MapFlag.HOST, MapFlag.DEVICE
 

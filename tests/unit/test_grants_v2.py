@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from test_grants_table import Frame, Lender
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.address import Mfn
 from pyhv.errors import XenError
-from pyhv.grants.status import GrantError, GrantStatus
-from pyhv.grants.table import MAX_PINS, GrantTable, MapFlag
+from pyhv.grants.status import GrantError
+from pyhv.grants.table import MAX_PINS, GrantTable
 
 PERMIT, ACCEPT, TRANSITIVE, READONLY, READING, WRITING, SUB_PAGE = 1, 2, 3, 4, 8, 16, 256
 PER_FRAME = 256

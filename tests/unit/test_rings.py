@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyhv.abi.xs_wire import Message
 from pyhv.devices.console import ConsoleRing
 from pyhv.devices.ring import ByteRing, RingBroken
 from pyhv.devices.xenstore_ring import XenstoreRing
 from pyhv.xenstore.store import Store
-from pyhv.xenstore.wire import HEADER, Connection, Message, encode
+from pyhv.xenstore.wire import HEADER, Connection, encode
 
 U32 = struct.Struct("<I")
 

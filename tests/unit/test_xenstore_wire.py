@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyhv.abi.xs_wire import LinkError, Message
 from pyhv.xenstore.limits import Quota
 from pyhv.xenstore.store import Store
-from pyhv.xenstore.wire import HEADER, MESSAGE_MAX, Connection, LinkError, Message, encode
+from pyhv.xenstore.wire import HEADER, MESSAGE_MAX, Connection, encode
 
 HOME = "/local/domain/1"
 
