@@ -10,11 +10,13 @@ keys, and None. Each attribute of an object plays one of three roles:
 
 A dataclass says so field by field: a field is state unless it is declared with `given` or `cache`, which want
 a reason. Its types are taken from the annotations, those of `abi/layout.py` (`u64` ...) with their ranges:
-what does not fit is a `StateError` that names the field, so saved state may come from anybody. Any other
-class has the methods `state()` and `restore(saved)`, and names the attributes that it leaves out in a class
-variable `NOT_STATE`, attribute to reason; a class with nothing but that is said by the one that owns its
-objects. A field that holds one or the other kind of object is a *part* and is restored in place, since others
-hold references to it.
+what does not fit is a `StateError` that names the field, so saved state may come from anybody. A number with
+other bounds is an `Annotated[int, range(...)]`, a list of fixed length an `Annotated[list[u64], 4]`.
+
+Any other class has the methods `state()` and `restore(saved)`, and names the attributes that it leaves out in
+a class variable `NOT_STATE`, attribute to reason; a class with nothing but that is said by the one that owns
+its objects. A field that holds one or the other kind of object is a *part* and is restored in place, since
+others hold references to it.
 
     @dataclass(slots=True)
     class Stack:
@@ -57,6 +59,8 @@ from pyhv.errors import StateError
 
 Plain: TypeAlias = "bool | int | str | bytes | list[Plain] | dict[str, Plain] | None"
 """What state consists of."""
+Nanoseconds = Annotated[int, range(1 << 62)]
+"""A time, or how long something takes: so far below what 64 bits hold that sums of them fit as well."""
 _T = TypeVar("_T")
 _ROLE: Final = "pyhv role"
 
@@ -143,6 +147,12 @@ def construct(kind: type[_T], saved: Plain, where: str = "", **given: object) ->
     return kind(**values, **given)
 
 
+def typed(kind: type[_T], saved: Plain, where: str) -> _T:
+    """A value of any type that a field may have; StateError."""
+    value: _T = _form(kind).read(saved, where)
+    return value
+
+
 def entries(saved: Plain, where: str, names: Mapping[str, object] | None = None) -> dict[str, Plain]:
     """Saved state as a dictionary with exactly the keys of `names`; StateError."""
     if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
@@ -150,6 +160,13 @@ def entries(saved: Plain, where: str, names: Mapping[str, object] | None = None)
     if names is not None and saved.keys() != names.keys():
         odd = sorted(saved.keys() ^ names.keys())
         raise refusal(where, f"should not have, or lacks, {', '.join(map(repr, odd[:4]))}")
+    return saved
+
+
+def items(saved: Plain, where: str, count: int | None = None) -> list[Plain]:
+    """Saved state as a list, of `count` items if that is given; StateError."""
+    if not isinstance(saved, list) or (count is not None and len(saved) != count):
+        raise refusal(where, "is not a list" if count is None else f"is not a list of {count}")
     return saved
 
 
@@ -228,7 +245,8 @@ def _resolved(kind: Any) -> dict[str, _Form]:
 def _form(hint: Any) -> _Form:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _whole_number(arguments[1])
+        kind, bound = arguments[:2]
+        return _of_length(_form(kind), bound) if isinstance(bound, int) else _whole_number(bound)
     if isinstance(hint, typing.NewType):
         return _form(hint.__supertype__)
     if origin in (typing.Union, types.UnionType):
@@ -262,10 +280,13 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _whole_number(code: str) -> _Form:
-    """An integer of the ABI, by its format character."""
-    bits = {"b": 8, "h": 16, "i": 32, "q": 64}[code.lower()]
-    low, high = (-1 << bits - 1, (1 << bits - 1) - 1) if code.islower() else (0, (1 << bits) - 1)
+def _whole_number(bound: str | range) -> _Form:
+    """An integer within a range, or of the ABI, by its format character."""
+    if isinstance(bound, range):
+        low, high = bound[0], bound[-1]
+    else:
+        bits = {"b": 8, "h": 16, "i": 32, "q": 64}[bound.lower()]
+        low, high = (-1 << bits - 1, (1 << bits - 1) - 1) if bound.islower() else (0, (1 << bits) - 1)
 
     def read(saved: Plain, where: str) -> int:
         if type(saved) is not int:
@@ -275,6 +296,10 @@ def _whole_number(code: str) -> _Form:
         return saved
 
     return _Form(int, read)
+
+
+def _of_length(form: _Form, count: int) -> _Form:
+    return _Form(form.say, lambda saved, where: form.read(items(saved, where, count), where))
 
 
 def _optional(arguments: tuple[Any, ...]) -> _Form:
@@ -294,12 +319,6 @@ def _read_enum(kind: type[enum.Enum], saved: Plain, where: str) -> enum.Enum:
         raise refusal(where, f"is no {kind.__name__}") from None
 
 
-def _items(saved: Plain, where: str, count: int | None = None) -> list[Plain]:
-    if not isinstance(saved, list) or (count is not None and len(saved) != count):
-        raise refusal(where, "is not a list" if count is None else f"is not a list of {count}")
-    return saved
-
-
 def _collection(origin: Any, arguments: tuple[Any, ...]) -> _Form:
     if origin is dict:
         return _dictionary(*(_form(argument) for argument in arguments))
@@ -311,7 +330,7 @@ def _collection(origin: Any, arguments: tuple[Any, ...]) -> _Form:
     ordered: Callable[[Any], Any] = sorted if origin in (set, frozenset) else _same
 
     def read(saved: Plain, where: str) -> Any:
-        found = _items(saved, where)
+        found = items(saved, where)
         return origin(form.read(item, _within(where, number)) for number, item in enumerate(found))
 
     return _Form(lambda value: [form.say(item) for item in ordered(value)], read)
@@ -322,7 +341,7 @@ def _dictionary(key: _Form, value: _Form) -> _Form:
     pair = _record(tuple, [key, value])
 
     def read(saved: Plain, where: str) -> Any:
-        found = _items(saved, where)
+        found = items(saved, where)
         return dict(pair.read(item, _within(where, number)) for number, item in enumerate(found))
 
     return _Form(lambda held: [pair.say(item) for item in held.items()], read)
@@ -333,7 +352,7 @@ def _record(kind: Callable[[Iterator[Any]], Any], forms: list[_Form]) -> _Form:
         return [form.say(item) for form, item in zip(forms, value, strict=True)]
 
     def read(saved: Plain, where: str) -> Any:
-        found = _items(saved, where, len(forms))
+        found = items(saved, where, len(forms))
         return kind(
             form.read(item, _within(where, at))
             for at, (form, item) in enumerate(zip(forms, found, strict=True))

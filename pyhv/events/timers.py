@@ -8,7 +8,10 @@ what a timer is for: its owner asks for the next deadline and acts on the keys t
 
 import heapq
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from pyhv.state import Nanoseconds
 
 K = TypeVar("K", bound=Hashable)
 
@@ -85,15 +88,17 @@ def set_timer_deadline(timeout: int, now: int) -> int | None:
     return timeout
 
 
+@dataclass(slots=True)
 class PeriodicTimer:
     """A vCPU's periodic VIRQ_TIMER: it ticks only while its vCPU runs, and owes at most one tick.
 
     The owner calls `due` when the vCPU starts to run and at each deadline while it runs.
     """
 
-    def __init__(self, now: int, period: int = DEFAULT_PERIOD) -> None:
-        self.period = period
-        self.last = now
+    last: Nanoseconds
+    """When it ticked last, or was made (ns)."""
+    period: Nanoseconds = DEFAULT_PERIOD
+    """In ns; 0: stopped."""
 
     def set(self, period: int) -> None:
         """Change the period, in ns; 0 stops. The caller has refused one below `MIN_PERIOD`."""

@@ -20,14 +20,16 @@ The machine's loop is five lines of it:
     scheduler.charge(decision.vcpu, what it used, now)
     if it blocked: scheduler.sleep(decision.vcpu, now)
 
-Writing a scheduler: subclass `Scheduler`, implement the ten methods, add it to `pyhv.sched.SCHEDULERS`.
+Writing a scheduler: subclass `Scheduler`, implement the twelve methods, add it to `pyhv.sched.SCHEDULERS`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from pyhv.errors import ConfigError
+from pyhv.state import Plain
 
 VcpuName = tuple[int, int]
 """(domid, vcpu_id): how schedulers, traces and people name a vCPU."""
@@ -129,6 +131,14 @@ class Scheduler(ABC):
     @abstractmethod
     def parameters(self, domid: int) -> tuple[int, int]:
         """The (weight, cap) in force for a domain. Raises KeyError for an unknown domid."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Plain]:
+        """All that it knows, as plain data, vCPUs by name."""
+
+    @abstractmethod
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Go on from what `state` said; exactly those vCPUs have been added before. StateError."""
 
 
 def check_parameters(weight: int, cap: int, pcpus: int = 1) -> tuple[int, int]:

@@ -17,7 +17,9 @@ change at each accounting: over many periods each gets its weight's share, withi
 """
 
 import enum
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 from pyhv.sched.base import (
     IDLE,
@@ -28,6 +30,8 @@ from pyhv.sched.base import (
     VcpuName,
     check_parameters,
 )
+from pyhv.sched.saved import read_accounts, read_parameters, read_places, say_accounts, say_places
+from pyhv.state import Plain, cache, entries, given, typed
 
 
 class Priority(enum.IntEnum):
@@ -44,15 +48,15 @@ class _Domain:
 
     weight: int
     cap: int
-    members: "list[_Entry]" = field(default_factory=list)
+    members: "list[_Entry]" = cache("follows from the accounts", default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
     """One vCPU's account."""
 
-    vcpu: Schedulable
-    domain: _Domain
+    vcpu: Schedulable = given("whoever adds it")
+    domain: _Domain = given("that of its vCPU")
     credit: int = 0
     priority: Priority = Priority.UNDER
     awake: bool = False
@@ -75,6 +79,13 @@ class Credit(Scheduler):
     a period the running vCPU is looked at; `ratelimit` is how long a vCPU runs before another may preempt it.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "timeslice": "configured",
+        "tick": "configured",
+        "ratelimit": "configured",
+        "pcpus": "configured",
+    }
+
     def __init__(
         self,
         timeslice: int = 30 * MILLISECOND,
@@ -88,7 +99,7 @@ class Credit(Scheduler):
         self.tick = timeslice // ticks
         self.ratelimit = ratelimit
         self.pcpus = pcpus
-        self._entries: dict[VcpuName, _Entry] = {}
+        self._accounts: dict[VcpuName, _Entry] = {}
         self._domains: dict[int, _Domain] = {}
         self._queue: list[_Entry] = []
         self._running: dict[int, _Entry] = {}
@@ -100,7 +111,7 @@ class Credit(Scheduler):
 
     def add(self, vcpu: Schedulable) -> None:
         """Take a new vCPU in, asleep, with no credit."""
-        if vcpu.id in self._entries:
+        if vcpu.id in self._accounts:
             raise ValueError(f"vCPU {vcpu.id} is scheduled already")
         domain = self._domains.get(vcpu.domid)
         if domain is None:
@@ -108,11 +119,11 @@ class Credit(Scheduler):
             self._domains[vcpu.domid] = domain
         entry = _Entry(vcpu, domain)
         domain.members.append(entry)
-        self._entries[vcpu.id] = entry
+        self._accounts[vcpu.id] = entry
 
     def remove(self, vcpu: Schedulable) -> None:
         """Forget a vCPU; its credit is gone."""
-        entry = self._entries.pop(vcpu.id)
+        entry = self._accounts.pop(vcpu.id)
         self._withdraw(entry)
         entry.domain.members.remove(entry)
         if not entry.domain.members:
@@ -136,7 +147,7 @@ class Credit(Scheduler):
     def wake(self, vcpu: Schedulable, now: int) -> bool:
         """Make a sleeper runnable, boosted if it has credit; True if it outranks what runs."""
         self._account_until(now)
-        entry = self._entries[vcpu.id]
+        entry = self._accounts[vcpu.id]
         if entry.awake:
             return False
         entry.awake = True
@@ -153,17 +164,17 @@ class Credit(Scheduler):
     def sleep(self, vcpu: Schedulable, now: int) -> None:
         """Take a vCPU out of the competition; it keeps its credit, and goes on earning while active."""
         self._account_until(now)
-        entry = self._entries[vcpu.id]
+        entry = self._accounts[vcpu.id]
         self._withdraw(entry)
         entry.awake = False
 
     def yield_(self, vcpu: Schedulable, now: int) -> None:
         """Let the vCPU queue, this once, behind one of the next lower class too."""
-        self._entries[vcpu.id].yielded = True
+        self._accounts[vcpu.id].yielded = True
 
     def charge(self, vcpu: Schedulable, ns_run: int, now: int) -> None:
         """Burn credit for a run that ended at `now`; a run across a tick ends a boost and starts earning."""
-        entry = self._entries[vcpu.id]
+        entry = self._accounts[vcpu.id]
         entry.credit -= ns_run
         entry.stint += ns_run
         if now // self.tick > (now - ns_run) // self.tick:
@@ -202,15 +213,42 @@ class Credit(Scheduler):
     def next_event(self, now: int) -> int | None:
         """The next accounting while anybody runs, waits or is parked awake; None when all sleep."""
         self._account_until(now)
-        return self._next_accounting if any(entry.awake for entry in self._entries.values()) else None
+        return self._next_accounting if any(entry.awake for entry in self._accounts.values()) else None
 
     def credit_of(self, vcpu: Schedulable) -> tuple[int, Priority, bool]:
         """A vCPU's (credit in ns, priority, parked), for traces and lessons."""
-        entry = self._entries[vcpu.id]
+        entry = self._accounts[vcpu.id]
         return entry.credit, entry.priority, entry.parked
 
     def _slice(self, now: int, longest: int) -> int:
         return min(longest, self._next_accounting - now)
+
+    # ---- state
+
+    def state(self) -> dict[str, Plain]:
+        """Accounts, domains, the queue, and how far the accounting has come."""
+        return {
+            "domains": [[domid, [domain.weight, domain.cap]] for domid, domain in self._domains.items()],
+            "accounts": say_accounts(self._accounts),
+            **say_places(self._queue, self._running),
+            "next_accounting": self._next_accounting,
+            "balance": self._balance,
+        }
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Go on from there with the same vCPUs. StateError."""
+        found = entries(dict(saved), "", self.state())
+        parameters = read_parameters(found["domains"], self._domains.keys(), self.pcpus)
+        domains = {domid: _Domain(*each) for domid, each in parameters.items()}
+        accounts = read_accounts(found["accounts"], self._accounts)
+        may_run = {name for name, entry in accounts.items() if entry.awake and not entry.parked}
+        self._queue, self._running = read_places(found, accounts, may_run)
+        self._next_accounting = typed(int, found["next_accounting"], "next_accounting")
+        self._balance = typed(int, found["balance"], "balance")
+        self._accounts, self._domains = accounts, domains
+        for (domid, _), entry in accounts.items():
+            entry.domain = domains[domid]
+            entry.domain.members.append(entry)
 
     # ---- the run queue
 
@@ -247,7 +285,7 @@ class Credit(Scheduler):
     def _account_until(self, now: int) -> None:
         """Do every accounting that has become due. With nobody active, none changes a thing."""
         while self._next_accounting <= now:
-            if any(entry.active for entry in self._entries.values()):
+            if any(entry.active for entry in self._accounts.values()):
                 self._account()
                 self._next_accounting += self.timeslice
             else:
@@ -268,17 +306,17 @@ class Credit(Scheduler):
         debt = max(0, -self._balance)
         pot = self.timeslice * self.pcpus + debt
         self._balance = 0
-        for domain, entries in active:
-            weight = domain.weight * len(entries)
+        for domain, earning in active:
+            weight = domain.weight * len(earning)
             weight_left -= weight
-            peak = self._peak(domain, len(entries), _share(debt, weight, weight_total))
+            peak = self._peak(domain, len(earning), _share(debt, weight, weight_total))
             fair = _share(pot, weight, weight_total)
             if fair > peak:
                 if weight_left:
                     pot += _share(fair - peak, weight_total, weight_left)
                 fair = peak
-            for entry in entries:
-                self._settle(entry, _share(fair, 1, len(entries)), _share(self._cap(domain), 1, len(entries)))
+            for entry in earning:
+                self._settle(entry, _share(fair, 1, len(earning)), _share(self._cap(domain), 1, len(earning)))
         self._queue.sort(key=lambda entry: entry.priority)
 
     def _cap(self, domain: _Domain) -> int:

@@ -7,7 +7,9 @@ is what makes it worth comparing with `credit`.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pyhv.sched.base import (
     IDLE,
@@ -18,11 +20,13 @@ from pyhv.sched.base import (
     VcpuName,
     check_parameters,
 )
+from pyhv.sched.saved import read_accounts, read_parameters, read_places, say_accounts, say_places
+from pyhv.state import Plain, entries, given
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    vcpu: Schedulable
+    vcpu: Schedulable = given("whoever adds it")
     awake: bool = False
     used_ns: int = 0
     """Of the present slice."""
@@ -31,32 +35,34 @@ class _Entry:
 class RoundRobin(Scheduler):
     """A queue. `slice_ns` is how long its head may run before it goes to the tail."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {"slice_ns": "configured"}
+
     def __init__(self, slice_ns: int = 10 * MILLISECOND) -> None:
         if slice_ns <= 0:
             raise ValueError("a slice must last at least one nanosecond")
         self.slice_ns = slice_ns
-        self._entries: dict[VcpuName, _Entry] = {}
+        self._accounts: dict[VcpuName, _Entry] = {}
         self._queue: deque[_Entry] = deque()
         self._running: dict[int, _Entry] = {}
-        self._parameters: dict[int, tuple[int, int]] = {}
+        self._domains: dict[int, tuple[int, int]] = {}
 
     def add(self, vcpu: Schedulable) -> None:
         """Take a new vCPU in, asleep."""
-        if vcpu.id in self._entries:
+        if vcpu.id in self._accounts:
             raise ValueError(f"vCPU {vcpu.id} is scheduled already")
-        if vcpu.domid not in self._parameters:
-            self._parameters[vcpu.domid] = check_parameters(vcpu.weight, vcpu.cap)
-        self._entries[vcpu.id] = _Entry(vcpu)
+        if vcpu.domid not in self._domains:
+            self._domains[vcpu.domid] = check_parameters(vcpu.weight, vcpu.cap)
+        self._accounts[vcpu.id] = _Entry(vcpu)
 
     def remove(self, vcpu: Schedulable) -> None:
         """Forget a vCPU."""
-        self._leave(self._entries.pop(vcpu.id))
-        if all(entry.vcpu.domid != vcpu.domid for entry in self._entries.values()):
-            del self._parameters[vcpu.domid]
+        self._leave(self._accounts.pop(vcpu.id))
+        if all(entry.vcpu.domid != vcpu.domid for entry in self._accounts.values()):
+            del self._domains[vcpu.domid]
 
     def wake(self, vcpu: Schedulable, now: int) -> bool:
         """Put a sleeping vCPU at the tail; it preempts nobody: True only for an idle pCPU."""
-        entry = self._entries[vcpu.id]
+        entry = self._accounts[vcpu.id]
         if entry.awake:
             return False
         entry.awake = True
@@ -65,18 +71,18 @@ class RoundRobin(Scheduler):
 
     def sleep(self, vcpu: Schedulable, now: int) -> None:
         """Take a vCPU out of the queue; what was left of its slice is lost."""
-        entry = self._entries[vcpu.id]
+        entry = self._accounts[vcpu.id]
         self._leave(entry)
         entry.awake = False
         entry.used_ns = 0
 
     def yield_(self, vcpu: Schedulable, now: int) -> None:
         """Count the vCPU's slice as used up."""
-        self._entries[vcpu.id].used_ns = self.slice_ns
+        self._accounts[vcpu.id].used_ns = self.slice_ns
 
     def charge(self, vcpu: Schedulable, ns_run: int, now: int) -> None:
         """Subtract from the present slice."""
-        self._entries[vcpu.id].used_ns += ns_run
+        self._accounts[vcpu.id].used_ns += ns_run
 
     def pick(self, now: int, pcpu: int = 0) -> Decision:
         """Go on with the present vCPU while its slice lasts, else take the head of the queue."""
@@ -99,17 +105,35 @@ class RoundRobin(Scheduler):
 
     def adjust(self, domid: int, weight: int, cap: int) -> None:
         """Remember the parameters; they have no effect here."""
-        if domid not in self._parameters:
+        if domid not in self._domains:
             raise KeyError(domid)
-        self._parameters[domid] = check_parameters(weight, cap)
+        self._domains[domid] = check_parameters(weight, cap)
 
     def parameters(self, domid: int) -> tuple[int, int]:
         """The (weight, cap) last set for a domain."""
-        return self._parameters[domid]
+        return self._domains[domid]
 
     def next_event(self, now: int) -> int | None:
         """None: time alone makes no vCPU runnable here."""
         return None
+
+    def state(self) -> dict[str, Plain]:
+        """Accounts, parameters and the queue."""
+        return {
+            "domains": [[domid, list(parameters)] for domid, parameters in self._domains.items()],
+            "accounts": say_accounts(self._accounts),
+            **say_places(self._queue, self._running),
+        }
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Go on from there with the same vCPUs. StateError."""
+        found = entries(dict(saved), "", self.state())
+        domains = read_parameters(found["domains"], self._domains.keys())
+        accounts = read_accounts(found["accounts"], self._accounts)
+        queue, self._running = read_places(
+            found, accounts, {name for name, each in accounts.items() if each.awake}
+        )
+        self._queue, self._accounts, self._domains = deque(queue), accounts, domains
 
     def _leave(self, entry: _Entry) -> None:
         """Take an entry off the queue or off its pCPU."""

@@ -5,9 +5,11 @@ The states and the record are `struct vcpu_runstate_info` of the public header `
 guest memory: who writes the record into a registered area, and when, is the hypercall layer's business.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from pyhv.abi.numbers import VcpuState
+from pyhv.state import Nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +21,13 @@ class RunstateRecord:
     time: tuple[int, int, int, int]
 
 
+@dataclass(slots=True)
 class Runstate:
     """The accumulated times of one vCPU. All times are ns of system time; `now` must not decrease."""
 
-    def __init__(self, state: VcpuState, now: int) -> None:
-        self.state = state
-        self.state_entry_time = now
-        self.times = [0, 0, 0, 0]
+    state: VcpuState
+    state_entry_time: Nanoseconds
+    times: Annotated[list[Nanoseconds], 4] = field(default_factory=lambda: [0, 0, 0, 0])
 
     def change(self, state: VcpuState, now: int) -> None:
         """Close the account of the present state and enter `state`; entering the same state is allowed."""

@@ -5,7 +5,7 @@ import doctest
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import pytest
 from hypothesis import given as gives
@@ -67,6 +67,8 @@ class Whole:
     colour: Colour = Colour.RED
     frame: Mfn = Mfn(0)
     delta: s32 = 0
+    dial: Annotated[int, range(-5, 6)] = 0
+    three: Annotated[list[u8], 3] = field(default_factory=lambda: [1, 2, 3])
     on: bool = False
     name: str = ""
     image: bytearray = field(default_factory=bytearray)
@@ -86,6 +88,8 @@ WHOLES = st.builds(
     colour=st.sampled_from(Colour),
     frame=st.integers(0, 2**40),
     delta=st.integers(-(2**31), 2**31 - 1),
+    dial=st.integers(-5, 5),
+    three=st.lists(st.integers(0, 255), min_size=3, max_size=3),
     on=st.booleans(),
     name=st.text(),
     image=st.binary().map(bytearray),
@@ -156,6 +160,10 @@ def test_a_new_object_from_what_was_said() -> None:
         ("on", 1, "on is not of the type bool"),
         ("maybe", True, "maybe is not of the type int"),
         ("delta", 2**31, "delta is 2147483648, which is not in"),
+        ("dial", 6, "dial is 6, which is not in -5..5"),
+        ("dial", "", "dial is not of the type int"),
+        ("three", [1, 2], "three is not a list of 3"),
+        ("three", [1, 2, 256], "three.2 is 256"),
         ("colour", 3, "colour is no Colour"),
         ("part", {"byte": 256, "words": []}, "part.byte is 256"),
         ("part", {"byte": 1, "words": [0, -1]}, "part.words.1 is -1"),
