@@ -51,7 +51,7 @@ def guest_may_use(va: int, width: int = 64) -> bool:
 def cr3_to_mfn(cr3: int, width: int = 64) -> int:
     """The frame that a guest's CR3 names: its high bits are folded into the low ones."""
     if width == 64:
-        return cr3 >> 12 & (1 << 40) - 1 | (cr3 & 0xFFF) << 40
+        return cr3 >> 12 | (cr3 & 0xFFF) << 52
     return cr3 >> 12 & 0xF_FFFF | (cr3 & 0xFFF) << 20
 
 

@@ -18,6 +18,7 @@ from pyhv.abi.numbers import Assist
 from pyhv.abi.shared import FIFO_PORTS, SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
 from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.board import Board
+from pyhv.cpu.context import Context
 from pyhv.cpu.engine import Engine, ExitSink
 from pyhv.devices.wiring import CONSOLE_PORT, STORE_PORT, ConsoleSink, Wiring
 from pyhv.domain.config import DomainConfig
@@ -258,12 +259,12 @@ class DomainBuilder:
         board.physical.executors.append(domain.tables)
         dispatcher.attach(engine)
         for vcpu in domain.vcpus:
+            vcpu.context = Context(engine)
             area = domain.area
             for page in range(_GDT_GUEST_PAGES):
                 area.map(vcpu.number, page, board.zero_frame)
             area.map(vcpu.number, RESERVED_PAGE, board.xen_gdt[domain.width])
             area.map(vcpu.number, RESERVED_PAGE + 1, board.zero_frame)
-        domain.pristine = bytes(engine.vmcb.raw)
         return dispatcher
 
     def _first_vcpu(self, domain: Domain, boot: BootState) -> None:
@@ -272,11 +273,11 @@ class DomainBuilder:
         domain.tables.take_table(boot.top, domain.tables.top)
         first.kernel_l4 = boot.top
         registers = boot_registers(boot.entry, boot.start_info, boot.stack_top, domain.width)
-        first.kernel_ss, first.kernel_sp = registers["ss"], boot.stack_top
-        first.initial_registers = registers
+        first.kernel_ss, first.kernel_sp = registers.ss.selector, boot.stack_top
+        first.initial = registers
         first.initialised = True
         if isinstance(domain.tables, PaePageTables):
             domain.tables.l3_anywhere = Assist.PAE_EXTENDED_CR3 in domain.assists
         domain.set_wallclock(self._board.clock.wall_ns())
-        prepare_vcpu(domain, 0)
+        prepare_vcpu(first)
         first.update_time()

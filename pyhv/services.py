@@ -120,8 +120,8 @@ class Services:
 
     def start_vcpu(self, vcpu: Vcpu) -> None:
         """Bring a vCPU up."""
-        if vcpu.registers is None:
-            prepare_vcpu(self.residents[vcpu.domid].domain, vcpu.number)
+        if vcpu.context.is_empty:
+            prepare_vcpu(vcpu)
         vcpu.online = True
         now = self.clock.now()
         vcpu.runstate.change(VcpuState.RUNNABLE, now)

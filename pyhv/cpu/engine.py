@@ -106,6 +106,8 @@ class Engine:
         tuning: "Tuning | None" = None,
     ) -> None:
         self.sink = sink
+        self.holder: object = None
+        """Whose registers are in the state block (`context.py`); None: nobody's."""
         self._hole = hole
         self._answers_time = trap_time and posted_stops() is not None
         """Whether RDTSC is hooked: half as dear as a fault, but lost to a stop that it sees (`stops.py`)."""
@@ -156,6 +158,8 @@ class Engine:
         if self.block is not None:
             self._translated = self.block.array("watched", ram.frames)
             self.debug_unit = DebugUnit(self.block, self._processor.value or 0, self.flush_page)
+        self.pristine = bytes(self.vmcb.raw)
+        """The state block before any guest ran."""
 
     # -- set-up ------------------------------------------------------------------------------------------
 
@@ -417,10 +421,6 @@ class Engine:
             return q[v.EFLAGS] & ~0xCD5 | q[v.CC_SRC] & v.CONDITION_BITS | direction
         _fast_reg_read(self._handle, _EFLAGS, self._flags_pointer)
         return self._flags_cell.value
-
-    def load_fpu(self, image: bytes) -> None:
-        """Load the FPU and SSE registers from a FXSAVE image of 512 bytes."""
-        fpu.load(self.handle, image)
 
     def trap_user_time(self, on: bool) -> None:
         """The guest's own CR4.TSD: RDTSC is #GP(0) at every level, and so for the sink to look at."""

@@ -96,10 +96,11 @@ class Domain:
         self.maptrack: Maptrack
         self.zero_frame: Mfn
         """Stands in for descriptor pages that the guest did not supply."""
-        self.pristine: bytes
-        """The engine's state block before any guest ran on it."""
-        self.loaded: Vcpu | None = None
-        """Whose registers the engine holds."""
+
+    @property
+    def loaded(self) -> Vcpu | None:
+        """The vCPU whose registers the engine holds."""
+        return next((vcpu for vcpu in self.vcpus if vcpu.context.is_loaded), None)
 
     @property
     def alive(self) -> bool:

@@ -2,8 +2,7 @@
 """A virtual processor: what Xen keeps of it beyond its registers.
 
 That is where its traps and callbacks lead, which stack and which page tables it enters the kernel on, its
-timers and its runstate. Registers live in the engine's VMCB while the vCPU is loaded and in `Vcpu.registers`
-otherwise.
+timers and its runstate.
 """
 
 import struct
@@ -20,6 +19,8 @@ from pyhv.abi.shared import (
 )
 from pyhv.address import Mfn
 from pyhv.clock import Clock
+from pyhv.cpu.context import Context
+from pyhv.cpu.registers import Registers
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import XenError
@@ -116,12 +117,11 @@ class Vcpu:
         self.mcg_status = 0
         self.mci_ctl2 = [0, 0]
         """Registers of the virtual machine check architecture that hold what the guest writes."""
-        self.initial_registers: dict[str, int] = {}
-        """What VCPUOP_initialise (or the builder) wants the registers to be at the first run."""
-        self.initial_fpu = b""
-        """A FXSAVE image to start with; empty: the FPU is as FNINIT leaves it."""
-        self.registers: bytes | None = None
-        """Saved VMCB while not loaded in the engine."""
+        self.context: Context
+        """Its registers; from the moment on that the domain has an engine."""
+        self.initial: Registers | None = None
+        """What VCPUOP_initialise or the builder wants the registers to be, until the first run: only then are
+        the selectors loaded from the guest's descriptors."""
         self.time_stamp = -1
 
     def forget_segments(self) -> None:

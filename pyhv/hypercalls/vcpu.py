@@ -13,7 +13,7 @@ from pyhv.abi.structs import (
     VcpuSetPeriodicTimer,
     VcpuSetSingleshotTimer,
 )
-from pyhv.address import Mfn, guest_may_use
+from pyhv.address import guest_may_use
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.events.timers import MIN_PERIOD
@@ -226,7 +226,7 @@ def initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
     if vcpu.initialised:
         raise XenError(Errno.EEXIST, f"{vcpu.name} is initialised already")
     layout = CONTEXT_LAYOUT[call.width]
-    context = GuestContext(call.memory.read(argument, layout.size), call.width)
+    context = GuestContext.unpack(call.memory.read(argument, layout.size), call.width)
     context.check()
     tables = call.tables
     kernel, user = context.kernel_l4, context.user_l4
@@ -245,7 +245,5 @@ def initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
             tables.drop_table(user)
         raise
     context.apply(vcpu)
-    vcpu.kernel_l4, vcpu.user_l4 = Mfn(kernel), Mfn(user)
-    vcpu.initial_registers, vcpu.initial_fpu = context.registers, context.fpu
     vcpu.initialised = True
     return 0

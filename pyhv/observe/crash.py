@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from pyhv.cpu.decode import disassemble
+from pyhv.cpu.registers import SEGMENTS, SegmentRegister, wide_name
 from pyhv.loader.image import Symbol
 from pyhv.observe.trace import detail_name
 from pyhv.traps.report import CrashReport
@@ -90,11 +91,22 @@ def _word(report: CrashReport, value: int) -> str:
 def _registers(report: CrashReport) -> list[str]:
     registers, lines = report.registers, []
     for row in _ROWS[report.width]:
-        cells = [f"{name:>7} {_word(report, registers[name])}" for name in row if name in registers]
-        lines.append(" ".join(cells))
-    rflags = registers["rflags" if report.width == 64 else "eflags"]
-    set_flags = " ".join(name for bit, name in _FLAGS if rflags >> bit & 1) or "none"
+        lines.append(" ".join(f"{name:>7} {_word(report, _register(report, name))}" for name in row))
+    set_flags = " ".join(name for bit, name in _FLAGS if registers.rflags >> bit & 1) or "none"
     return [*lines, f"  flags {set_flags}"]
+
+
+def _register(report: CrashReport, name: str) -> int:
+    """A register by the name that it has for the guest's width."""
+    registers = report.registers
+    if name == "cr3":
+        return report.cr3
+    segment, _, hidden = name.partition("_")
+    if segment in SEGMENTS:
+        found: SegmentRegister = getattr(registers, segment)
+        return found.base if hidden else found.selector
+    value: int = getattr(registers, wide_name(name))
+    return value & (1 << report.width) - 1
 
 
 def _code(report: CrashReport, names: Symbols) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Final
 from pyhv.abi.x86 import (
     COMPAT_RING3_CS,
     COMPAT_RING3_DS,
+    CR4_TSD,
     ERROR_CODE_VECTORS,
     FLAG_IOPL,
     FLAG_RF,
@@ -28,6 +29,7 @@ from pyhv.abi.x86 import (
 from pyhv.address import PAGE_SIZE, Mfn
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
+from pyhv.cpu.registers import Registers
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
@@ -143,16 +145,12 @@ class GuestCpu(ABC):
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine, taking the other one off."""
-        previous = self.domain.loaded
-        if previous is vcpu:
+        if vcpu.context.is_loaded:
             return
-        raw = self.vmcb.raw
-        if previous is not None:
-            self.normalise_flags()
-            previous.registers = bytes(raw)
-        if vcpu.registers is not None:
-            raw[:] = vcpu.registers
-        self.domain.loaded = self.vcpu = vcpu
+        if vcpu.context.load():
+            self.engine.set_tsc_aux(vcpu.tsc_aux)
+            self.engine.trap_user_time(bool(vcpu.cr4 & CR4_TSD))
+        self.vcpu = vcpu
         self.memory.use(vcpu.kernel_l4)
         base = DomainArea.address(vcpu.number)
         self.vmcb.set_system_table(v.GDT_OFFSET, base, _GDT_LIMIT)
@@ -160,25 +158,21 @@ class GuestCpu(ABC):
         self.load_ldtr()
         self.tables.flush = True
         self.arrange()
-        if vcpu.initial_registers:
-            self._load_first_segments(vcpu.initial_registers)
-            vcpu.initial_registers = {}
-        if vcpu.initial_fpu:
-            self.engine.load_fpu(vcpu.initial_fpu)
-            vcpu.initial_fpu = b""
+        if vcpu.initial is not None:
+            self._load_first_segments(vcpu.initial)
+            vcpu.initial = None
 
-    def _load_first_segments(self, registers: dict[str, int]) -> None:
+    def _load_first_segments(self, wanted: Registers) -> None:
         """Load the selectors with which a vCPU starts; data segments that cannot be loaded stay null."""
         vmcb, kernel = self.vmcb, self.kernel_ring
-        cs = registers.get("cs", 0)
         ring = 3 if not self.vcpu.in_kernel else kernel
-        for segment, name in ((v.ES, "es"), (v.DS, "ds"), (v.FS, "fs"), (v.GS, "gs")):
-            selector = registers.get(name, 0) & 0xFFFF
+        for segment in (v.ES, v.DS, v.FS, v.GS):
+            selector = wanted.segments[segment].selector
             value = self.descriptor(selector) if selector & ~3 else None
             if value is not None and descriptors.loadable_data(value, max(selector & 3, ring)):
                 vmcb.set_segment(segment, selector, *descriptors.decode(value | 1 << 40))
-        if cs & ~3:
-            self.load_return_segments(cs & 0xFFFF, registers.get("ss", 0) & 0xFFFF)
+        if wanted.cs.selector & ~3:
+            self.load_return_segments(wanted.cs.selector, wanted.ss.selector)
 
     def leave_vm86(self, rflags: int) -> int:
         """Make a process of what is in virtual-8086 mode; RFLAGS as they should have been.
@@ -194,10 +188,6 @@ class GuestCpu(ABC):
         for segment in (v.ES, v.DS, v.FS, v.GS):
             self.vmcb.set_segment(segment, 0, 0, 0, 0)
         return rflags & ~(FLAG_VM | FLAG_IOPL)
-
-    def normalise_flags(self) -> None:
-        """Compute the lazy flags into the state block, so that it can be saved or shown."""
-        self.vmcb.set_rflags(self.engine.rflags())
 
     def load_ldtr(self) -> None:
         """Point the hardware LDTR at the vCPU's LDT window; pages come in on first use."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pyhv.address import MASK32, MASK64, mfn_to_cr3
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind
+from pyhv.cpu.registers import Registers
 from pyhv.errors import XenError
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.privileged import fetch
@@ -16,8 +17,8 @@ STACK_WORDS = 64
 @dataclass(frozen=True, slots=True)
 class CrashReport:
     """State of the crashed vCPU. `stack` are the words of `width` bits from the stack pointer upwards as far
-    as readable; `registers` have the names of that width; `pc` and `sp` are linear addresses; `last_exits`
-    are (kind, detail, RIP), newest last; `time_ns` is machine time."""
+    as readable; `cr3` is the guest's kernel's; `pc` and `sp` are linear addresses; `last_exits` are (kind,
+    detail, RIP), newest last; `time_ns` is machine time."""
 
     domid: int
     name: str
@@ -28,7 +29,8 @@ class CrashReport:
     width: int
     pc: int
     sp: int
-    registers: dict[str, int]
+    registers: Registers
+    cr3: int
     code: bytes
     stack: tuple[int, ...]
     last_exits: tuple[tuple[ExitKind, int, int], ...]
@@ -60,33 +62,9 @@ def capture(
         width=width,
         pc=pc,
         sp=sp,
-        registers=_wide_registers(cpu) if width == 64 else _narrow_registers(cpu),
+        registers=vcpu.context.registers,
+        cr3=mfn_to_cr3(vcpu.kernel_l4, width),
         code=fetch(cpu, pc),
         stack=tuple(stack),
         last_exits=last_exits,
     )
-
-
-def _wide_registers(cpu: GuestCpu) -> dict[str, int]:
-    vmcb = cpu.vmcb
-    q = vmcb.q
-    return dict(zip(v.GENERAL_NAMES, q[0:16], strict=True)) | {
-        "rip": q[v.RIP],
-        "rflags": cpu.engine.rflags(),
-        "cs": vmcb.selector(v.CS),
-        "ss": vmcb.selector(v.SS),
-        "cr2": q[v.CR + 2],
-        "cr3": mfn_to_cr3(cpu.vcpu.kernel_l4),
-        "fs_base": q[v.SEG_BASE[v.FS]],
-        "gs_base": q[v.SEG_BASE[v.GS]],
-    }
-
-
-def _narrow_registers(cpu: GuestCpu) -> dict[str, int]:
-    vmcb = cpu.vmcb
-    q = vmcb.q
-    registers = {f"e{name[1:]}": q[index] & MASK32 for index, name in enumerate(v.GENERAL_NAMES[:8])}
-    registers |= {"eip": q[v.RIP] & MASK32, "eflags": cpu.engine.rflags() & MASK32}
-    for name, segment in (("cs", v.CS), ("ss", v.SS), ("ds", v.DS), ("es", v.ES), ("fs", v.FS), ("gs", v.GS)):
-        registers[name] = vmcb.selector(segment)
-    return registers | {"cr2": q[v.CR + 2] & MASK32, "cr3": mfn_to_cr3(cpu.vcpu.kernel_l4, 32)}

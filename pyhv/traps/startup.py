@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The registers with which a vCPU starts (public header `xen.h`, "start-of-day memory layout").
 
-A vCPU's first state is the processor's pristine one with the general registers, flags and bases that the
-builder or VCPUOP_initialise names. Its segments are flat at first; those that are named instead are loaded
-from the guest's descriptors when the vCPU is first put on its engine (`GuestCpu.load`).
+They are those that the builder or VCPUOP_initialise names. Its code and stack segments are flat at first;
+those that are named instead, and data segments, are loaded from the guest's descriptors when the vCPU is
+first put on its engine (`GuestCpu.load`).
 """
+
+from dataclasses import replace
 
 from pyhv.abi.x86 import (
     FLAT_RING1_CS,
@@ -13,47 +15,50 @@ from pyhv.abi.x86 import (
     FLAT_RING3_DS,
     RESERVED_DESCRIPTORS_COMPAT,
 )
-from pyhv.cpu import vmcb as v
-from pyhv.cpu.vmcb import Vmcb
-from pyhv.domain.domain import Domain
+from pyhv.cpu.registers import Registers, SegmentRegister
+from pyhv.domain.vcpu import Vcpu
 from pyhv.mmu.descriptors import decode
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT, IRET_FLAGS
 
 
-def boot_registers(entry: int, start_info: int, stack_top: int, width: int = 64) -> dict[str, int]:
+def boot_registers(entry: int, start_info: int, stack_top: int, width: int = 64) -> Registers:
     """What the domain builder gives vCPU 0 of a guest of `width` bits; what is not named is 0.
 
     A 64-bit kernel begins with null data segments, a 32-bit one with flat ones of ring 1.
     """
-    registers = {"rip": entry, "rsi": start_info, "rsp": stack_top, "rflags": 0x202}
+    registers = Registers(rip=entry, rsi=start_info, rsp=stack_top, rflags=0x202)
     if width == 64:
-        return registers | {"cs": FLAT_RING3_CS64, "ss": FLAT_RING3_DS}
-    data = dict.fromkeys(("ss", "ds", "es", "fs", "gs"), FLAT_RING1_DS)
-    return registers | {"cs": FLAT_RING1_CS} | data
-
-
-def first_state(pristine: bytes, registers: dict[str, int], width: int = 64) -> bytes:
-    """A VMCB image: `pristine` with `registers` (names of `cpu_user_regs`, `fs_base`, `gs_base`) loaded."""
-    block = bytearray(pristine)
-    vmcb = Vmcb(memoryview(block))
-    for index, name in enumerate(v.GENERAL_NAMES):
-        vmcb.q[index] = registers.get(name, 0)
-    vmcb.rip = registers.get("rip", 0)
-    vmcb.set_rflags(registers.get("rflags", 0) & IRET_FLAGS | 0x202)
-    if width == 64:
-        vmcb.d[v.HFLAGS] = v.HF_BASE64 | 3
-        vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
-        vmcb.set_segment(v.SS, FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
+        registers.cs.selector, registers.ss.selector = FLAT_RING3_CS64, FLAT_RING3_DS
     else:
-        vmcb.d[v.HFLAGS] = v.HF_BASE64 & ~v.HF_CS64 | 1
-        vmcb.set_segment(v.CS, FLAT_RING1_CS, *decode(RESERVED_DESCRIPTORS_COMPAT[FLAT_RING1_CS & ~3]))
-        vmcb.set_segment(v.SS, FLAT_RING1_DS, *decode(RESERVED_DESCRIPTORS_COMPAT[FLAT_RING1_DS & ~3]))
-    for segment, name in ((v.DS, "ds"), (v.ES, "es"), (v.FS, "fs"), (v.GS, "gs")):
-        vmcb.set_segment(segment, registers.get(name, 0), registers.get(f"{name}_base", 0), 0, 0)
-    return bytes(block)
+        for segment in registers.segments:
+            segment.selector = FLAT_RING1_DS
+        registers.cs.selector = FLAT_RING1_CS
+    return registers
 
 
-def prepare_vcpu(domain: Domain, number: int) -> None:
-    """Make the initial registers of a vCPU its saved state."""
-    vcpu = domain.vcpus[number]
-    vcpu.registers = first_state(domain.pristine, vcpu.initial_registers, domain.width)
+def first_state(wanted: Registers, width: int = 64) -> Registers:
+    """What a vCPU holds before the selectors of `wanted` are loaded: flags as an iret hypercall may set them,
+    null data segments with the selectors and bases that are wanted."""
+    if width == 64:
+        cs = SegmentRegister(FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
+        ss = SegmentRegister(FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
+    else:
+        cs = SegmentRegister(FLAT_RING1_CS, *decode(RESERVED_DESCRIPTORS_COMPAT[FLAT_RING1_CS & ~3]))
+        ss = SegmentRegister(FLAT_RING1_DS, *decode(RESERVED_DESCRIPTORS_COMPAT[FLAT_RING1_DS & ~3]))
+    return replace(
+        wanted,
+        rflags=wanted.rflags & IRET_FLAGS | 0x202,
+        cpl=3 if width == 64 else 1,
+        cs=cs,
+        ss=ss,
+        ds=SegmentRegister(wanted.ds.selector, wanted.ds.base),
+        es=SegmentRegister(wanted.es.selector, wanted.es.base),
+        fs=SegmentRegister(wanted.fs.selector, wanted.fs.base),
+        gs=SegmentRegister(wanted.gs.selector, wanted.gs.base),
+    )
+
+
+def prepare_vcpu(vcpu: Vcpu) -> None:
+    """Make the registers with which a vCPU is to start those that it has."""
+    assert vcpu.initial is not None
+    vcpu.context.registers = first_state(vcpu.initial, vcpu.width)

@@ -54,23 +54,23 @@ def test_the_page_tables_are_approved(machine: Machine, base: int) -> None:
 
 def test_the_kernel_finds_itself(machine: Machine) -> None:
     domain = created(machine, image(0xC0000000))
-    registers = domain.vcpus[0].initial_registers
+    registers = domain.vcpus[0].context.registers
     domain.memory.l4 = domain.vcpus[0].kernel_l4
-    info = StartInfo.unpack(domain.memory.read(registers["rsi"], StartInfo.size(32)), 32)
+    info = StartInfo.unpack(domain.memory.read(registers.rsi, StartInfo.size(32)), 32)
     assert info.magic.rstrip(b"\0") == b"xen-3.0-x86_32p"
     assert info.cmd_line.rstrip(b"\0") == b"a=b"
     assert info.shared_info == domain.shared_info.mfn << 12
-    assert domain.memory.read(registers["rip"], 4) == b"\xf4" * 4
+    assert domain.memory.read(registers.rip, 4) == b"\xf4" * 4
     assert Assist.PAE_EXTENDED_CR3 in domain.assists
 
 
 def test_boot_registers() -> None:
     found = boot_registers(0xC0100000, 0xC0200000, 0xC0300000, 32)
-    assert (found["rip"], found["rsi"], found["rsp"]) == (0xC0100000, 0xC0200000, 0xC0300000)
-    assert (found["cs"], found["rflags"]) == (CS, 0x202)
-    assert {found[name] for name in ("ss", "ds", "es", "fs", "gs")} == {DS}
+    assert (found.rip, found.rsi, found.rsp) == (0xC0100000, 0xC0200000, 0xC0300000)
+    assert (found.cs.selector, found.rflags) == (CS, 0x202)
+    assert {getattr(found, name).selector for name in ("ss", "ds", "es", "fs", "gs")} == {DS}
     wide = boot_registers(1, 2, 3)
-    assert (wide["cs"], wide["ss"], wide.get("ds", 0)) == (0xE033, 0xE02B, 0)
+    assert (wide.cs.selector, wide.ss.selector, wide.ds.selector) == (0xE033, 0xE02B, 0)
 
 
 def test_without_low_memory_nothing_is_left_of_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

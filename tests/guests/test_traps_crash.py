@@ -46,14 +46,14 @@ def test_the_report_shows_the_vcpu() -> None:
     done = crashes("    mov rbx, 0x1234\n    push rbx\n    ud2\n")
     report = done.report
     assert report is not None
-    assert report.registers["rbx"] == 0x1234
+    assert report.registers.rbx == 0x1234
     assert report.code.startswith(b"\x0f\x0b")
     assert report.stack[0] == 0x1234
     assert report.kernel_mode
     assert report.vcpu == 0
-    assert report.registers["cs"] == 0xE033
+    assert report.registers.cs.selector == 0xE033
     assert report.last_exits[-1][0] is ExitKind.INVALID_OPCODE
-    assert report.last_exits[-1][2] == report.registers["rip"]
+    assert report.last_exits[-1][2] == report.registers.rip
 
 
 @pytest.mark.parametrize(

@@ -460,7 +460,7 @@ def test_breakpoints_belong_to_their_vcpu() -> None:
         guest.handlers()
         arm(guest, 0, guest.scratch + FREE, WRITE, 8)
         first, second = guest.domain.vcpus
-        second.registers = bytes(guest.cpu.vmcb.raw)
+        second.context.registers = first.context.registers
         second.kernel_l4, second.traps = first.kernel_l4, first.traps
         code = f"mov rdx, {guest.scratch + FREE}; mov [rdx], rax; nop"
         assert guest.execute(code) == DB

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyhv.cpu.exits import ExitKind
+from pyhv.cpu.registers import Registers
 from pyhv.loader.image import Symbol
 from pyhv.observe.crash import MAX_UNSIZED, Symbols, render
 from pyhv.traps.report import CrashReport
@@ -18,14 +19,13 @@ SYMBOLS = (
     Symbol(0x100040, 0x10, "sized"),
     Symbol(0x100100, 0, "unsized"),
 )
-GENERAL = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)), "rip"]
 
 
 @pytest.fixture
 def report():
-    registers = {name: 0x1000 + number for number, name in enumerate(GENERAL)}
-    registers |= {"rip": 0x100012, "rsp": 0x200000, "rflags": 0x246}
-    registers |= {"cs": 0xE033, "ss": 0xE02B, "cr2": 0xDEAD, "cr3": 0x5000, "fs_base": 0, "gs_base": 7}
+    registers = Registers(*range(0x1000, 0x1010), rip=0x100012, rflags=0x246, cr2=0xDEAD)
+    registers.rsp = 0x200000
+    registers.cs.selector, registers.ss.selector, registers.gs.base = 0xE033, 0xE02B, 7
     return CrashReport(
         domid=3,
         name="mini",
@@ -37,6 +37,7 @@ def report():
         pc=0x100012,
         sp=0x200000,
         registers=registers,
+        cr3=0x5000,
         code=bytes.fromhex("0f0b c3 90".replace(" ", "")),
         stack=(0x100044, 0x1234, *range(20), 0x100110),
         last_exits=((ExitKind.HYPERCALL, 1, 0x100004), (ExitKind.GENERAL_PROTECTION, 13, 0x999)),
@@ -105,19 +106,21 @@ def test_code_that_is_no_instruction(report):
 
 def test_a_32_bit_guest():
     """Its registers have its names and 8 digits, its code is 32-bit code, its stack is of 4-byte words."""
-    general = ("eax", "ebx", "ecx", "edx", "esi", "edi", "ebp", "esp", "eip", "eflags", "cr2", "cr3")
-    registers = {name: 0x1000 + number for number, name in enumerate(general)}
-    registers |= dict.fromkeys(("cs", "ss", "ds", "es", "fs", "gs"), 57377)
+    registers = Registers(rax=1 << 32 | 0x1000, rbx=0x1001)
+    registers.ds.selector = 0xE021
     text = render(
         CrashReport(
             domid=1, name="narrow", vcpu=0, cause="why", time_ns=0, kernel_mode=False, width=32, pc=0x100040,
-            sp=0xFFFF_FFF8, registers=registers, code=bytes.fromhex("40c3"), stack=(1, 2, 0x100044),
+            sp=0xFFFF_FFF8, registers=registers, cr3=0x5000, code=bytes.fromhex("40c3"),
+            stack=(1, 2, 0x100044),
             last_exits=((ExitKind.HYPERCALL, 29, 0x100004),),
         ),
         SYMBOLS,
     )  # fmt: skip
     assert "in user mode, at sized+0x0/0x10" in text
     assert "    eax 00001000     ebx 00001001" in text
+    assert "    cr3 00005000" in text
+    assert "     ds 0000e021" in text
     assert "=> 00100040  inc eax" in text
     assert "   fffffff8  00000001\n   fffffffc  00000002\n   00000000  00100044  sized+0x4/0x10" in text
     assert "   00100004  hypercall" in text

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whole machines whose vCPUs lose the engine's own form of their registers time and again, and run on bit for
+bit from their names: no lazy flag, no hidden segment, no mode of the FPU may be forgotten.
+"""
+
+import random
+
+import pytest
+from conftest import Capture
+from guest_machine import image_of
+from user_guest import source
+
+from pyhv.cpu.registers import Registers
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
+from pyhv.guests.build import build_builtin
+from pyhv.loader.elf import load_image
+from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.observe.digest import Digest
+from pyhv.state import construct, state
+
+PAGES = 4096
+VCPUS = {"smp32": 4}
+GUESTS = (
+    ("hello",), ("pages",), ("usermode",), ("ticker",), ("debug",), ("opcodes",), ("fifo",), ("ping", "pong"),
+    ("hello32",), ("traps32",), ("usermode32",), ("smp32",), ("events32",), ("opcodes32",), ("pages32",),
+)  # fmt: skip
+MOST_STOPS = 2000
+
+ARITHMETIC = source(
+    """    push 0x1f80 | 1 << 13                       # SSE rounds down, x87 up, to double precision
+    ldmxcsr [rsp]
+    mov word ptr [rsp], 0x37f & ~0x300 | 2 << 8 | 2 << 10
+    fldcw [rsp]
+    mov eax, 3
+    cvtsi2sd xmm1, eax
+    mov eax, 1
+    cvtsi2sd xmm0, eax
+    movapd xmm5, xmm0
+    fld1
+    fldpi
+    mov ecx, 1500
+    xor ebx, ebx
+    mov r8, -1
+again:
+    divsd xmm0, xmm1
+    addsd xmm0, xmm5
+    .byte 0xd8, 0xc9                            # fmul st(0), st(1)
+    fsqrt
+    .byte 0xd8, 0xc1                            # fadd st(0), st(1)
+    .byte 0xd9, 0xc9                            # fxch
+    add r8, rcx                                 # carries, borrows and directions across blocks
+    jmp one
+one:
+    adc ebx, 0
+    std
+    sub r8d, ebx
+    jmp two
+two:
+    sbb ebx, ecx
+    cld
+    rcl r8, 3
+    jmp three
+three:
+    setp al
+    loop again
+    fstp qword ptr [rsp]
+    mov rdi, [rsp]
+    movq rsi, xmm0
+    mov eax, 2                                  # which shows the registers to the digest
+    syscall
+"""
+)
+
+
+def run(images: list[tuple[str, bytes]], *, tuned: bool, one_in: float, renew: bool) -> tuple[str, int]:
+    """Run guests in spans of time drawn by lot: digest, outcome and consoles; and how often they stopped."""
+    machine = Machine(MachineConfig(PAGES * len(images), virtual_time=True, seed=1, tuned=tuned))
+    digest = Digest()
+    machine.observe(digest)
+    lot, stops = random.Random(20261127), 0
+    consoles, domains = [], []
+    try:
+        for name, image in images:
+            consoles.append(Capture())
+            config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
+            domains.append(machine.create(load_image(image, name), config, console=consoles[-1]))
+        machine.introduce_peers()
+        outcome = Outcome.TIMEOUT
+        while outcome is Outcome.TIMEOUT:
+            assert stops < MOST_STOPS
+            outcome = machine.run(timeout_ns=1 + int(lot.expovariate(1 / one_in)))
+            stops += 1
+            if renew:
+                for domain in domains:
+                    renew_registers(domain)
+        return f"{digest.summary()}{outcome}\n" + "".join(console.text for console in consoles), stops
+    finally:
+        machine.close()
+
+
+def renew_registers(domain: Domain) -> None:
+    """Put the registers of all vCPUs into plain data, and that into state blocks of their own."""
+    if not domain.alive:
+        return
+    for vcpu in domain.vcpus:
+        if not vcpu.context.is_empty:
+            plain = state(vcpu.context.registers)
+            vcpu.context.registers = Registers(rax=0x5A5A, cpl=0)  # nothing is left of what it was
+            vcpu.context.registers = construct(Registers, plain)
+
+
+def assert_nothing_is_forgotten(images: list[tuple[str, bytes]], span: float, *, tuned: bool = True) -> None:
+    untouched, stops = run(images, tuned=tuned, one_in=span, renew=False)
+    assert "SUCCESS" in untouched
+    assert stops > 20
+    assert run(images, tuned=tuned, one_in=span, renew=True) == (untouched, stops)
+
+
+@pytest.mark.parametrize("names", GUESTS, ids=lambda names: names[0])
+def test_a_guest_runs_on_from_names(names: tuple[str, ...]) -> None:
+    images = [(name, build_builtin(name)) for name in names]
+    machine_ns = elapsed(images)
+    assert_nothing_is_forgotten(images, machine_ns / 200)
+
+
+def elapsed(images: list[tuple[str, bytes]]) -> int:
+    """Machine time that the guests take, ns."""
+    machine = Machine(MachineConfig(PAGES * len(images), virtual_time=True, seed=1))
+    try:
+        for name, image in images:
+            config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
+            machine.create(load_image(image, name), config, console=Capture())
+        machine.introduce_peers()
+        assert machine.run(timeout_ns=20 * 10**9) is Outcome.ENDED
+        return machine.now()
+    finally:
+        machine.close()
+
+
+@pytest.mark.parametrize("tuned", [True, False], ids=["tuned", "plain"])
+def test_arithmetic_goes_on_between_any_two_blocks(tuned: bool) -> None:
+    assert_nothing_is_forgotten([("arithmetic", image_of(ARITHMETIC))], 500, tuned=tuned)
