@@ -13,9 +13,10 @@ from fuzz.source import Source
 from fuzz.target import Finding, Target, arm
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.xs_wire import Message
-from pyhv.address import MASK32
+from pyhv.address import MASK32, Mfn
 from pyhv.devices.console import ConsoleRing
 from pyhv.devices.xenstore_ring import XenstoreRing
+from pyhv.shared_page import SharedPage
 from pyhv.xenstore.domu import DomU, remove_domu, write_domu
 from pyhv.xenstore.store import Store
 from pyhv.xenstore.wire import Connection, encode
@@ -37,10 +38,11 @@ VALUES = (
 )  # fmt: skip
 
 
-class Page:
+class Page(SharedPage):
     """A guest's frame."""
 
     def __init__(self) -> None:
+        self.mfn = Mfn(0)
         self.bytes = bytearray(4096)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -55,13 +57,9 @@ class Page:
             raise Finding("page", f"a write of {len(data)} bytes at {offset}")
         self.bytes[offset : offset + len(data)] = data
 
-    def read_u32(self, offset: int) -> int:
-        """One word."""
-        return int.from_bytes(self.read(offset, 4), "little")
-
-    def write_u32(self, offset: int, value: int) -> None:
-        """Store one word."""
-        self.write(offset, value.to_bytes(4, "little"))
+    def window(self, offset: int, length: int) -> memoryview:
+        """Bytes as they are."""
+        return memoryview(self.bytes)[offset : offset + length].toreadonly()
 
 
 class Side:

@@ -25,6 +25,7 @@ from pyhv.cpu.engine import ExitSink
 from pyhv.devices.wiring import ConsoleSink
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
+from pyhv.domain.holdings import holdings
 from pyhv.domain.vcpu import Vcpu
 from pyhv.domain_builder import DomainBuilder
 from pyhv.errors import ConfigError, GuestCrash
@@ -200,7 +201,7 @@ class Machine:
         there = [resident for resident in self.residents if not resident.buried]
         rings = [mfn for resident in there for mfn in resident.wiring.rings]
         domains = [resident.domain for resident in there]
-        return audit(self.frames, self.ram, domains, m2p=self.board.m2p, rings=rings)
+        return audit(self.frames, self.ram, map(holdings, domains), m2p=self.board.m2p, rings=rings)
 
     def _frame_freed(self, mfn: int, owner: int) -> None:
         """A domain loses a frame: it has one less, and no stale translation may lead there."""

@@ -35,8 +35,8 @@ def take_apart(board: Board, resident: Resident, residents: Residents, store: St
             if table:
                 domain.tables.drop_table(table)
         vcpu.kernel_l4 = vcpu.user_l4 = Mfn(0)
-        if vcpu.info_moved:
-            frames.drop_writable(vcpu.info_page.mfn)
+        if vcpu.info.moved:
+            frames.drop_writable(vcpu.info.page.mfn)
     stepwise.drop_ahead(domain.tables)
     stepwise.settle(domain.tables)
     for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():

@@ -18,7 +18,8 @@ Terminals, logs and line endings are not known here.
 from collections.abc import Callable
 
 from pyhv.abi.shared import CONSOLE_CONNECTION
-from pyhv.devices.ring import ByteRing, RingBroken, SharedPage
+from pyhv.devices.ring import ByteRing, RingBroken
+from pyhv.shared_page import SharedPage
 
 IN_SIZE = 1024
 OUT_SIZE = 2048

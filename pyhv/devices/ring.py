@@ -13,28 +13,8 @@ reads each index once, checks, and works with what it read. The page itself is r
 `SharedPage` alone: who owns the frame, and who must hear that it was written, is the machine's business.
 """
 
-from typing import Protocol
-
 from pyhv.address import MASK32
-
-
-class SharedPage(Protocol):
-    """One 4096-byte frame that a guest shares; offsets are bytes from its start.
-
-    Callers stay inside the page; 32-bit words are little-endian and aligned.
-    """
-
-    def read(self, offset: int, length: int) -> bytes:
-        """A copy of `length` bytes."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store `data`."""
-
-    def read_u32(self, offset: int) -> int:
-        """One word, read once."""
-
-    def write_u32(self, offset: int, value: int) -> None:
-        """Store one word at once."""
+from pyhv.shared_page import SharedPage
 
 
 class RingBroken(Exception):

@@ -16,7 +16,8 @@ This module moves bytes between the page and a `Connection`; what they mean is k
 from collections.abc import Callable
 
 from pyhv.abi.xs_wire import LinkError
-from pyhv.devices.ring import ByteRing, RingBroken, SharedPage
+from pyhv.devices.ring import ByteRing, RingBroken
+from pyhv.shared_page import SharedPage
 from pyhv.xenstore.wire import Connection
 
 RING_SIZE = 1024

@@ -85,7 +85,7 @@ class Domain:
             Vcpu(domid, number, config, self.memory, self.shared_info, clock)
             for number in range(config.vcpus)
         ]
-        self.bits = TwoLevel(self.shared_info, config.vcpus, width)
+        self.bits = TwoLevel(self.shared_info, [vcpu.info for vcpu in self.vcpus], width)
         # Set by the machine while it builds the domain:
         self.tables: PageTables
         self.cache: L4Cache

@@ -5,18 +5,9 @@ That is where its traps and callbacks lead, which stack and which page tables it
 timers and its runstate.
 """
 
-import struct
 from contextlib import suppress
 
 from pyhv.abi.numbers import VcpuState
-from pyhv.abi.shared import (
-    SHARED_LAYOUT,
-    SI_VCPU_INFO,
-    VCPU_INFO_SIZE,
-    VI_TIME,
-    VI_UPCALL_MASK,
-    VI_UPCALL_PENDING,
-)
 from pyhv.address import Mfn
 from pyhv.clock import Clock
 from pyhv.cpu.context import Context
@@ -25,12 +16,13 @@ from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import XenError
 from pyhv.events.timers import PeriodicTimer
+from pyhv.events.vcpu_info import VcpuInfo
 from pyhv.mmu.descriptors import Segment
-from pyhv.mmu.memory import FramePage, GuestMemory
+from pyhv.mmu.memory import GuestMemory
 from pyhv.sched.runstate import Runstate
+from pyhv.shared_page import SharedPage
 
 NO_TRAP = (0, 0)
-_TIME_INFO = struct.Struct("<IIQQIbBxx")
 
 
 class Vcpu:
@@ -42,7 +34,7 @@ class Vcpu:
         number: int,
         config: DomainConfig,
         memory: GuestMemory,
-        shared_info: FramePage,
+        shared_info: SharedPage,
         clock: Clock,
     ) -> None:
         self.domid = domid
@@ -53,7 +45,6 @@ class Vcpu:
         self.config = config
         self.memory = memory
         self.clock = clock
-        self._ram = ram = memory.ram
         self.initialised = False
         self.online = False
         self.in_kernel = True
@@ -96,15 +87,7 @@ class Vcpu:
         self.tsc_aux = 0
         self.cpuid_faulting = False
         """CPUID of user mode is #GP."""
-        self.info_page = shared_info
-        self.info_offset = SI_VCPU_INFO + VCPU_INFO_SIZE * (number if number < 32 else 0)
-        self.info = self.info_page.base + self.info_offset
-        """Machine address of the live vcpu_info."""
-        self.info_moved = False
-        layout = SHARED_LAYOUT[self.width]
-        self._cr2_offset = layout.cr2
-        self._cr2_words, self._cr2_shift = (ram.q, 3) if layout.width == 64 else (ram.d, 2)
-        self._cr2_mask = (1 << layout.width) - 1
+        self.info = VcpuInfo(shared_info, number, self.width)
         self.runstate = Runstate(VcpuState.OFFLINE, clock.now())
         self.runstate_area = 0
         self.time_area = 0
@@ -145,63 +128,17 @@ class Vcpu:
         """d1v0 and the like."""
         return f"d{self.domid}v{self.number}"
 
-    # -- vcpu_info -----------------------------------------------------------------------------------------
-
-    @property
-    def upcall_masked(self) -> bool:
-        """The guest's interrupt flag, inverted."""
-        return self._ram.raw[self.info + VI_UPCALL_MASK] != 0
-
-    @upcall_masked.setter
-    def upcall_masked(self, masked: bool) -> None:
-        self._ram.raw[self.info + VI_UPCALL_MASK] = masked
-
-    @property
-    def upcall_pending(self) -> bool:
-        """Whether some event waits for this vCPU."""
-        return self._ram.raw[self.info + VI_UPCALL_PENDING] != 0
-
-    @upcall_pending.setter
-    def upcall_pending(self, pending: bool) -> None:
-        self._ram.raw[self.info + VI_UPCALL_PENDING] = pending
-
-    def event_deliverable(self) -> bool:
-        """An event is pending and not masked."""
-        raw, info = self._ram.raw, self.info
-        return raw[info] != 0 and raw[info + 1] == 0
-
     @property
     def nmi_deliverable(self) -> bool:
         """An NMI is pending, and the handler of none is running."""
         return self.nmi_pending and not self.in_nmi
 
-    @property
-    def cr2(self) -> int:
-        """The virtual CR2."""
-        return self._cr2_words[self.info + self._cr2_offset >> self._cr2_shift]
-
-    @cr2.setter
-    def cr2(self, value: int) -> None:
-        self._cr2_words[self.info + self._cr2_offset >> self._cr2_shift] = value & self._cr2_mask
-
-    def use_info(self, page: FramePage, offset: int) -> None:
-        """From now on vcpu_info lives at `offset` of `page`, where `TwoLevel.relocate` has copied it."""
-        self.info_page, self.info_offset = page, offset
-        self.info = page.base + offset
-        self.info_moved = True
-
     def update_time(self) -> None:
-        """Refresh the vCPU's pvclock record; its version is odd while that happens."""
-        clock, ram = self.clock, self._ram
+        """Refresh the vCPU's pvclock record, and the copy that it may have asked for."""
+        clock, rate = self.clock, self.clock.tsc_rate
         tsc, now, stable = clock.time_record()
         self.time_stamp = now
-        at = self.info + VI_TIME
-        version = ram.d[at >> 2] | 1
-        rate = clock.tsc_rate
-        ram.raw[at : at + 32] = _TIME_INFO.pack(
-            version & 0xFFFF_FFFF, 0, tsc, now, rate.mul, rate.shift, int(stable)
-        )
-        ram.d[at >> 2] = (version + 1) & 0xFFFF_FFFF
+        record = self.info.write_time(tsc, now, rate.mul, rate.shift, stable=stable)
         if self.time_area:
             with suppress(XenError):  # an area that is not mapped now is written another time
-                self.memory.write(self.time_area, bytes(ram.raw[at : at + 32]))
+                self.memory.write(self.time_area, record)

@@ -29,7 +29,8 @@ from pyhv.address import Mfn
 from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
 from pyhv.events.delivery import Effect, PendingBits
-from pyhv.events.fifo import Fifo, SharedWords, check_control_block
+from pyhv.events.fifo import Fifo, check_control_block
+from pyhv.shared_page import SharedPage
 
 PER_VCPU_VIRQS = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
 """VIRQs that each vCPU binds for itself, and that stay on it."""
@@ -92,7 +93,7 @@ class EventChannels:
         max_port: int = DEFAULT_MAX_PORT,
         width: int = 64,
         privileged: bool = False,
-        drop_page: Callable[[SharedWords], None] = lambda _page: None,
+        drop_page: Callable[[SharedPage], None] = lambda _page: None,
     ) -> None:
         self.domid = domid
         self.vcpu_count = vcpu_count
@@ -291,7 +292,7 @@ class EventChannels:
         if self.fifo is not None:
             self.fifo.check_vcpu(vcpu)
 
-    def init_control(self, vcpu: int, page: SharedWords, offset: int) -> None:
+    def init_control(self, vcpu: int, page: SharedPage, offset: int) -> None:
         """EVTCHNOP_init_control, checked: give `vcpu` its control block, for good.
 
         The first one switches the domain to FIFO delivery, with more ports, all at the default priority; what
@@ -310,7 +311,7 @@ class EventChannels:
             raise XenError(Errno.EOPNOTSUPP, "the domain does not use FIFO event channels")
         self.fifo.check_array()
 
-    def expand_array(self, page: SharedWords) -> None:
+    def expand_array(self, page: SharedPage) -> None:
         """EVTCHNOP_expand_array, checked: add a page to the event array, and deliver what waits for it."""
         assert self.fifo is not None
         for port in self.fifo.add_array_page(page):

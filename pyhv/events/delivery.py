@@ -18,21 +18,12 @@ it runs, so the caller touches them only while no engine executes that domain.
 """
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
-from pyhv.abi.errno import Errno
-from pyhv.abi.shared import (
-    MAX_LEGACY_VCPUS,
-    SHARED_LAYOUT,
-    SI_EVTCHN_PENDING,
-    SI_VCPU_INFO,
-    VCPU_INFO_SIZE,
-    VI_UPCALL_MASK,
-    VI_UPCALL_PENDING,
-)
-from pyhv.address import PAGE_SIZE
-from pyhv.errors import XenError
+from pyhv.abi.shared import SHARED_LAYOUT, SI_EVTCHN_PENDING
+from pyhv.events.vcpu_info import VcpuInfo
+from pyhv.shared_page import SharedPage
 
 
 class Effect(enum.Flag):
@@ -72,36 +63,18 @@ class PendingBits(Protocol):
         """Set the vCPU's upcall flag: UPCALL if it was clear."""
 
 
-class SharedBytes(Protocol):
-    """A window on one guest page; offsets are bytes from its start."""
-
-    def read_u8(self, offset: int) -> int:
-        """Read one byte."""
-
-    def write_u8(self, offset: int, value: int) -> None:
-        """Write one byte."""
-
-
-@dataclass(frozen=True, slots=True)
-class VcpuInfoLocation:
-    """Where a vCPU's live `vcpu_info` is: a page, and the offset of the record's first byte in it."""
-
-    page: SharedBytes
-    offset: int
-
-
-def _test(page: SharedBytes, base: int, bit: int) -> bool:
+def _test(page: SharedPage, base: int, bit: int) -> bool:
     return bool(page.read_u8(base + bit // 8) & 1 << bit % 8)
 
 
-def _test_and_set(page: SharedBytes, base: int, bit: int) -> bool:
+def _test_and_set(page: SharedPage, base: int, bit: int) -> bool:
     """Set a bit and return what it was."""
     byte = page.read_u8(base + bit // 8)
     page.write_u8(base + bit // 8, byte | 1 << bit % 8)
     return bool(byte & 1 << bit % 8)
 
 
-def _test_and_clear(page: SharedBytes, base: int, bit: int) -> bool:
+def _test_and_clear(page: SharedPage, base: int, bit: int) -> bool:
     """Clear a bit and return what it was."""
     byte = page.read_u8(base + bit // 8)
     page.write_u8(base + bit // 8, byte & ~(1 << bit % 8))
@@ -111,20 +84,14 @@ def _test_and_clear(page: SharedBytes, base: int, bit: int) -> bool:
 class TwoLevel:
     """The 2-level implementation of `PendingBits`, over a domain's shared_info page.
 
-    `width` is the guest's word size in bits, 64 or 32. A vCPU's `vcpu_info` lives in its slot of shared_info
-    until `relocate` moves it; a vCPU beyond the slots has none before that, and events for it wait.
+    `infos` are the vCPUs' records, by number; `width` is the guest's word size in bits, 64 or 32.
     """
 
-    def __init__(self, page: SharedBytes, vcpu_count: int, width: int = 64) -> None:
+    def __init__(self, page: SharedPage, infos: Sequence[VcpuInfo], width: int = 64) -> None:
         self.page = page
         self.width = width
         self._mask = SHARED_LAYOUT[width].evtchn_mask
-        self._sel = SHARED_LAYOUT[width].pending_sel
-        self._moved: set[int] = set()
-        self._locations: list[VcpuInfoLocation | None] = [
-            VcpuInfoLocation(page, SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu) if vcpu < MAX_LEGACY_VCPUS else None
-            for vcpu in range(vcpu_count)
-        ]
+        self._infos = infos
 
     # ---- PendingBits
 
@@ -156,74 +123,13 @@ class TwoLevel:
 
     def _select(self, port: int, vcpu: int) -> Effect:
         """Set the selector bit; if it was clear, the vCPU gets an upcall."""
-        where = self._locations[vcpu]
-        if where is None or _test_and_set(where.page, where.offset + self._sel, port // self.width):
-            return _NOTHING
-        return self.mark_upcall(vcpu)
+        if self._infos[vcpu].select(port // self.width):
+            return self.mark_upcall(vcpu)
+        return _NOTHING
 
     def mark_upcall(self, vcpu: int) -> Effect:
-        """Set the vCPU's upcall flag: UPCALL if it was clear. A vCPU without a `vcpu_info` has none."""
-        where = self._locations[vcpu]
-        if where is None or where.page.read_u8(where.offset + VI_UPCALL_PENDING):
-            return _NOTHING
-        where.page.write_u8(where.offset + VI_UPCALL_PENDING, 1)
-        return _UPCALL
-
-    # ---- vcpu_info
-
-    def location(self, vcpu: int) -> VcpuInfoLocation | None:
-        """Where a vCPU's live `vcpu_info` is; None for a vCPU beyond the slots that registered none."""
-        return self._locations[vcpu]
-
-    def upcall_pending(self, vcpu: int) -> bool:
-        """Say whether the vCPU has an upcall to take, masked or not."""
-        where = self._locations[vcpu]
-        return where is not None and where.page.read_u8(where.offset + VI_UPCALL_PENDING) != 0
-
-    def upcall_masked(self, vcpu: int) -> bool:
-        """Say whether the vCPU refuses upcalls now. One without a `vcpu_info` does."""
-        where = self._locations[vcpu]
-        return where is None or where.page.read_u8(where.offset + VI_UPCALL_MASK) != 0
-
-    def set_upcall_mask(self, vcpu: int, masked: bool) -> None:
-        """Store the vCPU's upcall mask (no effect without a `vcpu_info`)."""
-        where = self._locations[vcpu]
-        if where is not None:
-            where.page.write_u8(where.offset + VI_UPCALL_MASK, int(masked))
-
-    def deliverable(self, vcpu: int) -> bool:
-        """Say whether the event callback must be entered when this vCPU next runs."""
-        return self.upcall_pending(vcpu) and not self.upcall_masked(vcpu)
-
-    def check_relocation(self, vcpu: int, offset: int) -> None:
-        """VCPUOP_register_vcpu_info's own checks: ENXIO for a bad offset, EBUSY the second time.
-
-        The caller runs it before it takes a reference to the page, and answers for the page itself.
-        """
-        if not 0 <= offset <= PAGE_SIZE - VCPU_INFO_SIZE:
-            raise XenError(Errno.ENXIO, f"vcpu_info at offset {offset} crosses the end of its page")
-        if offset % (self.width // 8):
-            raise XenError(Errno.ENXIO, f"vcpu_info at offset {offset} is not aligned")
-        if vcpu in self._moved:
-            raise XenError(Errno.EBUSY, f"vCPU {vcpu} has registered its vcpu_info already")
-
-    def relocate(self, vcpu: int, page: SharedBytes, offset: int) -> None:
-        """Move a vCPU's `vcpu_info`, contents included, and mark every word as having something pending.
-
-        The spurious upcall makes sure that no event is lost between the old place and the new. Wake the
-        vCPU afterwards. Raises as `check_relocation` does.
-        """
-        self.check_relocation(vcpu, offset)
-        old = self._locations[vcpu]
-        for i in range(VCPU_INFO_SIZE):
-            page.write_u8(offset + i, old.page.read_u8(old.offset + i) if old is not None else 0)
-        if old is None:
-            page.write_u8(offset + VI_UPCALL_MASK, 1)
-        for i in range(self.width // 8):
-            page.write_u8(offset + self._sel + i, 0xFF)
-        page.write_u8(offset + VI_UPCALL_PENDING, 1)
-        self._moved.add(vcpu)
-        self._locations[vcpu] = VcpuInfoLocation(page, offset)
+        """Set the vCPU's upcall flag: UPCALL if it was clear."""
+        return _UPCALL if self._infos[vcpu].mark_pending() else _NOTHING
 
 
 class Unshared:

@@ -21,7 +21,6 @@ that a word that was read is still the same when it is written.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.shared import (
@@ -37,9 +36,10 @@ from pyhv.abi.shared import (
     FIFO_READY,
     FIFO_WORDS_PER_PAGE,
 )
-from pyhv.address import PAGE_SIZE, Mfn
+from pyhv.address import PAGE_SIZE
 from pyhv.errors import XenError
 from pyhv.events.delivery import Effect
+from pyhv.shared_page import SharedPage
 
 DEFAULT_PRIORITY = 7
 """What a port begins with."""
@@ -49,19 +49,6 @@ MAX_PAGES = FIFO_PORTS // FIFO_WORDS_PER_PAGE
 _NOTHING, _NEWLY_PENDING = Effect.NOTHING, Effect.NEWLY_PENDING
 _UPCALL, _BOTH = Effect.UPCALL, Effect.BOTH
 _UNLINK = ~(FIFO_BUSY | (1 << FIFO_LINK_BITS) - 1)
-
-
-class SharedWords(Protocol):
-    """A window on one guest page; offsets are bytes from its start, multiples of 4."""
-
-    mfn: Mfn
-    """Which frame it is, for whoever counts references to it."""
-
-    def read_u32(self, offset: int) -> int:
-        """Read a 32-bit word."""
-
-    def write_u32(self, offset: int, value: int) -> None:
-        """Write a 32-bit word."""
 
 
 def check_control_block(offset: int) -> None:
@@ -79,8 +66,8 @@ class Fifo:
 
     def __init__(self, vcpu_count: int, mark_upcall: Callable[[int], Effect], early: Iterable[int]) -> None:
         self.mark_upcall = mark_upcall
-        self._array: list[SharedWords] = []
-        self._blocks: list[tuple[SharedWords, int] | None] = [None] * vcpu_count
+        self._array: list[SharedPage] = []
+        self._blocks: list[tuple[SharedPage, int] | None] = [None] * vcpu_count
         self._tails = [0] * (vcpu_count * FIFO_QUEUES)
         """Of each queue (vCPU * 16 + priority) the port that was linked last, 0 before the first."""
         self._queue_of: dict[int, int] = {}
@@ -96,7 +83,7 @@ class Fifo:
         if self._blocks[vcpu] is not None:
             raise XenError(Errno.EINVAL, f"vCPU {vcpu} has a FIFO control block already")
 
-    def add_control_block(self, vcpu: int, page: SharedWords, offset: int) -> None:
+    def add_control_block(self, vcpu: int, page: SharedPage, offset: int) -> None:
         """Use the block at `offset` of `page` for `vcpu`; both were checked."""
         self._blocks[vcpu] = (page, offset)
 
@@ -105,7 +92,7 @@ class Fifo:
         if len(self._array) == MAX_PAGES:
             raise XenError(Errno.ENOSPC, f"the event array has its {MAX_PAGES} pages")
 
-    def add_array_page(self, page: SharedWords) -> list[int]:
+    def add_array_page(self, page: SharedPage) -> list[int]:
         """Add the next 1024 words; the ports among them that have waited for it, to be set pending now."""
         first = len(self._array) * FIFO_WORDS_PER_PAGE
         self._array.append(page)
@@ -113,7 +100,7 @@ class Fifo:
         self._early.difference_update(waiting)
         return waiting
 
-    def pages(self) -> Iterator[SharedWords]:
+    def pages(self) -> Iterator[SharedPage]:
         """Every page in use, once for each use: each holds a reference to its frame."""
         yield from self._array
         yield from (block[0] for block in self._blocks if block is not None)

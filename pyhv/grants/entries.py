@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pyhv.abi.grants import EntryFlag
-from pyhv.address import MASK32, PAGE_SIZE, Mfn
+from pyhv.address import MASK32, PAGE_SIZE
+from pyhv.shared_page import SharedPage
 
 STATUS_SIZE = 2
 """Bytes of an entry's status in version 2."""
@@ -30,38 +31,6 @@ _START_MASK = 0x7FFF
 
 
 IN_USE = EntryFlag.READING | EntryFlag.WRITING
-
-
-class SharedFrame(Protocol):
-    """One frame of the table: its number, and its bytes at offsets 0..4095, little-endian."""
-
-    @property
-    def mfn(self) -> Mfn:
-        """The machine frame."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """A copy of some bytes."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store bytes."""
-
-    def read_u16(self, offset: int) -> int:
-        """Read two bytes."""
-
-    def write_u16(self, offset: int, value: int) -> None:
-        """Write two bytes."""
-
-    def read_u32(self, offset: int) -> int:
-        """Read four bytes."""
-
-    def write_u32(self, offset: int, value: int) -> None:
-        """Write four bytes."""
-
-    def read_u64(self, offset: int) -> int:
-        """Read eight bytes."""
-
-    def write_u64(self, offset: int, value: int) -> None:
-        """Write eight bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +93,12 @@ class _Array:
         "_per_frame": "fixed",
     }
 
-    def __init__(self, frames: Sequence[SharedFrame], size: int) -> None:
+    def __init__(self, frames: Sequence[SharedPage], size: int) -> None:
         self._frames = frames
         self._size = size
         self._per_frame = PAGE_SIZE // size
 
-    def at(self, index: int) -> tuple[SharedFrame, int]:
+    def at(self, index: int) -> tuple[SharedPage, int]:
         """An element's frame and its offset there."""
         return self._frames[index // self._per_frame], index % self._per_frame * self._size
 
@@ -149,7 +118,7 @@ class EntriesV1:
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {"_array": "the table's frames"}
 
-    def __init__(self, frames: Sequence[SharedFrame]) -> None:
+    def __init__(self, frames: Sequence[SharedPage]) -> None:
         self._array = _Array(frames, self.size)
 
     def read(self, ref: int) -> Entry:
@@ -202,7 +171,7 @@ class EntriesV2:
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {"_array": "the table's frames", "_status": "the table's frames"}
 
-    def __init__(self, frames: Sequence[SharedFrame], status: Sequence[SharedFrame]) -> None:
+    def __init__(self, frames: Sequence[SharedPage], status: Sequence[SharedPage]) -> None:
         self._array = _Array(frames, self.size)
         self._status = _Array(status, STATUS_SIZE)
 

@@ -22,8 +22,9 @@ from pyhv.abi.grants import RESERVED_ENTRIES, EntryFlag, GrantStatus, MapFlag
 from pyhv.abi.layout import u8, u16, u32
 from pyhv.address import MASK32, PAGE_SIZE, Mfn
 from pyhv.errors import XenError
-from pyhv.grants.entries import IN_USE, STATUS_SIZE, Entries, EntriesV1, EntriesV2, Entry, SharedFrame
+from pyhv.grants.entries import IN_USE, STATUS_SIZE, Entries, EntriesV1, EntriesV2, Entry
 from pyhv.grants.status import GrantError
+from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, construct, refusal, state
 
 MAX_FRAMES = 64
@@ -38,7 +39,7 @@ HALVES = MapFlag.DEVICE | MapFlag.HOST
 class SharedPages(Protocol):
     """Where a table's frames come from: the hypervisor's own, which the guest may map."""
 
-    def allocate(self) -> SharedFrame | None:
+    def allocate(self) -> SharedPage | None:
         """A zeroed frame; None when memory is short."""
 
     def mapped(self, mfn: Mfn) -> bool:
@@ -47,7 +48,7 @@ class SharedPages(Protocol):
     def drop(self, mfn: Mfn) -> None:
         """Give back a frame that is not mapped."""
 
-    def page(self, mfn: Mfn) -> SharedFrame | None:
+    def page(self, mfn: Mfn) -> SharedPage | None:
         """A frame that `allocate` has given out before; None if there is no such frame."""
 
 
@@ -131,8 +132,8 @@ class GrantTable:
         self.domid = domid
         self.max_frames = max_frames
         self._pages = pages
-        self._frames: list[SharedFrame] = []
-        self._status: list[SharedFrame] = []
+        self._frames: list[SharedPage] = []
+        self._status: list[SharedPage] = []
         self._entries: Entries = EntriesV1(self._frames)
         self._loans: dict[int, Loan] = {}
         if max_frames > 0:
@@ -408,7 +409,7 @@ class GrantTable:
         )
         self.max_frames, self._loans = found.max_frames, found.loans
 
-    def _found(self, mfns: list[Mfn], where: str) -> list[SharedFrame]:
+    def _found(self, mfns: list[Mfn], where: str) -> list[SharedPage]:
         pages = [self._pages.page(mfn) for mfn in mfns]
         if None in pages:
             raise refusal(where, "has a frame that is not shared with the domain")
@@ -441,9 +442,9 @@ class GrantTable:
             self._extend(self._status, _status_frames(nr_frames))
         self._extend(self._frames, nr_frames)
 
-    def _extend(self, frames: list[SharedFrame], count: int) -> None:
+    def _extend(self, frames: list[SharedPage], count: int) -> None:
         """Lengthen a list of frames to `count`, or leave it as it is. GENERAL_ERROR: no memory."""
-        more: list[SharedFrame] = []
+        more: list[SharedPage] = []
         while len(frames) + len(more) < count:
             frame = self._pages.allocate()
             if frame is None:

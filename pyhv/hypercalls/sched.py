@@ -53,8 +53,8 @@ def yield_(call: Call, _argument: int) -> int:
 def block(call: Call, _argument: int) -> int:
     """Unmask events and, if none waits, leave the processor until one comes. The argument is not read."""
     vcpu = call.vcpu
-    vcpu.upcall_masked = False
-    if not vcpu.upcall_pending and not vcpu.nmi_deliverable:
+    vcpu.info.upcall_masked = False
+    if not vcpu.info.upcall_pending and not vcpu.nmi_deliverable:
         call.host.block(vcpu)
         call.reschedule = True
     return 0
@@ -91,7 +91,7 @@ def poll(call: Call, argument: int) -> int:
     if request.nr_ports > _MAX_POLL:
         raise XenError(Errno.EINVAL, f"poll of {request.nr_ports} ports")
     vcpu, memory = call.vcpu, call.memory
-    if vcpu.event_deliverable():
+    if vcpu.info.deliverable():
         return 0
     ports: set[int] = set()
     for number in range(request.nr_ports):

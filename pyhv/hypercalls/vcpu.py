@@ -177,14 +177,11 @@ def register_vcpu_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     caller's, or cannot be written.
     """
     request = call.read(VcpuRegisterVcpuInfo, argument)
-    bits = call.domain.bits
-    bits.check_relocation(vcpu.number, request.offset)
+    vcpu.info.check_place(request.offset)
     mfn = call.own_frame(request.mfn)
     if not call.frames.take_writable(mfn):
         raise XenError(Errno.EINVAL, f"vcpu_info in {call.frames.describe(mfn)}")
-    page = FramePage(call.host.physical, mfn)
-    bits.relocate(vcpu.number, page, request.offset)
-    vcpu.use_info(page, request.offset)
+    vcpu.info.move(FramePage(call.host.physical, mfn), request.offset)
     vcpu.update_time()
     call.host.wake(vcpu)
     return 0

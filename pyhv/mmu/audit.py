@@ -25,8 +25,9 @@ windows on descriptor pages, and the list of free frames. Nothing is changed. A 
 always means a bug of pyhv, never a guest's.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,6 @@ from pyhv.mmu.frames import (
     WRITABLE,
     FrameTable,
 )
-from pyhv.mmu.memory import FramePage
 from pyhv.mmu.paging import (
     COMPAT,
     COMPAT_FIRST_SLOT,
@@ -81,85 +81,51 @@ _Index = npt.NDArray[np.int64]
 _u64 = np.uint64
 
 
-class AuditedVcpu(Protocol):
+@dataclass(slots=True)
+class VcpuHoldings:
     """What a vCPU holds."""
 
     number: int
-    kernel_l4: Mfn
-    user_l4: Mfn
-    gdt_frames: list[Mfn]
-    ldt_mapped: dict[int, Mfn]
-    info_moved: bool
-    info_page: FramePage
+    kernel_l4: Mfn = Mfn(0)
+    user_l4: Mfn = Mfn(0)
+    gdt_frames: list[Mfn] = field(default_factory=list)
+    ldt_mapped: dict[int, Mfn] = field(default_factory=dict)
+    """By page of the LDT."""
+    info: Mfn | None = None
+    """The guest's frame that its vcpu_info is in, if it has chosen one."""
 
 
-class AuditedMapping(Protocol):
+@dataclass(slots=True)
+class MappedGrant:
     """A grant that a domain has mapped."""
 
     frame: Mfn
-
-    @property
-    def readonly(self) -> bool:
-        """For reading only."""
-
-    @property
-    def device(self) -> bool:
-        """Its device half is mapped."""
+    readonly: bool
+    device: bool = False
+    """Its device half is mapped, which no page table shows."""
 
 
-class AuditedMaptrack(Protocol):
-    """The grants that a domain has mapped."""
-
-    def all(self) -> Iterator[tuple[int, AuditedMapping]]:
-        """Each with its handle."""
-
-
-class AuditedGrants(Protocol):
-    """A domain's grant table."""
-
-    @property
-    def shared_frames(self) -> list[Mfn]:
-        """The frames that it is in, those of its statuses too."""
-
-
-class AuditedEvents(Protocol):
-    """A domain's event channels."""
-
-    def shared_frames(self) -> list[Mfn]:
-        """The guest's frames that they keep pending events in, each as often as it is referred to."""
-
-
-class AuditedDomain(Protocol):
-    """A domain that has not been taken apart."""
+@dataclass(slots=True)
+class Holdings:
+    """What a domain that has not been taken apart holds of the machine's memory, besides its page tables."""
 
     domid: int
     width: int
-    shared_info: FramePage
+    tables: PageTables
     cache: L4Cache
     area: DomainArea
-    tables: PageTables
-
-    @property
-    def vcpus(self) -> Sequence[AuditedVcpu]:
-        """Its virtual processors."""
-
-    @property
-    def grants(self) -> AuditedGrants:
-        """Its grant table."""
-
-    @property
-    def events(self) -> AuditedEvents:
-        """Its event channels."""
-
-    @property
-    def maptrack(self) -> AuditedMaptrack:
-        """Its mappings of others' grants."""
+    vcpus: list[VcpuHoldings]
+    shared: list[Mfn]
+    """The hypervisor's frames that are shared with it: shared_info, its grant table."""
+    event_pages: list[Mfn]
+    """The guest's frames that its pending events are in, each as often as it is referred to."""
+    grants: list[MappedGrant]
 
 
 def audit(
     frames: FrameTable,
     ram: Ram,
-    domains: Iterable[AuditedDomain],
+    domains: Iterable[Holdings],
     *,
     m2p: MachineToPhysical | None = None,
     rings: Iterable[int] = (),
@@ -178,7 +144,7 @@ class _Audit:
         self,
         frames: FrameTable,
         ram: Ram,
-        domains: list[AuditedDomain],
+        domains: list[Holdings],
         m2p: MachineToPhysical | None,
         rings: Iterable[int],
     ) -> None:
@@ -326,7 +292,7 @@ class _Audit:
                 seen[key] = seen.get(key, 0) + 1
         granted: dict[tuple[int, int, bool], int] = {}
         for domain in self.domains.values():
-            for _, mapping in domain.maptrack.all():
+            for mapping in domain.grants:
                 key = (domain.domid, mapping.frame, not mapping.readonly)
                 granted[key] = granted.get(key, 0) + 1
         for (domid, mfn, write), count in seen.items():
@@ -344,7 +310,7 @@ class _Audit:
         else:
             self.findings.append(f"{what} is {self.frames.describe(mfn)}")
 
-    def _holdings(self, domain: AuditedDomain) -> None:
+    def _holdings(self, domain: Holdings) -> None:
         name = f"d{domain.domid}"
         for vcpu in domain.vcpus:
             for table in (vcpu.kernel_l4, vcpu.user_l4):
@@ -354,17 +320,17 @@ class _Audit:
                 self._hold(mfn, SEGDESC, f"a GDT frame of {name}")
             for mfn in vcpu.ldt_mapped.values():
                 self._hold(mfn, SEGDESC, f"an LDT page of {name}")
-            if vcpu.info_moved:
-                self._hold(vcpu.info_page.mfn, WRITABLE, f"a vcpu_info page of {name}")
+            if vcpu.info is not None:
+                self._hold(vcpu.info, WRITABLE, f"a vcpu_info page of {name}")
         for held in domain.tables.held_tables():
             self._hold(held, self.frames.type[held], f"a table that {name} holds")
-        for mfn in domain.events.shared_frames():
+        for mfn in domain.event_pages:
             self._hold(mfn, WRITABLE, f"an event channel page of {name}")
-        for mfn in (domain.shared_info.mfn, *domain.grants.shared_frames):
+        for mfn in domain.shared:
             self._hold(mfn, WRITABLE, f"a shared page of {name}")
             if not self.frames.xen_heap[mfn] or self.frames.owner[mfn] != domain.domid:
                 self.findings.append(f"{self.frames.describe(mfn)} should be a shared page of {name}")
-        for _, mapping in domain.maptrack.all():
+        for mapping in domain.grants:
             if mapping.device:
                 if mapping.readonly:
                     self.general[mapping.frame] += 1
@@ -462,7 +428,7 @@ class _Audit:
     def _follow(entry: int) -> int:
         return (entry & PTE_MFN_MASK) >> 12
 
-    def _hardware_l4s(self, domain: AuditedDomain, m2p: MachineToPhysical) -> None:
+    def _hardware_l4s(self, domain: Holdings, m2p: MachineToPhysical) -> None:
         """Each copy is the guest's L4 plus the hypervisor's slots, and nothing but that."""
         frames, tables = self.frames, self.ram.tables
         touched = _u64(~(PTE_A | PTE_D) & (1 << 64) - 1)
@@ -503,7 +469,7 @@ class _Audit:
             if ((tables[mfn][COMPAT_FIRST_SLOT:] ^ m2p.compat_entries) & touched).any():
                 self.findings.append(f"the hypervisor's slots of {frames.describe(mfn)} have been changed")
 
-    def _windows(self, domain: AuditedDomain) -> None:
+    def _windows(self, domain: Holdings) -> None:
         """GDT and LDT windows show what the vCPU has installed, never writable and never to user mode."""
         if domain.area.entry & PTE_US:
             self.findings.append(f"user mode of d{domain.domid} can reach the descriptor windows")

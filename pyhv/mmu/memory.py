@@ -32,6 +32,7 @@ from pyhv.cpu.layers import MfnArray, runs
 from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
+from pyhv.shared_page import SharedPage
 
 LOWER_HALF_END = 0x0000_8000_0000_0000
 _MOST_LEAVES = 1 << 14
@@ -311,8 +312,8 @@ class GuestMemory:
         return MachineAddress(entry & PTE_MFN_MASK | (va >> 12 & 511) << 3)
 
 
-class FramePage:
-    """One frame that guest and hypervisor share (a ring, shared_info, a grant table), by byte offset."""
+class FramePage(SharedPage):
+    """A frame of the machine's memory that guest and hypervisor share, by byte offset."""
 
     def __init__(self, physical: PhysicalMemory, mfn: int) -> None:
         self._physical = physical
@@ -327,6 +328,10 @@ class FramePage:
     def write(self, offset: int, data: bytes) -> None:
         """Store bytes."""
         self._physical.write(self.base + offset, data)
+
+    def window(self, offset: int, length: int) -> memoryview:
+        """Some bytes as they are at any time, for reading only."""
+        return self._ram.raw[self.base + offset : self.base + offset + length].toreadonly()
 
     def read_u8(self, offset: int) -> int:
         """One byte."""

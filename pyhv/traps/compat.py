@@ -21,6 +21,7 @@ by a null selector, the engine does not notice.
 import struct
 
 from pyhv.abi.numbers import Assist
+from pyhv.abi.shared import VI_UPCALL_MASK
 from pyhv.abi.x86 import (
     COMPAT_RING3_DS,
     FLAG_IF,
@@ -133,15 +134,14 @@ class CompatCpu(GuestCpu):
         `origin` replaces (eip, cs, esp, ss) in the frame; `extra` words go below it. Crashes the domain
         when there is no handler, no stack, or one of their segments cannot be loaded.
         """
-        vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
+        vcpu, q, d = self.vcpu, self._q, self._d
         if selector & ~3 == 0:
             raise GuestCrash("an event or exception has no handler")
         if rflags is None:
             rflags = self.engine.rflags()
         if rflags & FLAG_VM:
             rflags = self.leave_vm86(rflags)
-        info = vcpu.info
-        masked = raw[info + 1]
+        masked = vcpu.info.record[VI_UPCALL_MASK]
         ring = d[v.HFLAGS] & v.HF_CPL
         eip, cs = q[RIP] & MASK32, d[v.SEG_SEL[v.CS]] & 0xFFFF
         esp, ss = q[RSP] & MASK32, d[v.SEG_SEL[v.SS]] & 0xFFFF
@@ -173,7 +173,7 @@ class CompatCpu(GuestCpu):
             raise GuestCrash(f"a bounce frame at {stack:#x} would be outside of its stack segment")
         self._push(segment.base, stack, words)
         if masks:
-            raw[info + 1] = 1
+            vcpu.info.upcall_masked = True
         q[RSP], q[RIP] = stack, address & MASK32
         self.vmcb.set_rflags(rflags & ~_DROPPED_ON_ENTRY)
         self._load_code_and_stack(selector, code, stack_selector, segment)
@@ -210,7 +210,7 @@ class CompatCpu(GuestCpu):
 
     def iret(self) -> None:
         """The iret hypercall: load the frame at ESP, whatever the base of SS, and go where it says."""
-        vcpu, q, raw = self.vcpu, self._q, self._raw
+        vcpu, q = self.vcpu, self._q
         esp = q[RSP] & MASK32
         eax, eip, cs, eflags = self._pop(esp, 4)
         cs &= 0xFFFF
@@ -228,7 +228,7 @@ class CompatCpu(GuestCpu):
         else:
             esp, ss = self._pop(esp + 16, 2)
             ss &= 0xFFFF
-        raw[vcpu.info + 1] = 0 if eflags & FLAG_IF else 1
+        vcpu.info.upcall_masked = not eflags & FLAG_IF
         live = eflags & IRET_FLAGS | 0x202
         if not self.has_breakpoints:
             live &= ~FLAG_RF
@@ -304,7 +304,7 @@ class CompatCpu(GuestCpu):
         self._push(0, target, frame)
         address, flags = vcpu.traps[Vector.GP]
         masked = flags & 4 or not eflags & FLAG_IF
-        self._raw[vcpu.info + 1] = 1 if masked else 0
+        vcpu.info.upcall_masked = bool(masked)
         q[RSP], q[RIP] = target, address & MASK32
         self.vmcb.set_rflags(eflags & IRET_FLAGS & ~(FLAG_TF | FLAG_NT | FLAG_RF) | 0x202)
         self._load_code_and_stack(vcpu.trap_selectors[Vector.GP], code, vcpu.kernel_ss, stack)

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
+from pyhv.abi.shared import VI_UPCALL_MASK, VI_UPCALL_PENDING
 from pyhv.abi.x86 import FLAG_RF, FLAG_TF, FLAT_RING3_CS64, FLAT_RING3_DS, Vector
 from pyhv.address import MASK32, MASK64
 from pyhv.clock import Clock, VirtualClock
@@ -49,6 +50,8 @@ _COMPAT_ARGUMENTS: Final = (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI, v.RBP)
 _COMPAT_VECTOR: Final = 0x82
 _INT_LENGTH: Final = 2
 _CS, _SS = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
+_PENDING: Final = VI_UPCALL_PENDING
+_MASK: Final = VI_UPCALL_MASK
 
 
 class Observer(Protocol):
@@ -86,7 +89,6 @@ class Dispatcher:
         """Privileged instructions and page-table stores done for the guest."""
         self.observers: list[Observer] = []
         self.ports = Ports()
-        self._raw = domain.ram.raw
         self._wide = domain.width == 64
         self._mask = MASK64 if self._wide else MASK32
         self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
@@ -162,8 +164,8 @@ class Dispatcher:
         if self.call.reschedule:
             self.engine.stop()
         else:
-            raw, info = self._raw, vcpu.info
-            if (raw[info] and not raw[info + 1]) or (vcpu.nmi_pending and not vcpu.in_nmi):
+            record = vcpu.info.record
+            if (record[_PENDING] and not record[_MASK]) or (vcpu.nmi_pending and not vcpu.in_nmi):
                 self._deliver_event()
         if cpu.rearrange:
             self._rearrange()
@@ -202,7 +204,7 @@ class Dispatcher:
         vcpu = self.cpu.vcpu
         if vcpu.descriptors_changed:
             self._reload_segments()
-        if vcpu.event_deliverable() or vcpu.nmi_deliverable:
+        if vcpu.info.deliverable() or vcpu.nmi_deliverable:
             self._deliver_event()
         if self.cpu.rearrange:
             self.breakpoints.entering()

@@ -249,7 +249,7 @@ class GuestCpu(ABC):
 
     def raise_page_fault(self, address: int, error: int) -> None:
         """Deliver #PF: the address goes to vcpu_info.cr2, where the guest looks for it."""
-        self.vcpu.cr2 = address
+        self.vcpu.info.cr2 = address
         self.vmcb.q[v.CR + 2] = address
         self.raise_exception(Vector.PF, error)
 
@@ -261,7 +261,7 @@ class GuestCpu(ABC):
             if self.has_handler(Vector.NMI):
                 vcpu.in_nmi = True
                 self.enter_trap(Vector.NMI)
-        if vcpu.event_deliverable():
+        if vcpu.info.deliverable():
             self.enter_callback(vcpu.event_callback)
 
     # -- segments ----------------------------------------------------------------------------------------

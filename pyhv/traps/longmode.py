@@ -18,7 +18,7 @@ and back to user mode (or elsewhere in the kernel) the iret hypercall, whose fra
 import struct
 
 from pyhv.abi.numbers import Assist
-from pyhv.abi.shared import VGCF_IN_SYSCALL
+from pyhv.abi.shared import VGCF_IN_SYSCALL, VI_UPCALL_MASK
 from pyhv.abi.x86 import (
     FLAG_AC,
     FLAG_DF,
@@ -146,7 +146,7 @@ class LongModeCpu(GuestCpu):
         if rflags & FLAG_VM:
             rflags = self.leave_vm86(rflags)
         info = vcpu.info
-        masked = raw[info + 1]
+        masked = info.record[VI_UPCALL_MASK]
         if vcpu.in_kernel:
             cs, stack = d[_CS_SEL] & 0xFFFC, q[RSP]
         else:
@@ -188,7 +188,7 @@ class LongModeCpu(GuestCpu):
         except XenError as refusal:
             raise GuestCrash(f"no kernel stack for a bounce frame: {refusal.why}") from refusal
         if masks:
-            raw[info + 1] = 1
+            info.upcall_masked = True
         rflags &= ~(_DROPPED_ON_ENTRY | FLAG_DF) if flat else ~_DROPPED_ON_ENTRY
         q[RSP] = stack
         q[RIP] = q[RCX] = address
@@ -253,7 +253,7 @@ class LongModeCpu(GuestCpu):
 
     def iret(self) -> None:
         """The iret hypercall: load the frame at RSP and go where it says."""
-        vcpu, q, raw = self.vcpu, self._q, self._raw
+        vcpu, q = self.vcpu, self._q
         stack = q[RSP]
         try:
             words = self.memory.unpack(_IRET, stack)
@@ -267,7 +267,7 @@ class LongModeCpu(GuestCpu):
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
-        raw[vcpu.info + 1] = 0 if rflags & FLAG_IF else 1
+        vcpu.info.upcall_masked = not rflags & FLAG_IF
         vcpu.in_nmi = False
         q[RSP], q[RAX] = rsp, rax
         cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
@@ -311,7 +311,7 @@ class LongModeCpu(GuestCpu):
         self._load_return_segments(
             FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_DS
         )
-        if vcpu.event_deliverable() or vcpu.nmi_deliverable:
+        if vcpu.info.deliverable() or vcpu.nmi_deliverable:
             d[_CS_SEL], d[_SS_SEL] = cs, ss
             q[R11] = self.engine.rflags()
         else:

@@ -235,7 +235,7 @@ def _read_cr(cpu: GuestCpu, found: Privileged) -> None:
     if found.number == 0:
         value = GUEST_CR0 | (CR0_TS if cpu.vmcb.task_switched else 0)
     elif found.number == 2:
-        value = vcpu.cr2
+        value = vcpu.info.cr2
     elif found.number == 3:
         value = mfn_to_cr3(vcpu.kernel_l4, vcpu.width)
     elif found.number == 4:
@@ -252,7 +252,7 @@ def _write_cr(cpu: GuestCpu, found: Privileged) -> None:
             raise Refused
         cpu.vmcb.task_switched = bool(value & CR0_TS)
     elif found.number == 2:
-        vcpu.cr2 = value
+        vcpu.info.cr2 = value
     elif found.number == 3:
         try:
             cpu.new_baseptr(cr3_to_mfn(value, vcpu.width))

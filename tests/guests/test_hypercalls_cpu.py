@@ -356,14 +356,14 @@ def test_ldt_pages_come_in_on_first_use(guest: Paused) -> None:
 def test_an_ldt_page_that_is_missing_is_a_page_fault_at_its_own_address(guest: Paused) -> None:
     assert set_ldt(guest, UNMAPPED, 8192) == 0, "nothing is looked at yet"
     assert guest.execute("mov eax, 0x100f; mov ds, eax") == PF
-    assert guest.vcpu.cr2 == UNMAPPED + 0x1008
+    assert guest.vcpu.info.cr2 == UNMAPPED + 0x1008
     assert guest.frame(error=True)["error"] & 4 == 0
 
 
 def test_a_writable_page_cannot_be_an_ldt(guest: Paused) -> None:
     assert set_ldt(guest, guest.page(5), 512) == 0
     assert guest.execute("mov eax, 0x0f; mov ds, eax") == PF
-    assert guest.vcpu.cr2 == guest.page(5) + 8
+    assert guest.vcpu.info.cr2 == guest.page(5) + 8
 
 
 def test_an_ldt_page_that_comes_later(guest: Paused) -> None:

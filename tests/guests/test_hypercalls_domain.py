@@ -172,18 +172,18 @@ def test_poll_returns_at_once_when_there_is_something(guest: Paused) -> None:
     assert guest.call(32, 4, guest.put(struct.pack("<I", port))) == 0
     assert poll(guest, [port]) == 0
     assert not guest.vcpu.blocked
-    guest.vcpu.upcall_masked = False
+    guest.vcpu.info.upcall_masked = False
     assert poll(guest, [1]) == 0
     assert not guest.vcpu.blocked, "an unmasked upcall"
 
 
 def test_poll_sleeps_without_touching_the_mask(guest: Paused) -> None:
     port = new_port(guest)
-    guest.vcpu.upcall_masked = True
+    guest.vcpu.info.upcall_masked = True
     assert poll(guest, [port]) == 0
     assert guest.vcpu.blocked
     assert guest.dispatcher.call.reschedule
-    assert guest.vcpu.upcall_masked
+    assert guest.vcpu.info.upcall_masked
     assert guest.vcpu.polling == frozenset({port})
 
 
@@ -225,12 +225,12 @@ def test_a_poll_without_a_near_end_sleeps_until_the_machine_gives_up(timeout: in
 
 
 def test_block(guest: Paused) -> None:
-    guest.vcpu.upcall_masked = True
-    guest.vcpu.upcall_pending = True
+    guest.vcpu.info.upcall_masked = True
+    guest.vcpu.info.mark_pending()
     assert guest.call(29, 1, 0) == 0
-    assert not guest.vcpu.upcall_masked
+    assert not guest.vcpu.info.upcall_masked
     assert not guest.vcpu.blocked, "the upcall is taken on the way out"
-    guest.vcpu.upcall_pending = False
+    guest.vcpu.info.page.write_u8(guest.vcpu.info.offset, 0)
     assert guest.call(29, 1, 0) == 0
     assert guest.vcpu.blocked
 
@@ -392,7 +392,7 @@ def test_sending(guest: Paused) -> None:
     assert event(guest, 4, "I", unbound)[0] == 0
     assert event(guest, 4, "I", virq)[0] == EINVAL
     assert event(guest, 4, "I", port)[0] == 0
-    assert guest.vcpu.upcall_pending
+    assert guest.vcpu.info.upcall_pending
     assert guest.domain.shared_info.read_u64(2048) >> port & 1
     assert guest.domain.shared_info.read_u64(8) & 1
 
@@ -402,9 +402,9 @@ def test_a_masked_port_waits_for_unmask(guest: Paused) -> None:
     shared = guest.domain.shared_info
     shared.write_u64(2560, 1 << port)
     assert event(guest, 4, "I", port)[0] == 0
-    assert not guest.vcpu.upcall_pending
+    assert not guest.vcpu.info.upcall_pending
     assert event(guest, 9, "I", port)[0] == 0
-    assert guest.vcpu.upcall_pending
+    assert guest.vcpu.info.upcall_pending
     assert not shared.read_u64(2560) >> port & 1
 
 

@@ -117,7 +117,7 @@ def test_an_event_goes_through_the_queue_to_the_upcall(guest: Paused) -> None:
     assert event(guest, 13, "II", port, 16)[0] == EINVAL
     assert event(guest, 13, "II", port + 1, 2)[0] == EACCES
     assert event(guest, 4, "I", port)[0] == 0
-    assert guest.vcpu.upcall_pending
+    assert guest.vcpu.info.upcall_pending
     assert struct.unpack_from("<I", guest.get(72, 0x2000), 0) == (1 << 2,)
     assert struct.unpack_from("<I", guest.get(72, 0x2000), 8 + 4 * 2) == (port,)
     assert struct.unpack_from("<I", guest.get(4096, 0x3000), 4 * port) == (0xA0000000,)

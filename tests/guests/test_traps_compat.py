@@ -47,7 +47,7 @@ def guest() -> Iterator[Paused32]:
 
 
 def unmask(guest: Paused32) -> None:
-    guest.vcpu.upcall_masked = False
+    guest.vcpu.info.upcall_masked = False
 
 
 def live_flags(guest: Paused32) -> int:
@@ -84,11 +84,11 @@ def test_the_event_mask_in_frames(guest: Paused32, kernel: bool, masks: bool) ->
     frame = guest.frame(error=True)
     assert frame["cs"] == (RING1_CS if kernel else RING3_CS)
     assert frame["eflags"] & IF
-    assert guest.vcpu.upcall_masked is masks
+    assert guest.vcpu.info.upcall_masked is masks
 
 
 def test_the_mask_byte_is_saved_as_it_is(guest: Paused32) -> None:
-    guest.domain.ram.raw[guest.vcpu.info + 1] = 0x5A
+    guest.vcpu.info.page.write_u8(guest.vcpu.info.offset + 1, 0x5A)
     assert guest.execute("hlt") == GP
     assert guest.frame(error=True)["cs"] == RING1_CS | 0x5A << 16
 
@@ -253,7 +253,7 @@ def test_sysenter_loses_where_it_came_from(guest: Paused32, kernel: bool, masks:
     assert (frame["eip"], frame["cs"], frame["esp"], frame["ss"]) == (0, 3, 0, RING3_DS)
     assert frame["eflags"] & IF
     assert guest.q[v.RSP] == guest.kernel_stack - 20
-    assert guest.vcpu.upcall_masked is masks
+    assert guest.vcpu.info.upcall_masked is masks
     assert guest.q[v.RSI] == 7
 
 
@@ -274,7 +274,7 @@ def test_iret_to_ring_3(guest: Paused32) -> None:
     assert (vmcb.rip, vmcb.rsp) == (guest.code, guest.user_stack)
     assert (vmcb.cpl, vmcb.selector(v.CS), vmcb.selector(v.SS)) == (3, RING3_CS, RING3_DS)
     assert live_flags(guest) & 0x3201 == 0x201
-    assert not guest.vcpu.upcall_masked
+    assert not guest.vcpu.info.upcall_masked
     assert not guest.vcpu.in_kernel
 
 
@@ -284,7 +284,7 @@ def test_iret_within_the_kernel_keeps_the_stack_segment(guest: Paused32) -> None
     vmcb = guest.cpu.vmcb
     assert vmcb.rsp == guest.scratch + 0xC000 + 16
     assert (vmcb.cpl, vmcb.selector(v.CS), vmcb.selector(v.SS)) == (1, RING1_CS, RING1_DS)
-    assert guest.vcpu.upcall_masked
+    assert guest.vcpu.info.upcall_masked
     assert guest.vcpu.in_kernel
 
 
@@ -310,12 +310,12 @@ def test_iret_sets_the_iopl_only_with_the_assist(guest: Paused32) -> None:
 
 
 def test_iret_delivers_what_is_pending(guest: Paused32) -> None:
-    guest.domain.ram.raw[guest.vcpu.info] = 1
+    guest.vcpu.info.mark_pending()
     guest.iret()
     assert guest.handled == EVENT
     frame = guest.frame()
     assert (frame["eip"], frame["cs"], frame["esp"]) == (guest.code, RING3_CS, guest.user_stack)
-    assert guest.vcpu.upcall_masked
+    assert guest.vcpu.info.upcall_masked
 
 
 def test_iret_reads_its_frame_at_esp_whatever_the_base_of_ss(guest: Paused32) -> None:
@@ -439,14 +439,14 @@ def vm86(guest: Paused32, eflags: int) -> tuple[int, ...]:
 def test_virtual_8086_mode_is_a_protection_fault(guest: Paused32, eflags: int, masks: int) -> None:
     """The kernel finds the frame that it gave, moved to its stack, with the error code in place of eax."""
     guest.handlers(flags=masks)
-    guest.vcpu.upcall_masked = not eflags & IF
+    guest.vcpu.info.upcall_masked = not eflags & IF
     frame = vm86(guest, eflags)
     assert guest.handled == GP
     assert guest.q[v.RSP] == guest.kernel_stack - 40
     assert guest.words(guest.q[v.RSP], 10) == (0, *frame[1:])
     assert live_flags(guest) & 0x37000 == 0
     assert live_flags(guest) & (TF | IF) == IF
-    assert guest.vcpu.upcall_masked is (masks == 4 or not eflags & IF)
+    assert guest.vcpu.info.upcall_masked is (masks == 4 or not eflags & IF)
     assert guest.cpu.vmcb.selector(v.SS) == guest.vcpu.kernel_ss
     assert guest.vcpu.in_kernel
 
@@ -721,7 +721,7 @@ def test_ring_3_does_not_write_page_tables(tables: Paused32) -> None:
     va = table_va(tables, tables.entry(tables.page(3)))
     assert tables.user(f"mov dword ptr [{va}], 0") == PF
     assert tables.frame(error=True)["error"] == 7
-    assert tables.vcpu.cr2 == va
+    assert tables.vcpu.info.cr2 == va
 
 
 def test_a_step_over_a_page_table_store_traps(tables: Paused32) -> None:
@@ -841,7 +841,7 @@ def test_the_ldt_may_be_written_until_it_is_used(guest: Paused32) -> None:
     assert guest.remap(guest.page(1), KERNEL_RW) == 0
     assert guest.user("mov eax, 0xf; mov fs, eax") == PF
     frame = guest.frame(error=True)
-    assert (frame["error"], guest.vcpu.cr2) == (4, guest.page(1) + 8)
+    assert (frame["error"], guest.vcpu.info.cr2) == (4, guest.page(1) + 8)
 
 
 def test_an_update_of_the_ldt_is_seen(guest: Paused32) -> None:

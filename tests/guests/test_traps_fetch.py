@@ -48,7 +48,7 @@ def run(guest: Paused, code: bytes, flags: int = 0x202) -> tuple[int | None, int
 @pytest.mark.parametrize("tail", [b"", HALF, b"\x90" + HALF, b"\x0f", b"\xf0"], ids=lambda tail: tail.hex())
 def test_what_comes_before_is_done(guest: Paused, tail: bytes) -> None:
     assert run(guest, STORE + NOPS + tail) == (PF, -len(tail.lstrip(b"\x90")))
-    assert guest.vcpu.cr2 == guest.page(3)
+    assert guest.vcpu.info.cr2 == guest.page(3)
     assert guest.get(8, 0x5000) == (5).to_bytes(8, "little")
 
 

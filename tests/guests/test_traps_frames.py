@@ -30,7 +30,7 @@ def guest() -> Iterator[Paused]:
 
 
 def unmask(guest: Paused) -> None:
-    guest.vcpu.upcall_masked = False
+    guest.vcpu.info.upcall_masked = False
 
 
 # -- from the kernel ---------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def test_unmasked_events_show_as_the_interrupt_flag(guest: Paused) -> None:
     frame = guest.frame(error=True)
     assert frame["cs"] == 0xE030
     assert frame["rflags"] & IF
-    assert not guest.vcpu.upcall_masked
+    assert not guest.vcpu.info.upcall_masked
 
 
 def test_a_handler_may_want_events_masked(guest: Paused) -> None:
@@ -61,7 +61,7 @@ def test_a_handler_may_want_events_masked(guest: Paused) -> None:
     unmask(guest)
     guest.execute("hlt")
     assert guest.frame(error=True)["cs"] == 0xE030
-    assert guest.vcpu.upcall_masked
+    assert guest.vcpu.info.upcall_masked
 
 
 def test_the_stack_is_aligned_to_16(guest: Paused) -> None:
@@ -124,7 +124,7 @@ def test_exceptions_of_the_kernel(guest: Paused, code: str, vector: int, error: 
 
 def test_the_address_of_a_page_fault_is_in_vcpu_info(guest: Paused) -> None:
     guest.execute("mov rax, 0x7fff00000123; mov rax, [rax]")
-    assert guest.vcpu.cr2 == 0x7FFF00000123
+    assert guest.vcpu.info.cr2 == 0x7FFF00000123
     assert guest.domain.shared_info.read_u64(16) == 0x7FFF00000123
     assert guest.execute("mov rax, cr2") is None
     assert guest.q[v.RAX] == 0x7FFF00000123
@@ -263,7 +263,7 @@ def test_a_system_call_may_mask_events(guest: Paused, masks: bool) -> None:
     guest.allow_user_mode()
     guest.vcpu.syscall_callback = CallbackEntry(guest.handler(SYSCALL), masks)
     guest.user("syscall", rflags=0x202)
-    assert guest.vcpu.upcall_masked is masks
+    assert guest.vcpu.info.upcall_masked is masks
     assert guest.frame()["cs"] == 0xE033
 
 
@@ -296,7 +296,7 @@ def test_iret_to_the_kernel_loads_all_registers(guest: Paused) -> None:
     assert (guest.q[v.RIP], guest.q[v.RSP]) == (guest.scratch + 0x8000, guest.stack)
     assert guest.domain.engine.rflags() == 0x246
     assert guest.vcpu.in_kernel
-    assert not guest.vcpu.upcall_masked
+    assert not guest.vcpu.info.upcall_masked
 
 
 def test_iret_like_sysret_leaves_return_address_and_flags_in_rcx_and_r11(guest: Paused) -> None:
@@ -307,9 +307,9 @@ def test_iret_like_sysret_leaves_return_address_and_flags_in_rcx_and_r11(guest: 
 
 @pytest.mark.parametrize(("rflags", "masked"), [(0x2, True), (0x202, False)])
 def test_iret_sets_the_event_mask_from_the_interrupt_flag(guest: Paused, rflags: int, masked: bool) -> None:
-    guest.vcpu.upcall_masked = not masked
+    guest.vcpu.info.upcall_masked = not masked
     guest.iret(rflags=rflags)
-    assert guest.vcpu.upcall_masked is masked
+    assert guest.vcpu.info.upcall_masked is masked
     assert guest.domain.engine.rflags() & IF, "the real flag is always set"
 
 
@@ -426,15 +426,15 @@ def test_a_native_iret_stays_in_the_kernel_and_leaves_the_mask_alone(guest: Paus
         lea rax, [rip + over]; push rax; iretq; over: mov eax, 77"""
     assert guest.execute(code) is None
     assert guest.q[v.RAX] == 77
-    assert guest.vcpu.upcall_masked
+    assert guest.vcpu.info.upcall_masked
 
 
 # -- events ------------------------------------------------------------------------------------------------
 
 
 def raise_event(guest: Paused, *, masked: bool) -> None:
-    guest.vcpu.upcall_masked = masked
-    guest.vcpu.upcall_pending = True
+    guest.vcpu.info.upcall_masked = masked
+    guest.vcpu.info.mark_pending()
 
 
 def test_an_upcall_masks_events_and_leaves_them_pending(guest: Paused) -> None:
@@ -443,8 +443,8 @@ def test_an_upcall_masks_events_and_leaves_them_pending(guest: Paused) -> None:
     frame = guest.frame()
     assert frame["cs"] == 0xE030
     assert frame["rflags"] & IF
-    assert guest.vcpu.upcall_masked
-    assert guest.vcpu.upcall_pending
+    assert guest.vcpu.info.upcall_masked
+    assert guest.vcpu.info.upcall_pending
 
 
 def test_masked_events_wait(guest: Paused) -> None:
@@ -460,7 +460,8 @@ def test_events_are_delivered_when_a_hypercall_returns(guest: Paused) -> None:
     guest.put(guest.mfn(guest.page(3)).to_bytes(8, "little") + bytes(8), 0xC000)
     assert guest.call(24, 10, 0, guest.scratch + 0xC000) == 0
     raise_event(guest, masked=True)
-    assert guest.vcpu.info == guest.domain.memory.for_read(info)
+    record = guest.vcpu.info
+    assert record.page.mfn << 12 | record.offset == guest.domain.memory.for_read(info)
     assert guest.execute(code) == EVENT
     assert guest.frame()["rip"] == guest.scratch + 0x8000 + len_of(code, guest) - 1
 
@@ -550,7 +551,7 @@ def test_an_nmi_to_a_process_enters_the_kernel(guest: Paused) -> None:
 
 def test_an_nmi_ignores_the_event_mask(guest: Paused) -> None:
     guest.vcpu.traps[2] = (guest.handler(2), 4)
-    guest.vcpu.upcall_masked = True
+    guest.vcpu.info.upcall_masked = True
     assert guest.call(24, 11, 0, 0) == 0
     assert guest.execute("nop") == 2
     assert not guest.vcpu.nmi_pending

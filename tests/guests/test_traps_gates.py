@@ -277,7 +277,7 @@ def test_parameters_on_a_missing_page(guest: Paused32) -> None:
     assert user(guest, direct(CALL, GATE | 3), esp=guest.page(6) - 4) == PF
     frame = guest.frame(error=True)
     assert (frame["error"], frame["eip"], frame["esp"]) == (4, guest.code, guest.page(6) - 4)
-    assert guest.vcpu.cr2 == guest.page(6)
+    assert guest.vcpu.info.cr2 == guest.page(6)
 
 
 def test_a_far_pointer_by_a_null_segment(guest: Paused32) -> None:

@@ -69,7 +69,7 @@ def test_clts(guest: Paused) -> None:
 def test_cr2_is_the_guests_own(guest: Paused) -> None:
     assert guest.execute("mov rax, 0x123456789; mov cr2, rax; xor eax, eax; mov rax, cr2") is None
     assert guest.q[v.RAX] == 0x123456789
-    assert guest.vcpu.cr2 == 0x123456789
+    assert guest.vcpu.info.cr2 == 0x123456789
 
 
 def test_cr3_names_the_kernel_table(guest: Paused) -> None:
@@ -127,9 +127,9 @@ def test_a_kernel_with_architectural_iopl_is_in_ring_0(guest: Paused) -> None:
 
 def test_cli_does_not_mask_events(guest: Paused) -> None:
     guest.vcpu.iopl = 1
-    guest.vcpu.upcall_masked = False
+    guest.vcpu.info.upcall_masked = False
     guest.execute("cli")
-    assert not guest.vcpu.upcall_masked
+    assert not guest.vcpu.info.upcall_masked
     assert guest.domain.engine.rflags() & 0x200
 
 
@@ -279,7 +279,7 @@ def test_only_the_whole_prefix_wants_what_is_behind_it(guest: Paused, code: byte
     guest.q[v.RIP], guest.q[v.RSP] = guest.page(3) - len(code), guest.stack
     assert guest.go() == vector
     if vector == PF:
-        assert guest.vcpu.cr2 == guest.page(3)
+        assert guest.vcpu.info.cr2 == guest.page(3)
 
 
 # -- MSRs --------------------------------------------------------------------------------------------------
@@ -543,7 +543,7 @@ def test_a_page_fault_in_the_middle_of_string_input(guest: Paused) -> None:
     assert guest.call(14, guest.page(4), 0, 2) == 0
     guest.put(bytes(8), 0x4000 - 8)
     assert guest.execute(f"mov rdi, {guest.page(4) - 3}; mov edx, 0x80; mov ecx, 5; rep insb") == 14
-    assert guest.vcpu.cr2 == guest.page(4)
+    assert guest.vcpu.info.cr2 == guest.page(4)
     assert guest.frame(error=True)["rcx"] == 2
     assert guest.get(8, 0x4000 - 8) == bytes(5) + b"\xff" * 3
 

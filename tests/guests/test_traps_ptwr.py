@@ -143,7 +143,7 @@ def refused(guest: Paused, code: str, address: int) -> None:
     """The code's store gives its page fault: a write to a present page, at its address."""
     assert guest.execute(code) == PF
     assert guest.frame(error=True)["error"] == 3
-    assert guest.vcpu.cr2 == address
+    assert guest.vcpu.info.cr2 == address
 
 
 def test_refused_values_are_the_page_fault_that_they_were(guest: Paused) -> None:

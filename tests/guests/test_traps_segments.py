@@ -90,7 +90,7 @@ def test_a_lost_segment_enters_the_failsafe_callback(
     guest: Paused, victims: tuple[str, ...], masks: bool
 ) -> None:
     guest.vcpu.failsafe_callback = CallbackEntry(guest.handler(FAILSAFE), masks)
-    guest.vcpu.upcall_masked = False
+    guest.vcpu.info.upcall_masked = False
     load = "".join(f"mov {name}, eax; " for name in victims)
     code = f"mov eax, 0x33; {load} mov rcx, 1; mov r11, 2; nop"
     assert guest.execute(code) is None
@@ -105,7 +105,7 @@ def test_a_lost_segment_enters_the_failsafe_callback(
     assert words[9:] == (guest.stack, 0xE02B)
     assert guest.q[v.RSP] == guest.stack - 88
     assert selectors(guest) == (0, 0, 0, 0)
-    assert guest.vcpu.upcall_masked is masks
+    assert guest.vcpu.info.upcall_masked is masks
 
 
 def test_in_user_mode_the_kernel_is_entered(guest: Paused) -> None:
@@ -128,7 +128,7 @@ def test_without_a_callback_the_domain_crashes(guest: Paused) -> None:
 
 
 def test_the_mask_byte_is_saved_as_it_is(guest: Paused) -> None:
-    guest.domain.ram.raw[guest.vcpu.info + 1] = 0x5A
+    guest.vcpu.info.page.write_u8(guest.vcpu.info.offset + 1, 0x5A)
     assert guest.execute("hlt") == 13
     assert guest.frame(error=True)["cs"] == 0xE030 | 0x5A << 32
 

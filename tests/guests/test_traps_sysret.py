@@ -55,7 +55,8 @@ def use_own_segments(guest: Paused) -> None:
 
 def pend(guest: Paused) -> None:
     """An event waits, masked."""
-    guest.vcpu.upcall_pending = guest.vcpu.upcall_masked = True
+    guest.vcpu.info.mark_pending()
+    guest.vcpu.info.upcall_masked = True
 
 
 # -- hypercalls --------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_a_hypercall_that_does_not_exist_does_so_too(guest: Paused) -> None:
 def test_an_event_after_a_hypercall_shows_flat_segments(guest: Paused) -> None:
     use_own_segments(guest)
     pend(guest)
-    guest.vcpu.upcall_masked = False
+    guest.vcpu.info.upcall_masked = False
     guest.hypercall(XEN_VERSION)
     assert guest.handled == EVENT
     assert guest.frame()["cs"] == FLAT_CS & ~3
@@ -243,7 +244,8 @@ def test_an_event_right_after_sysenter_does_not_bring_the_step_back(guest: Pause
     class Raise:
         def exit(self, record: ExitRecord) -> None:
             if record.kind is ExitKind.SYSENTER:
-                vcpu.upcall_pending, vcpu.upcall_masked = True, False
+                vcpu.info.mark_pending()
+                vcpu.info.upcall_masked = False
 
     guest.dispatcher.observers.append(Raise())
     assert guest.user(STEP + "sysenter") == EVENT

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A machine's memory without processors: RAM, frame table, M2P, and domains that own frames and page tables.
 
-The domains are bare: vCPUs that hold base pointers, grants and mappings as plain lists. That is all that
-`mmu/` and its audit need to know of them.
+The domains are bare: what they hold besides page tables are plain lists. That is all that `mmu/` and its
+audit need to know of them.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import Mfn
 from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
-from pyhv.mmu.audit import audit
+from pyhv.mmu.audit import Holdings, MappedGrant, VcpuHoldings, audit
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
 from pyhv.mmu.pae import PaePageTables
@@ -29,56 +28,6 @@ RW = RO | PTE_RW | PTE_D
 RX = PTE_P | PTE_A | PTE_US
 UPPER = PTE_P | PTE_RW | PTE_US | PTE_A
 LINEAR = PTE_P | PTE_US | PTE_A
-NO_FRAME = Mfn(0)
-
-
-@dataclass
-class BareVcpu:
-    """What a vCPU holds."""
-
-    number: int
-    info_page: FramePage
-    kernel_l4: Mfn = NO_FRAME
-    user_l4: Mfn = NO_FRAME
-    gdt_frames: list[Mfn] = field(default_factory=list)
-    ldt_mapped: dict[int, Mfn] = field(default_factory=dict)
-    info_moved: bool = False
-
-
-@dataclass
-class BareMapping:
-    """A mapped grant."""
-
-    frame: Mfn
-    readonly: bool
-    device: bool = False
-
-
-class BareMaptrack:
-    """Mapped grants."""
-
-    def __init__(self) -> None:
-        self.mappings: list[BareMapping] = []
-
-    def all(self) -> Iterator[tuple[int, BareMapping]]:
-        yield from enumerate(self.mappings)
-
-
-class BareGrants:
-    """A grant table's frames."""
-
-    def __init__(self) -> None:
-        self.shared_frames: list[Mfn] = []
-
-
-class BareEvents:
-    """The frames that event channels use."""
-
-    def __init__(self) -> None:
-        self.frames: list[Mfn] = []
-
-    def shared_frames(self) -> list[Mfn]:
-        return self.frames
 
 
 class BareDomain:
@@ -95,10 +44,18 @@ class BareDomain:
         self.cache = L4Cache(ram, frames, bench.m2p, self.area)
         tables = PageTables if width == 64 else PaePageTables
         self.tables = tables(domid, frames, bench.physical, self.memory, self.cache)
-        self.vcpus = [BareVcpu(number, self.shared_info) for number in range(vcpus)]
-        self.grants = BareGrants()
-        self.maptrack = BareMaptrack()
-        self.events = BareEvents()
+        self.vcpus = [VcpuHoldings(number) for number in range(vcpus)]
+        self.grant_frames: list[Mfn] = []
+        self.event_pages: list[Mfn] = []
+        self.grants: list[MappedGrant] = []
+        """Grants of other domains that it has mapped."""
+
+    def holdings(self) -> Holdings:
+        """For the audit."""
+        return Holdings(
+            self.domid, self.width, self.tables, self.cache, self.area, self.vcpus,
+            [self.shared_info.mfn, *self.grant_frames], self.event_pages, self.grants,
+        )  # fmt: skip
 
     def take(self, count: int = 1) -> list[int]:
         """Frames of its own, in the M2P."""
@@ -179,7 +136,8 @@ class Bench:
 
     def audit(self) -> list[str]:
         """What is wrong."""
-        return audit(self.frames, self.ram, self.domains, m2p=self.m2p)
+        holdings = [domain.holdings() for domain in self.domains]
+        return audit(self.frames, self.ram, holdings, m2p=self.m2p)
 
     def counts(self) -> tuple[bytes, ...]:
         """All that the frame table counts, to compare before and after."""

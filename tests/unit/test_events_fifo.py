@@ -7,67 +7,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from shared_pages import BytesPage
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import PortState, Virq
-from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
 from pyhv.events.fifo import DEFAULT_PRIORITY
+from pyhv.events.vcpu_info import VcpuInfo
 
 PENDING, MASKED, LINKED, BUSY = 1 << 31, 1 << 30, 1 << 29, 1 << 28
 LINK = (1 << 17) - 1
 VCPUS = 2
 
 
-class Page:
-    """A page of the guest."""
-
-    def __init__(self, number: int = 0) -> None:
-        self.mfn = Mfn(number)
-        self.bytes = bytearray(4096)
-
-    def read_u8(self, offset: int) -> int:
-        assert 0 <= offset < 4096
-        return self.bytes[offset]
-
-    def write_u8(self, offset: int, value: int) -> None:
-        assert 0 <= offset < 4096
-        self.bytes[offset] = value
-
-    def read_u32(self, offset: int) -> int:
-        assert 0 <= offset < 4096
-        assert offset % 4 == 0
-        return int.from_bytes(self.bytes[offset : offset + 4], "little")
-
-    def write_u32(self, offset: int, value: int) -> None:
-        assert 0 <= offset < 4096
-        assert offset % 4 == 0
-        self.bytes[offset : offset + 4] = value.to_bytes(4, "little")
-
-
 class Guest:
     """A domain that uses FIFO delivery, and its side of the protocol."""
 
     def __init__(self, *, max_port: int = 1023, width: int = 64, fifo: bool = True) -> None:
-        self.shared = Page()
+        self.shared = BytesPage()
         self.log: list[tuple[str, int]] = []
         self.released: list[int] = []
+        infos = [VcpuInfo(self.shared, vcpu, width) for vcpu in range(VCPUS)]
         self.channels = EventChannels(
             1,
             VCPUS,
             lookup=lambda _domid: None,
-            pending=TwoLevel(self.shared, VCPUS, width),
+            pending=TwoLevel(self.shared, infos, width),
             wake=lambda vcpu: self.log.append(("wake", vcpu)),
             port_became_pending=lambda port: self.log.append(("pending", port)),
             max_port=max_port,
             width=width,
             drop_page=lambda page: self.released.append(page.mfn),
         )
-        self.blocks = [Page(100), Page(101)]
-        self.array: list[Page] = []
+        self.blocks = [BytesPage(100), BytesPage(101)]
+        self.array: list[BytesPage] = []
         if fifo:
             for vcpu in range(VCPUS):
                 self.control(vcpu)
@@ -79,7 +55,7 @@ class Guest:
 
     def expand(self) -> None:
         self.channels.check_expansion()
-        page = Page(200 + len(self.array))
+        page = BytesPage(200 + len(self.array))
         self.array.append(page)
         self.channels.expand_array(page)
 

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_pages import BytesPage
 
 from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.address import Mfn
@@ -15,50 +16,20 @@ from pyhv.grants.table import MAX_PINS, GrantTable
 HOST, DEVICE = MapFlag.HOST, MapFlag.DEVICE
 
 
-class Frame:
-    def __init__(self, mfn: int) -> None:
-        self.mfn = Mfn(mfn)
-        self.bytes = bytearray(4096)
-
-    def read_u16(self, offset: int) -> int:
-        return int.from_bytes(self.bytes[offset : offset + 2], "little")
-
-    def write_u16(self, offset: int, value: int) -> None:
-        self.bytes[offset : offset + 2] = value.to_bytes(2, "little")
-
-    def read_u32(self, offset: int) -> int:
-        return int.from_bytes(self.bytes[offset : offset + 4], "little")
-
-    def write_u32(self, offset: int, value: int) -> None:
-        self.bytes[offset : offset + 4] = value.to_bytes(4, "little")
-
-    def read_u64(self, offset: int) -> int:
-        return int.from_bytes(self.bytes[offset : offset + 8], "little")
-
-    def write_u64(self, offset: int, value: int) -> None:
-        self.bytes[offset : offset + 8] = value.to_bytes(8, "little")
-
-    def read(self, offset: int, length: int) -> bytes:
-        return bytes(self.bytes[offset : offset + length])
-
-    def write(self, offset: int, data: bytes) -> None:
-        self.bytes[offset : offset + len(data)] = data
-
-
 class Lender:
     """A domain 1 with its table, and the guest's view of the entries."""
 
     def __init__(self, max_frames: int = 64, memory: int = 1000) -> None:
-        self.pages: list[Frame] = []
+        self.pages: list[BytesPage] = []
         self.memory = memory
         self.in_guest: set[int] = set()
         self.released: list[int] = []
         self.table = GrantTable(1, self, max_frames)
 
-    def allocate(self) -> Frame | None:
+    def allocate(self) -> BytesPage | None:
         if len(self.pages) >= self.memory:
             return None
-        self.pages.append(Frame(0x100 + len(self.pages)))
+        self.pages.append(BytesPage(0x100 + len(self.pages)))
         return self.pages[-1]
 
     def mapped(self, mfn: int) -> bool:

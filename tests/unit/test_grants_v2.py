@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_grants_table import Frame, Lender
+from shared_pages import BytesPage
+from test_grants_table import Lender
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import GrantStatus, MapFlag
@@ -27,7 +28,7 @@ class Lender2(Lender):
         self.table.domid = domid
         self.table.set_version(2)
 
-    def page(self, mfn: int) -> Frame:
+    def page(self, mfn: int) -> BytesPage:
         return next(page for page in self.pages if page.mfn == mfn)
 
     def put(self, ref: int, flags: int, domid: int, low: bytes, frame: int) -> None:

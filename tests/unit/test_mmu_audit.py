@@ -14,13 +14,13 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from mmu_bench import LINEAR, RO, RW, RX, UPPER, BareMapping, Bench
+from mmu_bench import LINEAR, RO, RW, RX, UPPER, Bench
 
 from pyhv.abi.x86 import PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_PCD, PTE_PSE, PTE_RW, PTE_US
 from pyhv.address import Mfn
 from pyhv.errors import XenError
+from pyhv.mmu.audit import MappedGrant
 from pyhv.mmu.frames import L1, L2, L3, L4, SEGDESC, WRITABLE
-from pyhv.mmu.memory import FramePage
 from pyhv.mmu.paging import MERGED, SPLIT_KERNEL
 from pyhv.mmu.tables import L1_FORBIDDEN, UPPER_FORBIDDEN
 
@@ -43,9 +43,9 @@ class Sound:
         guest.tables.update_upper(self.l4 << 12 | 8, L4, self.l4 << 12 | LINEAR)
         bench.frames.take_writable(self.theirs)
         guest.tables.map_granted(self.l1 << 12 | 16, self.theirs << 12 | RW)
-        guest.maptrack.mappings.append(BareMapping(Mfn(self.theirs), False))
+        guest.grants.append(MappedGrant(Mfn(self.theirs), False))
         bench.frames.take_writable(self.theirs)
-        guest.maptrack.mappings.append(BareMapping(Mfn(self.theirs), False, device=True))
+        guest.grants.append(MappedGrant(Mfn(self.theirs), False, device=True))
         self.copy = guest.cache.hardware_l4(self.l4, MERGED)
         guest.cache.hardware_l4(self.l4, SPLIT_KERNEL)
         self.gdt, self.ldt = guest.one(), guest.one()
@@ -59,12 +59,12 @@ class Sound:
         guest.area.map(0, 18, self.ldt)
         info = guest.one()
         bench.frames.take_writable(info)
-        vcpu.info_moved, vcpu.info_page = True, FramePage(bench.physical, info)
-        guest.grants.shared_frames.append(bench.frames.allocate_shared(guest.domid))
+        vcpu.info = Mfn(info)
+        guest.grant_frames.append(bench.frames.allocate_shared(guest.domid))
         self.events = guest.one()
         for _ in range(2):
             bench.frames.take_writable(self.events)
-            guest.events.frames.append(Mfn(self.events))
+            guest.event_pages.append(Mfn(self.events))
 
     @property
     def free(self) -> int:
@@ -461,7 +461,7 @@ class HostileGuest(RuleBasedStateMachine):
             frames.take(mfn)
         self.guest.tables.map_granted(self.window << 12 | slot << 3, mfn << 12 | (RW if write else RO))
         self.loans.append((mfn, slot, write))
-        self.guest.maptrack.mappings.append(BareMapping(Mfn(mfn), not write))
+        self.guest.grants.append(MappedGrant(Mfn(mfn), not write))
 
     @precondition(lambda self: self.loans)
     @rule(flags=st.sampled_from(LEAF_FLAGS))
@@ -490,7 +490,7 @@ class HostileGuest(RuleBasedStateMachine):
         else:
             self.guest.tables.update_l1(self.window << 12 | slot << 3, 0)
         assert self.guest.tables.flush  # the lender cannot see our TLB
-        self.guest.maptrack.mappings.pop(0)
+        self.guest.grants.pop(0)
 
     @rule(which=st.integers(0, 1))
     def lender_takes_its_frame_back(self, which: int) -> None:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mmu_bench import RO, RW, RX, BareDomain, BareMapping, Bench
+from mmu_bench import RO, RW, RX, BareDomain, Bench
 
 from pyhv.abi.x86 import PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW
 from pyhv.address import Mfn
 from pyhv.cpu.watch import Run
 from pyhv.mmu import codewatch
+from pyhv.mmu.audit import MappedGrant
 from pyhv.mmu.frames import L1
 
 RWX = RW & ~PTE_NX
@@ -137,7 +138,7 @@ class World:
         else:
             frames.take(mfn)
         guest.tables.map_granted(address, mfn << 12 | flags | PTE_NX)
-        guest.domain.maptrack.mappings.append(BareMapping(Mfn(mfn), not flags & PTE_RW))
+        guest.domain.grants.append(MappedGrant(Mfn(mfn), not flags & PTE_RW))
 
     def unmap(self, guest: Guest, at: int) -> None:
         guest.tables.update_l1(guest.l1 << 12 | self.slot(at) << 3, 0)

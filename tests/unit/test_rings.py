@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The byte rings, the console page and the xenstore page, with a byte array for a guest's frame."""
 
-import struct
 from collections import deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_pages import BytesPage
 
 from pyhv.abi.xs_wire import Message
 from pyhv.devices.console import ConsoleRing
@@ -14,29 +14,6 @@ from pyhv.devices.ring import ByteRing, RingBroken
 from pyhv.devices.xenstore_ring import XenstoreRing
 from pyhv.xenstore.store import Store
 from pyhv.xenstore.wire import HEADER, Connection, encode
-
-U32 = struct.Struct("<I")
-
-
-class ArrayPage:
-    def __init__(self) -> None:
-        self.bytes = bytearray(4096)
-
-    def read(self, offset: int, length: int) -> bytes:
-        assert 0 <= offset <= offset + length <= 4096
-        return bytes(self.bytes[offset : offset + length])
-
-    def write(self, offset: int, data: bytes) -> None:
-        assert 0 <= offset <= offset + len(data) <= 4096
-        self.bytes[offset : offset + len(data)] = data
-
-    def read_u32(self, offset: int) -> int:
-        assert offset % 4 == 0
-        return U32.unpack_from(self.bytes, offset)[0]
-
-    def write_u32(self, offset: int, value: int) -> None:
-        assert offset % 4 == 0
-        U32.pack_into(self.bytes, offset, value)
 
 
 class Bell:
@@ -50,8 +27,8 @@ class Bell:
 # ---- ByteRing
 
 
-def small_ring(start: int) -> tuple[ArrayPage, ByteRing]:
-    page = ArrayPage()
+def small_ring(start: int) -> tuple[BytesPage, ByteRing]:
+    page = BytesPage()
     page.write_u32(64, start)
     page.write_u32(68, start)
     return page, ByteRing(page, 0, 16, 64, 68)
@@ -87,7 +64,7 @@ def test_indices_wrap_at_32_bits():
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_any_indices_are_either_sound_or_refused(cons, prod):
-    page = ArrayPage()
+    page = BytesPage()
     ring = ByteRing(page, 0, 16, 64, 68)
     page.write_u32(64, cons)
     page.write_u32(68, prod)
@@ -103,14 +80,14 @@ def test_any_indices_are_either_sound_or_refused(cons, prod):
 
 def test_the_size_must_be_a_power_of_two():
     with pytest.raises(ValueError, match="power of two"):
-        ByteRing(ArrayPage(), 0, 24, 64, 68)
+        ByteRing(BytesPage(), 0, 24, 64, 68)
 
 
 # ---- console
 
 
 def test_console_output_is_drained_and_acknowledged():
-    page, bell = ArrayPage(), Bell()
+    page, bell = BytesPage(), Bell()
     page.bytes[3088] = 1
     console = ConsoleRing(page, bell)
     assert page.bytes[3088] == 0
@@ -128,7 +105,7 @@ def test_console_output_is_drained_and_acknowledged():
 
 @pytest.mark.parametrize(("printed", "at_once"), [(1, 0), (1023, 0), (1024, 1), (2048, 1)])
 def test_a_guest_that_may_wait_for_room_is_notified_at_once(printed: int, at_once: int) -> None:
-    page, bell = ArrayPage(), Bell()
+    page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
     page.write_u32(3084, printed)
     assert len(console.drain()) == printed
@@ -138,7 +115,7 @@ def test_a_guest_that_may_wait_for_room_is_notified_at_once(printed: int, at_onc
 
 
 def test_one_notification_serves_both_directions():
-    page, bell = ArrayPage(), Bell()
+    page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
     page.write_u32(3084, 10)
     console.drain()
@@ -148,7 +125,7 @@ def test_one_notification_serves_both_directions():
 
 
 def test_console_input_waits_for_room():
-    page, bell = ArrayPage(), Bell()
+    page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
     assert console.feed(b"x" * 1000) == 1000
     assert console.feed(b"y" * 100) == 24
@@ -162,7 +139,7 @@ def test_console_input_waits_for_room():
 
 
 def test_console_with_nonsense_indices_moves_nothing():
-    page, bell = ArrayPage(), Bell()
+    page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
     page.write_u32(3084, 2049)
     page.write_u32(3072, 1)
@@ -183,7 +160,7 @@ class Guest:
     """A guest's side of its xenstore page, as careful or careless as a test wants it."""
 
     def __init__(self, store: Store, domid: int = 1) -> None:
-        self.page, self.bell = ArrayPage(), Bell()
+        self.page, self.bell = BytesPage(), Bell()
         self.connection = Connection(store, domid)
         self.ring = XenstoreRing(self.page, self.connection, self.bell)
         self.out = ByteRing(self.page, 0, 1024, 2048, 2052)
@@ -262,7 +239,7 @@ def test_a_guest_that_never_reads_stops_the_store_from_listening():
 
 
 def test_a_guest_that_keeps_producing_does_not_keep_the_store():
-    class Racing(ArrayPage):
+    class Racing(BytesPage):
         """Its guest, on another CPU, sends a request and reads its reply whenever the store looks away."""
 
         def __init__(self) -> None:

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a domain holds of the machine's memory, for the audit."""
+
+from pyhv.domain.domain import Domain
+from pyhv.mmu.audit import Holdings, MappedGrant, VcpuHoldings
+
+
+def holdings(domain: Domain) -> Holdings:
+    """Every frame that something of `domain` refers to by other ways than its page tables."""
+    return Holdings(
+        domid=domain.domid,
+        width=domain.width,
+        tables=domain.tables,
+        cache=domain.cache,
+        area=domain.area,
+        vcpus=[
+            VcpuHoldings(
+                vcpu.number, vcpu.kernel_l4, vcpu.user_l4, vcpu.gdt_frames, vcpu.ldt_mapped,
+                info=vcpu.info.page.mfn if vcpu.info.moved else None,
+            )
+            for vcpu in domain.vcpus
+        ],
+        shared=[domain.shared_info.mfn, *domain.grants.shared_frames],
+        event_pages=domain.events.shared_frames(),
+        grants=[
+            MappedGrant(mapping.frame, mapping.readonly, mapping.device)
+            for _, mapping in domain.maptrack.all()
+        ],
+    )  # fmt: skip
