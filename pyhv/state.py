@@ -11,7 +11,8 @@ keys, and None. Each attribute of an object plays one of three roles:
 A dataclass says so field by field: a field is state unless it is declared with `given` or `cache`, which want
 a reason. Its types are taken from the annotations, those of `abi/layout.py` (`u64` ...) with their ranges:
 what does not fit is a `StateError` that names the field, so saved state may come from anybody. A number with
-other bounds is an `Annotated[int, range(...)]`, a list of fixed length an `Annotated[list[u64], 4]`.
+other bounds is an `Annotated[int, range(...)]`; lists and bytes of fixed length are an
+`Annotated[list[u64], 4]` and an `Annotated[bytes, 16]`.
 
 Any other class has the methods `state()` and `restore(saved)`, and names the attributes that it leaves out in
 a class variable `NOT_STATE`, attribute to reason; a class with nothing but that is said by the one that owns
@@ -246,6 +247,8 @@ def _form(hint: Any) -> _Form:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         kind, bound = arguments[:2]
+        if kind is bytes:
+            return _bytes_of_length(bound)
         return _of_length(_form(kind), bound) if isinstance(bound, int) else _whole_number(bound)
     if isinstance(hint, typing.NewType):
         return _form(hint.__supertype__)
@@ -300,6 +303,15 @@ def _whole_number(bound: str | range) -> _Form:
 
 def _of_length(form: _Form, count: int) -> _Form:
     return _Form(form.say, lambda saved, where: form.read(items(saved, where, count), where))
+
+
+def _bytes_of_length(count: int) -> _Form:
+    def read(saved: Plain, where: str) -> bytes:
+        if type(saved) is not bytes or len(saved) != count:
+            raise refusal(where, f"is not {count} bytes")
+        return saved
+
+    return _Form(bytes, read)
 
 
 def _optional(arguments: tuple[Any, ...]) -> _Form:

@@ -13,7 +13,7 @@ interface. (Intel SDM volume 1, section 10.5: the FXSAVE area; volume 3, table 1
 import ctypes
 import struct
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from unicorn import x86_const
 
@@ -51,9 +51,9 @@ class Fxsave:
     fdp: u64 = 0
     fds: u16 = 0
     mxcsr: u32 = _RESET_MXCSR
-    st: list[bytes] = field(default_factory=lambda: [bytes(_ST_SIZE)] * 8)
+    st: Annotated[list[Annotated[bytes, _ST_SIZE]], 8] = field(default_factory=lambda: [bytes(_ST_SIZE)] * 8)
     """ST0..ST7, ten bytes each: relative to the top of stack in FSW."""
-    xmm: list[bytes] = field(default_factory=lambda: [bytes(_STEP)] * 16)
+    xmm: Annotated[list[Annotated[bytes, _STEP]], 16] = field(default_factory=lambda: [bytes(_STEP)] * 16)
     """XMM0..XMM15, 16 bytes each."""
 
     @classmethod

@@ -17,9 +17,9 @@ emulator are idle; a guest's are in its vCPU, as its control registers are.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
-from pyhv.abi.layout import u8, u16, u32, u64
+from pyhv.abi.layout import u16, u32, u64
 from pyhv.cpu import fpu
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
@@ -75,7 +75,7 @@ class Registers:
     ds: SegmentRegister = field(default_factory=SegmentRegister)
     fs: SegmentRegister = field(default_factory=SegmentRegister)
     gs: SegmentRegister = field(default_factory=SegmentRegister)
-    cpl: u8 = 3
+    cpl: Annotated[int, range(4)] = 3
     """Privilege level at which the emulator runs it, 0..3: that of a 64-bit guest's kernel may be 1
     (`mmu/paging.py`)."""
     task_switched: bool = False

@@ -189,7 +189,7 @@ class GuestContext:
             width=vcpu.width,
             flags=flags,
             registers=registers,
-            upcall_masked=vcpu.upcall_masked,
+            upcall_masked=vcpu.info.upcall_masked,
             traps=[
                 TrapInfo(vector=vector, flags=kind, cs=vcpu.trap_selectors[vector], address=address)
                 for vector, (address, kind) in enumerate(vcpu.traps)

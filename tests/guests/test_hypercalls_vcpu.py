@@ -13,6 +13,7 @@ from pyhv.abi.numbers import VcpuState
 from pyhv.cpu import vmcb as v
 from pyhv.domain.config import DomainConfig
 from pyhv.hypercalls.context import Again
+from pyhv.hypercalls.guest_context import GuestContext
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Outcome
@@ -255,6 +256,28 @@ def context(guest: Paused, **fields: int) -> int:
 
 def initialise(guest: Paused, vcpu: int = 1, **fields: int) -> int:
     return guest.call(24, 0, vcpu, context(guest, **fields))
+
+
+def test_a_vcpus_context_starts_another(guest: Paused) -> None:
+    """What is told of a vCPU that has run is a state that VCPUOP_initialise takes."""
+    first, second = guest.domain.vcpus
+    first.trap_selectors = [0xE033] * 256
+    guest.allow_user_mode()
+    code = "fninit; fldpi; mov r9, 77; cvtsi2sd xmm3, r9; mov eax, 0x80000000; add eax, eax"
+    assert guest.execute(code) is None
+    for which, base in enumerate((0x1234_5000, 0x2345_6000, 0x3456_7000)):
+        assert guest.call(25, which, base) == 0
+    assert guest.call(8, 0, 0x9000) == guest.call(8, 7, 0x3) == 0
+    told = GuestContext.of(first)
+    assert (told.registers.r9, told.registers.fpu.ftw, told.registers.rflags & 0x8D5) == (77, 0x80, 0x845)
+    bases = told.registers.fs.base, told.gs_base_user, told.registers.gs.base
+    assert bases == (0x1234_5000, 0x2345_6000, 0x3456_7000)
+    assert guest.call(24, 0, 1, guest.put(told.pack())) == 0
+    assert guest.call(24, 1, 1, 0) == 0
+    guest.dispatcher.load(second)
+    again = GuestContext.of(second)
+    assert again.pack() == told.pack()
+    assert second.context.registers.cs == first.context.registers.cs
 
 
 def test_initialise_once(guest: Paused) -> None:

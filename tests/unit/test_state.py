@@ -73,6 +73,7 @@ class Whole:
     name: str = ""
     image: bytearray = field(default_factory=bytearray)
     maybe: int | None = None
+    digest: Annotated[bytes, 4] = bytes(4)
     ports: frozenset[int] | None = None
     pairs: list[Pair] = field(default_factory=list)
     both: tuple[int, bytes] = (0, b"")
@@ -94,6 +95,7 @@ WHOLES = st.builds(
     name=st.text(),
     image=st.binary().map(bytearray),
     maybe=st.none() | st.integers(),
+    digest=st.binary(min_size=4, max_size=4),
     ports=st.none() | st.frozensets(st.integers()),
     pairs=st.lists(st.builds(Pair, st.integers(), st.text())),
     both=st.tuples(st.integers(), st.binary()),
@@ -172,6 +174,8 @@ def test_a_new_object_from_what_was_said() -> None:
         ("part", {1: 1}, "part is not a table of names"),
         ("odd", {"count": ""}, "odd.count is no number"),
         ("ports", {}, "ports is not a list"),
+        ("digest", b"123", "digest is not 4 bytes"),
+        ("digest", "1234", "digest is not 4 bytes"),
         ("pairs", [[1]], "pairs.0 is not a list of 2"),
         ("known", [[[1, 2], {"number": b""}]], "known.0.1.number is not of the type int"),
     ],
