@@ -10,11 +10,15 @@ The guests' TSC is system time in nanoseconds, or, in real time where that spare
 
 import time
 from abc import ABC, abstractmethod
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, NamedTuple
 
+from pyhv.abi.layout import u64
+from pyhv.address import MASK64
 from pyhv.cpu.clockwork import Ticker
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.tsc import HostTsc, TscRate, rate
+from pyhv.state import Nanoseconds, Plain, entries, typed
 
 BYTES_PER_NS = 4
 EXIT_NS = 250
@@ -35,6 +39,9 @@ TSC_IS_SYSTEM_TIME = rate(1_000_000_000)
 """The rate of a TSC that counts nanoseconds."""
 
 
+_Hertz = Annotated[int, range(1_000_000, 1 << 40)]
+
+
 class TimeRecord(NamedTuple):
     """At TSC value `tsc`, system time was `now` ns. `stable`: equal on all vCPUs and never set back."""
 
@@ -49,6 +56,9 @@ _LEAST_TURN_NS, _LONGEST_TURN_NS = 20_000, 1_000_000
 
 class Clock(ABC):
     """How the machine measures time and bounds a guest's turn on the processor."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]]
+    """See `pyhv.state`."""
 
     deterministic: bool
     traps_tsc: bool
@@ -96,6 +106,18 @@ class Clock(ABC):
     def close(self) -> None:
         """The machine is no longer used."""
 
+    @abstractmethod
+    def state(self) -> dict[str, Plain]:
+        """What time it is, while no engine runs."""
+
+    @abstractmethod
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Go on from that time, before any engine is built: `traps_tsc` may become another.
+
+        While a clock that is not deterministic goes on from there, the host's counters are elsewhere: its
+        users renew what the guests have of it, the pvclock records and the wall clock. StateError.
+        """
+
 
 class VirtualClock(Clock):
     """Deterministic time from executed guest code. The TSC is system time, at 1 GHz."""
@@ -103,6 +125,11 @@ class VirtualClock(Clock):
     deterministic = True
     traps_tsc = True
     tsc_rate = TSC_IS_SYSTEM_TIME
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_granted": "means something only while an engine runs",
+        "_left": "None while no engine runs",
+        "_charged": "0 while no engine runs",
+    }
 
     def __init__(self, wall_ns: int = 1_136_073_600_000_000_000) -> None:
         self._wall = wall_ns  # 2006-01-01: a fixed birthday, so that runs are alike
@@ -173,21 +200,45 @@ class VirtualClock(Clock):
     def close(self) -> None:
         pass
 
+    def state(self) -> dict[str, Plain]:
+        assert self._left is None, "an engine runs"
+        return {"base": self._base, "wall": self._wall, "code_bytes": self.code_bytes}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        found = entries(dict(saved), "", self.state())
+        self._base, self._wall, self.code_bytes = (
+            typed(Nanoseconds, found[name], name) for name in ("base", "wall", "code_bytes")
+        )
+
 
 class RealClock(Clock):
     """The host's time; a ticker thread ends a guest's turn.
 
-    The guests' TSC is the host's where that is possible without exits (`cpu/tsc.py`), else system time.
+    The guests' TSC is the host's where that is possible without exits (`cpu/tsc.py`), else system time. Guests
+    that were saved with the host's keep it, at the rate that this host has. But no counter is ever set back:
+    where this host's has not come as far, reads exit, and the guests' goes on from where it was, at its rate.
     """
 
     deterministic = False
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "tsc_rate": "said by its frequency",
+        "_host": "the host's counter, given",
+        "_start": "said as the time that has passed since",
+        "_tsc_start": "said as what the TSC is now",
+        "_tsc_from": "the same",
+        "_ticker": "a thread",
+        "_deadline": "means something only while an engine runs",
+        "_left": "None while no engine runs",
+    }
 
-    def __init__(self, tsc: HostTsc | None = None) -> None:
-        self._tsc = tsc
-        self.traps_tsc = tsc is None
-        self.tsc_rate = TSC_IS_SYSTEM_TIME if tsc is None else tsc.rate
+    def __init__(self, host: HostTsc | None = None) -> None:
+        self._host = host
+        self.traps_tsc = host is None
+        self.tsc_rate = TSC_IS_SYSTEM_TIME if host is None else host.rate
         self._start = time.monotonic_ns()
         self._wall = time.time_ns()
+        self._tsc_start = self._tsc_from = 0
+        """Where reads exit: what the TSC was at which system time."""
         self._ticker = Ticker()
         self._ticker.start()
         self._deadline = 0
@@ -233,17 +284,51 @@ class RealClock(Clock):
         return time.monotonic_ns() >= self._deadline
 
     def time_record(self) -> TimeRecord:
-        if self._tsc is None:
+        if self._host is None or self.traps_tsc:
             now = self.now()
-            return TimeRecord(now, now, True)
-        ticks, moment = self._tsc.sample()
+            return TimeRecord(self._tsc_at(now), now, self.tsc_rate is TSC_IS_SYSTEM_TIME)
+        ticks, moment = self._host.sample()
         return TimeRecord(ticks, moment - self._start, False)
 
     def tsc(self) -> int:
-        return self.now() if self._tsc is None else self._tsc.read()
+        return self._tsc_at(self.now()) if self._host is None or self.traps_tsc else self._host.read()
+
+    def _tsc_at(self, now: int) -> int:
+        """Where reads exit: the TSC when system time is `now`."""
+        if self.tsc_rate is TSC_IS_SYSTEM_TIME:
+            return now
+        return self._tsc_start + (now - self._tsc_from) * self.tsc_rate.hz // 1_000_000_000 & MASK64
 
     def wall_ns(self) -> int:
         return self._wall
 
     def close(self) -> None:
         self._ticker.close()
+
+    def state(self) -> dict[str, Plain]:
+        assert self._ticker.running is None, "an engine runs"
+        now = self.now()
+        trapped = self._host is None or self.traps_tsc
+        return {
+            "now": now,
+            "wall": self._wall,
+            "traps_tsc": trapped,
+            "tsc": self._tsc_at(now) if self._host is None or trapped else self._host.read(),
+            "tsc_hz": self.tsc_rate.hz,
+        }
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        found = entries(dict(saved), "", self.state())
+        now = typed(Nanoseconds, found["now"], "now")
+        wall = typed(Nanoseconds, found["wall"], "wall")
+        tsc, hz = typed(u64, found["tsc"], "tsc"), typed(_Hertz, found["tsc_hz"], "tsc_hz")
+        trapped = typed(bool, found["traps_tsc"], "traps_tsc")
+        self._start = time.monotonic_ns() - now
+        self._wall = max(wall, time.time_ns() - now)
+        self.traps_tsc = trapped or self._host is None or self._host.read() < tsc
+        if self._host is not None and not self.traps_tsc:
+            self.tsc_rate = self._host.rate
+        elif hz == TSC_IS_SYSTEM_TIME.hz and tsc == now:
+            self.tsc_rate = TSC_IS_SYSTEM_TIME
+        else:
+            self.tsc_rate, self._tsc_start, self._tsc_from = rate(hz), tsc, now

@@ -16,7 +16,8 @@ import mmap
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import keystone
 
@@ -109,6 +110,10 @@ class Ticker:
     next look.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("_running", "_lock", "deadline", "_wakes_at", "_ended", "_changed", "_thread"),
+        "a thread's, of this process",
+    )
     RETRY_NS = 100_000
     """After this time a stop is repeated, should it have come too early."""
 

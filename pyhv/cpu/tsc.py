@@ -12,7 +12,9 @@ import functools
 import mmap
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import keystone
 
@@ -47,6 +49,12 @@ def rate(hz: int) -> TscRate:
 
 class HostTsc:
     """The host's counter: `read` it, and its `rate`."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_code": "the host's",
+        "read": "the host's",
+        "rate": "the host's",
+    }
 
     def __init__(self) -> None:
         code, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(_READ)
