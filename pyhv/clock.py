@@ -214,9 +214,10 @@ class VirtualClock(Clock):
 class RealClock(Clock):
     """The host's time; a ticker thread ends a guest's turn.
 
-    The guests' TSC is the host's where that is possible without exits (`cpu/tsc.py`), else system time. Guests
-    that were saved with the host's keep it, at the rate that this host has. But no counter is ever set back:
-    where this host's has not come as far, reads exit, and the guests' goes on from where it was, at its rate.
+    The guests' TSC is the host's where that is possible without exits (`cpu/tsc.py`), else system time.
+    Guests that were saved with the host's keep it, at the rate that this host has. But no counter is ever set
+    back: where this host's has not come as far, reads exit, and the guests' goes on from where it was, at its
+    rate.
     """
 
     deterministic = False
