@@ -43,14 +43,23 @@ _R = TypeVar("_R", int, None)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One hypercall: its number, its form for guests of either width, and where its handler is."""
+    """One hypercall: its number, its handler, and its form for guests of either width."""
 
     number: Hypercall
     status: Status
+    handler: Callable[..., int]
     wide: Form
     narrow: Form
-    text: str
-    module: str
+
+    @property
+    def text(self) -> str:
+        """The handler's docstring."""
+        return self.handler.__doc__ or ""
+
+    @property
+    def module(self) -> str:
+        """Where the handler is."""
+        return self.handler.__module__
 
     @property
     def name(self) -> str:
@@ -79,9 +88,7 @@ def hypercall(
         if found is not None:
             raise ValueError(f"{number.name} is handled in {found.module} and again in {handler.__module__}")
         wide, narrow = form_of(handler, 64), form_of(compat or handler, 32)
-        HYPERCALLS[number] = Entry(
-            number, status, wide, narrow, handler.__doc__ or "", handler.__module__
-        )  # fmt: skip
+        HYPERCALLS[number] = Entry(number, status, handler, wide, narrow)
         return handler
 
     return enter

@@ -17,7 +17,7 @@ from guest_machine import Run, Sink, image_of, run
 from docgen.hostile import document, read
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import MapFlag
-from pyhv.abi.numbers import Sched, Shutdown
+from pyhv.abi.numbers import Hypercall, Sched, Shutdown
 from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.cpu.vmcb import RBX, RDI
@@ -49,7 +49,6 @@ from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu
 ROOT = Path(__file__).parents[2]
 PAGES = 4096
 SECOND = 1_000_000_000
-SCHED_OP = 29
 INTERVAL = 997
 
 
@@ -64,7 +63,11 @@ class Auditor:
     def exit(self, record: ExitRecord) -> None:
         self._exits += 1
         first = record.registers[RDI if self._machine.residents[record.domid].domain.width == 64 else RBX]
-        ending = record.kind is ExitKind.HYPERCALL and record.detail == SCHED_OP and first == Sched.SHUTDOWN
+        ending = (
+            record.kind is ExitKind.HYPERCALL
+            and record.detail == Hypercall.SCHED_OP
+            and first == Sched.SHUTDOWN
+        )
         if ending or self._exits % INTERVAL == 0:
             self.endings += ending
             assert self._machine.audit() == [], record

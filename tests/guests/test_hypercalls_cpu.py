@@ -5,13 +5,14 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import DOMID_SELF, Paused, paused
+from guest_machine import Paused, paused
 
-from pyhv.abi.numbers import Assist, Callback
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Assist, Callback, Hypercall, Physdev
 from pyhv.cpu import vmcb as v
 from pyhv.mmu.frames import SEGDESC, WRITABLE
 
-EPERM, ESRCH, EFAULT, EINVAL, ENOSYS = -1, -3, -14, -22, -38
 UNMAPPED = 0x7FFF00000000
 HOLE = 0xFFFF800000000000
 GP, PF, NP = 13, 14, 11
@@ -34,30 +35,30 @@ def trap(vector: int, address: int, flags: int = 0) -> bytes:
 def test_trap_table_replaces_what_it_names_and_null_clears_all(guest: Paused) -> None:
     guest.vcpu.traps = [(0, 0)] * 256
     table = guest.put(trap(3, 0x1000, 3) + trap(14, 0x2000, 4) + bytes(16))
-    assert guest.call(0, table) == 0
+    assert guest.set_trap_table(table) == 0
     assert guest.vcpu.traps[3] == (0x1000, 3)
     assert guest.vcpu.traps[14] == (0x2000, 4)
     table = guest.put(trap(3, 0x3000) + bytes(16))
-    assert guest.call(0, table) == 0
+    assert guest.set_trap_table(table) == 0
     assert guest.vcpu.traps[3] == (0x3000, 0)
     assert guest.vcpu.traps[14] == (0x2000, 4)
-    assert guest.call(0, 0) == 0
+    assert guest.set_trap_table(0) == 0
     assert set(guest.vcpu.traps) == {(0, 0)}
 
 
 def test_trap_table_refuses_non_canonical_handlers(guest: Paused) -> None:
     for address in (0x800000000000, 0xFFFF7FFFFFFFFFFF):
-        assert guest.call(0, guest.put(trap(3, address) + bytes(16))) == EINVAL
+        assert guest.set_trap_table(guest.put(trap(3, address) + bytes(16))) == -Errno.EINVAL
 
 
 def test_an_unreadable_trap_table(guest: Paused) -> None:
-    assert guest.call(0, UNMAPPED) == EFAULT
-    assert guest.call(0, HOLE) == EFAULT
+    assert guest.set_trap_table(UNMAPPED) == -Errno.EFAULT
+    assert guest.set_trap_table(HOLE) == -Errno.EFAULT
 
 
 def test_a_trap_table_without_an_end_stops_at_the_end_of_its_mapping(guest: Paused) -> None:
-    assert guest.call(14, guest.page(3), 0, 2) == 0
-    assert guest.call(0, guest.put(trap(9, 0x1000) * 256, 0x2000)) == EFAULT
+    assert guest.update_va_mapping(guest.page(3), 0, 2) == 0
+    assert guest.set_trap_table(guest.put(trap(9, 0x1000) * 256, 0x2000)) == -Errno.EFAULT
     assert guest.vcpu.traps[9] == (0x1000, 0)
 
 
@@ -65,7 +66,7 @@ def test_a_trap_table_without_an_end_stops_at_the_end_of_its_mapping(guest: Paus
 
 
 def callback(guest: Paused, kind: int, address: int, flags: int = 0) -> int:
-    return guest.call(30, 0, guest.put(struct.pack("<HHIQ", kind, flags, 0, address)))
+    return guest.call(Hypercall.CALLBACK_OP, 0, guest.put(struct.pack("<HHIQ", kind, flags, 0, address)))
 
 
 @pytest.mark.parametrize(
@@ -89,62 +90,62 @@ def test_callbacks_are_registered(guest: Paused, kind: Callback, name: str, flag
 def test_the_nmi_callback_is_an_entry_of_the_trap_table(guest: Paused) -> None:
     assert callback(guest, Callback.NMI, 0x4000) == 0
     assert guest.vcpu.traps[2][0] == 0x4000
-    assert guest.call(30, 1, guest.put(struct.pack("<H", Callback.NMI))) == 0
+    assert guest.call(Hypercall.CALLBACK_OP, 1, guest.put(struct.pack("<H", Callback.NMI))) == 0
     assert guest.vcpu.traps[2] == (0, 0)
-    assert guest.call(28, 0, guest.put(struct.pack("<Q", 0x5000))) == 0
+    assert guest.call(Hypercall.NMI_OP, 0, guest.put(struct.pack("<Q", 0x5000))) == 0
     assert guest.vcpu.traps[2][0] == 0x5000
-    assert guest.call(28, 1, 0) == 0
+    assert guest.call(Hypercall.NMI_OP, 1, 0) == 0
     assert guest.vcpu.traps[2] == (0, 0)
-    assert guest.call(28, 2, 0) == ENOSYS
+    assert guest.call(Hypercall.NMI_OP, 2, 0) == -Errno.ENOSYS
 
 
 def test_callbacks_that_are_refused(guest: Paused) -> None:
-    assert callback(guest, Callback.EVENT, 0x800000000000) == EINVAL
-    assert callback(guest, 3, 0x1000) == ENOSYS
-    assert callback(guest, 6, 0x1000) == ENOSYS
-    assert callback(guest, 8, 0x1000) == ENOSYS
-    assert guest.call(30, 0, UNMAPPED) == EFAULT
-    assert guest.call(30, 2, guest.scratch) == ENOSYS
+    assert callback(guest, Callback.EVENT, 0x800000000000) == -Errno.EINVAL
+    assert callback(guest, 3, 0x1000) == -Errno.ENOSYS
+    assert callback(guest, 6, 0x1000) == -Errno.ENOSYS
+    assert callback(guest, 8, 0x1000) == -Errno.ENOSYS
+    assert guest.call(Hypercall.CALLBACK_OP, 0, UNMAPPED) == -Errno.EFAULT
+    assert guest.call(Hypercall.CALLBACK_OP, 2, guest.scratch) == -Errno.ENOSYS
     for kind in (Callback.EVENT, Callback.FAILSAFE, Callback.SYSCALL, Callback.SYSENTER, Callback.SYSCALL32):
-        assert guest.call(30, 1, guest.put(struct.pack("<H", kind))) == EINVAL
-    assert guest.call(30, 1, guest.put(struct.pack("<H", 3))) == ENOSYS
+        assert guest.call(Hypercall.CALLBACK_OP, 1, guest.put(struct.pack("<H", kind))) == -Errno.EINVAL
+    assert guest.call(Hypercall.CALLBACK_OP, 1, guest.put(struct.pack("<H", 3))) == -Errno.ENOSYS
 
 
 def test_set_callbacks_clears_their_flags_and_never_fails(guest: Paused) -> None:
     callback(guest, Callback.SYSCALL, 0x1000, 1)
-    assert guest.call(4, 0x2000, 0x3000, 0x4000) == 0
+    assert guest.call(Hypercall.SET_CALLBACKS, 0x2000, 0x3000, 0x4000) == 0
     vcpu = guest.vcpu
     assert vcpu.event_callback.address == 0x2000
     assert vcpu.event_callback.mask_events
     assert (vcpu.failsafe_callback.address, vcpu.failsafe_callback.mask_events) == (0x3000, False)
     assert (vcpu.syscall_callback.address, vcpu.syscall_callback.mask_events) == (0x4000, False)
-    assert guest.call(4, 0, 0, 0) == 0
+    assert guest.call(Hypercall.SET_CALLBACKS, 0, 0, 0) == 0
 
 
 # -- stack, FPU, segment bases -----------------------------------------------------------------------------
 
 
 def test_stack_switch(guest: Paused) -> None:
-    assert guest.call(3, 0x28, 0x123456) == 0
+    assert guest.stack_switch(0x28, 0x123456) == 0
     assert (guest.vcpu.kernel_ss, guest.vcpu.kernel_sp) == (0x2B, 0x123456)
-    assert guest.call(3, 0xE02B, 1 << 63) == 0
+    assert guest.stack_switch(0xE02B, 1 << 63) == 0
 
 
 def test_fpu_taskswitch(guest: Paused) -> None:
-    assert guest.call(5, 1) == 0
+    assert guest.fpu_taskswitch(1) == 0
     assert guest.cpu.vmcb.task_switched
-    assert guest.call(5, 1 << 32) == 0, "an unsigned int"
+    assert guest.fpu_taskswitch(1 << 32) == 0, "an unsigned int"
     assert not guest.cpu.vmcb.task_switched
 
 
 def test_segment_bases(guest: Paused) -> None:
-    assert [guest.call(25, which, 0x1000 * (which + 1)) for which in (0, 1, 2)] == [0, 0, 0]
+    assert [guest.set_segment_base(which, 0x1000 * (which + 1)) for which in (0, 1, 2)] == [0, 0, 0]
     assert guest.q[v.SEG_BASE[v.FS]] == 0x1000
     assert guest.vcpu.other_gs_base == 0x2000
     assert guest.q[v.SEG_BASE[v.GS]] == 0x3000
     for which in (0, 1, 2):
-        assert guest.call(25, which, 0x800000000000) == EINVAL
-    assert guest.call(25, 4, 0) == EINVAL
+        assert guest.set_segment_base(which, 0x800000000000) == -Errno.EINVAL
+    assert guest.set_segment_base(4, 0) == -Errno.EINVAL
 
 
 DATA = 0x00CFF3000000FFFF
@@ -159,19 +160,19 @@ def with_gdt(guest: Paused, *descriptors: int) -> None:
     guest.put(struct.pack(f"<{len(descriptors) + 1}Q", 0, *descriptors).ljust(4096, b"\0"), 0x4000)
     assert guest.remap(guest.page(4), 0x21) == 0
     frames = guest.put(struct.pack("<Q", guest.mfn(guest.page(4))))
-    assert guest.call(2, frames, 512) == 0
+    assert guest.set_gdt(frames, 512) == 0
 
 
 def test_the_users_gs_selector(guest: Paused) -> None:
     with_gdt(guest, data_at(0x12345000), 0, data_at(0x5000, 0xFB))
     guest.q[v.SEG_BASE[v.GS]] = 0x777
-    assert guest.call(25, 3, 8) == 0
+    assert guest.set_segment_base(3, 8) == 0
     assert guest.vcpu.other_gs_base == 0x12345000
     assert guest.cpu.vmcb.selector(v.GS) == 0x0B
     assert guest.q[v.SEG_BASE[v.GS]] == 0x777, "the active base stays"
     for null in (0, 3, 0x10, 0x1000, 0xE00B, 0x7FFC):
         guest.vcpu.other_gs_base = 1
-        assert guest.call(25, 3, null) == 0
+        assert guest.set_segment_base(3, null) == 0
         assert guest.vcpu.other_gs_base == 0
 
 
@@ -180,13 +181,13 @@ def test_the_users_gs_selector(guest: Paused) -> None:
 
 def test_vm_assist(guest: Paused) -> None:
     for kind in (0, 1, 2, 3, 4, 5, 32):
-        assert guest.call(21, 0, kind) == 0
+        assert guest.vm_assist(0, kind) == 0
         assert kind in guest.domain.assists
-        assert guest.call(21, 1, kind) == 0
+        assert guest.vm_assist(1, kind) == 0
         assert kind not in guest.domain.assists
     for kind in (6, 7, 31, 33, 63, 64, 0xFFFFFFFF):
-        assert guest.call(21, 0, kind) == EINVAL
-    assert guest.call(21, 2, Assist.WRITABLE_PAGETABLES) == ENOSYS
+        assert guest.vm_assist(0, kind) == -Errno.EINVAL
+    assert guest.vm_assist(2, Assist.WRITABLE_PAGETABLES) == -Errno.ENOSYS
 
 
 # -- descriptor tables -------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_set_gdt_takes_descriptor_pages(guest: Paused) -> None:
     assert guest.execute("mov eax, 0x0b; mov ds, eax; mov ax, ds") is None
     assert guest.execute("mov eax, 0x13; mov ds, eax; mov eax, 0x2a1b; mov ds, eax") == GP
     assert guest.remap(guest.page(4), 0x23) == -16, "EBUSY: it cannot be mapped writable"
-    assert guest.call(2, 0, 0) == 0
+    assert guest.set_gdt(0, 0) == 0
     assert frames.type_count[mfn] == 0
     assert guest.remap(guest.page(4), 0x23) == 0
 
@@ -228,14 +229,14 @@ def test_gdts_that_are_refused_leave_the_old_one(guest: Paused) -> None:
     assert guest.remap(guest.page(6), 0x21) == 0
     bad = (writable, foreign, 0, 1 << 40, 0xFFFFFFFFFFFFFFFF, guest.vcpu.kernel_l4, guest.mfn(guest.page(6)))
     for mfn in bad:
-        assert guest.call(2, guest.put(struct.pack("<Q", mfn)), 512) == EINVAL, hex(mfn)
+        assert guest.set_gdt(guest.put(struct.pack("<Q", mfn)), 512) == -Errno.EINVAL, hex(mfn)
         assert guest.vcpu.gdt_frames == mine
     good = guest.mfn(guest.page(4))
-    assert guest.call(2, guest.put(struct.pack("<2Q", good, writable)), 1024) == EINVAL
+    assert guest.set_gdt(guest.put(struct.pack("<2Q", good, writable)), 1024) == -Errno.EINVAL
     assert guest.machine.frames.type_count[good] == 1, "what the failed call took is given back"
-    assert guest.call(2, UNMAPPED, 1) == EFAULT
-    assert guest.call(2, guest.scratch, 7169) == EINVAL
-    assert guest.call(2, guest.scratch, 0xFFFFFFFF) == EINVAL
+    assert guest.set_gdt(UNMAPPED, 1) == -Errno.EFAULT
+    assert guest.set_gdt(guest.scratch, 7169) == -Errno.EINVAL
+    assert guest.set_gdt(guest.scratch, 0xFFFFFFFF) == -Errno.EINVAL
 
 
 def test_descriptors_are_fixed_when_their_page_is_taken(guest: Paused) -> None:
@@ -262,7 +263,7 @@ def test_update_descriptor(guest: Paused, descriptor: int, stored: int | None) -
     """A call gate is disarmed to DPL 0, its own DPL in the selector's RPL; an accessed bit may be added."""
     with_gdt(guest, DATA)
     address = guest.mfn(guest.page(4)) << 12 | 16
-    assert guest.call(10, address, descriptor) == 0
+    assert guest.update_descriptor(address, descriptor) == 0
     (found,) = guest.words(guest.page(4) + 16, 1)
     if stored is None:
         assert found & ~(1 << 40) == 0x00CFF2000000FFFF
@@ -290,28 +291,28 @@ def test_update_descriptor(guest: Paused, descriptor: int, stored: int | None) -
 )
 def test_descriptors_that_no_guest_may_have(guest: Paused, descriptor: int) -> None:
     with_gdt(guest, DATA)
-    assert guest.call(10, guest.mfn(guest.page(4)) << 12 | 16, descriptor) == EINVAL
+    assert guest.update_descriptor(guest.mfn(guest.page(4)) << 12 | 16, descriptor) == -Errno.EINVAL
     assert guest.words(guest.page(4) + 16, 1) == (0,)
 
 
 def test_where_descriptors_may_be_written(guest: Paused) -> None:
     with_gdt(guest, DATA)
     frames = guest.machine.frames
-    assert guest.call(10, guest.mfn(guest.page(5)) << 12, DATA) == 0, "a writable page"
+    assert guest.update_descriptor(guest.mfn(guest.page(5)) << 12, DATA) == 0, "a writable page"
     assert frames.type[guest.mfn(guest.page(5))] == WRITABLE
-    assert guest.call(10, guest.mfn(guest.page(4)) << 12 | 4, DATA) == EINVAL, "not aligned"
-    assert guest.call(10, guest.vcpu.kernel_l4 << 12, DATA) == EINVAL
-    assert guest.call(10, guest.machine.board.zero_frame << 12, DATA) == EINVAL
-    assert guest.call(10, guest.machine.board.xen_gdt[64] << 12, DATA) == EINVAL
-    assert guest.call(10, 1 << 60, DATA) == EINVAL
+    assert guest.update_descriptor(guest.mfn(guest.page(4)) << 12 | 4, DATA) == -Errno.EINVAL, "not aligned"
+    assert guest.update_descriptor(guest.vcpu.kernel_l4 << 12, DATA) == -Errno.EINVAL
+    assert guest.update_descriptor(guest.machine.board.zero_frame << 12, DATA) == -Errno.EINVAL
+    assert guest.update_descriptor(guest.machine.board.xen_gdt[64] << 12, DATA) == -Errno.EINVAL
+    assert guest.update_descriptor(1 << 60, DATA) == -Errno.EINVAL
 
 
 def test_a_changed_descriptor_is_used_at_once(guest: Paused) -> None:
     with_gdt(guest, data_at(0x1000))
-    guest.call(25, 3, 8)
+    guest.set_segment_base(3, 8)
     assert guest.vcpu.other_gs_base == 0x1000
-    assert guest.call(10, guest.mfn(guest.page(4)) << 12 | 8, data_at(0x2000)) == 0
-    guest.call(25, 3, 8)
+    assert guest.update_descriptor(guest.mfn(guest.page(4)) << 12 | 8, data_at(0x2000)) == 0
+    guest.set_segment_base(3, 8)
     assert guest.vcpu.other_gs_base == 0x2000
 
 
@@ -333,7 +334,7 @@ def test_compatibility_code_with_a_base(guest: Paused) -> None:
 
 def set_ldt(guest: Paused, base: int, entries: int) -> int:
     operation = guest.put(struct.pack("<IIQQ", 13, 0, base, entries), 0x100)
-    return guest.call(26, operation, 1, 0, DOMID_SELF)
+    return guest.call(Hypercall.MMUEXT_OP, operation, 1, 0, DOMID_SELF)
 
 
 def test_ldt_pages_come_in_on_first_use(guest: Paused) -> None:
@@ -370,12 +371,12 @@ def test_an_ldt_page_that_comes_later(guest: Paused) -> None:
     """Returning through a selector whose LDT page is missing fails; once it is there, it works."""
     guest.put(struct.pack("<2Q", 0, 0x00AFFB000000FFFF), 0x5000)
     entry = guest.mfn(guest.page(5)) << 12
-    assert guest.call(14, guest.page(5), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(5), 0, 2) == 0
     assert set_ldt(guest, guest.page(5), 512) == 0
     guest.load("nop")
     guest.iret(cs=0x0C, rsp=guest.stack)
     assert guest.handled in (GP, PF)
-    assert guest.call(14, guest.page(5), entry | 0x21, 2) == 0
+    assert guest.update_va_mapping(guest.page(5), entry | 0x21, 2) == 0
     guest.load("nop")
     guest.iret(cs=0x0C)
     assert guest.handled is None
@@ -386,7 +387,7 @@ def test_an_ldt_page_that_comes_later(guest: Paused) -> None:
     [(1, 1), (0x800000000000, 1), (HOLE, 1), (0xFFFF87FFFFFFF000, 1), (0, 8193), (0, 0xFFFFFFFF)],
 )
 def test_ldts_that_are_refused(guest: Paused, base: int, entries: int) -> None:
-    assert set_ldt(guest, base, entries) == EINVAL
+    assert set_ldt(guest, base, entries) == -Errno.EINVAL
 
 
 # -- ports -------------------------------------------------------------------------------------------------
@@ -394,21 +395,24 @@ def test_ldts_that_are_refused(guest: Paused, base: int, entries: int) -> None:
 
 def test_set_iopl(guest: Paused) -> None:
     for iopl in range(4):
-        assert guest.call(33, 6, guest.put(struct.pack("<I", iopl))) == 0
+        assert guest.physdev_op(Physdev.SET_IOPL, guest.put(struct.pack("<I", iopl))) == 0
         assert guest.vcpu.iopl == iopl
-    assert guest.call(33, 6, guest.put(struct.pack("<I", 4))) == EINVAL
-    assert guest.call(33, 6, UNMAPPED) == EFAULT
+    assert guest.physdev_op(Physdev.SET_IOPL, guest.put(struct.pack("<I", 4))) == -Errno.EINVAL
+    assert guest.physdev_op(Physdev.SET_IOPL, UNMAPPED) == -Errno.EFAULT
     assert guest.vcpu.iopl == 3
 
 
 def test_set_iobitmap(guest: Paused) -> None:
-    assert guest.call(33, 7, guest.put(struct.pack("<QI4x", 0, 0))) == 0
-    assert guest.call(33, 7, guest.put(struct.pack("<QI4x", 0x1000, 65536))) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, guest.put(struct.pack("<QI4x", 0, 0))) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, guest.put(struct.pack("<QI4x", 0x1000, 65536))) == 0
     assert (guest.vcpu.io_bitmap, guest.vcpu.io_bitmap_ports) == (0x1000, 65536)
-    assert guest.call(33, 7, guest.put(struct.pack("<QI4x", 0x1000, 65537))) == EINVAL
-    assert guest.call(33, 17, guest.scratch) == ENOSYS
+    assert (
+        guest.physdev_op(Physdev.SET_IOBITMAP, guest.put(struct.pack("<QI4x", 0x1000, 65537)))
+        == -Errno.EINVAL
+    )
+    assert guest.physdev_op(17, guest.scratch) == -Errno.ENOSYS
 
 
 def test_physdev_compat(guest: Paused) -> None:
-    assert guest.call(19, guest.put(struct.pack("<IIQ", 6, 0, 2))) == 0
+    assert guest.physdev_op_compat(guest.put(struct.pack("<IIQ", 6, 0, 2))) == 0
     assert guest.vcpu.iopl == 2

@@ -5,14 +5,15 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import DOMID_SELF, HEADER, SECOND, START, Paused, paused, run
+from guest_machine import HEADER, SECOND, START, Paused, paused, run
 
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Hypercall, Memory, Physdev, Sched, Xenver
 from pyhv.hypercalls.context import Again
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.machine import Outcome
 
-EPERM, ENOENT, ESRCH, EACCES, EFAULT, EBUSY, EEXIST, EDOM = -1, -2, -3, -13, -14, -16, -17, -33
-EINVAL, ENODEV, ENOSPC, ENOSYS, ENODATA, EOPNOTSUPP = -22, -19, -28, -38, -61, -95
 UNMAPPED = 0x7FFF00000000
 DIRTY = b"\xaa" * 4096
 
@@ -30,8 +31,8 @@ FIXED = {1: 16, 2: 144, 3: 1024, 4: 64, 5: 8, 8: 16, 9: 1024}
 
 
 def test_version_number_needs_no_argument(guest: Paused) -> None:
-    assert guest.call(17, 0, 0) == 4 << 16 | 17
-    assert guest.call(17, 0, UNMAPPED) == 4 << 16 | 17
+    assert guest.xen_version(Xenver.VERSION, 0) == 4 << 16 | 17
+    assert guest.xen_version(Xenver.VERSION, UNMAPPED) == 4 << 16 | 17
 
 
 @pytest.mark.parametrize(("command", "size"), FIXED.items())
@@ -39,10 +40,10 @@ def test_fixed_size_answers_are_padded_with_zeros_and_end_in_time(
     guest: Paused, command: int, size: int
 ) -> None:
     guest.put(DIRTY)
-    assert guest.call(17, command, guest.scratch) == 0
+    assert guest.xen_version(command, guest.scratch) == 0
     answer = guest.get(size)
     assert guest.get(8, size) == DIRTY[:8], "nothing behind the structure is touched"
-    assert guest.call(17, command, UNMAPPED) == EFAULT
+    assert guest.xen_version(command, UNMAPPED) == -Errno.EFAULT
     if command in (5, 8):
         return
     pieces = [answer] if command != 2 else [answer[:64], answer[64:80], answer[80:112], answer[112:]]
@@ -54,35 +55,35 @@ def test_fixed_size_answers_are_padded_with_zeros_and_end_in_time(
 
 
 def test_what_the_answers_say(guest: Paused) -> None:
-    guest.call(17, 3, guest.scratch)
+    guest.xen_version(Xenver.CAPABILITIES, guest.scratch)
     assert guest.get(32) == b"xen-3.0-x86_64 xen-3.0-x86_32p \0"
-    guest.call(17, 5, guest.scratch)
+    guest.xen_version(Xenver.PLATFORM_PARAMETERS, guest.scratch)
     assert guest.words(guest.scratch, 1) == (0xFFFF800000000000,)
-    guest.call(17, 9, guest.scratch)
+    guest.xen_version(Xenver.COMMANDLINE, guest.scratch)
     assert guest.get(9) == b"<denied>\0"
 
 
 def test_features(guest: Paused) -> None:
-    assert guest.call(17, 6, guest.put(struct.pack("<II", 0, 0xFFFFFFFF))) == 0
+    assert guest.xen_version(Xenver.GET_FEATURES, guest.put(struct.pack("<II", 0, 0xFFFFFFFF))) == 0
     (features,) = struct.unpack("<I", guest.get(4, 4))
     assert features & 0xF == 0, "neither writable tables nor translation nor supervisor mode"
     assert features == 1 << 5 | 1 << 6 | 1 << 7 | 1 << 13 | 1 << 17
     assert not features >> 4 & 1
-    assert guest.call(17, 6, guest.put(struct.pack("<II", 1, 0))) == EINVAL
-    assert guest.call(21, 0, 3) == 0
-    guest.call(17, 6, guest.put(struct.pack("<II", 0, 0)))
+    assert guest.xen_version(Xenver.GET_FEATURES, guest.put(struct.pack("<II", 1, 0))) == -Errno.EINVAL
+    assert guest.vm_assist(0, 3) == 0
+    guest.xen_version(Xenver.GET_FEATURES, guest.put(struct.pack("<II", 0, 0)))
     assert struct.unpack("<I", guest.get(4, 4))[0] >> 4 & 1
 
 
 def test_page_size_takes_no_argument(guest: Paused) -> None:
-    assert guest.call(17, 7, 0) == 4096
-    assert guest.call(17, 7, guest.scratch) == EINVAL
+    assert guest.xen_version(Xenver.PAGESIZE, 0) == 4096
+    assert guest.xen_version(Xenver.PAGESIZE, guest.scratch) == -Errno.EINVAL
 
 
 def test_other_versions(guest: Paused) -> None:
-    assert guest.call(17, 10, guest.scratch) == EPERM
+    assert guest.xen_version(Xenver.BUILD_ID, guest.scratch) == -Errno.EPERM
     for command in (11, 14, 99, 0xFFFFFFFF):
-        assert guest.call(17, command, guest.scratch) == ENOSYS
+        assert guest.xen_version(command, guest.scratch) == -Errno.ENOSYS
 
 
 # -- calls that a plain domain is refused ------------------------------------------------------------------
@@ -91,10 +92,18 @@ def test_other_versions(guest: Paused) -> None:
 @pytest.mark.parametrize(
     ("number", "errno"),
     [
-        (27, ENOSYS), (31, ENOSYS), (34, ENOSYS), (37, EPERM), (38, ENOSYS), (39, ENOSYS), (40, EOPNOTSUPP),
-        (41, ENOSYS), (42, EPERM), (48, EPERM),
+        (27, -Errno.ENOSYS),
+        (31, -Errno.ENOSYS),
+        (34, -Errno.ENOSYS),
+        (37, -Errno.EPERM),
+        (38, -Errno.ENOSYS),
+        (39, -Errno.ENOSYS),
+        (40, -Errno.EOPNOTSUPP),
+        (41, -Errno.ENOSYS),
+        (42, -Errno.EPERM),
+        (48, -Errno.EPERM),
     ],
-)  # fmt: skip
+)
 def test_refused_calls(guest: Paused, number: int, errno: int) -> None:
     assert guest.call(number, 0, guest.scratch) == errno
     assert guest.call(number, -1, UNMAPPED, -1, -1, -1) == errno
@@ -103,51 +112,81 @@ def test_refused_calls(guest: Paused, number: int, errno: int) -> None:
 @pytest.mark.parametrize(
     ("number", "words", "errno"),
     [
-        (7, (0x03000001, 9), EACCES), (7, (9, 0x03000000), EACCES), (7, (9, 0x03000001), EPERM),
-        (35, (0x15, 1), EACCES), (35, (1, 0x14), EACCES), (35, (1, 0x16), EACCES), (35, (1, 0x15), EPERM),
-        (36, (0x15, 2, 1), EACCES), (36, (2, 0x16, 1), EACCES), (36, (2, 0x15, 1), EPERM),
-        (36, (2, 0x15, 0), EPERM), (36, (2, 0x15, 77), ESRCH), (36, (2, 0x15, DOMID_SELF), ESRCH),
-        (36, (1, 0x15, 77), EPERM), (36, (5, 0x15, 77), EPERM),
+        (7, (0x03000001, 9), -Errno.EACCES),
+        (7, (9, 0x03000000), -Errno.EACCES),
+        (7, (9, 0x03000001), -Errno.EPERM),
+        (35, (0x15, 1), -Errno.EACCES),
+        (35, (1, 0x14), -Errno.EACCES),
+        (35, (1, 0x16), -Errno.EACCES),
+        (35, (1, 0x15), -Errno.EPERM),
+        (36, (0x15, 2, 1), -Errno.EACCES),
+        (36, (2, 0x16, 1), -Errno.EACCES),
+        (36, (2, 0x15, 1), -Errno.EPERM),
+        (36, (2, 0x15, 0), -Errno.EPERM),
+        (36, (2, 0x15, 77), -Errno.ESRCH),
+        (36, (2, 0x15, DOMID_SELF), -Errno.ESRCH),
+        (36, (1, 0x15, 77), -Errno.EPERM),
+        (36, (5, 0x15, 77), -Errno.EPERM),
     ],
-)  # fmt: skip
+)
 def test_control_calls_look_at_the_version_first(
     guest: Paused, number: int, words: tuple[int, ...], errno: int
 ) -> None:
     assert guest.call(number, guest.put(struct.pack(f"<{len(words)}I", *words).ljust(144, b"\0"))) == errno
-    assert guest.call(number, UNMAPPED) == EFAULT
+    assert guest.call(number, UNMAPPED) == -Errno.EFAULT
 
 
 @pytest.mark.parametrize(
     ("command", "errno"),
     [
-        (4, 0), (5, EINVAL), (8, EPERM), (9, EPERM), (10, EPERM), (12, EINVAL), (13, EPERM), (14, EPERM),
-        (15, EPERM), (16, EPERM), (19, ENODEV), (20, EPERM), (21, EPERM), (24, EPERM), (25, EPERM),
-        (26, EPERM), (27, ENODEV), (30, EPERM), (31, EPERM), (17, ENOSYS), (28, ENOSYS), (23, ENOSYS),
-        (0, ENOSYS), (32, ENOSYS),
+        (4, 0),
+        (5, -Errno.EINVAL),
+        (8, -Errno.EPERM),
+        (9, -Errno.EPERM),
+        (10, -Errno.EPERM),
+        (12, -Errno.EINVAL),
+        (13, -Errno.EPERM),
+        (14, -Errno.EPERM),
+        (15, -Errno.EPERM),
+        (16, -Errno.EPERM),
+        (19, -Errno.ENODEV),
+        (20, -Errno.EPERM),
+        (21, -Errno.EPERM),
+        (24, -Errno.EPERM),
+        (25, -Errno.EPERM),
+        (26, -Errno.EPERM),
+        (27, -Errno.ENODEV),
+        (30, -Errno.EPERM),
+        (31, -Errno.EPERM),
+        (17, -Errno.ENOSYS),
+        (28, -Errno.ENOSYS),
+        (23, -Errno.ENOSYS),
+        (0, -Errno.ENOSYS),
+        (32, -Errno.ENOSYS),
     ],
-)  # fmt: skip
+)
 def test_physical_devices_are_others(guest: Paused, command: int, errno: int) -> None:
     at = guest.put(struct.pack("<H", DOMID_SELF).ljust(64, b"\0"))
-    assert guest.call(33, command, at) == errno
-    unread = errno in (0, ENOSYS) or command == 24
-    assert guest.call(33, command, UNMAPPED) == (errno if unread else EFAULT)
+    assert guest.physdev_op(command, at) == errno
+    unread = errno in (0, -Errno.ENOSYS) or command == 24
+    assert guest.physdev_op(command, UNMAPPED) == (errno if unread else -Errno.EFAULT)
     if command in (13, 14):
-        assert guest.call(33, command, guest.put(struct.pack("<H", 77))) == ESRCH
+        assert guest.physdev_op(command, guest.put(struct.pack("<H", 77))) == -Errno.ESRCH
 
 
 @pytest.mark.parametrize("number", [11, 43, 47, 49, 55, 63, 64, 1000, 0xFFFFFFFF])
 def test_numbers_that_do_not_exist(guest: Paused, number: int) -> None:
-    assert guest.hypercall(number) == (1 << 64) + ENOSYS
+    assert guest.hypercall(number) == (1 << 64) - Errno.ENOSYS
 
 
 def test_console_io(guest: Paused) -> None:
     heard: list[bytes] = []
     guest.machine.services.debug_sink = lambda _domain, text: heard.append(text)
-    assert guest.call(18, 0, 5, guest.put(b"hello")) == 0
+    assert guest.console_io(0, 5, guest.put(b"hello")) == 0
     assert b"".join(heard) == b"hello"
-    assert guest.call(18, 0, 5, UNMAPPED) == EFAULT
-    assert guest.call(18, 1, 5, guest.scratch) == EPERM
-    assert guest.call(18, 2, 0, 0) == EPERM
+    assert guest.console_io(0, 5, UNMAPPED) == -Errno.EFAULT
+    assert guest.console_io(1, 5, guest.scratch) == -Errno.EPERM
+    assert guest.console_io(2, 0, 0) == -Errno.EPERM
 
 
 # -- sched_op ----------------------------------------------------------------------------------------------
@@ -156,20 +195,20 @@ def test_console_io(guest: Paused) -> None:
 def poll(guest: Paused, ports: list[int], timeout: int = 0, count: int | None = None, at: int = 0) -> int:
     array = guest.put(struct.pack(f"<{len(ports)}I", *ports), 0x800)
     request = struct.pack("<QI4xQ", at or array, len(ports) if count is None else count, timeout)
-    return guest.call(29, 3, guest.put(request))
+    return guest.sched_op(Sched.POLL, guest.put(request))
 
 
 def new_port(guest: Paused) -> int:
     """A port of the domain, bound to itself (an IPI)."""
     request = guest.put(struct.pack("<II", 0, 0), 0x700)
-    assert guest.call(32, 7, request) == 0
+    assert guest.call(Hypercall.EVENT_CHANNEL_OP, 7, request) == 0
     port: int = struct.unpack("<I", guest.get(4, 0x704))[0]
     return port
 
 
 def test_poll_returns_at_once_when_there_is_something(guest: Paused) -> None:
     port = new_port(guest)
-    assert guest.call(32, 4, guest.put(struct.pack("<I", port))) == 0
+    assert guest.call(Hypercall.EVENT_CHANNEL_OP, 4, guest.put(struct.pack("<I", port))) == 0
     assert poll(guest, [port]) == 0
     assert not guest.vcpu.blocked
     guest.vcpu.info.upcall_masked = False
@@ -188,12 +227,12 @@ def test_poll_sleeps_without_touching_the_mask(guest: Paused) -> None:
 
 
 def test_polls_that_are_refused(guest: Paused) -> None:
-    assert poll(guest, [1], count=129) == EINVAL
-    assert poll(guest, [1], at=UNMAPPED) == EFAULT
-    assert poll(guest, [0]) == EINVAL
-    assert poll(guest, [1 << 20]) == EINVAL
-    assert poll(guest, [0xFFFFFFFF]) == EINVAL
-    assert guest.call(29, 3, UNMAPPED) == EFAULT
+    assert poll(guest, [1], count=129) == -Errno.EINVAL
+    assert poll(guest, [1], at=UNMAPPED) == -Errno.EFAULT
+    assert poll(guest, [0]) == -Errno.EINVAL
+    assert poll(guest, [1 << 20]) == -Errno.EINVAL
+    assert poll(guest, [0xFFFFFFFF]) == -Errno.EINVAL
+    assert guest.sched_op(Sched.POLL, UNMAPPED) == -Errno.EFAULT
     assert not guest.vcpu.blocked
 
 
@@ -227,34 +266,34 @@ def test_a_poll_without_a_near_end_sleeps_until_the_machine_gives_up(timeout: in
 def test_block(guest: Paused) -> None:
     guest.vcpu.info.upcall_masked = True
     guest.vcpu.info.mark_pending()
-    assert guest.call(29, 1, 0) == 0
+    assert guest.sched_op(Sched.BLOCK, 0) == 0
     assert not guest.vcpu.info.upcall_masked
     assert not guest.vcpu.blocked, "the upcall is taken on the way out"
     guest.vcpu.info.page.write_u8(guest.vcpu.info.offset, 0)
-    assert guest.call(29, 1, 0) == 0
+    assert guest.sched_op(Sched.BLOCK, 0) == 0
     assert guest.vcpu.blocked
 
 
 def test_the_old_form_takes_its_arguments_by_value(guest: Paused) -> None:
-    assert guest.call(6, 0, 0) == 0
-    assert guest.call(6, 1, 0) == 0
+    assert guest.sched_op_compat(0, 0) == 0
+    assert guest.sched_op_compat(1, 0) == 0
     assert guest.vcpu.blocked
-    assert guest.call(6, 3, 0) == ENOSYS
-    assert guest.call(6, 2, 0xFFFF880000000164) == 0
+    assert guest.sched_op_compat(3, 0) == -Errno.ENOSYS
+    assert guest.sched_op_compat(2, 0xFFFF880000000164) == 0
     assert guest.domain.shutdown_reason == 0x64
 
 
 def watchdog(guest: Paused, number: int, timeout: int) -> int:
-    return guest.call(29, 6, guest.put(struct.pack("<II", number, timeout)))
+    return guest.sched_op(Sched.WATCHDOG, guest.put(struct.pack("<II", number, timeout)))
 
 
 def test_watchdogs(guest: Paused) -> None:
-    assert watchdog(guest, 1, 5) == EINVAL, "not in use"
+    assert watchdog(guest, 1, 5) == -Errno.EINVAL, "not in use"
     assert watchdog(guest, 0, 5) == 1
     assert watchdog(guest, 0, 0xFFFFFFFF) == 2
-    assert watchdog(guest, 0, 5) == ENOSPC
-    assert watchdog(guest, 3, 5) == EINVAL
-    assert watchdog(guest, 0xFFFFFFFF, 5) == EINVAL
+    assert watchdog(guest, 0, 5) == -Errno.ENOSPC
+    assert watchdog(guest, 3, 5) == -Errno.EINVAL
+    assert watchdog(guest, 0xFFFFFFFF, 5) == -Errno.EINVAL
     assert watchdog(guest, 1, 9) == 0
     assert watchdog(guest, 1, 0) == 0
     assert watchdog(guest, 0, 5) == 1
@@ -278,22 +317,22 @@ request: .long 0, 1
 
 
 def test_other_scheduling_operations(guest: Paused) -> None:
-    assert guest.call(29, 0, 0) == 0
-    assert guest.call(29, 5, guest.put(struct.pack("<I", 1))) == 0
+    assert guest.sched_op(Sched.YIELD, 0) == 0
+    assert guest.sched_op(Sched.SHUTDOWN_CODE, guest.put(struct.pack("<I", 1))) == 0
     assert guest.domain.shutdown_code == 1
     assert guest.domain.alive
-    assert guest.call(29, 4, guest.put(struct.pack("<HI", 0, 0))) == EPERM
-    assert guest.call(29, 4, guest.put(struct.pack("<HI", 77, 0))) == ESRCH
-    assert guest.call(29, 7, guest.scratch) == EPERM
-    assert guest.call(29, 8, guest.scratch) == ENOSYS
-    assert guest.call(29, 2, UNMAPPED) == EFAULT
+    assert guest.sched_op(Sched.REMOTE_SHUTDOWN, guest.put(struct.pack("<HI", 0, 0))) == -Errno.EPERM
+    assert guest.sched_op(Sched.REMOTE_SHUTDOWN, guest.put(struct.pack("<HI", 77, 0))) == -Errno.ESRCH
+    assert guest.sched_op(Sched.PIN_OVERRIDE, guest.scratch) == -Errno.EPERM
+    assert guest.sched_op(8, guest.scratch) == -Errno.ENOSYS
+    assert guest.sched_op(Sched.SHUTDOWN, UNMAPPED) == -Errno.EFAULT
     assert guest.domain.alive
 
 
 @pytest.mark.parametrize("deadline", [1, 1 << 63, (1 << 64) - 1, 1 << 62, 1 << 51])
 def test_timers_never_fail(guest: Paused, deadline: int) -> None:
-    assert guest.call(15, deadline) == 0
-    assert guest.call(15, 0) == 0
+    assert guest.set_timer_op(deadline) == 0
+    assert guest.set_timer_op(0) == 0
 
 
 # -- event channels ----------------------------------------------------------------------------------------
@@ -302,7 +341,7 @@ def test_timers_never_fail(guest: Paused, deadline: int) -> None:
 def event(guest: Paused, command: int, layout: str, *values: int) -> tuple[int, tuple[int, ...]]:
     """An event_channel_op with its structure; the result and what the structure then holds."""
     at = guest.put(struct.pack("<" + layout, *values), 0x700)
-    result = guest.call(32, command, at)
+    result = guest.call(Hypercall.EVENT_CHANNEL_OP, command, at)
     return result, struct.unpack("<" + layout, guest.get(struct.calcsize("<" + layout), 0x700))
 
 
@@ -337,41 +376,41 @@ def test_status_of_each_kind(guest: Paused) -> None:
 @pytest.mark.parametrize(
     ("command", "layout", "values", "errno"),
     [
-        (6, "HHI", (0, 0, 0), EPERM),
-        (6, "HHI", (77, 0, 0), ESRCH),
-        (0, "HxxII", (77, 1, 0), ESRCH),
-        (0, "HxxII", (0, 99, 0), EINVAL),
-        (1, "III", (24, 0, 0), EINVAL),
-        (1, "III", (0, 1, 0), ENOENT),
-        (1, "III", (2, 0, 0), EBUSY),
-        (1, "III", (2, 1, 0), EINVAL),
-        (7, "II", (1, 0), ENOENT),
-        (2, "III", (0, 0, 0), EPERM),
-        (2, "III", (9999, 0, 0), EINVAL),
-        (3, "I", (0,), EINVAL),
-        (3, "I", (77,), EINVAL),
-        (3, "I", (1 << 31,), EINVAL),
-        (4, "I", (77,), EINVAL),
-        (5, "HxxIIIII", (0, 1, 0, 0, 0, 0), EPERM),
-        (5, "HxxIIIII", (77, 1, 0, 0, 0, 0), ESRCH),
-        (5, "HxxIIIII", (DOMID_SELF, 0, 0, 0, 0, 0), EINVAL),
-        (8, "II", (1, 1), ENOENT),
-        (8, "II", (77, 0), EINVAL),
-        (9, "I", (0,), EINVAL),
-        (9, "I", (5000,), EINVAL),
-        (10, "H", (77,), ESRCH),
-        (10, "H", (0,), EPERM),
-        (11, "QIIB7x", (0xFFFFFFFFFFFFFFFE, 0, 0, 0), EINVAL),
-        (11, "QIIB7x", (0, 0, 1, 0), ENOENT),
-        (12, "Q", (0,), EOPNOTSUPP),
-        (13, "II", (77777, 0), EINVAL),
-        (13, "II", (0, 3), EINVAL),
-        (13, "II", (1, 16), ENOSYS),
-        (13, "II", (1, 3), ENOSYS),
-        (14, "H", (77,), ESRCH),
-        (14, "H", (0,), EPERM),
-        (14, "H", (DOMID_SELF,), EBUSY),
-        (15, "I", (0,), ENOSYS),
+        (6, "HHI", (0, 0, 0), -Errno.EPERM),
+        (6, "HHI", (77, 0, 0), -Errno.ESRCH),
+        (0, "HxxII", (77, 1, 0), -Errno.ESRCH),
+        (0, "HxxII", (0, 99, 0), -Errno.EINVAL),
+        (1, "III", (24, 0, 0), -Errno.EINVAL),
+        (1, "III", (0, 1, 0), -Errno.ENOENT),
+        (1, "III", (2, 0, 0), -Errno.EBUSY),
+        (1, "III", (2, 1, 0), -Errno.EINVAL),
+        (7, "II", (1, 0), -Errno.ENOENT),
+        (2, "III", (0, 0, 0), -Errno.EPERM),
+        (2, "III", (9999, 0, 0), -Errno.EINVAL),
+        (3, "I", (0,), -Errno.EINVAL),
+        (3, "I", (77,), -Errno.EINVAL),
+        (3, "I", (1 << 31,), -Errno.EINVAL),
+        (4, "I", (77,), -Errno.EINVAL),
+        (5, "HxxIIIII", (0, 1, 0, 0, 0, 0), -Errno.EPERM),
+        (5, "HxxIIIII", (77, 1, 0, 0, 0, 0), -Errno.ESRCH),
+        (5, "HxxIIIII", (DOMID_SELF, 0, 0, 0, 0, 0), -Errno.EINVAL),
+        (8, "II", (1, 1), -Errno.ENOENT),
+        (8, "II", (77, 0), -Errno.EINVAL),
+        (9, "I", (0,), -Errno.EINVAL),
+        (9, "I", (5000,), -Errno.EINVAL),
+        (10, "H", (77,), -Errno.ESRCH),
+        (10, "H", (0,), -Errno.EPERM),
+        (11, "QIIB7x", (0xFFFFFFFFFFFFFFFE, 0, 0, 0), -Errno.EINVAL),
+        (11, "QIIB7x", (0, 0, 1, 0), -Errno.ENOENT),
+        (12, "Q", (0,), -Errno.EOPNOTSUPP),
+        (13, "II", (77777, 0), -Errno.EINVAL),
+        (13, "II", (0, 3), -Errno.EINVAL),
+        (13, "II", (1, 16), -Errno.ENOSYS),
+        (13, "II", (1, 3), -Errno.ENOSYS),
+        (14, "H", (77,), -Errno.ESRCH),
+        (14, "H", (0,), -Errno.EPERM),
+        (14, "H", (DOMID_SELF,), -Errno.EBUSY),
+        (15, "I", (0,), -Errno.ENOSYS),
     ],
 )
 def test_event_operations_that_are_refused(
@@ -382,7 +421,7 @@ def test_event_operations_that_are_refused(
 
 def test_a_virq_is_bound_once(guest: Paused) -> None:
     assert event(guest, 1, "III", 0, 0, 0)[0] == 0
-    assert event(guest, 1, "III", 0, 0, 0)[0] == EEXIST
+    assert event(guest, 1, "III", 0, 0, 0)[0] == -Errno.EEXIST
 
 
 def test_sending(guest: Paused) -> None:
@@ -390,7 +429,7 @@ def test_sending(guest: Paused) -> None:
     unbound = event(guest, 6, "HHI", DOMID_SELF, 0, 0)[1][2]
     virq = event(guest, 1, "III", 0, 0, 0)[1][2]
     assert event(guest, 4, "I", unbound)[0] == 0
-    assert event(guest, 4, "I", virq)[0] == EINVAL
+    assert event(guest, 4, "I", virq)[0] == -Errno.EINVAL
     assert event(guest, 4, "I", port)[0] == 0
     assert guest.vcpu.info.upcall_pending
     assert guest.domain.shared_info.read_u64(2048) >> port & 1
@@ -410,20 +449,23 @@ def test_a_masked_port_waits_for_unmask(guest: Paused) -> None:
 
 def test_an_unreadable_argument(guest: Paused) -> None:
     for command in (*range(12), 13, 14):
-        assert guest.call(32, command, UNMAPPED) == EFAULT
+        assert guest.call(Hypercall.EVENT_CHANNEL_OP, command, UNMAPPED) == -Errno.EFAULT
 
 
 def test_the_old_form_of_event_operations(guest: Paused) -> None:
     at = guest.put(struct.pack("<IHHI", 6, DOMID_SELF, 0, 0))
-    assert guest.call(16, at) == 0
+    assert guest.event_channel_op_compat(at) == 0
     assert guest.get(4, 8) == struct.pack("<I", 3)
-    assert guest.call(16, guest.put(struct.pack("<IHHI", 6, 77, 0, 0))) == ESRCH
-    assert guest.call(16, guest.put(struct.pack("<II", 99, 0))) == ENOSYS
+    assert guest.event_channel_op_compat(guest.put(struct.pack("<IHHI", 6, 77, 0, 0))) == -Errno.ESRCH
+    assert guest.event_channel_op_compat(guest.put(struct.pack("<II", 99, 0))) == -Errno.ENOSYS
 
 
 @pytest.mark.parametrize("command", range(10, 15))
 def test_event_operations_that_are_younger_than_the_old_form(guest: Paused, command: int) -> None:
-    assert guest.call(16, guest.put(struct.pack("<IH", command, DOMID_SELF).ljust(28, b"\0"))) == ENOSYS
+    assert (
+        guest.event_channel_op_compat(guest.put(struct.pack("<IH", command, DOMID_SELF).ljust(28, b"\0")))
+        == -Errno.ENOSYS
+    )
 
 
 @pytest.mark.parametrize(("number", "size"), [(16, 28), (19, 24)])
@@ -431,10 +473,10 @@ def test_old_forms_are_read_whole(guest: Paused, number: int, size: int) -> None
     """A structure whose union reaches into a page that is not mapped is EFAULT."""
     at = guest.page(1) - size
     guest.put(struct.pack("<IHHI", 6, DOMID_SELF, 0, 0), 0x1000 - size)
-    assert guest.call(14, guest.page(1), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(1), 0, 2) == 0
     assert guest.call(number, at) == 0
     guest.put(struct.pack("<IHHI", 6, DOMID_SELF, 0, 0), 0x1004 - size)
-    assert guest.call(number, at + 4) == EFAULT
+    assert guest.call(number, at + 4) == -Errno.EFAULT
 
 
 # -- memory_op ---------------------------------------------------------------------------------------------
@@ -446,7 +488,7 @@ def reservation(guest: Paused, command: int, frames: list[int], order: int = 0, 
         "<QQIIHxxxxxx", other.get("start", array), other.get("count", len(frames)), order,
         other.get("flags", 0), other.get("domid", DOMID_SELF),
     )  # fmt: skip
-    return guest.call(12, command, guest.put(request))
+    return guest.memory_op(command, guest.put(request))
 
 
 def test_giving_frames_back_and_getting_them_again(guest: Paused) -> None:
@@ -454,7 +496,7 @@ def test_giving_frames_back_and_getting_them_again(guest: Paused) -> None:
     assert frames.m2p is not None
     mfn, before = guest.mfn(guest.page(3)), domain.tot_pages
     pfn = frames.m2p[mfn]
-    assert guest.call(14, guest.page(3), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(3), 0, 2) == 0
     assert reservation(guest, 1, [mfn]) == 1
     assert domain.tot_pages == before - 1
     assert frames.m2p[mfn] == (1 << 64) - 1
@@ -474,7 +516,7 @@ def test_a_frame_that_is_mapped_lives_on_until_it_is_not(guest: Paused) -> None:
     tot_pages = guest.domain.tot_pages
     assert reservation(guest, 1, [mfn]) == 1, "once more changes nothing"
     assert guest.domain.tot_pages == tot_pages
-    assert guest.call(14, guest.page(3), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(3), 0, 2) == 0
     assert frames.owner[mfn] != guest.domain.domid
 
 
@@ -492,34 +534,41 @@ def test_decreasing_stops_at_the_first_bad_frame(guest: Paused) -> None:
 )
 def test_reservations_never_return_an_error(guest: Paused, command: int, other: dict[str, int]) -> None:
     assert reservation(guest, command, [5], **other) == 0
-    assert guest.call(12, command, UNMAPPED) == 0
+    assert guest.memory_op(command, UNMAPPED) == 0
     assert reservation(guest, command | 7 << 6, [5]) == 7, "the number of extents that were done before"
 
 
 def test_asking_about_memory(guest: Paused) -> None:
     domid = guest.put(struct.pack("<H", DOMID_SELF))
-    assert guest.call(12, 2, 0) == guest.machine.frames.count
-    assert guest.call(12, 3, domid) == 1024
-    assert guest.call(12, 4, domid) == 1024
+    assert guest.memory_op(Memory.MAXIMUM_RAM_PAGE, 0) == guest.machine.frames.count
+    assert guest.memory_op(Memory.CURRENT_RESERVATION, domid) == 1024
+    assert guest.memory_op(Memory.MAXIMUM_RESERVATION, domid) == 1024
     for command in (3, 4, 14):
-        assert guest.call(12, command, guest.put(struct.pack("<H", 0))) == EPERM
-        assert guest.call(12, command, guest.put(struct.pack("<H", 77))) == ESRCH
-        assert guest.call(12, command, UNMAPPED) == EFAULT
-    assert guest.call(12, 3, guest.put(struct.pack("<H", guest.domain.domid))) == 1024
+        assert guest.memory_op(command, guest.put(struct.pack("<H", 0))) == -Errno.EPERM
+        assert guest.memory_op(command, guest.put(struct.pack("<H", 77))) == -Errno.ESRCH
+        assert guest.memory_op(command, UNMAPPED) == -Errno.EFAULT
+    assert (
+        guest.memory_op(Memory.CURRENT_RESERVATION, guest.put(struct.pack("<H", guest.domain.domid))) == 1024
+    )
 
 
 def test_where_the_m2p_is(guest: Paused) -> None:
-    assert guest.call(12, 12, guest.scratch) == 0
+    assert guest.memory_op(Memory.MACHPHYS_MAPPING, guest.scratch) == 0
     start, end, highest = guest.words(guest.scratch, 3)
     assert (start, end) == (0xFFFF800000000000, 0xFFFF804000000000)
     assert highest == guest.machine.frames.count - 1
 
 
 def test_memory_map(guest: Paused) -> None:
-    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 8, guest.scratch + 0x100))) == 0
+    assert (
+        guest.memory_op(Memory.MEMORY_MAP, guest.put(struct.pack("<IxxxxQ", 8, guest.scratch + 0x100))) == 0
+    )
     assert guest.get(4) == struct.pack("<I", 1)
     assert guest.get(20, 0x100) == struct.pack("<QQI", 0, 1024 * 4096, 1)
-    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 0, UNMAPPED))) in (0, EFAULT)
+    assert guest.memory_op(Memory.MEMORY_MAP, guest.put(struct.pack("<IxxxxQ", 0, UNMAPPED))) in (
+        0,
+        -Errno.EFAULT,
+    )
 
 
 PHYSMAP, BATCH, REMOVE, CLAIM, VNUMA, RESOURCE = (
@@ -536,90 +585,118 @@ SELF = DOMID_SELF
 @pytest.mark.parametrize(
     ("command", "layout", "values", "errno"),
     [
-        (7, PHYSMAP, (SELF, 1, 1, 0, 0), EACCES),
-        (7, PHYSMAP, (0, 1, 1, 0, 0), EACCES),
-        (7, PHYSMAP, (77, 1, 1, 0, 0), ESRCH),
-        (7, PHYSMAP, (SELF, 1, 4, 0, 0), ENOSYS),
-        (7 | 9 << 6, PHYSMAP, (SELF, 1, 1, 0, 0), EACCES),
-        (7 | 1 << 22, PHYSMAP, (SELF, 1, 1, 0, 0), EDOM),
-        (23, BATCH, (SELF, 1, 1, 0, 0, 0, 0), EACCES),
-        (23, BATCH, (77, 1, 1, 0, 0, 0, 0), ESRCH),
-        (23, BATCH, (SELF, 3, 1, 0, 0, 0, 0), EOPNOTSUPP),
-        (23 | 1 << 22, BATCH, (SELF, 1, 1, 0, 0, 0, 0), EDOM),
-        (15, REMOVE, (SELF, 0), EACCES),
-        (15, REMOVE, (77, 0), ESRCH),
-        (15 | 1 << 6, REMOVE, (SELF, 0), EINVAL),
-        (24, CLAIM, (0, 1, 0, 0, 1), EPERM),
-        (24, CLAIM, (0, 1, 0, 0, SELF), EINVAL),
-        (24, CLAIM, (0, 1, 0, 0, 77), EINVAL),
-        (24, CLAIM, (8, 1, 0, 0, 1), EINVAL),
-        (24, CLAIM, (0, 1, 1, 0, 1), EINVAL),
-        (24, CLAIM, (0, 1, 0, 1, 1), EINVAL),
-        (24 | 1 << 6, CLAIM, (0, 1, 0, 0, 1), EINVAL),
-        (26, VNUMA, (SELF, 0, 0, 0, 0, 0, 0, 0), EOPNOTSUPP),
-        (26, VNUMA, (SELF, 1, 0, 0, 0, 0, 0, 0), EINVAL),
-        (26, VNUMA, (77, 0, 0, 0, 0, 0, 0, 0), ESRCH),
-        (26, VNUMA, (0, 0, 0, 0, 0, 0, 0, 0), EPERM),
-        (28, RESOURCE, (0, 1, 0, 1, 0, 0, 0), EPERM),
-        (28, RESOURCE, (1, 1, 0, 1, 0, 0, 0), EPERM),
-        (28, RESOURCE, (SELF, 1, 0, 1, 0, 0, 0), ESRCH),
-        (28, RESOURCE, (0, 1, 0, 1, 1, 0, 0), EINVAL),
-        (28, RESOURCE, (0, 1, 0, 1, 0, 0xFFFFFFFF, 0), EINVAL),
-        (28, RESOURCE, (0, 1, 0, 1, 0, 1 << 63, 0), EINVAL),
+        (7, PHYSMAP, (SELF, 1, 1, 0, 0), -Errno.EACCES),
+        (7, PHYSMAP, (0, 1, 1, 0, 0), -Errno.EACCES),
+        (7, PHYSMAP, (77, 1, 1, 0, 0), -Errno.ESRCH),
+        (7, PHYSMAP, (SELF, 1, 4, 0, 0), -Errno.ENOSYS),
+        (7 | 9 << 6, PHYSMAP, (SELF, 1, 1, 0, 0), -Errno.EACCES),
+        (7 | 1 << 22, PHYSMAP, (SELF, 1, 1, 0, 0), -Errno.EDOM),
+        (23, BATCH, (SELF, 1, 1, 0, 0, 0, 0), -Errno.EACCES),
+        (23, BATCH, (77, 1, 1, 0, 0, 0, 0), -Errno.ESRCH),
+        (23, BATCH, (SELF, 3, 1, 0, 0, 0, 0), -Errno.EOPNOTSUPP),
+        (23 | 1 << 22, BATCH, (SELF, 1, 1, 0, 0, 0, 0), -Errno.EDOM),
+        (15, REMOVE, (SELF, 0), -Errno.EACCES),
+        (15, REMOVE, (77, 0), -Errno.ESRCH),
+        (15 | 1 << 6, REMOVE, (SELF, 0), -Errno.EINVAL),
+        (24, CLAIM, (0, 1, 0, 0, 1), -Errno.EPERM),
+        (24, CLAIM, (0, 1, 0, 0, SELF), -Errno.EINVAL),
+        (24, CLAIM, (0, 1, 0, 0, 77), -Errno.EINVAL),
+        (24, CLAIM, (8, 1, 0, 0, 1), -Errno.EINVAL),
+        (24, CLAIM, (0, 1, 1, 0, 1), -Errno.EINVAL),
+        (24, CLAIM, (0, 1, 0, 1, 1), -Errno.EINVAL),
+        (24 | 1 << 6, CLAIM, (0, 1, 0, 0, 1), -Errno.EINVAL),
+        (26, VNUMA, (SELF, 0, 0, 0, 0, 0, 0, 0), -Errno.EOPNOTSUPP),
+        (26, VNUMA, (SELF, 1, 0, 0, 0, 0, 0, 0), -Errno.EINVAL),
+        (26, VNUMA, (77, 0, 0, 0, 0, 0, 0, 0), -Errno.ESRCH),
+        (26, VNUMA, (0, 0, 0, 0, 0, 0, 0, 0), -Errno.EPERM),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 0, 0), -Errno.EPERM),
+        (28, RESOURCE, (1, 1, 0, 1, 0, 0, 0), -Errno.EPERM),
+        (28, RESOURCE, (SELF, 1, 0, 1, 0, 0, 0), -Errno.ESRCH),
+        (28, RESOURCE, (0, 1, 0, 1, 1, 0, 0), -Errno.EINVAL),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 0xFFFFFFFF, 0), -Errno.EINVAL),
+        (28, RESOURCE, (0, 1, 0, 1, 0, 1 << 63, 0), -Errno.EINVAL),
     ],
 )
 def test_memory_operations_that_are_refused(
     guest: Paused, command: int, layout: str, values: tuple[int, ...], errno: int
 ) -> None:
-    assert guest.call(12, command, guest.put(struct.pack("<" + layout, *values))) == errno
-    if errno != EDOM and command < 64:
-        assert guest.call(12, command, UNMAPPED) == EFAULT
+    assert guest.memory_op(command, guest.put(struct.pack("<" + layout, *values))) == errno
+    if errno != -Errno.EDOM and command < 64:
+        assert guest.memory_op(command, UNMAPPED) == -Errno.EFAULT
 
 
 @pytest.mark.parametrize(
     ("command", "result"),
     [
-        (8, ENOSYS), (10, EPERM), (16, EINVAL), (17, EINVAL), (18, 0), (19, 0), (20, ENOSYS), (21, ENOSYS),
-        (22, ENOSYS), (27, ENOSYS), (29, ENOSYS), (63, ENOSYS),
+        (8, -Errno.ENOSYS),
+        (10, -Errno.EPERM),
+        (16, -Errno.EINVAL),
+        (17, -Errno.EINVAL),
+        (18, 0),
+        (19, 0),
+        (20, -Errno.ENOSYS),
+        (21, -Errno.ENOSYS),
+        (22, -Errno.ENOSYS),
+        (27, -Errno.ENOSYS),
+        (29, -Errno.ENOSYS),
+        (63, -Errno.ENOSYS),
     ],
-)  # fmt: skip
+)
 def test_memory_operations_without_a_structure(guest: Paused, command: int, result: int) -> None:
-    assert guest.call(12, command, guest.scratch) == result
+    assert guest.memory_op(command, guest.scratch) == result
 
 
 def test_what_is_never_continued(guest: Paused) -> None:
     for command in (2, 3, 4, 11, 14, 15, 24, 26):
-        assert guest.call(12, command | 1 << 6, guest.scratch) == EINVAL
+        assert guest.memory_op(command | 1 << 6, guest.scratch) == -Errno.EINVAL
     for command in (5, 9, 10, 12, 13, 18, 25):
-        assert guest.call(12, command | 1 << 6, guest.scratch) == ENOSYS
+        assert guest.memory_op(command | 1 << 6, guest.scratch) == -Errno.ENOSYS
 
 
 def test_the_guests_own_memory_map(guest: Paused) -> None:
     entries = struct.pack("<QQIQQI", 0, 0x1000, 1, 0x1000, 0x2000, 2)
     buffer = guest.put(entries, 0x100)
-    for domid, errno in ((0, EPERM), (77, ESRCH)):
-        assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", domid, 2, buffer))) == errno
-    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 1025, buffer))) == EINVAL
-    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, UNMAPPED))) == EFAULT
-    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, buffer))) == 0
+    for domid, errno in ((0, -Errno.EPERM), (77, -Errno.ESRCH)):
+        assert (
+            guest.memory_op(Memory.SET_MEMORY_MAP, guest.put(struct.pack("<HxxxxxxIxxxxQ", domid, 2, buffer)))
+            == errno
+        )
+    assert (
+        guest.memory_op(Memory.SET_MEMORY_MAP, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 1025, buffer)))
+        == -Errno.EINVAL
+    )
+    assert (
+        guest.memory_op(Memory.SET_MEMORY_MAP, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, UNMAPPED)))
+        == -Errno.EFAULT
+    )
+    assert (
+        guest.memory_op(Memory.SET_MEMORY_MAP, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 2, buffer))) == 0
+    )
     guest.put(bytes(60), 0x200)
-    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200))) == 0
+    assert (
+        guest.memory_op(Memory.MEMORY_MAP, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200))) == 0
+    )
     assert (guest.get(4), guest.get(40, 0x200)) == (struct.pack("<I", 2), entries)
-    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 1, guest.scratch + 0x300))) == 0
+    assert (
+        guest.memory_op(Memory.MEMORY_MAP, guest.put(struct.pack("<IxxxxQ", 1, guest.scratch + 0x300))) == 0
+    )
     assert (guest.get(4), guest.get(24, 0x300)) == (struct.pack("<I", 1), entries[:20] + bytes(4))
-    assert guest.call(12, 13, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 0, 0))) == 0
-    assert guest.call(12, 9, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200))) == ENOSYS
+    assert guest.memory_op(Memory.SET_MEMORY_MAP, guest.put(struct.pack("<HxxxxxxIxxxxQ", SELF, 0, 0))) == 0
+    assert (
+        guest.memory_op(Memory.MEMORY_MAP, guest.put(struct.pack("<IxxxxQ", 9, guest.scratch + 0x200)))
+        == -Errno.ENOSYS
+    )
 
 
 @pytest.mark.parametrize(("command", "entry_size"), [(5, 8), (25, 4)])
 def test_the_frames_of_the_m2p(guest: Paused, command: int, entry_size: int) -> None:
     machine = guest.machine
     request = struct.pack("<IxxxxQIxxxx", 9, guest.scratch + 0x100, 99)
-    assert guest.call(12, command, guest.put(request)) == 0
+    assert guest.memory_op(command, guest.put(request)) == 0
     assert guest.get(4, 16) == struct.pack("<I", 1)
     first = (machine.board.m2p.frames if entry_size == 8 else machine.board.m2p.compat_frames)[0]
     assert guest.words(guest.scratch + 0x100, 1) == (first,)
-    assert guest.call(12, command, guest.put(struct.pack("<IxxxxQIxxxx", 0, UNMAPPED, 99))) == 0
+    assert guest.memory_op(command, guest.put(struct.pack("<IxxxxQIxxxx", 0, UNMAPPED, 99))) == 0
     assert guest.get(4, 16) == bytes(4)
 
 
@@ -628,7 +705,7 @@ def test_maximum_gpfn_is_what_the_guest_says(guest: Paused) -> None:
     domid = guest.put(struct.pack("<H", SELF))
     for said, answer in ((0, 0), (1, 0), (512, 511)):
         page.write_u64(at, said)
-        assert guest.call(12, 14, domid) == answer
+        assert guest.memory_op(Memory.MAXIMUM_GPFN, domid) == answer
 
 
 @pytest.mark.parametrize(
@@ -640,7 +717,7 @@ def test_maximum_gpfn_is_what_the_guest_says(guest: Paused) -> None:
 )  # fmt: skip
 def test_where_memory_may_be(guest: Paused, flags: int, done: int) -> None:
     mfn = guest.mfn(guest.page(4))
-    assert guest.call(14, guest.page(4), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(4), 0, 2) == 0
     assert reservation(guest, 1, [mfn]) == 1
     before = guest.domain.tot_pages
     assert reservation(guest, 6, [5], flags=flags) == done
@@ -653,7 +730,7 @@ def spare(guest: Paused, count: int) -> list[int]:
     found = []
     for page in range(600, 1000):
         mfn = guest.mfn(page << 12)
-        if guest.call(14, page << 12, 0, 2) == 0 and guest.machine.frames.refs[mfn] == 1:
+        if guest.update_va_mapping(page << 12, 0, 2) == 0 and guest.machine.frames.refs[mfn] == 1:
             found.append(mfn)
     assert len(found) >= count
     return found[:count]
@@ -679,7 +756,7 @@ def test_long_reservations_give_way(guest: Paused, command: int, monkeypatch: py
     before, start, rounds = domain.tot_pages, 0, 0
     while True:
         try:
-            assert guest.call(12, command | start << 6, request) == count
+            assert guest.memory_op(command | start << 6, request) == count
             break
         except Again as again:
             start = interrupted(again, command, request)
@@ -698,7 +775,7 @@ def exchange(guest: Paused, given: list[int], wanted: list[int], **other: int) -
         first, len(given), other.get("in_order", 0), 0, other.get("in_domid", DOMID_SELF),
         other.get("out", second), len(wanted), other.get("out_order", 0), 0, DOMID_SELF, other.get("done", 0),
     )  # fmt: skip
-    return guest.call(12, 11, guest.put(request))
+    return guest.memory_op(Memory.EXCHANGE, guest.put(request))
 
 
 def test_exchange(guest: Paused) -> None:
@@ -706,8 +783,8 @@ def test_exchange(guest: Paused) -> None:
     assert frames.m2p is not None
     mfn = guest.mfn(guest.page(5))
     pfn = frames.m2p[mfn]
-    assert exchange(guest, [mfn], [pfn]) == EINVAL, "it is mapped"
-    assert guest.call(14, guest.page(5), 0, 2) == 0
+    assert exchange(guest, [mfn], [pfn]) == -Errno.EINVAL, "it is mapped"
+    assert guest.update_va_mapping(guest.page(5), 0, 2) == 0
     assert exchange(guest, [mfn], [pfn]) == 0
     (new,) = struct.unpack("<Q", guest.get(8, 0x3000))
     assert frames.m2p[new] == pfn
@@ -725,7 +802,7 @@ def test_a_long_exchange_goes_on_where_it_was(guest: Paused, monkeypatch: pytest
     while True:
         assert guest.words(guest.scratch + 64, 1) == (done,)
         try:
-            assert guest.call(12, 11, guest.scratch) == 0
+            assert guest.memory_op(Memory.EXCHANGE, guest.scratch) == 0
             break
         except Again as again:
             interrupted(again, 11, guest.scratch)
@@ -737,16 +814,16 @@ def test_a_long_exchange_goes_on_where_it_was(guest: Paused, monkeypatch: pytest
 
 def test_exchanges_that_are_refused(guest: Paused) -> None:
     mfn = guest.mfn(guest.page(5))
-    assert exchange(guest, [mfn], [1, 2]) == EINVAL
-    assert exchange(guest, [mfn], [1], in_domid=0) == EINVAL
-    assert exchange(guest, [mfn], [1], done=2) == EINVAL
+    assert exchange(guest, [mfn], [1, 2]) == -Errno.EINVAL
+    assert exchange(guest, [mfn], [1], in_domid=0) == -Errno.EINVAL
+    assert exchange(guest, [mfn], [1], done=2) == -Errno.EINVAL
     assert exchange(guest, [mfn], [1], done=1) == 0
-    assert exchange(guest, [mfn], [1], in_order=10, out_order=10) == EPERM
-    assert exchange(guest, [mfn], [1], out=0xFFFF800000000000) == EFAULT
-    assert exchange(guest, [guest.machine.board.zero_frame], [1]) == EINVAL
+    assert exchange(guest, [mfn], [1], in_order=10, out_order=10) == -Errno.EPERM
+    assert exchange(guest, [mfn], [1], out=0xFFFF800000000000) == -Errno.EFAULT
+    assert exchange(guest, [guest.machine.board.zero_frame], [1]) == -Errno.EINVAL
     for order in (63, 64, 0xFFFFFFFF):
-        assert exchange(guest, [mfn], [1], in_order=order, out_order=order) in (EINVAL, EPERM)
-    assert guest.call(12, 11, UNMAPPED) == EFAULT
+        assert exchange(guest, [mfn], [1], in_order=order, out_order=order) in (-Errno.EINVAL, -Errno.EPERM)
+    assert guest.memory_op(Memory.EXCHANGE, UNMAPPED) == -Errno.EFAULT
 
 
 # -- grants of the toolstack -------------------------------------------------------------------------------
@@ -754,13 +831,13 @@ def test_exchanges_that_are_refused(guest: Paused) -> None:
 
 def test_domain_0_exists_and_has_granted_nothing(guest: Paused) -> None:
     request = guest.put(struct.pack("<QIIHhIQ", guest.page(3), 2, 8, 0, 0, 0, 0))
-    assert guest.call(20, 0, request, 1) == 0
+    assert guest.call(Hypercall.GRANT_TABLE_OP, 0, request, 1) == 0
     assert struct.unpack("<h", guest.get(2, 18)) == (-1,)
     request = guest.put(struct.pack("<QIIHhIQ", guest.page(3), 2, 8, 77, 0, 0, 0))
-    assert guest.call(20, 0, request, 1) == 0
+    assert guest.call(Hypercall.GRANT_TABLE_OP, 0, request, 1) == 0
     assert struct.unpack("<h", guest.get(2, 18)) == (-2,)
     request = guest.put(struct.pack("<HxxIIhxx", 0, 0, 0, 0))
-    assert guest.call(20, 6, request, 1) == 0
+    assert guest.call(Hypercall.GRANT_TABLE_OP, 6, request, 1) == 0
     assert struct.unpack("<h", guest.get(2, 12)) == (-8,)
 
 
@@ -772,12 +849,12 @@ def test_grant_copy_within_the_domain(guest: Paused) -> None:
         "<QHHxxxxQHHxxxxHHhxx", source, DOMID_SELF, 0x10, target, DOMID_SELF, 0x20, 12, 0, 99
     )
     assert len(request) == 40
-    assert guest.call(20, 5, guest.put(request), 1) == 0
+    assert guest.call(Hypercall.GRANT_TABLE_OP, 5, guest.put(request), 1) == 0
     assert struct.unpack("<h", guest.get(2, 36)) == (0,)
     assert guest.get(12, 0x4020) == b"copied bytes"
     assert guest.get(4, 0x402C) == bytes(4)
     too_long = struct.pack("<QHHxxxxQHHxxxxHHhxx", source, DOMID_SELF, 0xFF8, target, DOMID_SELF, 0, 12, 0, 0)
-    assert guest.call(20, 5, guest.put(too_long), 1) == 0
+    assert guest.call(Hypercall.GRANT_TABLE_OP, 5, guest.put(too_long), 1) == 0
     assert struct.unpack("<h", guest.get(2, 36)) == (-10,)
 
 
@@ -814,20 +891,20 @@ def narrow(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> Paused:
 
 def test_version_of_32_bit_guests(narrow: Paused) -> None:
     narrow.put(DIRTY)
-    assert narrow.call(17, 5, narrow.scratch) == 0
+    assert narrow.xen_version(Xenver.PLATFORM_PARAMETERS, narrow.scratch) == 0
     assert narrow.get(8) == struct.pack("<I", 0xF5800000) + DIRTY[:4]
-    assert narrow.call(33, 6, narrow.put(struct.pack("<I", 2))) == 0
-    assert narrow.call(19, narrow.put(struct.pack("<II", 6, 3))) == 0
+    assert narrow.physdev_op(Physdev.SET_IOPL, narrow.put(struct.pack("<I", 2))) == 0
+    assert narrow.physdev_op_compat(narrow.put(struct.pack("<II", 6, 3))) == 0
     assert narrow.vcpu.iopl == 3
 
 
 def test_the_m2p_of_32_bit_guests(narrow: Paused) -> None:
-    assert narrow.call(12, 12, narrow.put(DIRTY)) == 0
+    assert narrow.memory_op(Memory.MACHPHYS_MAPPING, narrow.put(DIRTY)) == 0
     assert narrow.get(16) == struct.pack(
         "<III", 0xF5800000, 0xFFE00000, narrow.machine.frames.count - 1
     ) + DIRTY[:4]  # fmt: skip
     for command in (5, 25):
-        assert narrow.call(12, command, narrow.put(struct.pack("<III", 9, narrow.scratch + 64, 0))) == 0
+        assert narrow.memory_op(command, narrow.put(struct.pack("<III", 9, narrow.scratch + 64, 0))) == 0
         assert narrow.get(4, 8) == struct.pack("<I", 1)
         assert narrow.get(4, 64) == struct.pack("<I", narrow.machine.board.m2p.compat_frames[0])
 
@@ -839,7 +916,7 @@ def test_memory_of_32_bit_guests(narrow: Paused) -> None:
     def call(command: int, value: int, *, flags: int = 0) -> int:
         array = narrow.put(struct.pack("<I", value), 0x100)
         request = narrow.put(struct.pack("<IIIIHxx", array, 1, 0, flags, SELF))
-        return narrow.call(12, command, request)
+        return narrow.memory_op(command, request)
 
     assert call(1, mfn) == 1
     assert call(6, 0x123) == 1
@@ -848,22 +925,26 @@ def test_memory_of_32_bit_guests(narrow: Paused) -> None:
     first = narrow.put(struct.pack("<I", other), 0x100)
     second = narrow.put(struct.pack("<I", 0x124), 0x200)
     request = struct.pack("<IIIIHxxIIIIHxxI", first, 1, 0, 0, SELF, second, 1, 0, 0, SELF, 0)
-    assert narrow.call(12, 11, narrow.put(request)) == 0
+    assert narrow.memory_op(Memory.EXCHANGE, narrow.put(request)) == 0
     (new,) = struct.unpack("<I", narrow.get(4, 0x200))
     assert frames.m2p[new] == 0x124
     assert narrow.get(4, 40) == struct.pack("<I", 1)
-    for orders, count, errno in (((10, 10), 1, EPERM), ((32, 32), 1, EINVAL), ((9, 9), 1 << 24, EINVAL)):
+    for orders, count, errno in (
+        ((10, 10), 1, -Errno.EPERM),
+        ((32, 32), 1, -Errno.EINVAL),
+        ((9, 9), 1 << 24, -Errno.EINVAL),
+    ):
         request = struct.pack(
             "<IIIIHxxIIIIHxxI", first, count, orders[0], 0, SELF, second, count, orders[1], 0, SELF, 0
         )
-        assert narrow.call(12, 11, narrow.put(request)) == errno
+        assert narrow.memory_op(Memory.EXCHANGE, narrow.put(request)) == errno
     request = struct.pack("<IIIIHxxIIIIHxxI", 0xF5800000, 1, 0, 0, SELF, second, 1, 0, 0, SELF, 0)
-    assert narrow.call(12, 11, narrow.put(request)) == EFAULT
+    assert narrow.memory_op(Memory.EXCHANGE, narrow.put(request)) == -Errno.EFAULT
 
 
 def test_the_memory_map_of_32_bit_guests(narrow: Paused) -> None:
     entries = narrow.put(struct.pack("<QQI", 0, 0x5000, 1), 0x100)
-    assert narrow.call(12, 13, narrow.put(struct.pack("<HxxII", SELF, 1, entries))) == 0
-    assert narrow.call(12, 9, narrow.put(struct.pack("<II", 4, narrow.scratch + 0x200))) == 0
+    assert narrow.memory_op(Memory.SET_MEMORY_MAP, narrow.put(struct.pack("<HxxII", SELF, 1, entries))) == 0
+    assert narrow.memory_op(Memory.MEMORY_MAP, narrow.put(struct.pack("<II", 4, narrow.scratch + 0x200))) == 0
     assert narrow.get(4) == struct.pack("<I", 1)
     assert narrow.get(20, 0x200) == struct.pack("<QQI", 0, 0x5000, 1)

@@ -5,15 +5,16 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import DOMID_SELF, Paused, image_of, paused
+from guest_machine import Paused, image_of, paused
 
-from pyhv.abi.numbers import Shutdown
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Hypercall, Memory, Sched, Shutdown, VcpuOp
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
 from pyhv.hypercalls.context import Again
 from pyhv.loader.elf import load_image
 
-EINVAL, ENOSPC, EOPNOTSUPP, EACCES, ENXIO = -22, -28, -95, -13, -6
 NO_FRAME = 0xFFFFFFFFFFFFFFFE
 
 
@@ -25,7 +26,7 @@ def guest() -> Iterator[Paused]:
 
 def event(guest: Paused, command: int, layout: str, *values: int) -> tuple[int, tuple[int, ...]]:
     at = guest.put(struct.pack("<" + layout, *values), 0x700)
-    result = guest.call(32, command, at)
+    result = guest.call(Hypercall.EVENT_CHANNEL_OP, command, at)
     return result, struct.unpack("<" + layout, guest.get(struct.calcsize("<" + layout), 0x700))
 
 
@@ -44,14 +45,14 @@ def test_control_blocks_and_pages_are_held(guest: Paused) -> None:
     result, (_, _, _, link_bits) = event(guest, 11, "QIIB7x", control, 64, 0, 0)
     assert (result, link_bits) == (0, 17)
     assert init_control(guest, control, vcpu=1, offset=4096 - 72) == 0, "two blocks in one page"
-    assert init_control(guest, array, vcpu=0) == EINVAL, "it has one"
+    assert init_control(guest, array, vcpu=0) == -Errno.EINVAL, "it has one"
     assert expand(guest, array) == 0
     held = [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
     assert held == [(refs + more, count + more) for (refs, count), more in zip(before, (2, 1), strict=True)]
     assert guest.machine.audit() == []
     assert event(guest, 10, "H", DOMID_SELF)[0] == 0
     assert before == [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
-    assert expand(guest, array) == EOPNOTSUPP
+    assert expand(guest, array) == -Errno.EOPNOTSUPP
     assert guest.machine.audit() == []
 
 
@@ -59,12 +60,12 @@ def test_frames_that_are_not_the_guests_to_write(guest: Paused) -> None:
     frames = guest.machine.frames
     bad = [0, NO_FRAME, 1 << 40, frames.count, guest.machine.board.zero_frame, guest.vcpu.kernel_l4]
     for mfn in bad:
-        assert init_control(guest, mfn) == EINVAL
-        assert expand(guest, mfn) == EOPNOTSUPP, "a failed attempt leaves 2-level delivery"
+        assert init_control(guest, mfn) == -Errno.EINVAL
+        assert expand(guest, mfn) == -Errno.EOPNOTSUPP, "a failed attempt leaves 2-level delivery"
     assert init_control(guest, guest.mfn(guest.page(2))) == 0
     for mfn in bad:
-        assert init_control(guest, mfn, vcpu=1) == EINVAL
-        assert expand(guest, mfn) == EINVAL
+        assert init_control(guest, mfn, vcpu=1) == -Errno.EINVAL
+        assert expand(guest, mfn) == -Errno.EINVAL
     assert guest.machine.audit() == []
 
 
@@ -75,7 +76,7 @@ def test_one_page_may_be_everything(guest: Paused) -> None:
         assert init_control(guest, shared, vcpu) == 0
     for _ in range(128):
         assert expand(guest, shared) == 0
-    assert expand(guest, shared) == ENOSPC
+    assert expand(guest, shared) == -Errno.ENOSPC
     port = event(guest, 7, "II", 1, 0)[1][1]
     for _ in range(3):
         assert event(guest, 4, "I", port)[0] == 0
@@ -88,10 +89,10 @@ def test_pages_given_away_are_freed_with_the_last_reference(guest: Paused) -> No
     va = guest.page(3)
     mfn = guest.mfn(va)
     assert init_control(guest, mfn) == 0
-    assert guest.call(14, va, 0, 2) == 0, "unmapped"
+    assert guest.update_va_mapping(va, 0, 2) == 0, "unmapped"
     extents = guest.put(struct.pack("<Q", mfn), 0x900)
     request = guest.put(struct.pack("<QQIIH6x", extents, 1, 0, 0, DOMID_SELF))
-    assert guest.call(12, 1, request) == 1, "decrease_reservation"
+    assert guest.memory_op(Memory.DECREASE_RESERVATION, request) == 1, "decrease_reservation"
     assert frames.owner[mfn] == guest.domain.domid, "Xen still writes there"
     assert guest.machine.audit() == []
     assert event(guest, 10, "H", DOMID_SELF)[0] == 0
@@ -114,8 +115,8 @@ def test_an_event_goes_through_the_queue_to_the_upcall(guest: Paused) -> None:
     assert expand(guest, guest.mfn(guest.page(3))) == 0
     port = event(guest, 7, "II", 0, 0)[1][1]
     assert event(guest, 13, "II", port, 2)[0] == 0
-    assert event(guest, 13, "II", port, 16)[0] == EINVAL
-    assert event(guest, 13, "II", port + 1, 2)[0] == EACCES
+    assert event(guest, 13, "II", port, 16)[0] == -Errno.EINVAL
+    assert event(guest, 13, "II", port + 1, 2)[0] == -Errno.EACCES
     assert event(guest, 4, "I", port)[0] == 0
     assert guest.vcpu.info.upcall_pending
     assert struct.unpack_from("<I", guest.get(72, 0x2000), 0) == (1 << 2,)
@@ -148,26 +149,28 @@ def test_an_impossible_number_of_ports(guest: Paused, ports: int) -> None:
 def test_polls_end_at_the_first_answer(guest: Paused) -> None:
     def poll(*ports: int) -> int:
         array = guest.put(struct.pack(f"<{len(ports)}I", *ports), 0x800)
-        return guest.call(29, 3, guest.put(struct.pack("<QI4xQ", array, len(ports), 0)))
+        return guest.sched_op(Sched.POLL, guest.put(struct.pack("<QI4xQ", array, len(ports), 0)))
 
     port = event(guest, 7, "II", 1, 0)[1][1]
-    assert poll(port, 9999) == EINVAL
-    assert poll(9999, port) == EINVAL
-    assert poll(port + 1) == EINVAL, "a free port"
+    assert poll(port, 9999) == -Errno.EINVAL
+    assert poll(9999, port) == -Errno.EINVAL
+    assert poll(port + 1) == -Errno.EINVAL, "a free port"
     assert event(guest, 4, "I", port)[0] == 0
     assert poll(port, 9999) == 0, "what comes behind it is not looked at"
-    assert poll(9999, port) == EINVAL
+    assert poll(9999, port) == -Errno.EINVAL
     assert not guest.vcpu.blocked
 
 
 def register(guest: Paused, vcpu: int, offset: int) -> int:
-    return guest.call(24, 10, vcpu, guest.put(struct.pack("<QII", guest.mfn(guest.page(3)), offset, 0)))
+    return guest.vcpu_op(
+        VcpuOp.REGISTER_VCPU_INFO, vcpu, guest.put(struct.pack("<QII", guest.mfn(guest.page(3)), offset, 0))
+    )
 
 
 def test_a_sleeper_wakes_when_its_vcpu_info_moves(guest: Paused) -> None:
     sleeper = guest.domain.vcpus[1]
     sleeper.online = sleeper.blocked = True
-    assert register(guest, 1, 4) == ENXIO
+    assert register(guest, 1, 4) == -Errno.ENXIO
     assert sleeper.blocked
     assert register(guest, 1, 64) == 0
     assert not sleeper.blocked
@@ -176,7 +179,7 @@ def test_a_sleeper_wakes_when_its_vcpu_info_moves(guest: Paused) -> None:
 def test_an_nmi_wakes_and_takes_no_argument(guest: Paused) -> None:
     sleeper = guest.domain.vcpus[1]
     sleeper.online = sleeper.blocked = True
-    assert guest.call(24, 11, 1, guest.scratch) == EINVAL
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 1, guest.scratch) == -Errno.EINVAL
     assert sleeper.blocked
-    assert guest.call(24, 11, 1, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 1, 0) == 0
     assert not sleeper.blocked

@@ -5,9 +5,10 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import DOMID_SELF, Paused, paused
+from guest_machine import Paused, paused
 
-from pyhv.abi.numbers import Memory, Mmuext
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.numbers import Hypercall, Memory, Mmuext
 from pyhv.abi.structs import MemoryExchange, MemoryReservation, MmuextOp, MulticallEntry
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
@@ -15,7 +16,6 @@ from pyhv.cpu import vmcb as v
 from pyhv.hypercalls.context import Again
 from pyhv.mmu.tables import MOST_AT_ONCE
 
-MMU_UPDATE, MEMORY_OP, MULTICALL, UPDATE_VA_MAPPING, MMUEXT_OP = 1, 12, 13, 14, 26
 TABLE = PTE_P | PTE_RW | PTE_US | PTE_A
 READ_ONLY, READ_WRITE = PTE_P | PTE_A, PTE_P | PTE_A | PTE_RW | PTE_D
 ALIAS = 3 << 39
@@ -42,7 +42,7 @@ def alias(guest: Paused, slot: int, fill: int) -> int:
     at = guest.put(
         struct.pack("<2Q", guest.vcpu.kernel_l4 << 12 | slot << 3, guest.mfn(target) << 12 | TABLE), 4 << 12
     )
-    assert guest.call(MMU_UPDATE, at, 1, 0, DOMID_SELF) == 0
+    assert guest.call(Hypercall.MMU_UPDATE, at, 1, 0, DOMID_SELF) == 0
     guest.domain.tables.take_work()  # to approve them is not to be charged to what comes next
     return guest.page(0)
 
@@ -65,17 +65,17 @@ def test_an_exchange_that_feeds_itself_gives_way(guest: Paused) -> None:
     alias(guest, 3, 512)
     page = guest.page(6)
     mfn = guest.mfn(page)
-    assert guest.call(UPDATE_VA_MAPPING, page, 0, 2) == 0
+    assert guest.update_va_mapping(page, 0, 2) == 0
     guest.put(struct.pack("<Q", mfn) * 512)
     request = MemoryExchange(
         in_extent_start=ALIAS, in_nr_extents=1 << 40, in_domid=DOMID_SELF,
         out_extent_start=ALIAS + 8, out_nr_extents=1 << 40, out_domid=DOMID_SELF,
     )  # fmt: skip
     at = guest.put(request.pack(), 7 << 12)
-    assert in_a_turn(guest, MEMORY_OP, Memory.EXCHANGE, at)
+    assert in_a_turn(guest, Hypercall.MEMORY_OP, Memory.EXCHANGE, at)
     done = MemoryExchange.unpack(guest.get(MemoryExchange.size(), 7 << 12)).nr_exchanged
     assert 0 < done < 1000
-    assert in_a_turn(guest, MEMORY_OP, guest.q[v.RDI], guest.q[v.RSI])
+    assert in_a_turn(guest, Hypercall.MEMORY_OP, guest.q[v.RDI], guest.q[v.RSI])
     assert MemoryExchange.unpack(guest.get(MemoryExchange.size(), 7 << 12)).nr_exchanged > done
 
 
@@ -85,7 +85,7 @@ def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.Monkey
     *leaves, top = frames.owned_by(guest.domain.domid)[-300:-99].tolist()
     for mfn in (*leaves, top):
         if frames.refs[mfn] > 1:  # still mapped by the builder's tables
-            assert guest.call(UPDATE_VA_MAPPING, int(frames.m2p_np[mfn]) << 12, 0, 2) == 0
+            assert guest.update_va_mapping(int(frames.m2p_np[mfn]) << 12, 0, 2) == 0
     guest.machine.ram.tables[top][: len(leaves)] = [mfn << 12 | TABLE for mfn in leaves]
     approved = 0
     promote = tables._promote
@@ -98,7 +98,7 @@ def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tables, "_promote", counting)
     arguments = (guest.put(MmuextOp(cmd=Mmuext.PIN_L2_TABLE, arg1=top).pack()), 1, 0, DOMID_SELF)
     turns = 1
-    while in_a_turn(guest, MMUEXT_OP, *arguments):
+    while in_a_turn(guest, Hypercall.MMUEXT_OP, *arguments):
         arguments = tuple(guest.q[register] for register in (v.RDI, v.RSI, v.RDX, v.R10))
         turns += 1
     assert guest.q[v.RAX] == 0
@@ -106,7 +106,13 @@ def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.Monkey
     assert turns > 10
     assert approved <= len(leaves) + 2 * MOST_AT_ONCE
     assert (
-        guest.call(MMUEXT_OP, guest.put(MmuextOp(cmd=Mmuext.UNPIN_TABLE, arg1=top).pack()), 1, 0, DOMID_SELF)
+        guest.call(
+            Hypercall.MMUEXT_OP,
+            guest.put(MmuextOp(cmd=Mmuext.UNPIN_TABLE, arg1=top).pack()),
+            1,
+            0,
+            DOMID_SELF,
+        )
         == 0
     )
 
@@ -123,12 +129,12 @@ def test_reservations_give_way_and_go_on(guest: Paused, command: int) -> None:
         at = guest.put(request.pack(), 4096)
         left = [mfn for mfn in mfns if frames.refs[mfn] > 1]
         for mfn in left:  # still mapped by the builder's tables
-            assert guest.call(UPDATE_VA_MAPPING, int(frames.m2p_np[mfn]) << 12, 0, 2) == 0
-        assert in_a_turn(guest, MEMORY_OP, number, at)
+            assert guest.update_va_mapping(int(frames.m2p_np[mfn]) << 12, 0, 2) == 0
+        assert in_a_turn(guest, Hypercall.MEMORY_OP, number, at)
         q = guest.q
         assert q[v.RDI] == number | 64 << 6
         assert abs(guest.domain.tot_pages - before) == 64
-        assert not in_a_turn(guest, MEMORY_OP, q[v.RDI], q[v.RSI])
+        assert not in_a_turn(guest, Hypercall.MEMORY_OP, q[v.RDI], q[v.RSI])
         assert q[v.RAX] == pages
         assert abs(guest.domain.tot_pages - before) == pages
     assert guest.domain.tot_pages == guest.domain.max_pages
@@ -143,11 +149,11 @@ def test_a_list_at_the_end_of_the_address_space(guest: Paused, inside: bool) -> 
     arguments = (MASK64 - 1023, 70, 0, DOMID_SELF)
     if inside:
         fields = dict(zip(("arg0", "arg1", "arg2", "arg3"), arguments, strict=True))
-        at = guest.put(MulticallEntry(op=MMU_UPDATE, **fields).pack(), 7 << 12)
-        assert in_a_turn(guest, MULTICALL, at, 1)
+        at = guest.put(MulticallEntry(op=Hypercall.MMU_UPDATE, **fields).pack(), 7 << 12)
+        assert in_a_turn(guest, Hypercall.MULTICALL, at, 1)
         assert MulticallEntry.unpack(guest.get(MulticallEntry.size(), 7 << 12)).arg0 == 0
     else:
-        assert in_a_turn(guest, MMU_UPDATE, *arguments)
+        assert in_a_turn(guest, Hypercall.MMU_UPDATE, *arguments)
         assert guest.q[v.RDI] == 0
     assert Again(1 << 64).arguments == (0,)
 
@@ -160,7 +166,7 @@ def test_returning_to_ever_new_selectors_takes_no_memory(guest: Paused) -> None:
         6 << 12,
     )
     assert guest.remap(page, READ_ONLY) == 0
-    assert guest.call(2, guest.put(struct.pack("<Q", guest.mfn(page))), 512) == 0
+    assert guest.set_gdt(guest.put(struct.pack("<Q", guest.mfn(page))), 512) == 0
     guest.handlers()
     for number in range(3000):
         guest.iret(cs=(number & 63) << 3, ss=(256 + (number >> 6)) << 3)

@@ -5,12 +5,13 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import DOMID_SELF, Paused
+from guest_machine import Paused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Gnttab
+from pyhv.abi.numbers import Gnttab, Hypercall, Memory
 from pyhv.abi.structs import (
     GnttabCacheFlush,
     GnttabCopy,
@@ -31,7 +32,6 @@ from pyhv.hypercalls.context import Again
 from pyhv.machine import Machine, MachineConfig
 
 PAGES = 1024
-GRANT_TABLE_OP, MEMORY_OP, UPDATE_VA_MAPPING = 20, 12, 14
 READ_WRITE = PTE_P | PTE_RW | PTE_A | PTE_D
 UNMAPPED = 0x7FFF00000000
 HOST, DEVICE, READONLY, CONTAINS_PTE = 2, 1, 4, 16
@@ -42,13 +42,13 @@ PERMIT, ACCEPT, TRANSITIVE, SUB_PAGE = 1, 2, 3, 256
 def op(guest: Paused, command: int, request, at: int = 0):
     """One operation; the structure as it comes back."""
     address = guest.put(request.pack(), at)
-    assert guest.call(GRANT_TABLE_OP, command, address, 1) == 0
+    assert guest.call(Hypercall.GRANT_TABLE_OP, command, address, 1) == 0
     return type(request).unpack(guest.get(request.size(), at))
 
 
 def set_version(guest: Paused, version: int) -> tuple[int, int]:
     address = guest.put(GnttabSetVersion(version=version).pack())
-    result = guest.call(GRANT_TABLE_OP, Gnttab.SET_VERSION, address, 1)
+    result = guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.SET_VERSION, address, 1)
     return result, GnttabSetVersion.unpack(guest.get(4)).version
 
 
@@ -138,7 +138,7 @@ def test_version_and_status_frames(trio: Trio) -> None:
     assert op(guest, Gnttab.SETUP_TABLE, setup).status == -5
     setup.frame_list = 0xFFFF800000000000
     request = guest.put(setup.pack())
-    assert guest.call(GRANT_TABLE_OP, Gnttab.SETUP_TABLE, request, 1) == -Errno.EFAULT
+    assert guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.SETUP_TABLE, request, 1) == -Errno.EFAULT
 
 
 def test_a_status_frame_is_mapped_like_a_grant_frame_and_holds_the_version(trio: Trio) -> None:
@@ -147,18 +147,18 @@ def test_a_status_frame_is_mapped_like_a_grant_frame_and_holds_the_version(trio:
     mfn = guest.domain.grants.status_frames[0]
     window = guest.page(3)
     old = guest.mfn(window)
-    assert guest.call(UPDATE_VA_MAPPING, window, mfn << 12 | READ_WRITE, 2) == 0
+    assert guest.update_va_mapping(window, mfn << 12 | READ_WRITE, 2) == 0
     assert trio.machine.audit() == []
     assert set_version(guest, 1) == (-Errno.EBUSY, 2)
-    assert trio.b.call(UPDATE_VA_MAPPING, window, mfn << 12 | READ_WRITE, 2) == -Errno.EBUSY
-    assert guest.call(UPDATE_VA_MAPPING, window, old << 12 | READ_WRITE, 0) == 0
+    assert trio.b.update_va_mapping(window, mfn << 12 | READ_WRITE, 2) == -Errno.EBUSY
+    assert guest.update_va_mapping(window, old << 12 | READ_WRITE, 0) == 0
     guest.domain.tables.flushed()
     guest.domain.tables.stale = True
     assert set_version(guest, 1) == (0, 1)
     assert guest.domain.tables.flush, "a stale translation would reach a frame that is not ours any more"
     assert trio.machine.frames.owner[mfn] != 1
     listed = guest.put(mfn.to_bytes(8, "little"), 512)
-    assert guest.call(UPDATE_VA_MAPPING, window, mfn << 12 | READ_WRITE, 2) == -Errno.EBUSY
+    assert guest.update_va_mapping(window, mfn << 12 | READ_WRITE, 2) == -Errno.EBUSY
     assert listed
 
 
@@ -175,18 +175,18 @@ def test_counts_and_commands(trio: Trio) -> None:
     guest = trio.a
     at = guest.put(bytes(64))
     for command in range(13):
-        assert guest.call(GRANT_TABLE_OP, command, at, 1 << 31) == -Errno.EINVAL
-        assert guest.call(GRANT_TABLE_OP, command | 1 << 12, at, 1) == -Errno.EINVAL
+        assert guest.call(Hypercall.GRANT_TABLE_OP, command, at, 1 << 31) == -Errno.EINVAL
+        assert guest.call(Hypercall.GRANT_TABLE_OP, command | 1 << 12, at, 1) == -Errno.EINVAL
         if command != Gnttab.DUMP_TABLE:
-            assert guest.call(GRANT_TABLE_OP, command, UNMAPPED, 1) == -Errno.EFAULT
-            assert guest.call(GRANT_TABLE_OP, command, 0xFFFF800000000000, 0) == -Errno.EFAULT
+            assert guest.call(Hypercall.GRANT_TABLE_OP, command, UNMAPPED, 1) == -Errno.EFAULT
+            assert guest.call(Hypercall.GRANT_TABLE_OP, command, 0xFFFF800000000000, 0) == -Errno.EFAULT
     for command in (0, 1, 4, 5, 7, 11, 12):
-        assert guest.call(GRANT_TABLE_OP, command, at, 0) == 0
+        assert guest.call(Hypercall.GRANT_TABLE_OP, command, at, 0) == 0
     for command in (Gnttab.SETUP_TABLE, Gnttab.QUERY_SIZE, Gnttab.GET_STATUS_FRAMES):
         for count in (0, 2):
-            assert guest.call(GRANT_TABLE_OP, command, at, count) == -Errno.EINVAL
+            assert guest.call(Hypercall.GRANT_TABLE_OP, command, at, count) == -Errno.EINVAL
     for command in (Gnttab.DUMP_TABLE, 13, 0xFFF):
-        assert guest.call(GRANT_TABLE_OP, command, at, 1) == -Errno.ENOSYS
+        assert guest.call(Hypercall.GRANT_TABLE_OP, command, at, 1) == -Errno.ENOSYS
 
 
 SIZES = {
@@ -205,7 +205,7 @@ def test_long_lists_give_way(trio: Trio, command: int, monkeypatch: pytest.Monke
     rounds = 0
     while True:
         try:
-            assert guest.call(GRANT_TABLE_OP, command, at, count) == 0
+            assert guest.call(Hypercall.GRANT_TABLE_OP, command, at, count) == 0
             break
         except Again as again:
             rounds += 1
@@ -473,7 +473,7 @@ def test_handles_run_out(trio: Trio) -> None:
 def free_page(guest: Paused, page: int) -> int:
     """A frame of the guest that nothing maps."""
     mfn = guest.mfn(guest.page(page))
-    assert guest.call(UPDATE_VA_MAPPING, guest.page(page), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(page), 0, 2) == 0
     return mfn
 
 
@@ -481,7 +481,7 @@ def balloon(guest: Paused) -> None:
     """Make room for one page."""
     listed = guest.put(free_page(guest, 7).to_bytes(8, "little"), 512)
     request = guest.put(struct.pack("<QQIIHxxxxxx", listed, 1, 0, 0, DOMID_SELF))
-    assert guest.call(MEMORY_OP, 1, request) == 1
+    assert guest.memory_op(Memory.DECREASE_RESERVATION, request) == 1
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -501,9 +501,9 @@ def test_a_page_moves_to_another_domain(trio: Trio, version: int) -> None:
     assert flags_of(b, 8) == ACCEPT | 4 | 8
     table = b.domain.grants.frames[0]
     assert trio.machine.ram.d[(table << 12) + 8 * 8 * version + 4 * version >> 2] == mfn
-    assert b.call(UPDATE_VA_MAPPING, b.page(7), mfn << 12 | READ_WRITE, 2) == 0
+    assert b.update_va_mapping(b.page(7), mfn << 12 | READ_WRITE, 2) == 0
     assert b.get(9, 0x7000) == b"a present"
-    assert a.call(UPDATE_VA_MAPPING, a.page(3), mfn << 12 | READ_WRITE, 2) == -Errno.EBUSY
+    assert a.update_va_mapping(a.page(3), mfn << 12 | READ_WRITE, 2) == -Errno.EBUSY
     assert op(a, Gnttab.TRANSFER, GnttabTransfer(mfn=mfn, domid=2, ref=8)).status == -9
 
 
@@ -519,7 +519,7 @@ def test_pages_that_do_not_move(trio: Trio) -> None:
     ):  # fmt: skip
         assert op(a, Gnttab.TRANSFER, GnttabTransfer(mfn=mfn, domid=2, ref=8)).status == -9
     assert map_ref(b, ref=9, flags=DEVICE | READONLY).status == 0
-    assert a.call(UPDATE_VA_MAPPING, a.page(3), 0, 2) == 0
+    assert a.update_va_mapping(a.page(3), 0, 2) == 0
     assert op(a, Gnttab.TRANSFER, GnttabTransfer(mfn=mapped, domid=2, ref=8)).status == -9, "b borrows it"
     assert flags_of(b, 8) == ACCEPT
 
@@ -570,7 +570,7 @@ def test_swap(trio: Trio) -> None:
 
 def flush(guest: Paused, address: int, *, offset: int = 0, length: int = 64, what: int = 1) -> int:
     request = guest.put(GnttabCacheFlush(address=address, offset=offset, length=length, op=what).pack())
-    return guest.call(GRANT_TABLE_OP, Gnttab.CACHE_FLUSH, request, 1)
+    return guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.CACHE_FLUSH, request, 1)
 
 
 def test_cache_flush(trio: Trio) -> None:
@@ -606,7 +606,7 @@ def narrow(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> Trio:
 def op32(guest: Paused, command: int, request):
     """One operation in the 32-bit layout."""
     address = guest.put(request.pack(32))
-    assert guest.call(GRANT_TABLE_OP, command, address, 1) == 0
+    assert guest.call(Hypercall.GRANT_TABLE_OP, command, address, 1) == 0
     return type(request).unpack(guest.get(request.size(32)), 32)
 
 
@@ -620,7 +620,10 @@ def test_frame_lists_of_32_bit_guests(narrow: Trio) -> None:
     assert op32(guest, Gnttab.GET_STATUS_FRAMES, ask).status == 0
     assert struct.unpack("<Q", guest.get(8, 256)) == tuple(guest.domain.grants.status_frames)
     setup.frame_list = 0xF5800000
-    assert guest.call(GRANT_TABLE_OP, Gnttab.SETUP_TABLE, guest.put(setup.pack(32)), 1) == -Errno.EFAULT
+    assert (
+        guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.SETUP_TABLE, guest.put(setup.pack(32)), 1)
+        == -Errno.EFAULT
+    )
 
 
 def test_copy_and_transfer_of_32_bit_guests(narrow: Trio) -> None:
@@ -635,7 +638,10 @@ def test_copy_and_transfer_of_32_bit_guests(narrow: Trio) -> None:
     assert b.get(10, 0x4000) == b"0123456789"
     mfn = free_page(b, 5)
     listed = a.put(free_page(a, 7).to_bytes(4, "little"), 512)
-    assert a.call(MEMORY_OP, 1, a.put(struct.pack("<IIIIHxx", listed, 1, 0, 0, DOMID_SELF))) == 1
+    assert (
+        a.memory_op(Memory.DECREASE_RESERVATION, a.put(struct.pack("<IIIIHxx", listed, 1, 0, 0, DOMID_SELF)))
+        == 1
+    )
     entry(a, 9, ACCEPT, 2, 0x77)
     assert op32(b, Gnttab.TRANSFER, GnttabTransfer(mfn=mfn, domid=1, ref=9)).status == 0
     assert narrow.machine.frames.owner[mfn] == 1
@@ -714,13 +720,13 @@ def step(trio: Trio, what: str, *numbers: int) -> None:
     elif what == "share":
         shared = peer.domain.grants.shared_frames
         value = shared[small % len(shared)] << 12 | READ_WRITE
-        guest.call(UPDATE_VA_MAPPING, guest.page(page), value, 2)
+        guest.update_va_mapping(guest.page(page), value, 2)
     elif what == "free":
-        guest.call(UPDATE_VA_MAPPING, guest.page(page), 0, 2)
+        guest.update_va_mapping(guest.page(page), 0, 2)
     elif what == "own":
         mine = frames.owned_by(guest.domain.domid)
         value = int(mine[(flags * 32 + small) % mine.size]) << 12 | READ_WRITE
-        guest.call(UPDATE_VA_MAPPING, guest.page(page), value, 2)
+        guest.update_va_mapping(guest.page(page), value, 2)
 
 
 @settings(max_examples=12)

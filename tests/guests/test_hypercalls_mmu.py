@@ -5,8 +5,9 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import DOMID_SELF, Paused, paused
+from guest_machine import Paused, paused
 
+from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall
 from pyhv.abi.structs import MmuUpdate
@@ -41,7 +42,7 @@ def test_of_a_list_that_begins_with_a_refusal_none_is_done(guest: Paused, count:
 def test_what_comes_before_the_end_of_memory_is_done(guest: Paused) -> None:
     """One entry at the end of the last page that is mapped, one behind it."""
     at = guest.page(16) - MmuUpdate.size()
-    assert guest.call(Hypercall.UPDATE_VA_MAPPING, guest.page(16), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(16), 0, 2) == 0
     page = guest.page(3)
     same = MmuUpdate(ptr=guest.entry(page), val=guest.domain.memory.ram.q[guest.entry(page) >> 3])
     guest.domain.memory.write(at, same.pack())

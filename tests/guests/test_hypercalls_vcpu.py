@@ -9,7 +9,8 @@ from compat_machine import HEADER as HEADER32
 from guest_machine import HEADER, START, Paused, Sink, image_of, machine, passes, paused, run
 
 from pyhv.abi import shared
-from pyhv.abi.numbers import VcpuState
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Hypercall, Sched, VcpuOp, VcpuState
 from pyhv.cpu import vmcb as v
 from pyhv.domain.config import DomainConfig
 from pyhv.hypercalls.context import Again
@@ -18,8 +19,6 @@ from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Outcome
 
-ENOENT, EFAULT, EBUSY, EEXIST, EINVAL, ENOSYS = -2, -14, -16, -17, -22, -38
-ENXIO = -6
 UNMAPPED = 0x7FFF00000000
 
 
@@ -35,34 +34,34 @@ def guest() -> Iterator[Paused]:
 
 def test_vcpus_that_do_not_exist(guest: Paused) -> None:
     for command in range(14):
-        assert guest.call(24, command, 2, guest.scratch) == ENOENT
-        assert guest.call(24, command, 0xFFFFFFFF, guest.scratch) == ENOENT
-    assert guest.call(24, 14, 0, guest.scratch) == ENOSYS
-    assert guest.call(24, 99, 0, guest.scratch) == ENOSYS
+        assert guest.vcpu_op(command, 2, guest.scratch) == -Errno.ENOENT
+        assert guest.vcpu_op(command, 0xFFFFFFFF, guest.scratch) == -Errno.ENOENT
+    assert guest.vcpu_op(14, 0, guest.scratch) == -Errno.ENOSYS
+    assert guest.vcpu_op(99, 0, guest.scratch) == -Errno.ENOSYS
 
 
 def test_up_and_down(guest: Paused) -> None:
-    assert guest.call(24, 3, 0, 0) == 1
-    assert guest.call(24, 3, 1, 0) == 0
-    assert guest.call(24, 1, 1, 0) == EINVAL, "not initialised"
-    assert guest.call(24, 1, 0, 0) == 0
-    assert guest.call(24, 2, 1, 0) == 0
+    assert guest.vcpu_op(VcpuOp.IS_UP, 0, 0) == 1
+    assert guest.vcpu_op(VcpuOp.IS_UP, 1, 0) == 0
+    assert guest.vcpu_op(VcpuOp.UP, 1, 0) == -Errno.EINVAL, "not initialised"
+    assert guest.vcpu_op(VcpuOp.UP, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.DOWN, 1, 0) == 0
     assert guest.domain.alive
-    assert guest.call(24, 2, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.DOWN, 0, 0) == 0
     assert guest.domain.shutdown_reason == 0, "the last one down powers off"
 
 
 def test_a_domain_whose_last_vcpu_goes_down_has_halted(guest: Paused) -> None:
     """Unless it has announced how it would end."""
-    assert guest.call(24, 2, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.DOWN, 0, 0) == 0
     assert guest.domain.halted
     assert guest.machine.residents[guest.domain.domid].report.cause.startswith("it halted for good")
 
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_domain_that_has_announced_its_end_may_go_down(guest: Paused, code: int) -> None:
-    assert guest.call(29, 5, guest.put(struct.pack("<I", code))) == 0
-    assert guest.call(24, 2, 0, 0) == 0
+    assert guest.sched_op(Sched.SHUTDOWN_CODE, guest.put(struct.pack("<I", code))) == 0
+    assert guest.vcpu_op(VcpuOp.DOWN, 0, 0) == 0
     assert guest.domain.shutdown_reason == code
     assert not guest.domain.halted
 
@@ -96,29 +95,42 @@ area: .zero 44
 
 
 def test_runstate(guest: Paused) -> None:
-    assert guest.call(24, 4, 0, guest.scratch) == 0
+    assert guest.vcpu_op(VcpuOp.GET_RUNSTATE_INFO, 0, guest.scratch) == 0
     state, _, *times = struct.unpack("<i4xQ4Q", guest.get(48))
     assert state == VcpuState.RUNNABLE or state == VcpuState.RUNNING
     assert sum(times) <= guest.machine.clock.now()
-    assert guest.call(24, 4, 1, guest.scratch) == 0
+    assert guest.vcpu_op(VcpuOp.GET_RUNSTATE_INFO, 1, guest.scratch) == 0
     assert struct.unpack("<i", guest.get(4)) == (VcpuState.OFFLINE,)
-    assert guest.call(24, 4, 0, UNMAPPED) == EFAULT
+    assert guest.vcpu_op(VcpuOp.GET_RUNSTATE_INFO, 0, UNMAPPED) == -Errno.EFAULT
 
 
 def test_runstate_area(guest: Paused) -> None:
     area = guest.page(2)
-    assert guest.call(24, 5, 0, guest.put(struct.pack("<Q", area))) == 0
+    assert guest.vcpu_op(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, 0, guest.put(struct.pack("<Q", area))) == 0
     assert guest.vcpu.runstate_area == area
     assert guest.get(48, 0x2000) != bytes(48)
-    assert guest.call(24, 5, 0, guest.put(struct.pack("<Q", UNMAPPED))) == 0, "written another time"
-    assert guest.call(24, 5, 0, guest.put(struct.pack("<Q", 0xFFFF800000000000))) == EFAULT
-    assert guest.call(24, 5, 0, UNMAPPED) == EFAULT
+    assert (
+        guest.vcpu_op(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, 0, guest.put(struct.pack("<Q", UNMAPPED))) == 0
+    ), "written another time"
+    assert (
+        guest.vcpu_op(
+            VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, 0, guest.put(struct.pack("<Q", 0xFFFF800000000000))
+        )
+        == -Errno.EFAULT
+    )
+    assert guest.vcpu_op(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, 0, UNMAPPED) == -Errno.EFAULT
 
 
 def test_areas_of_another_vcpu_are_written_at_once(guest: Paused) -> None:
-    assert guest.call(24, 5, 1, guest.put(struct.pack("<Q", guest.page(2)))) == 0
+    assert (
+        guest.vcpu_op(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, 1, guest.put(struct.pack("<Q", guest.page(2))))
+        == 0
+    )
     assert struct.unpack_from("<i", guest.get(48, 0x2000)) == (VcpuState.OFFLINE,)
-    assert guest.call(24, 13, 1, guest.put(struct.pack("<Q", guest.page(3)))) == 0
+    assert (
+        guest.vcpu_op(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA, 1, guest.put(struct.pack("<Q", guest.page(3))))
+        == 0
+    )
     assert guest.get(32, 0x3000) != bytes(32)
 
 
@@ -157,23 +169,25 @@ runstate: .zero 48
 
 def test_timers(guest: Paused) -> None:
     def periodic(period: int) -> int:
-        return guest.call(24, 6, 0, guest.put(struct.pack("<Q", period)))
+        return guest.vcpu_op(VcpuOp.SET_PERIODIC_TIMER, 0, guest.put(struct.pack("<Q", period)))
 
-    assert periodic(999_999) == EINVAL
+    assert periodic(999_999) == -Errno.EINVAL
     assert periodic(1_000_000) == 0
-    assert periodic(1 << 63) == EINVAL
-    assert guest.call(24, 7, 0, 0) == 0
+    assert periodic(1 << 63) == -Errno.EINVAL
+    assert guest.vcpu_op(VcpuOp.STOP_PERIODIC_TIMER, 0, 0) == 0
     assert guest.vcpu.periodic.period == 0
     single = guest.put(struct.pack("<QI4x", 1 << 63, 0))
-    assert guest.call(24, 8, 0, single) == 0
-    assert guest.call(24, 8, 1, single) == EINVAL
-    assert guest.call(24, 9, 1, 0) == EINVAL
-    assert guest.call(24, 9, 0, 0) == 0
-    assert guest.call(24, 8, 0, guest.put(struct.pack("<QI4x", 0, 1))) == 0, "past deadlines fire at once"
+    assert guest.vcpu_op(VcpuOp.SET_SINGLESHOT_TIMER, 0, single) == 0
+    assert guest.vcpu_op(VcpuOp.SET_SINGLESHOT_TIMER, 1, single) == -Errno.EINVAL
+    assert guest.vcpu_op(VcpuOp.STOP_SINGLESHOT_TIMER, 1, 0) == -Errno.EINVAL
+    assert guest.vcpu_op(VcpuOp.STOP_SINGLESHOT_TIMER, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SET_SINGLESHOT_TIMER, 0, guest.put(struct.pack("<QI4x", 0, 1))) == 0, (
+        "past deadlines fire at once"
+    )
 
 
 def register_info(guest: Paused, mfn: int, offset: int, vcpu: int = 0) -> int:
-    return guest.call(24, 10, vcpu, guest.put(struct.pack("<QII", mfn, offset, 0)))
+    return guest.vcpu_op(VcpuOp.REGISTER_VCPU_INFO, vcpu, guest.put(struct.pack("<QII", mfn, offset, 0)))
 
 
 def test_vcpu_info_moves_once_with_its_contents(guest: Paused) -> None:
@@ -188,7 +202,7 @@ def test_vcpu_info_moves_once_with_its_contents(guest: Paused) -> None:
     assert raw[16:24] == struct.pack("<Q", 0x1234)
     assert struct.unpack_from("<I", raw, 32)[0] % 2 == 0
     assert struct.unpack_from("<I", raw, 56)[0] > 0
-    assert register_info(guest, mfn, 0x80) == EBUSY
+    assert register_info(guest, mfn, 0x80) == -Errno.EBUSY
     guest.cpu.raise_page_fault(0x5678, 0)
     assert guest.words(guest.page(3) + 0x50, 1) == (0x5678,)
     assert guest.machine.frames.type_count[mfn] == 2
@@ -196,24 +210,27 @@ def test_vcpu_info_moves_once_with_its_contents(guest: Paused) -> None:
 
 @pytest.mark.parametrize("offset", [4096 - 63, 4096, 0xFFFFFFFF])
 def test_vcpu_info_stays_within_a_page(guest: Paused, offset: int) -> None:
-    assert register_info(guest, guest.mfn(guest.page(3)), offset) in (ENXIO, EINVAL)
+    assert register_info(guest, guest.mfn(guest.page(3)), offset) in (-Errno.ENXIO, -Errno.EINVAL)
 
 
 def test_vcpu_info_needs_an_own_writable_frame(guest: Paused) -> None:
     for mfn in (0, guest.machine.board.zero_frame, guest.vcpu.kernel_l4, 1 << 50, (1 << 64) - 1):
-        assert register_info(guest, mfn, 0) in (EINVAL, ENXIO)
+        assert register_info(guest, mfn, 0) in (-Errno.EINVAL, -Errno.ENXIO)
     assert register_info(guest, guest.mfn(guest.page(3)), 0) == 0
 
 
 def test_time_area(guest: Paused) -> None:
-    assert guest.call(24, 13, 0, guest.put(struct.pack("<Q", guest.page(2)))) == 0
+    assert (
+        guest.vcpu_op(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA, 0, guest.put(struct.pack("<Q", guest.page(2))))
+        == 0
+    )
     version, _, _, _, mul = struct.unpack_from("<IIQQI", guest.get(32, 0x2000))
     assert version % 2 == 0
     assert mul
 
 
 def test_physical_id_is_not_told(guest: Paused) -> None:
-    assert guest.call(24, 12, 0, guest.scratch) == EINVAL
+    assert guest.vcpu_op(VcpuOp.GET_PHYSID, 0, guest.scratch) == -Errno.EINVAL
 
 
 # -- initialise --------------------------------------------------------------------------------------------
@@ -255,7 +272,7 @@ def context(guest: Paused, **fields: int) -> int:
 
 
 def initialise(guest: Paused, vcpu: int = 1, **fields: int) -> int:
-    return guest.call(24, 0, vcpu, context(guest, **fields))
+    return guest.vcpu_op(VcpuOp.INITIALISE, vcpu, context(guest, **fields))
 
 
 def test_a_vcpus_context_starts_another(guest: Paused) -> None:
@@ -283,7 +300,7 @@ def test_a_vcpus_context_starts_another(guest: Paused) -> None:
 def test_initialise_once(guest: Paused) -> None:
     frames, l4 = guest.machine.frames, guest.vcpu.kernel_l4
     before = frames.type_count[l4]
-    assert initialise(guest, 0) == EEXIST
+    assert initialise(guest, 0) == -Errno.EEXIST
     assert initialise(guest, trap14=0x5000, event=0x6000, syscall=0x7000, gs_user=0x8000) == 0
     second = guest.domain.vcpus[1]
     assert second.initialised
@@ -293,7 +310,7 @@ def test_initialise_once(guest: Paused) -> None:
     assert second.syscall_callback.address == 0x7000
     assert second.other_gs_base == 0x8000
     assert frames.type_count[l4] == before + 1
-    assert initialise(guest) == EEXIST
+    assert initialise(guest) == -Errno.EEXIST
 
 
 @pytest.mark.parametrize(
@@ -323,21 +340,21 @@ def test_initialise_once(guest: Paused) -> None:
 def test_contexts_that_are_refused_take_nothing(guest: Paused, fields: dict[str, int]) -> None:
     frames, l4 = guest.machine.frames, guest.vcpu.kernel_l4
     before = (frames.type_count[l4], frames.refs[l4])
-    assert initialise(guest, **fields) == EINVAL
+    assert initialise(guest, **fields) == -Errno.EINVAL
     assert (frames.type_count[l4], frames.refs[l4]) == before
     assert not guest.domain.vcpus[1].initialised
     assert initialise(guest) == 0
 
 
 def test_an_unreadable_context(guest: Paused) -> None:
-    assert guest.call(24, 0, 1, UNMAPPED) == EFAULT
+    assert guest.vcpu_op(VcpuOp.INITIALISE, 1, UNMAPPED) == -Errno.EFAULT
 
 
 def test_the_registers_with_which_a_vcpu_starts(guest: Paused) -> None:
     assert (
         initialise(guest, rax=1, r15=2, rflags=0x3246, fs_base=0x1000, gs_kernel=0x2000, gs_user=0x3000) == 0
     )
-    assert guest.call(24, 1, 1, 0) == 0
+    assert guest.vcpu_op(VcpuOp.UP, 1, 0) == 0
     guest.dispatcher.load(guest.domain.vcpus[1])
     q = guest.q
     assert (q[v.RAX], q[v.R15], q[v.RSP]) == (1, 2, guest.kernel_stack)
@@ -569,27 +586,27 @@ def multicall(guest: Paused, *calls: tuple[int, ...], count: int | None = None) 
     """Perform (number, arguments...) entries: the result and each entry's result field (99 if untouched)."""
     raw = b"".join(struct.pack("<Qq6Q", one[0], 99, *(*one[1:], 0, 0, 0, 0, 0, 0)[:6]) for one in calls)
     at = guest.put(raw, 0x1000)
-    result = guest.call(13, at, len(calls) if count is None else count)
+    result = guest.call(Hypercall.MULTICALL, at, len(calls) if count is None else count)
     return result, list(struct.unpack("<" + "8xq48x" * len(calls), guest.get(64 * len(calls), 0x1000)))
 
 
 def test_each_call_has_its_result(guest: Paused) -> None:
     result, results = multicall(guest, (17, 0, 0), (5, 1), (60,), (25, 9, 0), (17, 7, 0))
-    assert (result, results) == (0, [4 << 16 | 17, 0, ENOSYS, EINVAL, 4096])
+    assert (result, results) == (0, [4 << 16 | 17, 0, -Errno.ENOSYS, -Errno.EINVAL, 4096])
     assert guest.cpu.vmcb.task_switched
 
 
 def test_a_multicall_in_a_multicall_is_refused(guest: Paused) -> None:
-    assert multicall(guest, (13, 0, 0), (17, 7, 0)) == (0, [EINVAL, 4096])
+    assert multicall(guest, (13, 0, 0), (17, 7, 0)) == (0, [-Errno.EINVAL, 4096])
 
 
 def test_a_list_that_cannot_be_read_or_written(guest: Paused) -> None:
-    assert guest.call(13, UNMAPPED, 1) == EFAULT
-    assert guest.call(13, UNMAPPED, 0) == 0
+    assert guest.call(Hypercall.MULTICALL, UNMAPPED, 1) == -Errno.EFAULT
+    assert guest.call(Hypercall.MULTICALL, UNMAPPED, 0) == 0
     entry = struct.pack("<8Q", 17, 0, 7, 0, 0, 0, 0, 0)
     guest.put(entry * 64, 0x3000)
     assert guest.remap(guest.page(3), 0x21) == 0
-    assert guest.call(13, guest.page(3), 1) == EFAULT
+    assert guest.call(Hypercall.MULTICALL, guest.page(3), 1) == -Errno.EFAULT
 
 
 def test_upper_halves_of_numbers_are_ignored(guest: Paused) -> None:
@@ -627,7 +644,7 @@ def test_long_lists_are_continued_and_lose_nothing(guest: Paused) -> None:
     clock.begin(guest.domain.engine, clock.now() + 20_000)
     while left:
         try:
-            assert guest.call(13, at, left) == 0
+            assert guest.call(Hypercall.MULTICALL, at, left) == 0
             left = 0
         except Again as again:
             at, left = again.arguments
@@ -687,8 +704,8 @@ seen: .long 0
 
 
 def test_an_nmi_does_not_start_a_vcpu(guest: Paused) -> None:
-    assert guest.call(24, 11, 1, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 1, 0) == 0
     assert guest.domain.vcpus[1].nmi_pending
     assert not guest.domain.vcpus[1].online
-    assert guest.call(24, 3, 1, 0) == 0
-    assert guest.call(24, 11, 1, guest.scratch) == EINVAL
+    assert guest.vcpu_op(VcpuOp.IS_UP, 1, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 1, guest.scratch) == -Errno.EINVAL

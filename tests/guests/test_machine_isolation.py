@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import pytest
 from guest_machine import HEADER, START, TRAPS, Paused, Sink, image_of, paused
 
+from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Mmuext
+from pyhv.abi.numbers import Hypercall, Memory, Mmuext, VcpuOp
 from pyhv.abi.structs import (
     GnttabMapGrantRef,
     GnttabUnmapGrantRef,
@@ -30,9 +31,6 @@ PAGES = 1024
 SECOND = 1_000_000_000
 READ_ONLY = PTE_P | PTE_A
 READ_WRITE = PTE_P | PTE_RW | PTE_A | PTE_D
-DOMID_SELF = 0x7FF0
-MMU_UPDATE, SET_GDT, UPDATE_DESCRIPTOR, MEMORY_OP, UPDATE_VA_MAPPING = 1, 2, 10, 12, 14
-GRANT_TABLE_OP, VCPU_OP, MMUEXT_OP, EVENT_CHANNEL_OP = 20, 24, 26, 32
 
 # A kernel that runs wild: after saying so it jumps into nothing, with no handler for what follows.
 CRASHER = (
@@ -240,7 +238,7 @@ def guest() -> Iterator[Paused]:
 def mmuext(guest: Paused, command: int, argument: int, second: int = 0) -> int:
     """One mmuext_op."""
     at = guest.put(MmuextOp(cmd=command, arg1=argument, arg2=second).pack())
-    return guest.call(MMUEXT_OP, at, 1, 0, DOMID_SELF)
+    return guest.call(Hypercall.MMUEXT_OP, at, 1, 0, DOMID_SELF)
 
 
 @pytest.mark.parametrize("ring", ["console", "store"])
@@ -250,11 +248,11 @@ def test_a_ring_cannot_become_a_page_table(guest: Paused, ring: str) -> None:
     mfn = next(mfn for mfn in wiring.rings if (mfn == wiring.rings[0]) == (ring == "console"))
     va = int(guest.machine.frames.m2p_np[mfn]) << 12
     guest.domain.memory.write(va + 2064, bytes(16))
-    assert guest.call(UPDATE_VA_MAPPING, va, mfn << 12 | READ_ONLY, 2) == 0
+    assert guest.update_va_mapping(va, mfn << 12 | READ_ONLY, 2) == 0
     for command in (Mmuext.PIN_L1_TABLE, Mmuext.PIN_L4_TABLE):
         assert mmuext(guest, command, mfn) == -Errno.EINVAL
     frames = guest.put(mfn.to_bytes(8, "little"))
-    assert guest.call(SET_GDT, frames, 512) == -Errno.EINVAL
+    assert guest.set_gdt(frames, 512) == -Errno.EINVAL
 
 
 def test_a_ring_that_is_given_back_is_not_given_away(guest: Paused) -> None:
@@ -263,8 +261,8 @@ def test_a_ring_that_is_given_back_is_not_given_away(guest: Paused) -> None:
         va = int(frames.m2p_np[mfn]) << 12
         listed = guest.put(mfn.to_bytes(8, "little"), 64)
         request = MemoryReservation(extent_start=listed, nr_extents=1, domid=DOMID_SELF).pack()
-        assert guest.call(MEMORY_OP, 1, guest.put(request)) == 1
-        assert guest.call(UPDATE_VA_MAPPING, va, 0, 2) == 0
+        assert guest.memory_op(Memory.DECREASE_RESERVATION, guest.put(request)) == 1
+        assert guest.update_va_mapping(va, 0, 2) == 0
         assert frames.owner[mfn] == 1
     assert guest.machine.audit() == []
 
@@ -272,25 +270,25 @@ def test_a_ring_that_is_given_back_is_not_given_away(guest: Paused) -> None:
 def test_a_gdt_is_not_writable_and_a_writable_page_is_no_gdt(guest: Paused) -> None:
     va, mfn = guest.page(3), guest.mfn(guest.page(3))
     listed = guest.put(mfn.to_bytes(8, "little"))
-    assert guest.call(SET_GDT, listed, 512) == -Errno.EINVAL
+    assert guest.set_gdt(listed, 512) == -Errno.EINVAL
     assert guest.remap(va, READ_ONLY) == 0
-    assert guest.call(SET_GDT, listed, 512) == 0
+    assert guest.set_gdt(listed, 512) == 0
     frames = guest.machine.frames
     assert (frames.type[mfn], frames.type_count[mfn]) == (SEGDESC, 1)
     assert guest.remap(va, READ_WRITE) == -Errno.EBUSY
     assert mmuext(guest, Mmuext.PIN_L1_TABLE, mfn) == -Errno.EINVAL
-    assert guest.call(UPDATE_DESCRIPTOR, mfn << 12 | 8, 0x0000_8900_0000_0067) == -Errno.EINVAL  # a TSS
-    assert guest.call(UPDATE_DESCRIPTOR, mfn << 12 | 8, 0x00AF_9A00_0000_FFFF) == 0
+    assert guest.update_descriptor(mfn << 12 | 8, 0x0000_8900_0000_0067) == -Errno.EINVAL  # a TSS
+    assert guest.update_descriptor(mfn << 12 | 8, 0x00AF_9A00_0000_FFFF) == 0
     assert guest.machine.ram.q[mfn << 9 | 1] == 0x00AF_FB00_0000_FFFF  # ring 3 now, and accessed
     assert guest.machine.audit() == []
-    assert guest.call(SET_GDT, 0, 0) == 0
+    assert guest.set_gdt(0, 0) == 0
     assert guest.remap(va, READ_WRITE) == 0
 
 
 def test_a_vcpu_info_page_is_no_page_table(guest: Paused) -> None:
     va, mfn = guest.page(4), guest.mfn(guest.page(4))
     at = guest.put(VcpuRegisterVcpuInfo(mfn=mfn, offset=64).pack())
-    assert guest.call(VCPU_OP, 10, 0, at) == 0
+    assert guest.vcpu_op(VcpuOp.REGISTER_VCPU_INFO, 0, at) == 0
     assert guest.remap(va, READ_ONLY) == 0
     assert (guest.machine.frames.type[mfn], guest.machine.frames.type_count[mfn]) == (WRITABLE, 1)
     assert mmuext(guest, Mmuext.PIN_L1_TABLE, mfn) == -Errno.EINVAL
@@ -302,15 +300,18 @@ def test_senseless_sizes_cost_nothing(guest: Paused) -> None:
             request = MemoryExchange(
                 in_nr_extents=given, out_nr_extents=given, in_extent_order=order, out_extent_order=order
             )
-            assert guest.call(MEMORY_OP, 11, guest.put(request.pack())) in (-Errno.EINVAL, -Errno.EPERM)
+            assert guest.memory_op(Memory.EXCHANGE, guest.put(request.pack())) in (
+                -Errno.EINVAL,
+                -Errno.EPERM,
+            )
             reservation = MemoryReservation(nr_extents=given, extent_order=order, domid=DOMID_SELF)
             for command in (0, 1, 6):
-                assert guest.call(MEMORY_OP, command, guest.put(reservation.pack())) == 0
+                assert guest.memory_op(command, guest.put(reservation.pack())) == 0
 
 
 def test_flushing_pages_without_end_takes_no_memory(guest: Paused) -> None:
     operations = b"".join(MmuextOp(cmd=Mmuext.INVLPG_LOCAL, arg1=n << 12).pack() for n in range(1000))
-    assert guest.call(MMUEXT_OP, guest.put(operations, 4096), 1000, 0, DOMID_SELF) == 0
+    assert guest.call(Hypercall.MMUEXT_OP, guest.put(operations, 4096), 1000, 0, DOMID_SELF) == 0
     assert guest.domain.tables.flush
     assert len(guest.domain.tables.flush_pages) < 100
 
@@ -319,7 +320,7 @@ def test_unknown_mmu_update_commands(guest: Paused) -> None:
     mfn = guest.mfn(guest.page(5))
     for command in range(4, 8):
         at = guest.put((mfn << 12 | command).to_bytes(8, "little") + bytes(8))
-        assert guest.call(MMU_UPDATE, at, 1, 0, DOMID_SELF) == -Errno.ENOSYS
+        assert guest.call(Hypercall.MMU_UPDATE, at, 1, 0, DOMID_SELF) == -Errno.ENOSYS
 
 
 # -- two guests and a grant --------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ class Lending:
         """map_grant_ref by the borrower."""
         request = GnttabMapGrantRef(host_addr=self.window, flags=flags, ref=8, dom=1)
         at = self.borrower.put(request.pack())
-        assert self.borrower.call(GRANT_TABLE_OP, 0, at, 1) == 0
+        assert self.borrower.call(Hypercall.GRANT_TABLE_OP, 0, at, 1) == 0
         return GnttabMapGrantRef.unpack(self.borrower.get(GnttabMapGrantRef.size()))
 
     def unmap(self, handle: int, *, host: bool = True, device: int = 0) -> int:
@@ -351,7 +352,7 @@ class Lending:
             host_addr=self.window if host else 0, dev_bus_addr=device, handle=handle
         )
         at = self.borrower.put(request.pack())
-        assert self.borrower.call(GRANT_TABLE_OP, 1, at, 1) == 0
+        assert self.borrower.call(Hypercall.GRANT_TABLE_OP, 1, at, 1) == 0
         return GnttabUnmapGrantRef.unpack(self.borrower.get(GnttabUnmapGrantRef.size())).status
 
     def kill(self, guest: Paused) -> None:
@@ -380,7 +381,7 @@ def test_a_borrowed_frame(lending: Lending) -> None:
     # The borrower cannot pin it, map it once more, or give it back.
     assert mmuext(lending.borrower, Mmuext.PIN_L1_TABLE, lending.mfn) == -Errno.EINVAL
     again = lending.mfn << 12 | READ_WRITE
-    assert lending.borrower.call(UPDATE_VA_MAPPING, lending.borrower.page(7), again, 0) == -Errno.EBUSY
+    assert lending.borrower.update_va_mapping(lending.borrower.page(7), again, 0) == -Errno.EBUSY
     lending.borrower.domain.tables.flushed()
     assert lending.unmap(done.handle) == 0
     assert lending.borrower.domain.tables.flush
@@ -393,7 +394,7 @@ def test_a_borrower_that_unmaps_by_itself_is_flushed_too(lending: Lending) -> No
     """Its TLB could otherwise still write what the lender makes a page table of."""
     done = lending.map(2)
     lending.borrower.domain.tables.flushed()
-    assert lending.borrower.call(UPDATE_VA_MAPPING, lending.window, 0, 0) == 0
+    assert lending.borrower.update_va_mapping(lending.window, 0, 0) == 0
     assert lending.borrower.domain.tables.flush
     assert lending.unmap(done.handle) == -1  # it is not there any more
 
@@ -445,7 +446,7 @@ def test_what_a_granted_leaf_may_say(lending: Lending) -> None:
     before = lending.machine.frames.exec_count[lending.mfn]
 
     def call(value: int) -> int:
-        return lending.borrower.call(UPDATE_VA_MAPPING, lending.window, value, 0)
+        return lending.borrower.update_va_mapping(lending.window, value, 0)
 
     assert call(entry | PTE_NX) == 0
     assert call(entry) == 0

@@ -26,9 +26,9 @@ from compat_machine import (
     with_base,
     with_limit,
 )
-from guest_machine import DOMID_SELF
 
-from pyhv.abi.numbers import Assist
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.numbers import Assist, Hypercall
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
 from pyhv.address import MASK32
 from pyhv.cpu import vmcb as v
@@ -191,7 +191,7 @@ def test_device_not_available(guest: Paused32) -> None:
     """The hypervisor clears TS before it tells the kernel, whichever ring it was."""
     for run in (guest.execute, guest.user):
         guest.vcpu.in_kernel or guest.into_kernel()
-        assert guest.call(5, 1) == 0
+        assert guest.fpu_taskswitch(1) == 0
         assert run("fld1") == NM
         assert guest.frame()["eip"] == guest.code
         assert run(b"\xd9\xe8\xdd\xd8") is None
@@ -387,7 +387,7 @@ def test_iret_within_the_kernel_on_a_lost_stack_segment_is_fatal(guest: Paused32
     guest.gdt(*GDT)
     assert guest.execute(f"mov eax, {G_DATA1 | 1}; mov ss, eax") is None
     address = guest.mfn(guest.page(0)) << 12 | G_DATA1
-    assert guest.call(10, address & 0xFFFFFFFF, address >> 32, 0, 0) == 0
+    assert guest.call(Hypercall.UPDATE_DESCRIPTOR, address & 0xFFFFFFFF, address >> 32, 0, 0) == 0
     guest.iret(cs=RING1_CS)
     assert guest.domain.crashed
 
@@ -518,7 +518,6 @@ def test_a_handler_in_a_segment_with_a_base(guest: Paused32) -> None:
 # -- hypercalls ----------------------------------------------------------------------------------------------
 
 GARBAGE = 0xDEAD_BEEF << 32
-SET_TIMER_OP, UPDATE_DESCRIPTOR, UPDATE_VA_MAPPING, MMU_UPDATE, MULTICALL = 15, 10, 14, 1, 13
 
 
 def test_a_hypercall_from_code(guest: Paused32) -> None:
@@ -541,7 +540,7 @@ def test_hypercalls_that_do_not_exist(guest: Paused32, number: int) -> None:
 def test_64_bit_arguments_are_pairs_of_words(guest: Paused32, monkeypatch: pytest.MonkeyPatch) -> None:
     armed: list[int] = []
     monkeypatch.setattr(guest.machine.services, "set_timer", lambda _vcpu, deadline: armed.append(deadline))
-    assert guest.hypercall(SET_TIMER_OP, GARBAGE | 0x9234_5678, GARBAGE | 3) == 0
+    assert guest.hypercall(Hypercall.SET_TIMER_OP, GARBAGE | 0x9234_5678, GARBAGE | 3) == 0
     assert armed == [0x3_9234_5678]
 
 
@@ -550,7 +549,7 @@ def test_an_entry_and_its_flags_are_four_words(guest: Paused32) -> None:
     before = guest.mfn(page)
     entry = guest.mfn(guest.page(4)) << 12 | USER_RW | 1 << 63
     arguments = (GARBAGE | page, GARBAGE | entry & MASK32, GARBAGE | entry >> 32, GARBAGE | 2)
-    assert guest.hypercall(UPDATE_VA_MAPPING, *arguments) == 0
+    assert guest.hypercall(Hypercall.UPDATE_VA_MAPPING, *arguments) == 0
     assert guest.mfn(page) == entry >> 12 & 0xFFFFF != before
     assert guest.domain.ram.q[guest.entry(page) >> 3] & ~0x60 == entry & ~0x60
 
@@ -560,20 +559,20 @@ def test_a_descriptor_and_its_address_are_four_words(guest: Paused32) -> None:
     address = guest.mfn(guest.page(0)) << 12 | G_DATA1
     value = with_base(DATA1, 0x12345678)
     halves = (address & MASK32, address >> 32, value & MASK32, value >> 32)
-    assert guest.hypercall(UPDATE_DESCRIPTOR, *(GARBAGE | half for half in halves)) == 0
+    assert guest.hypercall(Hypercall.UPDATE_DESCRIPTOR, *(GARBAGE | half for half in halves)) == 0
     assert guest.domain.ram.q[address >> 3] == value
 
 
 def test_results_are_words(guest: Paused32) -> None:
-    assert guest.hypercall(UPDATE_DESCRIPTOR, 1, 0, 0, 0) == 0xFFFFFFEA
-    assert guest.hypercall(MMU_UPDATE, 0xF5800000, 1, 0, DOMID_SELF) == 0xFFFFFFF2
+    assert guest.hypercall(Hypercall.UPDATE_DESCRIPTOR, 1, 0, 0, 0) == 0xFFFFFFEA
+    assert guest.hypercall(Hypercall.MMU_UPDATE, 0xF5800000, 1, 0, DOMID_SELF) == 0xFFFFFFF2
 
 
 @pytest.mark.parametrize("pointer", [0xF5800000, 0xFFFFFFFC, 0xF57FFFFF, 0x3FF000])
 def test_pointers_that_lead_nowhere(guest: Paused32, pointer: int) -> None:
     if pointer == 0x3FF000:
-        assert guest.call(UPDATE_VA_MAPPING, pointer, 0, 0, 2) == 0
-    assert guest.hypercall(MULTICALL, pointer, 1) == 0xFFFFFFF2
+        assert guest.call(Hypercall.UPDATE_VA_MAPPING, pointer, 0, 0, 2) == 0
+    assert guest.hypercall(Hypercall.MULTICALL, pointer, 1) == 0xFFFFFFF2
 
 
 STRUCTURES = {
@@ -609,7 +608,7 @@ STRUCTURES = {
 def test_structures_have_the_size_that_the_guest_gives_them(guest: Paused32, name: str) -> None:
     """One that ends with the last mapped page can be read; one that ends a word later cannot."""
     number, arguments, size = STRUCTURES[name]
-    assert guest.call(UPDATE_VA_MAPPING, guest.page(8), 0, 0, 2) == 0
+    assert guest.call(Hypercall.UPDATE_VA_MAPPING, guest.page(8), 0, 0, 2) == 0
     guest.put(bytes(4096), 0x7000)
 
     def at(end: int) -> int:
@@ -643,7 +642,7 @@ def test_a_long_call_is_made_again_with_what_is_left(guest: Paused32) -> None:
         q[v.RIP] = guest.page(8) + 2
         clock.begin(guest.domain.engine, clock.now() + 10_000)
         try:
-            guest.hypercall(MMU_UPDATE, *arguments)
+            guest.hypercall(Hypercall.MMU_UPDATE, *arguments)
         finally:
             clock.end()
         if q[v.RIP] == guest.page(8) + 2:
@@ -662,7 +661,7 @@ def test_iret_in_a_multicall_leaves_it(guest: Paused32) -> None:
     at = guest.put(calls, 0x2000)
     frame = struct.pack("<6I", 9, guest.code, RING3_CS, 0x202, guest.user_stack, RING3_DS)
     guest.q[v.RSP] = guest.put(frame, 0xC000)
-    guest.hypercall(MULTICALL, at, 2)
+    guest.hypercall(Hypercall.MULTICALL, at, 2)
     assert guest.cpu.vmcb.cpl == 3
     assert guest.cpu.vmcb.rip == guest.code
     assert guest.words(at + 32 + 4, 1) == (0x5A,)
@@ -680,7 +679,7 @@ def table_va(guest: Paused32, address: int) -> int:
 
 @pytest.fixture
 def tables(guest: Paused32) -> Paused32:
-    assert guest.call(21, 0, Assist.WRITABLE_PAGETABLES) == 0
+    assert guest.vm_assist(0, Assist.WRITABLE_PAGETABLES) == 0
     return guest
 
 
@@ -852,7 +851,10 @@ def test_an_update_of_the_ldt_is_seen(guest: Paused32) -> None:
     guest.put(struct.pack("<I", 0x600D), 0x5000)
     value = with_base(DATA3, guest.page(5))
     address = guest.mfn(guest.page(1)) << 12 | 8
-    assert guest.call(10, address & MASK32, address >> 32, value & MASK32, value >> 32) == 0
+    assert (
+        guest.call(Hypercall.UPDATE_DESCRIPTOR, address & MASK32, address >> 32, value & MASK32, value >> 32)
+        == 0
+    )
     assert guest.user(code) is None
     assert guest.q[v.RCX] == 0x600D
 

@@ -34,15 +34,15 @@ def guest(both_engines: None) -> Iterator[Paused]:
 
 def arm(guest: Paused, number: int, address: int, kind: int, length: int = 1, *, enable: int = 1) -> None:
     """Set one breakpoint by hypercall, leaving the others as they are."""
-    assert guest.call(8, number, address) == 0
+    assert guest.set_debugreg(number, address) == 0
     control = guest.vcpu.debug[7] & ~(3 << 2 * number | 15 << 16 + 4 * number)
     control |= enable << 2 * number | (kind | LENGTH[length] << 2) << 16 + 4 * number
-    assert guest.call(8, 7, control) == 0
+    assert guest.set_debugreg(7, control) == 0
     guest.cpu.rearrange = True  # as after a hypercall of the guest
 
 
 def disarm(guest: Paused) -> None:
-    assert guest.call(8, 7, 0) == 0
+    assert guest.set_debugreg(7, 0) == 0
     guest.cpu.rearrange = True
 
 
@@ -263,7 +263,7 @@ def test_a_load_across_a_page_boundary(guest: Paused, run) -> None:
 
 def test_it_is_the_linear_address_that_is_watched(guest: Paused, run) -> None:
     """Another mapping of the same frame is not."""
-    assert guest.call(14, guest.page(3), guest.mfn(guest.scratch + FREE) << 12 | 0x67, 2) == 0
+    assert guest.update_va_mapping(guest.page(3), guest.mfn(guest.scratch + FREE) << 12 | 0x67, 2) == 0
     arm(guest, 0, guest.scratch + FREE, ACCESS, 8)
     assert not touched(guest, run, f"mov rax, {guest.page(3)}; mov [rax], rax")
     assert touched(guest, run, "mov [rdx], rax")

@@ -221,9 +221,9 @@ def test_breakpoints_are_linear_addresses() -> None:
         guest.gdt(with_base(CODE3, base))
         code = assemble("mov ecx, 100\nagain:\ninc eax\ndec ecx\njnz again", 0, width=32)
         end = guest.code + len(code) - base
-        assert guest.call(8, 0, guest.code + 5) == 0
+        assert guest.set_debugreg(0, guest.code + 5) == 0
         for control, handled in ((0x401, DB), (0x400, None)):
-            assert guest.call(8, 7, control) == 0
+            assert guest.set_debugreg(7, control) == 0
             guest.cpu.rearrange = True
             assert guest.user(code, end, cs=8 | 3, eip=guest.code - base) == handled
             if handled == DB:

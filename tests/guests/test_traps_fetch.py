@@ -7,6 +7,7 @@ from bare_engine import CODE_2, DATA, Bare, at
 from compat_machine import paused32
 from guest_machine import Paused, paused
 
+from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
 
 GP, DB, PF = 13, 1, 14
@@ -23,7 +24,12 @@ def guest(request: pytest.FixtureRequest):
         made.ring = request.param.removesuffix("32")
         if request.param == "user":
             made.allow_user_mode()
-        assert made.call(14, made.page(3), *([0] * (2 if made.domain.width == 64 else 3))) == 0
+        assert (
+            made.call(
+                Hypercall.UPDATE_VA_MAPPING, made.page(3), *([0] * (2 if made.domain.width == 64 else 3))
+            )
+            == 0
+        )
         yield made
 
 

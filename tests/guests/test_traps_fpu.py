@@ -8,10 +8,10 @@ from compat_machine import paused32
 from guest_machine import paused
 
 from pyhv.abi import shared
+from pyhv.abi.numbers import VcpuOp
 from pyhv.abi.shared import CONTEXT_LAYOUT
 from pyhv.cpu import vmcb as v
 
-VCPU_OP = 24
 SAVE = {64: b"\x48\x0f\xae\x03", 32: b"\x0f\xae\x03"}  # FXSAVE64 or FXSAVE at RBX
 
 
@@ -54,9 +54,9 @@ def started(width: int, fpu: bytes, flags: int) -> tuple[bytes, bytes]:
         put(layout.flags, flags | shared.VGCF_IN_KERNEL)
         mfn = guest.vcpu.kernel_l4
         put(layout.ctrlreg + 3 * word, mfn << 12 | (0 if width == 64 else mfn >> 20))
-        assert guest.call(VCPU_OP, 0, 1, guest.put(bytes(raw), 0x4000)) == 0
+        assert guest.vcpu_op(VcpuOp.INITIALISE, 1, guest.put(bytes(raw), 0x4000)) == 0
         second = guest.domain.vcpus[1]
-        assert guest.call(VCPU_OP, 1, 1, 0) == 0
+        assert guest.vcpu_op(VcpuOp.UP, 1, 0) == 0
         saved = []
         for vcpu in (second, guest.vcpu):
             guest.dispatcher.load(vcpu)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import Paused, paused
 
-from pyhv.abi.numbers import Assist
+from pyhv.abi.numbers import Assist, VcpuOp
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
 from pyhv.cpu import vmcb as v
 from pyhv.domain.callbacks import CallbackEntry
@@ -131,7 +131,7 @@ def test_the_address_of_a_page_fault_is_in_vcpu_info(guest: Paused) -> None:
 
 
 def test_device_not_available_clears_task_switched(guest: Paused) -> None:
-    assert guest.call(5, 1) == 0
+    assert guest.fpu_taskswitch(1) == 0
     assert guest.execute("fld1") == NM
     assert guest.execute("fld1") is None
 
@@ -458,7 +458,7 @@ def test_events_are_delivered_when_a_hypercall_returns(guest: Paused) -> None:
     info = guest.scratch + 0x3000
     code = f"mov byte ptr [{mask:#x}], 0; mov eax, 17; xor edi, edi; xor esi, esi; syscall; nop"
     guest.put(guest.mfn(guest.page(3)).to_bytes(8, "little") + bytes(8), 0xC000)
-    assert guest.call(24, 10, 0, guest.scratch + 0xC000) == 0
+    assert guest.vcpu_op(VcpuOp.REGISTER_VCPU_INFO, 0, guest.scratch + 0xC000) == 0
     raise_event(guest, masked=True)
     record = guest.vcpu.info
     assert record.page.mfn << 12 | record.offset == guest.domain.memory.for_read(info)
@@ -506,9 +506,9 @@ def test_events_interrupt_user_mode(guest: Paused) -> None:
 def test_an_nmi_waits_for_the_iret_of_the_one_before(guest: Paused) -> None:
     """Only the hypercall ends an NMI; IRET itself does not."""
     guest.vcpu.traps[2] = (guest.handler(2), 0)
-    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") == 2
-    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     code = "mov rax, rsp; push 0xe02b; push rax; push 0x202; push 0xe033; lea rcx, [rip + 3]; push rcx; iretq"
     assert guest.execute(code) is None, "the second one waits"
     assert guest.vcpu.nmi_pending
@@ -532,18 +532,18 @@ def test_an_nmi_comes_before_an_event_and_does_not_mask_it(guest: Paused) -> Non
 
 def test_an_nmi_without_a_handler_is_lost(guest: Paused) -> None:
     guest.vcpu.traps[2] = (0, 0)
-    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") is None
     assert not guest.vcpu.nmi_pending
     guest.vcpu.traps[2] = (guest.handler(2), 0)
-    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") == 2, "none is being handled"
 
 
 def test_an_nmi_to_a_process_enters_the_kernel(guest: Paused) -> None:
     guest.allow_user_mode()
     guest.vcpu.traps[2] = (guest.handler(2), 4)
-    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.user("nop", rflags=2) == 2
     assert guest.frame()["cs"] == 0xE033 | 1 << 32
     assert guest.q[v.RSP] == guest.kernel_stack - 56
@@ -552,7 +552,7 @@ def test_an_nmi_to_a_process_enters_the_kernel(guest: Paused) -> None:
 def test_an_nmi_ignores_the_event_mask(guest: Paused) -> None:
     guest.vcpu.traps[2] = (guest.handler(2), 4)
     guest.vcpu.info.upcall_masked = True
-    assert guest.call(24, 11, 0, 0) == 0
+    assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") == 2
     assert not guest.vcpu.nmi_pending
 
@@ -636,7 +636,7 @@ def test_iret_to_segments_that_are_absent(guest: Paused) -> None:
     guest.put(struct.pack("<5Q", 0, code & absent, data & absent, code, data), 0x5000)
     guest.remap(guest.page(5), 0x61 & ~2 | 5)
     frames = guest.put(guest.mfn(guest.page(5)).to_bytes(8, "little"), 0x100)
-    assert guest.call(2, frames, 512) == 0
+    assert guest.set_gdt(frames, 512) == 0
     guest.allow_user_mode()
     for frame, vector, error in (
         ({"cs": 0x0B}, NP, 0x08),

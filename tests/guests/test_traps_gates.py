@@ -27,6 +27,7 @@ from guest_machine import paused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
 
 GP, NP, SS, TS, PF, DB = 13, 11, 12, 10, 14, 1
@@ -199,7 +200,7 @@ def test_beyond_the_entries_of_the_gdt(guest: Paused32) -> None:
     """The page holds a gate, but the kernel said that its GDT ends before."""
     install(guest)
     frames = guest.put(struct.pack("<I", guest.mfn(guest.page(0))), 0xC000)
-    assert guest.call(2, frames, GATE // 8) == 0
+    assert guest.set_gdt(frames, GATE // 8) == 0
     assert user(guest, direct(CALL, GATE | 3)) == GP
     assert guest.frame(error=True)["error"] == GATE
 
@@ -273,7 +274,7 @@ def test_a_stack_that_cannot_be_written(guest: Paused32) -> None:
 
 def test_parameters_on_a_missing_page(guest: Paused32) -> None:
     install(guest, parameters=3)
-    assert guest.call(14, guest.page(6), 0, 0, 2) == 0
+    assert guest.call(Hypercall.UPDATE_VA_MAPPING, guest.page(6), 0, 0, 2) == 0
     assert user(guest, direct(CALL, GATE | 3), esp=guest.page(6) - 4) == PF
     frame = guest.frame(error=True)
     assert (frame["error"], frame["eip"], frame["esp"]) == (4, guest.code, guest.page(6) - 4)
@@ -317,7 +318,7 @@ def test_gates_of_64_bit_guests_always_fault(in_kernel: bool, code: bytes) -> No
         wide.put(struct.pack("<3Q", 0, low, wide.scratch >> 32))
         frame = wide.mfn(wide.page(0))
         assert wide.remap(wide.page(0), 0x25) == 0
-        assert wide.call(2, wide.put(struct.pack("<Q", frame), 0xC000), 3) == 0
+        assert wide.set_gdt(wide.put(struct.pack("<Q", frame), 0xC000), 3) == 0
         assert wide.words(wide.page(0), 2)[1] == low & ~(3 << 45) | 3 << 16
         wide.put(struct.pack("<QH" if code[0] == 0x48 else "<IH", 0, 8 | 3), 0x2000)
         raw = b"\x48\x8d\x1d" + struct.pack("<i", -0x6000 - 7) + code

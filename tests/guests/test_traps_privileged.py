@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import Paused, paused
 
-from pyhv.abi.numbers import Assist
+from pyhv.abi.numbers import Assist, Physdev
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 
@@ -40,7 +40,7 @@ def value(guest: Paused, code: str) -> int:
 
 def test_cr0_as_a_guest_reads_it(guest: Paused) -> None:
     assert value(guest, "mov rax, cr0") == 0x80050033
-    guest.call(5, 1)
+    guest.fpu_taskswitch(1)
     assert value(guest, "mov rax, cr0") == 0x8005003B
 
 
@@ -62,7 +62,7 @@ def test_unikraft_writes_cr0_and_cr4_back(guest: Paused) -> None:
 
 
 def test_clts(guest: Paused) -> None:
-    guest.call(5, 1)
+    guest.fpu_taskswitch(1)
     assert guest.execute("clts; fld1") is None
 
 
@@ -274,7 +274,7 @@ def test_only_cpuid_may_follow_the_prefix(guest: Paused) -> None:
 )
 def test_only_the_whole_prefix_wants_what_is_behind_it(guest: Paused, code: bytes, vector: int) -> None:
     """UD2 as a page's last instruction is #UD, whether there is a next page or not."""
-    assert guest.call(14, guest.page(3), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(3), 0, 2) == 0
     guest.put(code, 0x3000 - len(code))
     guest.q[v.RIP], guest.q[v.RSP] = guest.page(3) - len(code), guest.stack
     assert guest.go() == vector
@@ -434,18 +434,18 @@ def test_debug_registers(guest: Paused) -> None:
 def test_values_that_debug_registers_refuse(guest: Paused, register: int, written: int) -> None:
     assert guest.execute(f"mov rax, {written:#x}; mov dr{register}, rax") == GP
     errno = 22 if register > 3 and written >> 32 else 1
-    assert guest.call(8, register, written) == -errno
+    assert guest.set_debugreg(register, written) == -errno
 
 
 def test_debug_registers_by_hypercall(guest: Paused) -> None:
-    assert guest.call(8, 0, 0x5000) == 0
-    assert guest.call(9, 0) == 0x5000
-    assert guest.call(9, 4) == guest.call(9, 6) == 0xFFFF0FF0
-    assert guest.call(9, 5) == guest.call(9, 7) == 0x400
-    assert guest.call(9, 8) == guest.call(8, 8, 0) == -19
+    assert guest.set_debugreg(0, 0x5000) == 0
+    assert guest.get_debugreg(0) == 0x5000
+    assert guest.get_debugreg(4) == guest.get_debugreg(6) == 0xFFFF0FF0
+    assert guest.get_debugreg(5) == guest.get_debugreg(7) == 0x400
+    assert guest.get_debugreg(8) == guest.set_debugreg(8, 0) == -19
     guest.vcpu.cr4 |= 8
-    assert guest.call(9, 4) == guest.call(8, 5, 0x400) == -19
-    assert guest.call(8, 7, 1 << 17 | 3) == 0
+    assert guest.get_debugreg(4) == guest.set_debugreg(5, 0x400) == -19
+    assert guest.set_debugreg(7, 1 << 17 | 3) == 0
 
 
 def test_dr4_with_debugging_extensions_is_an_invalid_opcode(guest: Paused) -> None:
@@ -475,7 +475,7 @@ def test_io_bitmap(guest: Paused) -> None:
     guest.allow_user_mode()
     bitmap = guest.put(b"\xff" * 16 + b"\xf7\xfe" + b"\xff" * 14)  # ports 0x83 and 0x88 are permitted
     request = guest.put(bitmap.to_bytes(8, "little") + (0x100).to_bytes(8, "little"), 0x100)
-    assert guest.call(33, 7, request) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, request) == 0
     for run in (guest.execute, guest.user):
         assert run("in al, 0x83") is None
         assert run("out 0x88, al") is None
@@ -488,7 +488,7 @@ def test_io_bitmap(guest: Paused) -> None:
 
 def test_an_io_bitmap_that_is_not_mapped_permits_nothing(guest: Paused) -> None:
     request = guest.put((0x7FFF00000000).to_bytes(8, "little") + (65536).to_bytes(8, "little"))
-    assert guest.call(33, 7, request) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, request) == 0
     assert guest.execute("in al, 0x80") == GP
 
 
@@ -501,10 +501,10 @@ def test_a_refused_port_then_a_hypercall(guest: Paused) -> None:
 
 
 def test_an_unreadable_second_byte_of_the_io_bitmap_forbids_only_its_ports(guest: Paused) -> None:
-    assert guest.call(14, guest.page(4), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(4), 0, 2) == 0
     bitmap = guest.put(b"\x00" * 16, 0x4000 - 16)
     request = guest.put(bitmap.to_bytes(8, "little") + (0x200).to_bytes(8, "little"), 0x100)
-    assert guest.call(33, 7, request) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, request) == 0
     assert guest.execute("in al, 0x7f") is None
     assert guest.execute("in ax, 0x7e") is None
     assert guest.execute("in ax, 0x7f") == GP
@@ -514,7 +514,7 @@ def test_an_unreadable_second_byte_of_the_io_bitmap_forbids_only_its_ports(guest
 def test_the_io_bitmap_never_grants_its_last_port(guest: Paused) -> None:
     bitmap = guest.put(b"\x00" * 32)
     request = guest.put(bitmap.to_bytes(8, "little") + (0x84).to_bytes(8, "little"), 0x100)
-    assert guest.call(33, 7, request) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, request) == 0
     assert guest.execute("in al, 0x82") is None
     assert guest.execute("in al, 0x83") == GP
     assert guest.execute("in ax, 0x82") == GP
@@ -540,7 +540,7 @@ def test_string_io(guest: Paused, user: bool) -> None:
 
 def test_a_page_fault_in_the_middle_of_string_input(guest: Paused) -> None:
     guest.vcpu.iopl = 1
-    assert guest.call(14, guest.page(4), 0, 2) == 0
+    assert guest.update_va_mapping(guest.page(4), 0, 2) == 0
     guest.put(bytes(8), 0x4000 - 8)
     assert guest.execute(f"mov rdi, {guest.page(4) - 3}; mov edx, 0x80; mov ecx, 5; rep insb") == 14
     assert guest.vcpu.info.cr2 == guest.page(4)

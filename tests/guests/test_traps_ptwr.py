@@ -18,7 +18,7 @@ REGISTERS = (v.RAX, v.RCX, v.RDX, v.RBX, v.RSI, v.RDI, v.R8)
 def guest() -> Iterator[Paused]:
     with paused() as made:
         made.handlers()
-        assert made.call(21, 0, Assist.WRITABLE_PAGETABLES) == 0
+        assert made.vm_assist(0, Assist.WRITABLE_PAGETABLES) == 0
         yield made
 
 
@@ -182,7 +182,7 @@ def test_a_page_table_is_no_stack(guest: Paused) -> None:
 
 
 def test_without_the_assist_nothing_is_done(guest: Paused) -> None:
-    assert guest.call(21, 1, Assist.WRITABLE_PAGETABLES) == 0
+    assert guest.vm_assist(1, Assist.WRITABLE_PAGETABLES) == 0
     where = entry_va(guest, 3)
     refused(guest, f"mov rcx, {where}; mov rax, [rcx]; mov [rcx], rax", where)
 

@@ -14,7 +14,6 @@ from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 
 FAILSAFE = 259
-UPDATE_DESCRIPTOR, SET_SEGMENT_BASE = 10, 25
 DATA, READ_ONLY, CODE, EXECUTE_ONLY, CONFORMING = (
     0x00CFF3000000FFFF, 0x00CFF1000000FFFF, 0x00CFFB000000FFFF, 0x00CFF9000000FFFF, 0x00CFFF000000FFFF,
 )  # fmt: skip
@@ -31,7 +30,7 @@ def guest() -> Iterator[Paused]:
         made.vcpu.failsafe_callback = CallbackEntry(made.handler(FAILSAFE), False)
         made.put(struct.pack(f"<{len(TABLE)}Q", *TABLE), 0x5000)
         made.remap(made.page(5), 0x65)
-        assert made.call(2, made.put(made.mfn(made.page(5)).to_bytes(8, "little"), 0x100), 512) == 0
+        assert made.set_gdt(made.put(made.mfn(made.page(5)).to_bytes(8, "little"), 0x100), 512) == 0
         made.allow_user_mode()
         assert made.execute("nop") is None
         yield made
@@ -39,7 +38,7 @@ def guest() -> Iterator[Paused]:
 
 def change(guest: Paused, entry: int, value: int) -> None:
     address = (guest.mfn(guest.page(5)) << 12) + 8 * entry
-    assert guest.call(UPDATE_DESCRIPTOR, address, value) == 0
+    assert guest.update_descriptor(address, value) == 0
 
 
 def selectors(guest: Paused) -> tuple[int, ...]:
@@ -51,7 +50,7 @@ def selectors(guest: Paused) -> tuple[int, ...]:
 )
 def test_user_gs_takes_what_hardware_takes(guest: Paused, entry: int, loadable: bool) -> None:
     """The hypercall succeeds in any case; what cannot be loaded becomes null."""
-    assert guest.call(SET_SEGMENT_BASE, 3, 8 * entry) == 0
+    assert guest.set_segment_base(3, 8 * entry) == 0
     assert guest.cpu.vmcb.selector(v.GS) == (8 * entry | 3 if loadable and entry else 0)
     native = guest.execute(f"mov eax, {8 * entry | 3 if entry else 0}; mov gs, eax")
     assert (native is None) is loadable
@@ -61,10 +60,10 @@ def test_user_gs_takes_what_hardware_takes(guest: Paused, entry: int, loadable: 
 
 def test_user_gs_base_comes_from_the_descriptor(guest: Paused) -> None:
     guest.q[v.SEG_BASE[v.GS]] = 0x5000
-    assert guest.call(SET_SEGMENT_BASE, 3, 6 * 8) == 0
+    assert guest.set_segment_base(3, 6 * 8) == 0
     assert guest.vcpu.other_gs_base == 0x1234
     assert guest.q[v.SEG_BASE[v.GS]] == 0x5000
-    assert guest.call(SET_SEGMENT_BASE, 3, 0xE02B) == 0
+    assert guest.set_segment_base(3, 0xE02B) == 0
     assert guest.vcpu.other_gs_base == 0
 
 

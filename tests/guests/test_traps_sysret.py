@@ -11,6 +11,7 @@ from compat_machine import SYSENTER as SYSENTER32
 from compat_machine import Paused32, paused32
 from guest_machine import Paused, paused
 
+from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain.callbacks import CallbackEntry
@@ -18,7 +19,6 @@ from pyhv.domain.callbacks import CallbackEntry
 DB, BP, UD, GP, PF = 1, 3, 6, 13, 14
 EVENT, SYSCALL, SYSENTER = 256, 257, 258
 IF, TF, RF = 0x200, 0x100, 1 << 16
-XEN_VERSION, IRET, MULTICALL = 17, 23, 13
 FLAT_CS, FLAT_CS32, FLAT_SS = 0xE033, 0xE023, 0xE02B
 OWN_CS, OWN_SS, OWN_CS32 = 0x0B, 0x13, 0x1B
 IN_SYSCALL = 0x100
@@ -38,7 +38,7 @@ def guest() -> Iterator[Paused]:
         made.put(struct.pack("<4Q", 0, CODE64, DATA, CODE32), 0x5000)
         assert made.remap(made.page(5), 0x65) == 0
         frames = made.put(made.mfn(made.page(5)).to_bytes(8, "little"), 0x100)
-        assert made.call(2, frames, 512) == 0
+        assert made.set_gdt(frames, 512) == 0
         made.allow_user_mode()
         yield made
 
@@ -65,7 +65,7 @@ def pend(guest: Paused) -> None:
 def test_a_hypercall_comes_back_with_flat_segments(guest: Paused) -> None:
     use_own_segments(guest)
     guest.q[v.RDI] = 0
-    assert guest.hypercall(XEN_VERSION) == 4 << 16 | 17
+    assert guest.hypercall(Hypercall.XEN_VERSION) == 4 << 16 | 17
     assert selectors(guest) == (FLAT_CS, FLAT_SS)
     assert guest.execute("mov eax, ss; mov ecx, cs; mov [rbx], eax") is None, "they work, too"
     assert (guest.q[v.RAX], guest.q[v.RCX]) == (FLAT_SS, FLAT_CS)
@@ -81,7 +81,7 @@ def test_an_event_after_a_hypercall_shows_flat_segments(guest: Paused) -> None:
     use_own_segments(guest)
     pend(guest)
     guest.vcpu.info.upcall_masked = False
-    guest.hypercall(XEN_VERSION)
+    guest.hypercall(Hypercall.XEN_VERSION)
     assert guest.handled == EVENT
     assert guest.frame()["cs"] == FLAT_CS & ~3
     assert guest.frame()["ss"] == FLAT_SS
@@ -99,7 +99,7 @@ def test_other_exits_leave_segments_alone(guest: Paused) -> None:
 def test_syscall_in_32_bit_code_of_the_kernel_is_undefined(guest: Paused) -> None:
     """As on an Intel processor; it is no hypercall."""
     end = guest.load(b"\x0f\x05")
-    guest.iret(cs=OWN_CS32 & ~3, rip=guest.scratch + 0x8000, rax=XEN_VERSION)
+    guest.iret(cs=OWN_CS32 & ~3, rip=guest.scratch + 0x8000, rax=Hypercall.XEN_VERSION)
     assert guest.go(end) == UD
     assert guest.frame()["rip"] == guest.scratch + 0x8000
     assert guest.frame()["rcx"] == 0
@@ -139,7 +139,7 @@ def test_sysret_to_32_bit_code(guest: Paused) -> None:
 
 
 def test_sysret_to_nowhere_is_an_iret(guest: Paused) -> None:
-    """A RIP that is not canonical faults with the frame's own selectors, as IRET raises it."""
+    """A RIP that is not canonical faults with the frame's own selectors, as Hypercall.IRET raises it."""
     guest.iret(cs=OWN_CS, ss=OWN_SS, flags=IN_SYSCALL, rip=1 << 47)
     assert guest.handled == GP
     frame = guest.frame(error=True)
@@ -162,12 +162,12 @@ def test_an_event_that_iret_unmasks_shows_what_iret_was_given(guest: Paused) -> 
 
 @pytest.mark.parametrize(("flags", "passed"), [(IN_SYSCALL, 0), (0, 1)])
 def test_sysret_with_tf_traps_at_once(guest: Paused, flags: int, passed: int) -> None:
-    """Before the first instruction; IRET lets one pass."""
+    """Before the first instruction; Hypercall.IRET lets one pass."""
     target = guest.scratch + 0x9000
     guest.load("nop; nop", 0x9000)
     frame = struct.pack("<9Q", 0, 0, 0, flags, target, FLAT_CS, 0x302, guest.stack, FLAT_SS)
     at = guest.put(frame, 0xC000)
-    assert guest.execute(f"mov rsp, {at}; mov eax, {IRET}; syscall") == DB
+    assert guest.execute(f"mov rsp, {at}; mov eax, {Hypercall.IRET}; syscall") == DB
     assert guest.frame()["rip"] == target + passed
 
 
@@ -177,8 +177,8 @@ def test_iret_in_a_multicall_is_a_sysret_too(guest: Paused) -> None:
         "<9Q", 1, 2, 3, IN_SYSCALL, guest.scratch + 0x8000, OWN_CS, 0x202, guest.stack, OWN_SS
     )
     guest.q[v.RSP] = guest.put(frame, 0xC000)
-    guest.q[v.RDI], guest.q[v.RSI] = guest.put(struct.pack("<8Q", IRET, *[0] * 7), 0x200), 1
-    guest.hypercall(MULTICALL)
+    guest.q[v.RDI], guest.q[v.RSI] = guest.put(struct.pack("<8Q", Hypercall.IRET, *[0] * 7), 0x200), 1
+    guest.hypercall(Hypercall.MULTICALL)
     assert selectors(guest) == (FLAT_CS, FLAT_SS)
     assert guest.q[v.RCX] == guest.scratch + 0x8000
 
@@ -257,14 +257,14 @@ def test_an_event_right_after_sysenter_does_not_bring_the_step_back(guest: Pause
 def test_steps_after_sysenter_are_not_lost(guest: Paused, stepping: bool) -> None:
     """What is swallowed is the one trap of the entry, whether the hypervisor steps itself or not."""
     if stepping:
-        assert guest.call(8, 0, guest.page(7)) == 0
-        assert guest.call(8, 7, 0x401) == 0
+        assert guest.set_debugreg(0, guest.page(7)) == 0
+        assert guest.set_debugreg(7, 0x401) == 0
     assert guest.user(STEP + "sysenter") == SYSENTER
     assert guest.execute(STEP + "nop; nop") == DB
 
 
 def test_a_step_over_a_hypercall_traps_behind_it(guest: Paused) -> None:
-    code = f"mov eax, {XEN_VERSION}; xor edi, edi; {STEP} syscall; nop"
+    code = f"mov eax, {Hypercall.XEN_VERSION}; xor edi, edi; {STEP} syscall; nop"
     assert guest.execute(code) == DB
     assert guest.frame()["rip"] == guest.load(code) - 1
     assert guest.vcpu.debug[6] & 1 << 14
@@ -306,7 +306,7 @@ def test_a_32_bit_kernel_is_entered_without_a_single_step(narrow: Paused32, code
 
 
 def test_a_step_over_a_32_bit_hypercall_traps_an_instruction_later(narrow: Paused32) -> None:
-    """It comes back by IRET, which lets one instruction pass."""
+    """It comes back by Hypercall.IRET, which lets one instruction pass."""
     code = f"mov eax, 17; xor ebx, ebx; {STEP32} int 0x82; nop; nop"
     assert narrow.execute(code) == DB
     assert narrow.frame()["eip"] == narrow.load(code) - 1

@@ -13,20 +13,20 @@ import struct
 from collections import Counter
 
 import numpy as np
-from guest_machine import DOMID_SELF, PAGES, Paused
+from guest_machine import PAGES, Paused
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Memory, Mmuext
+from pyhv.abi.numbers import Hypercall, Memory, Mmuext
 from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapGrantRef, MemoryReservation, MmuextOp
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_PCD, PTE_RW, PTE_US
 from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
 
 DEEP = bool(os.environ.get("PYHV_DEEP"))
-MMU_UPDATE, SET_GDT, MEMORY_OP, UPDATE_VA_MAPPING, GRANT_TABLE_OP, MMUEXT_OP = 1, 2, 12, 14, 20, 26
 READ, WRITE = PTE_P | PTE_A | PTE_NX, PTE_P | PTE_RW | PTE_A | PTE_D | PTE_NX
 LEAVES = (READ, WRITE, READ & ~PTE_NX, WRITE | PTE_US, WRITE | PTE_PCD, 0, PTE_RW)
 UPPERS = (PTE_P | PTE_RW | PTE_US | PTE_A, PTE_P | PTE_US | PTE_A, PTE_P | PTE_RW | PTE_PCD)
@@ -160,11 +160,11 @@ class TwoGuests(RuleBasedStateMachine):
         va = side.guest.page(FIRST + at)
         new = self.target(side, to) << 12 & PTE_MFN_MASK | flags
         old = self.machine.ram.q[side.guest.entry(va) >> 3]
-        assert side.guest.call(UPDATE_VA_MAPPING, va, new, 2) == -self.leaf_errno(side, old, new)
+        assert side.guest.update_va_mapping(va, new, 2) == -self.leaf_errno(side, old, new)
 
     def write(self, side: Side, table: int, slot: int, value: int) -> int:
         request = side.guest.put(struct.pack("<2Q", table << 12 | slot << 3, value))
-        return side.guest.call(MMU_UPDATE, request, 1, 0, DOMID_SELF)
+        return side.guest.call(Hypercall.MMU_UPDATE, request, 1, 0, DOMID_SELF)
 
     @rule(
         which=which,
@@ -190,11 +190,11 @@ class TwoGuests(RuleBasedStateMachine):
     def protect(self, which: int, at: int) -> None:
         """Map a play page read-only, as one does before it becomes a table."""
         side = self.sides[which]
-        side.guest.call(UPDATE_VA_MAPPING, side.guest.page(FIRST + at), side.play[at] << 12 | READ, 2)
+        side.guest.update_va_mapping(side.guest.page(FIRST + at), side.play[at] << 12 | READ, 2)
 
     def mmuext(self, side: Side, command: int, first: int) -> int:
         at = side.guest.put(MmuextOp(cmd=command, arg1=first, arg2=0).pack())
-        return side.guest.call(MMUEXT_OP, at, 1, 0, DOMID_SELF)
+        return side.guest.call(Hypercall.MMUEXT_OP, at, 1, 0, DOMID_SELF)
 
     @rule(which=which, at=some, level=st.integers(1, 4))
     def pin(self, which: int, at: int, level: int) -> None:
@@ -248,7 +248,7 @@ class TwoGuests(RuleBasedStateMachine):
         side, table = self.sides[which], self.machine.frames
         listed = [self.target(side, number) for number in frames]
         at = side.guest.put(struct.pack(f"<{len(listed)}Q", *listed))
-        result = side.guest.call(SET_GDT, at, 512 * len(listed))
+        result = side.guest.set_gdt(at, 512 * len(listed))
         bad = any(
             not 0 < mfn < table.count or table.owner[mfn] != side.domid or table.xen_heap[mfn]
             or self.frame_kind(mfn) not in (0, SEGDESC)
@@ -266,7 +266,7 @@ class TwoGuests(RuleBasedStateMachine):
         request = MemoryReservation(
             extent_start=side.guest.put(struct.pack("<Q", mfn), 64), nr_extents=1, domid=DOMID_SELF
         )
-        result = side.guest.call(MEMORY_OP, Memory.DECREASE_RESERVATION, side.guest.put(request.pack()))
+        result = side.guest.memory_op(Memory.DECREASE_RESERVATION, side.guest.put(request.pack()))
         assert result == int(mine)
         side.allocated.discard(mfn)
 
@@ -279,7 +279,7 @@ class TwoGuests(RuleBasedStateMachine):
         )
         place = side.guest.put(bytes(8), 64)
         request = MemoryReservation(extent_start=place, nr_extents=1, domid=DOMID_SELF)
-        result = side.guest.call(MEMORY_OP, Memory.INCREASE_RESERVATION, side.guest.put(request.pack()))
+        result = side.guest.memory_op(Memory.INCREASE_RESERVATION, side.guest.put(request.pack()))
         assert result == int(owned < side.guest.domain.max_pages)
         if result:
             mfn = struct.unpack("<Q", side.guest.get(8, 64))[0]
@@ -300,7 +300,7 @@ class TwoGuests(RuleBasedStateMachine):
             mfn = used.frame
         va = side.guest.page(FIRST + at)
         request = GnttabMapGrantRef(host_addr=va, flags=flags, ref=REF, dom=lender.domid)
-        assert side.guest.call(GRANT_TABLE_OP, 0, side.guest.put(request.pack()), 1) == 0
+        assert side.guest.call(Hypercall.GRANT_TABLE_OP, 0, side.guest.put(request.pack()), 1) == 0
         done = GnttabMapGrantRef.unpack(side.guest.get(GnttabMapGrantRef.size()))
         owner = self.machine.frames.owner[mfn] if 0 < mfn < self.machine.frames.count else 0
         writable = not flags & 4
@@ -320,7 +320,7 @@ class TwoGuests(RuleBasedStateMachine):
         handle = sorted(side.handles)[number % len(side.handles)]
         va, mfn, writable, device = side.handles[handle]
         request = GnttabUnmapGrantRef(host_addr=va, dev_bus_addr=mfn << 12 if device else 0, handle=handle)
-        assert side.guest.call(GRANT_TABLE_OP, 1, side.guest.put(request.pack()), 1) == 0
+        assert side.guest.call(Hypercall.GRANT_TABLE_OP, 1, side.guest.put(request.pack()), 1) == 0
         if GnttabUnmapGrantRef.unpack(side.guest.get(GnttabUnmapGrantRef.size())).status == 0:
             del side.handles[handle]
             if device:

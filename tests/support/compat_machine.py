@@ -8,14 +8,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from guest_machine import DOMID_SELF, Paused, machine
+from guest_machine import Paused, machine
 
+from pyhv.abi.numbers import Hypercall, Mmuext
 from pyhv.address import MASK32
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 from pyhv.domain.callbacks import CallbackEntry
-from pyhv.errors import XenError
-from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.machine import Machine
 
 RING1_CS, RING1_DS, RING3_CS, RING3_DS = 0xE019, 0xE021, 0xE02B, 0xE033
@@ -29,8 +28,6 @@ USER, READ_ONLY, KERNEL_RW, USER_RW = 4, 0x21, 0x63, 0x67
 _CODE, _HANDLERS, _FREE, _STACK, _USER_STACK = 0x8000, 0xA000, 0xC000, 0xF000, 0xD800
 _KERNEL_STACK = 0xF800
 _PAGES = 16
-UPDATE_VA_MAPPING, SET_GDT, MMUEXT_OP = 14, 2, 26
-SET_LDT = 13
 
 HEADER = """
 .width 32
@@ -77,15 +74,6 @@ scratch: .zero 16 * PAGE_SIZE
             assert self.remap(self.page(number), USER_RW) == 0
         self.vcpu.kernel_ss, self.vcpu.kernel_sp = RING1_DS, self.kernel_stack
 
-    def call(self, number: int, *arguments: int) -> int:
-        entry = HYPERCALLS[number]
-        assert entry is not None
-        words = [value & MASK32 for value in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
-        try:
-            return entry.narrow.invoke(self.dispatcher.call, words)
-        except XenError as error:
-            return -error.errno
-
     def hypercall(self, number: int, *arguments: int) -> int:
         """A hypercall as INT 0x82 enters it, from ring 1; EAX afterwards."""
         registers = (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI, v.RBP)
@@ -96,9 +84,6 @@ scratch: .zero 16 * PAGE_SIZE
         self.dispatcher.exception(0x82)
         return self.q[v.RAX]
 
-    def remap(self, va: int, flags: int) -> int:
-        return self.call(UPDATE_VA_MAPPING, va, self.mfn(va) << 12 | flags, self.mfn(va) >> 20, 2)
-
     # -- descriptors ---------------------------------------------------------------------------------------
 
     def gdt(self, *descriptors: int) -> None:
@@ -106,7 +91,7 @@ scratch: .zero 16 * PAGE_SIZE
         self.put(struct.pack(f"<{len(descriptors) + 1}Q", 0, *descriptors))
         assert self.remap(self.page(0), READ_ONLY) == 0
         frames = self.put(struct.pack("<I", self.mfn(self.page(0))), _FREE)
-        assert self.call(SET_GDT, frames, len(descriptors) + 1) == 0
+        assert self.set_gdt(frames, len(descriptors) + 1) == 0
 
     def ldt(self, *descriptors: int) -> None:
         """An LDT of these descriptors from entry 0, in scratch page 1."""
@@ -116,8 +101,7 @@ scratch: .zero 16 * PAGE_SIZE
 
     def set_ldt(self, address: int, entries: int) -> None:
         """MMUEXT_SET_LDT."""
-        operation = struct.pack("<III", SET_LDT, address, entries)
-        assert self.call(MMUEXT_OP, self.put(operation, _FREE), 1, 0, DOMID_SELF) == 0
+        assert self.mmuext(Mmuext.SET_LDT, address, entries) == 0
 
     # -- running code ----------------------------------------------------------------------------------------
 
@@ -169,7 +153,7 @@ scratch: .zero 16 * PAGE_SIZE
             "eip": self.code, "cs": RING3_CS, "eflags": 0x202, "esp": self.user_stack, "ss": RING3_DS,
         } | frame  # fmt: skip
         self.q[v.RSP] = self.put(struct.pack("<6I", *(values[name] for name in names)), _FREE)
-        return self.hypercall(23)
+        return self.hypercall(Hypercall.IRET)
 
     def user(self, code: str | bytes, stop: int | None = None, **frame: int) -> int | None:
         """Run code in ring 3, with flat data segments, until it ends, is at `stop`, or in a handler."""

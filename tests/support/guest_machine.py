@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from verbs import Result, Verbs
+
+from pyhv.abi.numbers import UVMF_INVLPG, Hypercall, Mmuext
 from pyhv.address import MASK64, Va
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
@@ -29,10 +32,10 @@ PAGES = 1024
 TUNED = True
 """Whether machines are tuned; `both_engines` in conftest.py runs tests with either."""
 SECOND = 1_000_000_000
-DOMID_SELF = 0x7FF0
 
 # What the 16 scratch pages of a paused guest are used for; tests may use 0 to 7.
 _CODE, _HANDLERS, _FREE, _STACK, _KERNEL_STACK = 0x8000, 0xA000, 0xC000, 0xE000, 0xF800
+_ARGUMENTS, _ARGUMENTS_SIZE = 0xB400, 0xC00
 
 HEADER = """
 .include "xen.inc"
@@ -134,7 +137,7 @@ def passes(body: str, *, vcpus: int = 1, timeout_ns: int = 5 * SECOND, prologue:
 TRAPS = "    call traps_init\n"
 
 
-class Paused:
+class Paused(Verbs):
     """A built guest that has not run yet; hypercalls are performed from here, as from its kernel.
 
     `scratch` is the address of 16 pages of its own memory, mapped writable.
@@ -170,15 +173,29 @@ scratch: .zero 16 * PAGE_SIZE
         """The first vCPU."""
         return self.domain.vcpus[0]
 
-    def call(self, number: int, *arguments: int) -> int:
-        """Perform a hypercall; its result as a signed number."""
+    @property
+    def width(self) -> int:
+        """Bits of the caller's registers, pointers and structures."""
+        return self.dispatcher.call.width
+
+    def call(self, number: int, *arguments: int) -> Result:
+        """Perform a hypercall with these words in its argument registers."""
         entry = HYPERCALLS[number]
         assert entry is not None
-        full = tuple(value & MASK64 for value in (*arguments, 0, 0, 0, 0, 0)[:5])
+        words = [value & MASK64 for value in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
         try:
-            return entry.wide.invoke(self.dispatcher.call, full)
+            return Result(entry.form(self.width).invoke(self.dispatcher.call, words))
         except XenError as error:
-            return -error.errno
+            return Result(-error.errno)
+
+    def store(self, data: bytes) -> int:
+        """Put what a call points to into a place of its own."""
+        assert len(data) <= _ARGUMENTS_SIZE
+        return self.put(data, _ARGUMENTS)
+
+    def fetch(self, address: int, length: int) -> bytes:
+        """Bytes of the guest's memory."""
+        return self.domain.memory.read(address, length)
 
     def put(self, data: bytes, offset: int = 0) -> int:
         """Store bytes into the scratch pages; their address."""
@@ -271,8 +288,7 @@ scratch: .zero 16 * PAGE_SIZE
 
     def allow_user_mode(self) -> None:
         """Give the vCPU a user table: the kernel's, so that user code reaches everything."""
-        operation = struct.pack("<IIQQ", 15, 0, self.vcpu.kernel_l4, 0)
-        assert self.call(26, self.put(operation, _FREE), 1, 0, DOMID_SELF) == 0
+        assert self.mmuext(Mmuext.NEW_USER_BASEPTR, self.vcpu.kernel_l4) == 0
         self.vcpu.kernel_sp = self.kernel_stack
 
     def iret(self, **frame: int) -> int:
@@ -282,7 +298,7 @@ scratch: .zero 16 * PAGE_SIZE
             "rip": self.scratch + _CODE, "cs": 0xE030, "rflags": 0x202, "rsp": self.stack, "ss": 0xE02B,
         } | frame  # fmt: skip
         self.q[v.RSP] = self.put(struct.pack("<9Q", *(values[name] for name in names)), _FREE)
-        return self.hypercall(23)
+        return self.hypercall(Hypercall.IRET)
 
     def user(self, code: str | bytes, **frame: int) -> int | None:
         """Run code in user mode until it is in a handler or ends."""
@@ -296,9 +312,13 @@ scratch: .zero 16 * PAGE_SIZE
         """Address of scratch page `number`."""
         return self.scratch + 4096 * number
 
-    def remap(self, va: int, flags: int) -> int:
+    def remap(self, va: int, flags: int) -> Result:
         """update_va_mapping of a page to itself with other flags."""
-        return self.call(14, va, self.mfn(va) << 12 | flags, 2)
+        return self.update_va_mapping(va, self.mfn(va) << 12 | flags, UVMF_INVLPG)
+
+    def unmap(self, va: int) -> Result:
+        """update_va_mapping of a page to nothing."""
+        return self.update_va_mapping(va, 0, UVMF_INVLPG)
 
     def hypercall(self, number: int) -> int:
         """A hypercall as SYSCALL enters it, from the registers; RAX afterwards."""

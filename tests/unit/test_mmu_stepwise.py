@@ -4,12 +4,14 @@
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import DOMID_SELF, Paused, paused
+from guest_machine import Paused, paused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmu_bench import UPPER, Bench
 
+from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Hypercall
 from pyhv.abi.structs import MmuextOp
 from pyhv.abi.x86 import PTE_P, PTE_RW
 from pyhv.errors import XenError
@@ -18,7 +20,6 @@ from pyhv.mmu import stepwise
 from pyhv.mmu.frames import L1, L2, L3, L4
 from pyhv.mmu.tables import NO_LIMIT, TooMuch
 
-MMU_UPDATE, MMUEXT_OP = 1, 26
 PIN_L2, PIN_L3, UNPIN = 1, 2, 4
 EINVAL = -Errno.EINVAL
 POOL = 9
@@ -126,7 +127,9 @@ def operation(guest: Paused, command: int, mfn: int) -> tuple[int, ...]:
     return (guest.put(raw, 0x4000), 1, guest.put(bytes(4), 0x4100), DOMID_SELF)
 
 
-def persevere(guest: Paused, arguments: tuple[int, ...], number: int = MMUEXT_OP) -> tuple[int, int]:
+def persevere(
+    guest: Paused, arguments: tuple[int, ...], number: int = Hypercall.MMUEXT_OP
+) -> tuple[int, int]:
     """Make a call until it is done; its result and how often it was interrupted. Sound all the time."""
     interrupted = 0
     while True:
@@ -171,7 +174,7 @@ def test_an_entry_that_brings_a_tree(guest: Paused, monkeypatch: pytest.MonkeyPa
     for value, kind in ((l2 << 12 | UPPER, L2), (0, 0)):
         request = (l3 << 12 | 8).to_bytes(8, "little") + value.to_bytes(8, "little")
         arguments = (guest.put(request, 0x4000), 1, guest.put(bytes(4), 0x4100), DOMID_SELF)
-        result, interrupted = persevere(guest, arguments, MMU_UPDATE)
+        result, interrupted = persevere(guest, arguments, Hypercall.MMU_UPDATE)
         assert result == 0
         assert interrupted > 400
         frames = guest.machine.frames
@@ -201,7 +204,7 @@ def test_who_never_comes_back_leaves_nothing(
     arguments = operation(guest, command, l2)
     for _ in range(5):
         with pytest.raises(Again) as caught:
-            guest.call(MMUEXT_OP, *arguments)
+            guest.call(Hypercall.MMUEXT_OP, *arguments)
         arguments = caught.value.arguments
     assert guest.domain.tables.held_tables()
     guest.machine.services.crash(guest.domain, "it went away")
