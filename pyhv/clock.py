@@ -39,6 +39,7 @@ TSC_IS_SYSTEM_TIME = rate(1_000_000_000)
 """The rate of a TSC that counts nanoseconds."""
 
 
+_Bytes = Annotated[int, range(-(1 << 62), 1 << 62)]
 _Hertz = Annotated[int, range(1_000_000, 1 << 40)]
 
 
@@ -84,7 +85,19 @@ class Clock(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """The engine has come back."""
+        """The engine has come back, or the turn that was paused will not go on."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """In an exit: the engine is about to be stopped, and its turn will go on as if it had not been."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """The engine has come back from an interruption: its turn is not over, but time stands still."""
+
+    @abstractmethod
+    def resume(self, engine: Engine, deadline: int) -> None:
+        """`engine` is about to go on with a turn that was paused; it ends at `deadline` if not before."""
 
     @abstractmethod
     def shorten(self, deadline: int) -> None:
@@ -126,17 +139,21 @@ class VirtualClock(Clock):
     traps_tsc = True
     tsc_rate = TSC_IS_SYSTEM_TIME
     NOT_STATE: ClassVar[Mapping[str, str]] = {
-        "_granted": "means something only while an engine runs",
-        "_left": "None while no engine runs",
-        "_charged": "0 while no engine runs",
+        "_granted": "said of a turn that is paused",
+        "_left": "the same",
+        "_charged": "the same",
+        "_interrupted": "means something only while an engine runs",
     }
 
     def __init__(self, wall_ns: int = 1_136_073_600_000_000_000) -> None:
         self._wall = wall_ns  # 2006-01-01: a fixed birthday, so that runs are alike
         self._base = 0
         self._granted = 0
-        self._left: memoryview | None = None
+        self._left: memoryview | list[int] | None = None
+        """Of `_granted`, in its only item: the engine's budget while that runs; None between turns."""
         self._charged = 0
+        self._interrupted = 0
+        """What was left to the code when the engine was asked to stop, and nothing but code takes from it."""
         self.code_bytes = 0
         """Bytes of guest code executed so far, as of the last `end`."""
 
@@ -158,6 +175,28 @@ class VirtualClock(Clock):
         self._charged = 0
         self._base = self.now()
         self._left = None
+
+    def interrupt(self) -> None:
+        if self._left is not None:
+            self._interrupted = self._taken_by_code
+
+    @property
+    def _taken_by_code(self) -> int:
+        """Bytes that blocks of code have taken from the budget in this turn."""
+        assert self._left is not None
+        return self._granted - self._left[0] - self._charged
+
+    def pause(self) -> None:
+        assert self._left is not None
+        # The engine may have counted the block at whose start it stopped. It will count it again.
+        again = self._taken_by_code - self._interrupted
+        self._left = [self._left[0] + again]
+
+    def resume(self, engine: Engine, deadline: int) -> None:
+        assert self._left is not None
+        assert engine.budget is not None
+        engine.budget.left[0] = self._left[0]
+        self._left = engine.budget.left
 
     def shorten(self, deadline: int) -> None:
         left = self._left
@@ -201,14 +240,21 @@ class VirtualClock(Clock):
         pass
 
     def state(self) -> dict[str, Plain]:
-        assert self._left is None, "an engine runs"
-        return {"base": self._base, "wall": self._wall, "code_bytes": self.code_bytes}
+        turn: Plain = None
+        if self._left is not None:
+            assert isinstance(self._left, list), "an engine runs"
+            turn = [self._granted, self._left[0], self._charged]
+        return {"base": self._base, "wall": self._wall, "code_bytes": self.code_bytes, "turn": turn}
 
     def restore(self, saved: Mapping[str, Plain]) -> None:
-        found = entries(dict(saved), "", self.state())
+        found = entries(dict(saved), "", dict.fromkeys(("base", "wall", "code_bytes", "turn")))
         self._base, self._wall, self.code_bytes = (
             typed(Nanoseconds, found[name], name) for name in ("base", "wall", "code_bytes")
         )
+        self._left, self._granted, self._charged = None, 0, 0
+        if found["turn"] is not None:
+            self._granted, left, self._charged = typed(tuple[_Bytes, _Bytes, _Bytes], found["turn"], "turn")
+            self._left = [left]
 
 
 class RealClock(Clock):
@@ -263,6 +309,13 @@ class RealClock(Clock):
     def end(self) -> None:
         self._ticker.running = None
         self._left = None
+
+    def interrupt(self) -> None:
+        pass
+
+    pause = end
+
+    resume = begin
 
     def shorten(self, deadline: int) -> None:
         deadline += self._start
