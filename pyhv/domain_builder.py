@@ -7,8 +7,8 @@ knows of images is used here; who runs the domain is not known.
 """
 
 import uuid
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,8 @@ class BuilderPages:
 class GrantPages:
     """Frames for a domain's grant table: shared with it, and given back when it goes to version 1."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(("_physical", "_domain"), "the domain's builder")
+
     def __init__(self, physical: PhysicalMemory, domain: Domain) -> None:
         self._physical = physical
         self._domain = domain
@@ -96,10 +98,8 @@ class GrantPages:
 
     def page(self, mfn: Mfn) -> FramePage | None:
         """A frame that `allocate` has given out before; None if there is no such frame."""
-        frames = self._physical.frames
-        if not 0 < mfn < frames.count or frames.owner[mfn] != self._domain.domid or not frames.xen_heap[mfn]:
-            return None
-        return FramePage(self._physical, mfn)
+        page, frames = self._domain.shared_info.elsewhere(mfn), self._physical.frames
+        return page if page and frames.owner[mfn] == self._domain.domid and frames.xen_heap[mfn] else None
 
 
 class DomainBuilder:
@@ -226,6 +226,7 @@ class DomainBuilder:
             max_port=domain.config.max_event_channels,
             width=domain.width,
             drop_page=lambda page: self._board.frames.drop_writable(page.mfn),
+            find_page=domain.shared_info.elsewhere,
         )
         domain.grants = GrantTable(domid, GrantPages(self._board.physical, domain))
         domain.maptrack = Maptrack()

@@ -21,6 +21,10 @@ class SharedPage(ABC):
     mfn: Mfn
     """The machine frame."""
 
+    def elsewhere(self, mfn: Mfn) -> "SharedPage | None":
+        """Another frame of the same memory; None if there is none of that number."""
+        return None
+
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes:
         """A copy of `length` bytes."""

@@ -148,6 +148,11 @@ def construct(kind: type[_T], saved: Plain, where: str = "", **given: object) ->
     return kind(**values, **given)
 
 
+def say(kind: Any, value: object) -> Plain:
+    """A value of any type that a field may have."""
+    return _form(kind).say(value)
+
+
 def typed(kind: type[_T], saved: Plain, where: str) -> _T:
     """A value of any type that a field may have; StateError."""
     value: _T = _form(kind).read(saved, where)

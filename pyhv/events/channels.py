@@ -17,12 +17,13 @@ an upcall. Every number is a guest's and is checked here.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import u8, u16, u32
 from pyhv.abi.numbers import NR_VIRQS, PortState, Virq
 from pyhv.abi.shared import FIFO_PORTS
 from pyhv.address import Mfn
@@ -31,6 +32,7 @@ from pyhv.errors import XenError
 from pyhv.events.delivery import Effect, PendingBits
 from pyhv.events.fifo import Fifo, check_control_block
 from pyhv.shared_page import SharedPage
+from pyhv.state import Plain, cache, entries, refusal, restore, say, typed
 
 PER_VCPU_VIRQS = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
 """VIRQs that each vCPU binds for itself, and that stay on it."""
@@ -61,13 +63,18 @@ class _Port:
     """A port that is not free."""
 
     state: PortState
-    vcpu: int = 0
-    remote_dom: int = 0
+    vcpu: u16 = 0
+    remote_dom: u16 = 0
     """UNBOUND: who may bind it. INTERDOMAIN: the peer's domain."""
-    peer: "EventChannels | None" = None
-    peer_port: int = 0
-    virq: int = 0
-    callback: Callable[[], None] | None = None
+    peer: "EventChannels | None" = cache("found by `remote_dom`", default=None)
+    peer_port: u32 = 0
+    virq: u8 = 0
+    callback: Callable[[], None] | None = cache("set by the back end", default=None)
+
+    @property
+    def virq_key(self) -> tuple[int, int]:
+        """A VIRQ's place among those that are bound: those that are not per vCPU are vCPU 0's."""
+        return self.vcpu if self.virq in PER_VCPU_VIRQS else 0, self.virq
 
 
 class EventChannels:
@@ -77,9 +84,16 @@ class EventChannels:
     domain. `wake(vcpu)` is called when a vCPU has got an upcall to take; `port_became_pending(port)`
     whenever a pending bit went from 0 to 1, for those who poll. `max_port` is the highest port, further
     limited by the layout: 2-level has `width`² ports, FIFO 2^17. `drop_page(page)` drops the reference that
-    the caller of `init_control` or `expand_array` has taken to that page. `privileged` may act for other
-    domains and own the global VIRQs.
+    the caller of `init_control` or `expand_array` has taken to that page; `find_page` has the page of a
+    frame, for state that was saved. `privileged` may act for other domains and own the global VIRQs.
     """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("domid", "vcpu_count", "max_port", "privileged"), "configured"),
+        **dict.fromkeys(("_lookup", "_wake", "_port_became_pending", "_drop_page", "_find_page"), "given"),
+        **dict.fromkeys(("pending", "_two_level", "_two_level_limit", "limit"), "follows from `fifo`"),
+        **dict.fromkeys(("_virqs", "_closed"), "follows from the ports"),
+    }
 
     def __init__(
         self,
@@ -94,6 +108,7 @@ class EventChannels:
         width: int = 64,
         privileged: bool = False,
         drop_page: Callable[[SharedPage], None] = lambda _page: None,
+        find_page: Callable[[Mfn], SharedPage | None] = lambda _mfn: None,
     ) -> None:
         self.domid = domid
         self.vcpu_count = vcpu_count
@@ -108,7 +123,7 @@ class EventChannels:
         self._lookup = lookup
         self._wake = wake
         self._port_became_pending = port_became_pending
-        self._drop_page = drop_page
+        self._drop_page, self._find_page = drop_page, find_page
         self._two_level, self._two_level_limit = pending, self.limit
         self._ports: dict[int, _Port] = {}
         self._virqs: dict[tuple[int, int], int] = {}
@@ -184,7 +199,7 @@ class EventChannels:
         heapq.heappush(self._closed, port)
         self.pending.clear_pending(port)
         if entry.state == PortState.VIRQ:
-            del self._virqs[entry.vcpu if entry.virq in PER_VCPU_VIRQS else 0, entry.virq]
+            del self._virqs[entry.virq_key]
         if entry.peer is not None:
             # Peers are connected and parted together, so the other entry is there. Its `remote_dom` already
             # names this domain, to which it is now offered again.
@@ -301,7 +316,7 @@ class EventChannels:
         if self.fifo is None:
             two_level = self._two_level
             early = [port for port in self._ports if two_level.is_pending(port)]
-            self.pending = self.fifo = Fifo(self.vcpu_count, two_level.mark_upcall, early)
+            self.pending = self.fifo = Fifo(self.vcpu_count, two_level.mark_upcall, early, self._find_page)
             self.limit = min(self.max_port + 1, FIFO_PORTS)
         self.fifo.add_control_block(vcpu, page, offset)
 
@@ -341,6 +356,59 @@ class EventChannels:
         if fifo is not None:
             for page in fifo.pages():
                 self._drop_page(page)
+
+    # ---- state
+
+    def state(self) -> dict[str, Plain]:
+        """Ports, and FIFO delivery if it was chosen. Peers are named, callbacks are the back ends' to set."""
+        return {
+            "ports": say(dict[u32, _Port], self._ports),
+            "unused": self._unused,
+            "dying": self.dying,
+            "fifo": None if self.fifo is None else self.fifo.state(),
+        }
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved; StateError. Peers' channels are there; when all are restored, `check_peers`."""
+        found = entries(dict(saved), "", self.state())
+        fifo = None
+        if found["fifo"] is not None:
+            fifo = Fifo(self.vcpu_count, self._two_level.mark_upcall, (), self._find_page)
+            restore(fifo, found["fifo"], "fifo")
+        limit = self._two_level_limit if fifo is None else min(self.max_port + 1, FIFO_PORTS)
+        ports = typed(dict[u32, _Port], found["ports"], "ports")
+        unused = typed(u32, found["unused"], "unused")
+        if not max(ports, default=0) < unused <= limit or 0 in ports:
+            raise refusal("unused", f"is {unused}, which does not go with the ports and their limit, {limit}")
+        virqs: dict[tuple[int, int], int] = {}
+        for port, entry in ports.items():
+            self._check_saved(f"ports.{port}", entry)
+            if entry.state == PortState.VIRQ and virqs.setdefault(entry.virq_key, port) != port:
+                raise refusal(f"ports.{port}", f"is bound to VIRQ {entry.virq}, as another one is")
+        self.dying = typed(bool, found["dying"], "dying")
+        self.fifo, self.pending, self.limit = fifo, fifo or self._two_level, limit
+        self._ports, self._virqs, self._unused = ports, virqs, unused
+        self._closed = [port for port in range(1, unused) if port not in ports]
+
+    def _check_saved(self, where: str, entry: _Port) -> None:
+        """A port's state is possible; find its peer's channels."""
+        if entry.vcpu >= self.vcpu_count or entry.virq >= NR_VIRQS:
+            raise refusal(where, "is for a vCPU or a VIRQ that does not exist")
+        if entry.state not in (PortState.UNBOUND, PortState.INTERDOMAIN, PortState.VIRQ, PortState.IPI):
+            raise refusal(where, f"is {entry.state.name}")
+        if entry.state == PortState.INTERDOMAIN:
+            entry.peer = self if entry.remote_dom == self.domid else self._lookup(entry.remote_dom)
+            if entry.peer is None:
+                raise refusal(where, f"is connected to domain {entry.remote_dom}, which does not exist")
+
+    def check_peers(self) -> None:
+        """When all channels are restored: each connected port's peer is connected to it. StateError."""
+        for port, entry in self._ports.items():
+            if entry.peer is None:
+                continue
+            other = entry.peer._ports.get(entry.peer_port)
+            if other is None or other.peer is not self or other.peer_port != port:
+                raise refusal(f"ports.{port}", f"of domain {self.domid} has no peer that has it as its peer")
 
     # ---- inside
 
@@ -417,7 +485,8 @@ class EventChannels:
             raise XenError(
                 Errno.EINVAL, f"domain {domid} does not offer its port {remote_port} to domain {self.domid}"
             )
-        entry = _Port(PortState.INTERDOMAIN, remote_dom=domid, peer=remote, peer_port=remote_port)
+        entry = _Port(PortState.INTERDOMAIN, remote_dom=domid, peer_port=remote_port)
+        entry.peer = remote
         entry.callback = callback
         self._open(port, entry)
         offered.state = PortState.INTERDOMAIN

@@ -18,12 +18,14 @@ it runs, so the caller touches them only while no engine executes that domain.
 """
 
 import enum
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
 
+from pyhv.abi.layout import u32
 from pyhv.abi.shared import SHARED_LAYOUT, SI_EVTCHN_PENDING
 from pyhv.events.vcpu_info import VcpuInfo
 from pyhv.shared_page import SharedPage
+from pyhv.state import Plain, entries, typed
 
 
 class Effect(enum.Flag):
@@ -87,6 +89,11 @@ class TwoLevel:
     `infos` are the vCPUs' records, by number; `width` is the guest's word size in bits, 64 or 32.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("page", "width", "_infos"), "the domain's builder"),
+        "_mask": "follows from the width",
+    }
+
     def __init__(self, page: SharedPage, infos: Sequence[VcpuInfo], width: int = 64) -> None:
         self.page = page
         self.width = width
@@ -138,8 +145,18 @@ class Unshared:
     An event on a port that has no callback is remembered, and nobody is woken.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {}
+
     def __init__(self) -> None:
         self._pending: set[int] = set()
+
+    def state(self) -> dict[str, Plain]:
+        """What was remembered."""
+        return {"pending": list[Plain](sorted(self._pending))}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Remember what was saved. StateError."""
+        self._pending = set(typed(list[u32], entries(dict(saved), "", self.state())["pending"], "pending"))
 
     def set_pending(self, port: int, vcpu: int) -> Effect:
         """Remember the event."""

@@ -20,9 +20,12 @@ delivers what has waited for it. As `delivery.py` it is called only while no eng
 that a word that was read is still the same when it is written.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import u8, u16, u32
 from pyhv.abi.shared import (
     FIFO_BUSY,
     FIFO_CONTROL_BLOCK_SIZE,
@@ -36,10 +39,11 @@ from pyhv.abi.shared import (
     FIFO_READY,
     FIFO_WORDS_PER_PAGE,
 )
-from pyhv.address import PAGE_SIZE
+from pyhv.address import PAGE_SIZE, Mfn
 from pyhv.errors import XenError
 from pyhv.events.delivery import Effect
 from pyhv.shared_page import SharedPage
+from pyhv.state import Plain, construct, refusal, state
 
 DEFAULT_PRIORITY = 7
 """What a port begins with."""
@@ -57,15 +61,40 @@ def check_control_block(offset: int) -> None:
         raise XenError(Errno.EINVAL, f"a FIFO control block cannot lie at offset {offset}")
 
 
+@dataclass(slots=True)
+class _Saved:
+    """The state of FIFO delivery."""
+
+    array: list[Mfn]
+    blocks: list[tuple[Mfn, u16] | None]
+    tails: list[u32]
+    queue_of: dict[u32, u32]
+    priorities: dict[u32, u8]
+    early: set[u32]
+
+
 class Fifo:
     """The FIFO implementation of `PendingBits`.
 
     `mark_upcall(vcpu)` sets that vCPU's upcall flag and says whether it was clear. `early` are the ports that
-    are pending while the array has no page for them yet.
+    are pending while the array has no page for them yet. `find_page` has the page of a frame, for state that
+    was saved.
     """
 
-    def __init__(self, vcpu_count: int, mark_upcall: Callable[[int], Effect], early: Iterable[int]) -> None:
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "mark_upcall": "of the domain's",
+        "_find_page": "of the domain's",
+    }
+
+    def __init__(
+        self,
+        vcpu_count: int,
+        mark_upcall: Callable[[int], Effect],
+        early: Iterable[int],
+        find_page: Callable[[Mfn], SharedPage | None],
+    ) -> None:
         self.mark_upcall = mark_upcall
+        self._find_page = find_page
         self._array: list[SharedPage] = []
         self._blocks: list[tuple[SharedPage, int] | None] = [None] * vcpu_count
         self._tails = [0] * (vcpu_count * FIFO_QUEUES)
@@ -104,6 +133,54 @@ class Fifo:
         """Every page in use, once for each use: each holds a reference to its frame."""
         yield from self._array
         yield from (block[0] for block in self._blocks if block is not None)
+
+    # ---- state
+
+    def state(self) -> dict[str, Plain]:
+        """Pages by frame, the queues' tails, and what is known of ports."""
+        blocks = [None if block is None else (block[0].mfn, block[1]) for block in self._blocks]
+        return state(
+            _Saved(
+                [page.mfn for page in self._array],
+                blocks,
+                self._tails,
+                self._queue_of,
+                self._priorities,
+                self._early,
+            )
+        )
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved; references to frames are restored apart. StateError."""
+        found = construct(_Saved, dict(saved))
+        if len(found.array) > MAX_PAGES or len(found.blocks) != len(self._blocks):
+            raise refusal("array", "or blocks is too long, or too short")
+        words = len(found.array) * FIFO_WORDS_PER_PAGE
+        if len(found.tails) != len(self._tails) or any(port and port >= words for port in found.tails):
+            raise refusal("tails", "has ports that are not in the array, or too few")
+        if any(queue >= len(self._tails) for queue in found.queue_of.values()):
+            raise refusal("queue_of", "has a queue that does not exist")
+        if any(priority >= FIFO_QUEUES for priority in found.priorities.values()):
+            raise refusal("priorities", "has one that does not exist")
+        if any(port >= FIFO_PORTS for port in (*found.early, *found.priorities, *found.queue_of)):
+            raise refusal("early", "priorities or queue_of has a port that cannot be")
+        self._array = [self._page(mfn, "array") for mfn in found.array]
+        self._blocks = [None if block is None else self._block(*block) for block in found.blocks]
+        self._tails, self._queue_of = found.tails, found.queue_of
+        self._priorities, self._early = found.priorities, found.early
+
+    def _page(self, mfn: Mfn, where: str) -> SharedPage:
+        page = self._find_page(mfn)
+        if page is None:
+            raise refusal(where, f"has frame {mfn}, which does not exist")
+        return page
+
+    def _block(self, mfn: Mfn, offset: int) -> tuple[SharedPage, int]:
+        try:
+            check_control_block(offset)
+        except XenError:
+            raise refusal("blocks", f"has one at offset {offset}") from None
+        return self._page(mfn, "blocks"), offset
 
     # ---- ports
 

@@ -14,9 +14,12 @@ one that knows where it is.
 """
 
 import struct
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import u16
 from pyhv.abi.shared import (
     MAX_LEGACY_VCPUS,
     SHARED_LAYOUT,
@@ -27,9 +30,10 @@ from pyhv.abi.shared import (
     VI_UPCALL_MASK,
     VI_UPCALL_PENDING,
 )
-from pyhv.address import MASK32, MASK64, PAGE_SIZE
+from pyhv.address import MASK32, MASK64, PAGE_SIZE, Mfn
 from pyhv.errors import XenError
 from pyhv.shared_page import SharedPage
+from pyhv.state import Plain, construct, refusal
 
 _PENDING: Final = VI_UPCALL_PENDING
 _MASK: Final = VI_UPCALL_MASK
@@ -39,7 +43,25 @@ _TIME: Final = struct.Struct("<IIQQIbBxx")
 class VcpuInfo:
     """One vCPU's record, wherever it is. The caller touches it only while no engine executes that domain."""
 
-    __slots__ = ("_cr2", "_mask_at", "_sel", "moved", "number", "offset", "page", "record", "width")
+    __slots__ = (
+        "_cr2",
+        "_mask_at",
+        "_sel",
+        "_shared_info",
+        "moved",
+        "number",
+        "offset",
+        "page",
+        "record",
+        "width",
+    )
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("_shared_info", "number", "width"), "the domain's builder"),
+        **dict.fromkeys(("_cr2", "_sel"), "follows from the width"),
+        **dict.fromkeys(
+            ("_mask_at", "offset", "page", "record"), "follows from the place, which `moved` says"
+        ),
+    }
 
     def __init__(self, shared_info: SharedPage, number: int, width: int) -> None:
         if not 0 <= number < MAX_LEGACY_VCPUS:
@@ -49,9 +71,13 @@ class VcpuInfo:
         """Bits of the guest's `unsigned long`."""
         self._sel = SHARED_LAYOUT[width].pending_sel
         self._cr2 = SHARED_LAYOUT[width].cr2
+        self._shared_info = shared_info
         self.moved = False
         """It is in a page of the guest's choice, which then holds a writable reference for it."""
-        self._put(shared_info, SI_VCPU_INFO + VCPU_INFO_SIZE * number)
+        self._put_into_slot()
+
+    def _put_into_slot(self) -> None:
+        self._put(self._shared_info, SI_VCPU_INFO + VCPU_INFO_SIZE * self.number)
 
     def _put(self, page: SharedPage, offset: int) -> None:
         self.page = page
@@ -152,3 +178,27 @@ class VcpuInfo:
         page.write_u8(offset + _PENDING, 1)
         self._put(page, offset)
         self.moved = True
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Plain]:
+        """Its place, if the guest has chosen one; the record itself is in memory."""
+        return {"moved": [self.page.mfn, self.offset] if self.moved else None}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Have the place that was saved; references to frames are restored apart. StateError."""
+        place = construct(_Saved, dict(saved)).moved
+        if place is None:
+            self.moved = False
+            self._put_into_slot()
+            return
+        page, offset = self._shared_info.elsewhere(place[0]), place[1]
+        if page is None or offset > PAGE_SIZE - VCPU_INFO_SIZE or offset % (self.width // 8):
+            raise refusal("moved", f"is offset {offset} of frame {place[0]}, where no vcpu_info can be")
+        self.moved = True
+        self._put(page, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    moved: tuple[Mfn, u16] | None

@@ -13,8 +13,8 @@ The tables of a 32-bit guest begin with an L3 of four entries; the rest is the s
 """
 
 import struct
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
@@ -315,11 +315,19 @@ class GuestMemory:
 class FramePage(SharedPage):
     """A frame of the machine's memory that guest and hypervisor share, by byte offset."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("_physical", "_ram", "mfn", "base"), "whoever holds a page says its frame"
+    )
+
     def __init__(self, physical: PhysicalMemory, mfn: int) -> None:
         self._physical = physical
         self._ram = physical.ram
         self.mfn = Mfn(mfn)
         self.base = mfn << 12
+
+    def elsewhere(self, mfn: Mfn) -> "FramePage | None":
+        """Another frame of the machine; None if there is none of that number."""
+        return FramePage(self._physical, mfn) if 0 < mfn < self._physical.frames.count else None
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of `length` bytes."""
