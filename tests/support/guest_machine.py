@@ -32,6 +32,8 @@ PAGES = 1024
 TUNED = True
 """Whether machines are tuned; `both_engines` in conftest.py runs tests with either."""
 SECOND = 1_000_000_000
+UNMAPPED = 0x7FFF_0000_0000
+"""An address that no guest here has mapped."""
 
 # What the 16 scratch pages of a paused guest are used for; tests may use 0 to 7.
 _CODE, _HANDLERS, _FREE, _STACK, _KERNEL_STACK = 0x8000, 0xA000, 0xC000, 0xE000, 0xF800
