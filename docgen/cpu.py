@@ -188,11 +188,11 @@ is #GP(0), but of MOVUPS, MOVUPD, MOVDQU, LDDQU and PCMPxSTRx.
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-*Where the emulator is not tuned* (`docs/architecture.md`) it executes what it knows of these: VEX-coded
-instructions as the SSE instructions that they resemble, XBEGIN as MOV, EXTRQ and its like; it ignores LOCK,
-prefixes and alignment. Only what it has given up with #GP(0) anyway is #UD there, too. And it reads 16 bytes
-where CVTPS2PI, CVTTPS2PI, CVTPS2PD, CVTDQ2PD and ROUNDSD have an operand of 8 and ROUNDSS one of 4, 8 where
-PUNPCKLBW, PUNPCKLWD and PUNPCKLDQ of MMX registers have one of 4: a page fault if the next page is absent."""
+All this holds for engines tuned and not tuned (`docs/architecture.md`), but for operands:
+*where the emulator is not tuned* none need be aligned, except those of FXSAVE, FXRSTOR and CMPXCHG16B, and it
+reads 16 bytes where CVTPS2PI, CVTTPS2PI, CVTPS2PD, CVTDQ2PD and ROUNDSD have an operand of 8 and ROUNDSS one
+of 4, 8 where PUNPCKLBW, PUNPCKLWD and PUNPCKLDQ of MMX registers have one of 4: a page fault if the next page
+is absent."""
 
 
 def _refusals() -> str:

@@ -23,6 +23,7 @@ _lib = ctypes.CDLL(LIBRARY_PATH)
 HOOK_INTR: int = uc_const.UC_HOOK_INTR
 HOOK_INSN: int = uc_const.UC_HOOK_INSN
 HOOK_INSN_INVALID: int = uc_const.UC_HOOK_INSN_INVALID
+HOOK_BLOCK_TRANSLATED: int = uc_const.UC_HOOK_EDGE_GENERATED
 HOOK_BLOCK: int = uc_const.UC_HOOK_BLOCK
 HOOK_MEMORY: int = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
 HOOK_FETCH_PROT: int = uc_const.UC_HOOK_MEM_FETCH_PROT
@@ -86,6 +87,18 @@ CB_FETCH = ctypes.CFUNCTYPE(
 CB_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 
 
+class TranslatedBlock(ctypes.Structure):
+    """`uc_tb`: linear address, instructions and bytes of a block that has just been translated."""
+
+    _fields_ = (("pc", ctypes.c_uint64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
+
+
+CB_TRANSLATED = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.POINTER(TranslatedBlock), ctypes.c_void_p, ctypes.c_void_p
+)
+"""The second block is the one executed before."""
+
+
 class MsrAccess(ctypes.Structure):
     """`uc_x86_msr`: number and value for accesses through `REG_MSR`."""
 
@@ -107,6 +120,8 @@ uc_emu_stop = _lib.uc_emu_stop
 uc_emu_stop.argtypes = (_ptr,)
 uc_mem_map_ptr = _lib.uc_mem_map_ptr
 uc_mem_map_ptr.argtypes = (_ptr, _u64, _u64, ctypes.c_uint32, _ptr)
+uc_mem_unmap = _lib.uc_mem_unmap
+uc_mem_unmap.argtypes = (_ptr, _u64, _u64)
 uc_reg_read = _lib.uc_reg_read
 uc_reg_read.argtypes = (_ptr, ctypes.c_int, _ptr)
 uc_reg_write = _lib.uc_reg_write

@@ -18,7 +18,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P
+from pyhv.abi.x86 import PF_I, PTE_MFN_MASK, PTE_P
 from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
 from pyhv.cpu import binding, fpu
 from pyhv.cpu import vmcb as v
@@ -27,6 +27,7 @@ from pyhv.cpu.debugunit import DebugUnit
 from pyhv.cpu.guard import guard
 from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.screen import Screen, execute_one_block
 from pyhv.cpu.stops import Seat, posted_stops
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.cpu.watch import StoreWatch
@@ -43,6 +44,7 @@ _LONGEST_PREFIX = 13
 _ARCH_X86, _MODE_64 = 4, 8
 _CR4_TSD = 4
 _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
+_PAGE_FAULT = 14
 _TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
 _fast_reg_read, _fast_ctl = binding.fast_reg_read, binding.fast_ctl
 _fast_flush_page = binding.fast_tlb_flush_page
@@ -113,6 +115,8 @@ class Engine:
         """Whether RDTSC is hooked: half as dear as a fault, but lost to a stop that it sees (`stops.py`)."""
         self._traps_time = trap_time and not self._answers_time
         self._failure: BaseException | None = None
+        self._screen: Screen | None = None
+        """Who looks for refused instructions in what is translated; None if the engine does so itself."""
         self._flags_cell = ctypes.c_uint64()
         self._flags_pointer = ctypes.byref(self._flags_cell)
         self._drained: bytes | None = None
@@ -130,6 +134,8 @@ class Engine:
         self._control(binding.CTL_CPU_MODEL, ctypes.c_int(binding.CPU_SANDY_BRIDGE))
         self._control(binding.CTL_TLB_TYPE, ctypes.c_int(binding.TLB_CPU))
         self._control(binding.CTL_USE_EXITS, ctypes.c_int(1))
+        if tuning is None or not tuning.active:
+            execute_one_block(self.handle)
         self._set_up_long_mode()
         binding.check(
             binding.uc_mem_map_ptr(self.handle, 0, ram.size, _UC_PROT_ALL, ram.address), "mapping RAM"
@@ -150,6 +156,8 @@ class Engine:
         if tuning is not None and looks_once:
             counter = (0, 0) if self.budget is None else self.budget.addresses
             self.block = tuning.attach(self.handle, ram, counter)
+        if self.block is None:
+            self._screen = self._look_at_translations()
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
         """The frames to which stores are compared with translations; None where all stores are, anyway."""
         self.debug_unit: DebugUnit | None = None
@@ -210,7 +218,7 @@ class Engine:
             try:
                 if self._drained is not None:
                     self._end_port_fault()
-                else:
+                elif vector != _PAGE_FAULT or not self._blames_refused(d[v.ERROR_CODE] & PF_I):
                     sink.exception(vector)
             except BaseException as error:
                 self._fail(error)
@@ -220,7 +228,7 @@ class Engine:
             try:
                 if self._drained is not None:
                     self._end_port_fault()
-                else:
+                elif not self._blames_refused(self._has_aborted()):
                     sink.invalid_opcode()
             except BaseException as error:
                 self._fail(error)
@@ -326,6 +334,42 @@ class Engine:
         )  # fmt: skip
         return number.value
 
+    def _look_at_translations(self) -> Screen:
+        screen = Screen(
+            self.handle, self._ram,
+            page_of=self._code_page,
+            is_wide=lambda: bool(self.vmcb.d[v.HFLAGS] & v.HF_CS64),
+            forget=functools.partial(self._invalidate, self.handle),
+        )  # fmt: skip
+
+        def translated(
+            _engine: int, block: "ctypes._Pointer[binding.TranslatedBlock]", _before: int, _data: int | None
+        ) -> None:
+            made = block.contents
+            try:
+                screen.translated(made.pc, made.size)
+            except BaseException as error:
+                self._fail(error)
+
+        self._hook(binding.HOOK_BLOCK_TRANSLATED, binding.CB_TRANSLATED(translated))
+        return screen
+
+    def _has_aborted(self) -> bool:
+        """Whether the emulator would have ended the process since this was asked last (`guard.py`)."""
+        if self._seat is None or not self._seat.aborts:
+            return False
+        self._seat.aborts = 0
+        return True
+
+    def _blames_refused(self, translating: int) -> bool:
+        """Whether an exception is none, because it came up in `translating` what is refused anyway."""
+        if self._screen is None or not translating:
+            return False
+        rip = self.vmcb.q[v.RIP]
+        if not self.vmcb.d[v.HFLAGS] & v.HF_CS64:
+            rip = rip + self.vmcb.q[v.SEG_BASE[v.CS]] & MASK32
+        return self._screen.gave_up(rip)
+
     # -- running -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -333,7 +377,10 @@ class Engine:
 
         Raises whatever the sink raised, and GuestCrash if the emulator cannot go on with this guest.
         """
+        screen = self._screen
         code = binding.uc_emu_start(self.handle, self.vmcb.q[v.RIP], _NOWHERE, 0, 0)
+        while screen is not None and screen.again():
+            code = binding.uc_emu_start(self.handle, self.vmcb.q[v.RIP], _NOWHERE, 0, 0)
         failure = self._failure
         if failure is not None:
             self._failure = None

@@ -32,6 +32,7 @@ look:
     jz really
     cmp [rax + 40], rdx
     jne look
+    inc qword ptr [rax + 48]
     mov rdi, [rax + 32]
     mov esi, {vector}
     xor edx, edx

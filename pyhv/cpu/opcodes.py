@@ -123,7 +123,7 @@ OPERAND_SHIFT: Final = 24
 """Above it, the `Verdict` on the memory form of an instruction that runs."""
 
 
-def _opcodes(text: str) -> tuple[int, list[int]]:
+def listed(text: str) -> tuple[int, list[int]]:
     """`0F 10-12 16` as (map, opcodes)."""
     words = text.split()
     number = MAPS.index(words[0]) if words[0] in MAPS else 0
@@ -145,27 +145,27 @@ def table(width: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint32]]:
     everything = np.uint32(REFUSED_BITS)
     for name, allowed in (("F3", _SSE_F3), ("F2", _SSE_F2)):
         prefix = PREFIXES.index(name)
-        words[1, prefix, _opcodes(_SSE)[1]] = everything
-        words[1, prefix, _opcodes(allowed)[1]] = 0
+        words[1, prefix, listed(_SSE)[1]] = everything
+        words[1, prefix, listed(allowed)[1]] = 0
         words[2:, prefix] = everything
-        words[2, prefix, _opcodes(_CRC32)[1]] = 0 if name == "F2" else everything
+        words[2, prefix, listed(_CRC32)[1]] = 0 if name == "F2" else everything
     for refusal in REFUSALS:
         if refusal.width in (0, width):
-            number, opcodes = _opcodes(refusal.opcodes)
+            number, opcodes = listed(refusal.opcodes)
             for name in refusal.prefixes.split():
                 prefix = PREFIXES.index(name.removeprefix("NP"))
                 words[number, prefix, opcodes] |= np.uint32(
                     _regs(refusal.memory) | _regs(refusal.register) << 8
                 )
     for text, digits in LOCKABLE.items():
-        number, opcodes = _opcodes(text)
+        number, opcodes = listed(text)
         words[number, :, opcodes] |= np.uint32(_regs(digits) << LOCKABLE_SHIFT)
     for name, text in ALIGNED:
-        number, opcodes = _opcodes(text)
+        number, opcodes = listed(text)
         verdict = np.uint32(Verdict.MUST_BE_ALIGNED.value << OPERAND_SHIFT)
         words[number, PREFIXES.index(name.removeprefix("NP")), opcodes] |= verdict
     for size, name, text in SHORT:
-        number, opcodes = _opcodes(text)
+        number, opcodes = listed(text)
         verdict = np.uint32((Verdict.READS_8 if size == 8 else Verdict.READS_4).value << OPERAND_SHIFT)
         words[number, PREFIXES.index(name.removeprefix("NP")), opcodes] |= verdict
     words.flags.writeable = False
@@ -204,6 +204,11 @@ def examine(code: bytes, width: int = 64) -> Verdict:
 
     An instruction that `code` breaks off, or that is too long, RUNS: it is for the emulator to fault.
     """
+    return judge(code, width)[0]
+
+
+def judge(code: bytes, width: int) -> tuple[Verdict, int]:
+    """`examine`, and how many bytes had to be looked at."""
     seen, at, kinds = 0, 0, prefix_kinds(width)
     code = code[:MAX_LENGTH]
     while at < len(code) and kinds[code[at]]:
@@ -218,18 +223,20 @@ def examine(code: bytes, width: int = 64) -> Verdict:
         else:
             number = 1
     if at >= len(code):
-        return Verdict.RUNS
+        return Verdict.RUNS, at
     prefix = 2 if seen & Prefix.REPZ.value else 3 if seen & Prefix.REPNZ.value else seen & Prefix.DATA.value
     word = int(table(width)[number, prefix, code[at]])
     locked = bool(seen & Prefix.LOCK.value)
+    at += 1
     if word & REFUSED_BITS == REFUSED_BITS or (locked and not word >> LOCKABLE_SHIFT & 0xFF):
-        return Verdict.REFUSED
-    if (not word and not locked) or at + 1 >= len(code):
-        return Verdict.RUNS
-    modrm = code[at + 1]
+        return Verdict.REFUSED, at
+    if (not word and not locked) or at >= len(code):
+        return Verdict.RUNS, at
+    modrm = code[at]
+    at += 1
     reg, is_register = modrm >> 3 & 7, modrm >= 0xC0
     if word >> reg + 8 * is_register & 1 or (
         locked and (is_register or not word >> LOCKABLE_SHIFT + reg & 1)
     ):
-        return Verdict.REFUSED
-    return Verdict.RUNS if is_register else Verdict(word >> OPERAND_SHIFT)
+        return Verdict.REFUSED, at
+    return (Verdict.RUNS if is_register else Verdict(word >> OPERAND_SHIFT)), at

@@ -141,12 +141,21 @@ def _stores(trial: Trial) -> None:
     trial.expect("code that is overwritten is translated anew", engine.vmcb.q[v.RAX] == 2)
 
 
+def _refusals(trial: Trial) -> None:
+    """A block is looked at when it has been translated, and translated otherwise if it must be."""
+    code = b"\x90\xf0\x89\xc0"  # nop; lock mov eax, eax
+    at, event = trial.run(code)
+    trial.expect("an instruction that is refused is #UD", event == ("invalid opcode", at + 1, 0))
+    trial.expect("memory is as it was", bytes(trial.ram.raw[at : at + len(code)]) == code)
+
+
 CHECKS: Final[Mapping[str, Callable[[Trial], None]]] = {
     "page faults, privileges": _faults,
     "calls and ports": _calls,
     "flags": _flags,
     "stops": check_stops,
     "stores to code": _stores,
+    "refused instructions": _refusals,
 }
 """What is tried, in this order; each raises BrokenPromise."""
 

@@ -80,8 +80,9 @@ post:
 
 class Seat(ctypes.Structure):
     """One engine's place in the list that the native code walks: its handle, the next seat's address, whether
-    a stop is posted, where its processor and that one's state are, and the host thread that executes it (the
-    address of the thread's control block, 0 while none does).
+    a stop is posted, where its processor and that one's state are, the host thread that executes it (the
+    address of the thread's control block, 0 while none does), and how often the library wanted to abort for
+    it (`guard.py`).
 
     A seat is used again, never freed: another thread may be walking over it.
     """
@@ -93,6 +94,7 @@ class Seat(ctypes.Structure):
         ("processor", ctypes.c_uint64),
         ("state", ctypes.c_uint64),
         ("thread", ctypes.c_uint64),
+        ("aborts", ctypes.c_uint64),
     )
 
 

@@ -95,6 +95,27 @@ def test_an_instruction_breakpoint_is_a_fault(guest: Paused, run, number: int, e
     assert guest.q[v.RAX] == 2
 
 
+LOCK_MOV = b"\xf0\x89\xc0"
+
+
+def test_a_breakpoint_comes_before_a_refusal(guest: Paused, run) -> None:
+    arm(guest, 0, guest.scratch + CODE + 1, EXECUTE)
+    assert run(b"\x90" + LOCK_MOV) == DB
+    assert (offset(guest), status(guest)) == (1, 1)
+    assert resume(guest, flags=RF) == UD
+    assert (offset(guest), guest.vcpu.debug[6]) == (1, IDLE)
+    assert guest.frame()["rflags"] & RF
+
+
+def test_a_step_ends_before_a_refusal(guest: Paused, run) -> None:
+    code = "pushfq; or qword ptr [rsp], 0x100; popfq; nop; .byte 0xf0, 0x89, 0xc0"
+    assert run(code) == DB
+    assert guest.frame()["rip"] == guest.end - 3
+    assert resume(guest) == UD
+    assert guest.frame()["rip"] == guest.end - 3
+    assert guest.frame()["rflags"] & TF
+
+
 def test_without_the_resume_flag_it_comes_again(guest: Paused, run) -> None:
     arm(guest, 0, guest.scratch + CODE, EXECUTE)
     assert run("nop; nop") == DB
