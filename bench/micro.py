@@ -24,7 +24,8 @@ from pyhv.errors import EnvironmentProblem
 from pyhv.guests.build import build
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
+from pyhv.until import Outcome
 
 EXITS = Path(__file__).parent / "guests" / "exits.S"
 GUEST_PAGES = 4096

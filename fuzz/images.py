@@ -414,7 +414,7 @@ class Images(Target):
                 raise Finding("audit", damage[0])
             if domain is not None:
                 domain.shut_down(0)
-                machine.run(stop=lambda: True)
+                machine.settle()
             if machine.frames.free_count != free:
                 raise Finding("leak", f"{free - machine.frames.free_count} frames are lost")
         finally:

@@ -301,7 +301,7 @@ class World:
     def pass_time(self, ns: int) -> None:
         """Let machine time pass: timers fire, the dead are buried, the suspended are sent on."""
         self.machine.clock.advance_to(self.machine.clock.now() + ns)
-        self.machine.run(stop=lambda: True)
+        self.machine.settle()
         for guest in self.guests:
             if guest.domain.suspended:
                 self.machine.resume(guest.domain, cancelled=True)
@@ -377,7 +377,7 @@ class World:
         self.check(thoroughly=True)
         for guest in (*self.guests, self.victim):
             guest.domain.shut_down(0)
-        self.machine.run(stop=lambda: True)
+        self.machine.settle()
         damage = self.machine.audit()
         if damage:
             raise Finding("audit after death", damage[0])

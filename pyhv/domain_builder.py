@@ -207,7 +207,7 @@ class DomainBuilder:
     def _abandon(self, resident: Resident) -> None:
         """Undo a domain that never ran."""
         domain = resident.domain
-        self._residents.remove(domain.domid)
+        self._residents.remove(resident)
         domain.events.destroy()
         remove_domu(self._store, domain.domid)
         release_memory(self._board, resident)

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The machine: RAM, time, the domains on it, and the one loop that runs them.
 
-    while somebody is alive:
-        let timers fire                       sleepers wake
+    until it is to stop (`until.py`):
+        let timers fire, take the dead apart  sleepers wake
         ask the scheduler who runs            nobody? let time pass until something is due
         load that vCPU and run its engine     exits are handled inside (`traps/dispatch.py`)
         charge it, and see why it came back
+
+`step` is one turn of that. Whoever has descriptors of the host to wait for makes the loop himself, of `step`,
+`next_deadline` and `advance_to`.
 
 Everything that happens to a domain from outside - input, timers, a peer's events - happens between two turns
 of this loop or inside an exit of the domain that causes it, so that one lock is enough: the thread that is
 here. No state lives outside the `Machine`.
 """
 
-import enum
-import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from pyhv.abi.numbers import VcpuState, Virq
 from pyhv.board import Board
@@ -26,6 +27,7 @@ from pyhv.devices.wiring import ConsoleSink
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.domain.holdings import holdings
+from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
 from pyhv.domain_builder import DomainBuilder
 from pyhv.errors import ConfigError, GuestCrash
@@ -34,18 +36,18 @@ from pyhv.events.delivery import Unshared
 from pyhv.hypercalls.vcpu import write_runstate
 from pyhv.loader.image import KernelImage
 from pyhv.mmu.audit import audit
-from pyhv.resident import Residents
+from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched import SCHEDULERS
 from pyhv.sched.base import Scheduler
 from pyhv.services import Services
 from pyhv.traps.dispatch import Dispatcher, Observer
 from pyhv.traps.stopwatch import Stopwatch
 from pyhv.undertaker import take_apart
+from pyhv.until import AllEnded, Nanoseconds, Outcome, Until
 from pyhv.xenstore.domu import request_shutdown
 from pyhv.xenstore.store import Store
 
 _TIME_REFRESH_NS: Final = 100_000_000
-_INPUT_LOOK_NS: Final = 5_000_000
 _LONGEST_TURN_NS: Final = 30_000_000
 
 
@@ -69,23 +71,14 @@ class MachineConfig:
     tuned: bool = True
 
 
-class InputSource(Protocol):
-    """Something that brings console input."""
+@dataclass(slots=True)
+class Turn:
+    """A vCPU's stay on the processor, from `start` to `deadline` (ns) at the latest."""
 
-    def fileno(self) -> int:
-        """What to wait on."""
-
-    def pump(self) -> bool:
-        """It is readable: feed it to the guest. False at end of file: it is asked no more."""
-
-
-class Outcome(enum.Enum):
-    """Why `Machine.run` came back."""
-
-    ENDED = "all domains have ended"
-    DEADLOCK = "every vCPU is blocked and nothing is due"
-    TIMEOUT = "the time budget is spent"
-    STOPPED = "asked to stop"
+    resident: Resident
+    vcpu: Vcpu
+    start: int
+    deadline: int
 
 
 class Machine:
@@ -106,7 +99,7 @@ class Machine:
         self.clock = board.clock
         self.scheduler = scheduler
         self.store = Store()
-        self.residents = Residents()
+        self.residents = Residents(lambda domid: bool(self.frames.owned_by(domid).size))
         self.services = Services(board, self.scheduler, self.residents)
         self.dom0 = self.residents.dom0 = EventChannels(
             0, 1, lookup=self.residents.channels, pending=Unshared(), wake=lambda _vcpu: None,
@@ -116,6 +109,9 @@ class Machine:
         self.engine_ns = 0
         """Host ns spent inside engines, handlers included."""
         self._observers: list[Observer] = []
+        self._turn: Turn | None = None
+        """The turn that is running, or was interrupted."""
+        self._interrupted = False
         self._builder = DomainBuilder(
             board, self.services, self.residents, self.store, sink_for=self._sink_for, seed=config.seed
         )
@@ -130,22 +126,68 @@ class Machine:
         ramdisk: bytes = b"",
         cmdline: bytes = b"",
         console: ConsoleSink,
+        paused: bool = False,
+        on_end: Callable[[Ended], None] = lambda _ended: None,
     ) -> Domain:
-        """Build a domain and make its first vCPU runnable. ConfigError, ImageError.
+        """Build a domain and, unless it is to be `paused`, make its first vCPU runnable.
 
-        The guest gets `ramdisk` as it is; `pyhv.loader.ramdisk` unpacks what Xen's toolstack would.
+        ConfigError, ImageError: it cannot be, and nothing has changed. The guest gets `ramdisk` as it is;
+        `pyhv.loader.ramdisk` unpacks what Xen's toolstack would. `on_end` gets what is left of it when it
+        has ended: the machine keeps nothing.
         """
-        resident = self._builder.build(len(self.residents) + 1, image, config, ramdisk, cmdline, console)
+        resident = self._builder.build(self.residents.next_domid(), image, config, ramdisk, cmdline, console)
         resident.dispatcher.observers = self._observers
+        resident.on_end = on_end
         domain = resident.domain
         for vcpu in domain.vcpus:
             self.scheduler.add(vcpu)
         self.services.start_vcpu(domain.vcpus[0])
+        if not paused:
+            self.unpause(domain)
         return domain
+
+    def pause(self, domain: Domain) -> None:
+        """Keep a running domain from running. ConfigError: it does not run."""
+        self._check_stage(domain, "paused", Lifecycle.RUNNING)
+        self.services.pause(domain)
+
+    def unpause(self, domain: Domain) -> None:
+        """Let a paused domain run. ConfigError: it is not paused."""
+        self._check_stage(domain, "unpaused", Lifecycle.PAUSED)
+        self.services.unpause(domain)
+
+    def resume(self, domain: Domain, *, cancelled: bool) -> None:
+        """Let a suspended domain run on: its call returns 1 if the suspension was `cancelled`, else 0.
+
+        After 0 a guest expects what a restored one finds: fresh event channels and grant tables, and machine
+        addresses in its start_info. To provide them is up to the caller. ConfigError: it is not suspended.
+        """
+        self._check_stage(domain, "resumed", Lifecycle.SUSPENDED)
+        self.services.resume(domain, cancelled=cancelled)
+
+    def shutdown(self, domain: Domain, how: str = "poweroff") -> None:
+        """Ask a guest to "poweroff", "reboot", "halt" or "suspend" itself, which it may do or not."""
+        request_shutdown(self.store, domain.domid, how)
+
+    def destroy(self, domain: Domain) -> None:
+        """End a domain, whatever it does; it is gone before anybody runs again. ConfigError: it has ended."""
+        alive = Lifecycle.RUNNING, Lifecycle.PAUSED, Lifecycle.SUSPENDED
+        self._check_stage(domain, "destroyed", *alive)
+        domain.life.destroy()
+        self.services.leave_processor(domain)
+
+    @staticmethod
+    def _check_stage(domain: Domain, verb: str, *stages: Lifecycle) -> None:
+        if domain.life.stage not in stages:
+            raise ConfigError(f"{domain.name} is {domain.life.stage.value}, so it cannot be {verb}.")
 
     def observe(self, observer: Observer) -> None:
         """Show every exit of every domain to `observer`."""
         self._observers.append(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """No longer show exits to `observer`."""
+        self._observers.remove(observer)
 
     def introduce_peers(self, *couples: tuple[Domain, Domain]) -> None:
         """Pair the domains and tell each its peer's domid, in `data/peer` of its store directory.
@@ -171,18 +213,6 @@ class Machine:
             return len(data)
         return self.residents[domain.domid].wiring.console.feed(data)
 
-    def request_shutdown(self, domain: Domain, how: str) -> None:
-        """Ask a guest to "poweroff", "reboot", "halt" or "suspend" itself."""
-        request_shutdown(self.store, domain.domid, how)
-
-    def resume(self, domain: Domain, *, cancelled: bool) -> None:
-        """Let a suspended domain run on: its call returns 1 if the suspension was `cancelled`, else 0.
-
-        After 0 a guest expects what a restored one finds: fresh event channels and grant tables, and machine
-        addresses in its start_info. To provide them is up to the caller. ConfigError: it is not suspended.
-        """
-        self.services.resume(domain, cancelled=cancelled)
-
     def now(self) -> int:
         """System time in ns."""
         return self.clock.now()
@@ -198,10 +228,9 @@ class Machine:
 
     def audit(self) -> list[str]:
         """Everything that is wrong with the machine's memory; empty if it is sound. Not while it runs."""
-        there = [resident for resident in self.residents if not resident.buried]
-        rings = [mfn for resident in there for mfn in resident.wiring.rings]
-        domains = [resident.domain for resident in there]
-        return audit(self.frames, self.ram, map(holdings, domains), m2p=self.board.m2p, rings=rings)
+        rings = [mfn for resident in self.residents for mfn in resident.wiring.rings]
+        held = [holdings(resident.domain) for resident in self.residents]
+        return audit(self.frames, self.ram, held, m2p=self.board.m2p, rings=rings)
 
     def _frame_freed(self, mfn: int, owner: int) -> None:
         """A domain loses a frame: it has one less, and no stale translation may lead there."""
@@ -214,45 +243,88 @@ class Machine:
 
     # -- the loop ----------------------------------------------------------------------------------------
 
-    def run(
-        self,
-        *,
-        timeout_ns: int | None = None,
-        inputs: Sequence[InputSource] = (),
-        stop: Callable[[], bool] | None = None,
-    ) -> Outcome:
-        """Run until all domains have ended or are suspended, or nothing can ever happen again, or
-        `timeout_ns` of machine time have passed, or `stop` says so."""
-        sources = list(inputs)
-        limit = None if timeout_ns is None else self.clock.now() + timeout_ns
-        next_look = 0
-        while True:
-            now = self.clock.now()
-            self.services.expire(now)
-            self._bury_the_dead()
-            if all(not resident.domain.alive for resident in self.residents):
-                return Outcome.ENDED
-            if limit is not None and now >= limit:
-                return Outcome.TIMEOUT
-            if stop is not None and stop():
-                return Outcome.STOPPED
-            if sources and now >= next_look:
-                next_look = now + _INPUT_LOOK_NS
-                self._take_input(sources, 0.0)
-            decision = self.scheduler.pick(now)
-            if decision.vcpu is not None:
-                self._turn(self._vcpu(decision.vcpu.id), decision.slice_ns, limit)
-            elif not self._idle(now, limit, sources):
-                return Outcome.DEADLOCK
+    def run(self, until: Until | None = None, *, timeout_ns: int | None = None) -> Outcome:
+        """Run until all domains have ended, or `until` says so, or nothing can ever happen again.
 
-    def _vcpu(self, name: tuple[int, int]) -> Vcpu:
-        return self.residents[name[0]].domain.vcpus[name[1]]
+        `timeout_ns` bounds the machine time, whatever the policy.
+        """
+        until = until or AllEnded()
+        if timeout_ns is not None:
+            until |= Nanoseconds(timeout_ns)
+        until.begin(self)
+        try:
+            while True:
+                self.settle()
+                outcome = until.outcome(self)
+                if outcome is not None:
+                    return outcome
+                limit = until.limit()
+                if not self._run_somebody(limit):
+                    due = self.next_deadline()
+                    if due is None:
+                        return Outcome.DEADLOCK
+                    self.advance_to(due if limit is None else min(due, limit))
+        finally:
+            until.end(self)
 
-    def _turn(self, vcpu: Vcpu, slice_ns: int, limit: int | None) -> None:
-        """Let one vCPU run until its slice or the next deadline ends, or it leaves by itself."""
-        resident = self.residents[vcpu.domid]
-        domain = resident.domain
-        dispatcher = resident.dispatcher
+    def step(self, limit: int | None = None) -> bool:
+        """Do what is due, and let one vCPU run, to the end of its turn or to `limit` (ns).
+
+        False if nobody can run: then let time pass until `next_deadline`, or until something comes from
+        outside.
+        """
+        self.settle()
+        return self._run_somebody(limit)
+
+    def settle(self) -> None:
+        """Do what is due: timers fire, and domains that have ended are taken apart."""
+        self.services.expire(self.clock.now())
+        self._reap()
+
+    def next_deadline(self) -> int | None:
+        """When something will happen by itself although nobody runs (ns); None: never."""
+        due = (self.services.timers.next_deadline(), self.scheduler.next_event(self.clock.now()))
+        return min((when for when in due if when is not None), default=None)
+
+    def advance_to(self, when: int) -> None:
+        """Nobody can run: let time pass until `when` (ns), which virtual time does at once."""
+        self.clock.advance_to(when)
+
+    def interrupt(self) -> None:
+        """Come back from the turn that is running, when its present exit is done; `step` goes on with it.
+
+        May be called by observers. In virtual time the guest does what it would have done uninterrupted.
+        """
+        if self._turn is not None:
+            self._interrupted = True
+            self.clock.interrupt()
+            self._turn.resident.domain.engine.stop()
+
+    def _run_somebody(self, limit: int | None) -> bool:
+        """One turn, or the rest of one that was interrupted. False: nobody can run."""
+        turn = self._turn
+        if turn is None:
+            decision = self.scheduler.pick(self.clock.now())
+            if decision.vcpu is None:
+                return False
+            domid, number = decision.vcpu.id
+            resident = self.residents[domid]
+            turn = self._begin(resident, resident.domain.vcpus[number], decision.slice_ns, limit)
+        else:
+            self.clock.resume(turn.resident.domain.engine, turn.deadline)
+            if turn.vcpu.info.deliverable():  # it came from outside meanwhile
+                turn.resident.dispatcher.enter()
+        self._execute(turn)
+        if self._interrupted:
+            self.clock.pause()
+        if not self._interrupted or self._is_over(turn):
+            self._end(turn)
+        self._interrupted = False
+        return True
+
+    def _begin(self, resident: Resident, vcpu: Vcpu, slice_ns: int, limit: int | None) -> Turn:
+        """Put a vCPU on the processor, until its slice or the next deadline ends, or it leaves by itself."""
+        domain, dispatcher = resident.domain, resident.dispatcher
         start = self.clock.now()
         domain.tables.code.tidy()
         if self.physical.shared_code:
@@ -270,26 +342,46 @@ class Machine:
                 deadline = min(deadline, due)
         dispatcher.call.reschedule = False
         dispatcher.enter()
-        if not dispatcher.call.reschedule:
-            engine = domain.engine
-            began = time.perf_counter_ns()
-            self.clock.begin(engine, max(deadline, start + 1))
-            try:
-                engine.run()
-            except GuestCrash as fatal:
-                self.services.crash(domain, fatal.why)
-            finally:
-                self.clock.end()
-                self.engine_ns += time.perf_counter_ns() - began
+        deadline = max(deadline, start + 1)
+        self.clock.begin(domain.engine, deadline)
+        self._turn = turn = Turn(resident, vcpu, start, deadline)
+        return turn
+
+    def _execute(self, turn: Turn) -> None:
+        """Run the guest's code. Whatever a handler raises that is no guest's doing ends the turn too."""
+        if turn.resident.dispatcher.call.reschedule:
+            return
+        domain = turn.resident.domain
+        began = time.perf_counter_ns()
+        try:
+            domain.engine.run()
+        except GuestCrash as fatal:
+            self.services.crash(domain, fatal.why)
+        except BaseException:
+            self._end(turn)
+            self._interrupted = False
+            raise
+        finally:
+            self.engine_ns += time.perf_counter_ns() - began
+
+    def _is_over(self, turn: Turn) -> bool:
+        resident = turn.resident
+        return resident.dispatcher.call.reschedule or not resident.domain.alive or self.clock.work(0)
+
+    def _end(self, turn: Turn) -> None:
+        """Take a vCPU off the processor: it has used so much time, and is runnable still, or waits."""
+        vcpu, resident = turn.vcpu, turn.resident
+        self.clock.end()
         end = self.clock.now()
-        self.services.running = None
+        self.services.running = self._turn = None
         if vcpu.runstate_area:
             self._write_areas(vcpu, end)
-        self.scheduler.charge(vcpu, end - start, end)
+        self.scheduler.charge(vcpu, end - turn.start, end)
+        runs_on = resident.domain.life.stage is Lifecycle.RUNNING
         if vcpu.online:
-            ready = VcpuState.RUNNABLE if domain.alive else VcpuState.OFFLINE
+            ready = VcpuState.RUNNABLE if runs_on else VcpuState.OFFLINE
             vcpu.runstate.change(VcpuState.BLOCKED if vcpu.blocked else ready, end)
-        if vcpu.blocked or not vcpu.online or not domain.alive:
+        if vcpu.blocked or not vcpu.online or not runs_on:
             self.scheduler.sleep(vcpu, end)
         resident.wiring.settle(vcpu.polling)
 
@@ -298,50 +390,24 @@ class Machine:
         vcpu.update_time()
         write_runstate(vcpu, now)
 
-    def _idle(self, now: int, limit: int | None, sources: list[InputSource]) -> bool:
-        """Nobody can run: let time pass. False if nothing will ever happen again."""
-        due = [self.services.timers.next_deadline(), self.scheduler.next_event(now)]
-        waiting = [when for when in due if when is not None]
-        if not waiting and not sources:
-            return False
-        if limit is not None:
-            waiting.append(limit)
-        until = max(min(waiting), now) if waiting else None
-        if self.clock.deterministic:
-            if until is not None:
-                if sources:
-                    self._take_input(sources, 0.0)
-                self.clock.advance_to(until)
-            else:
-                self._take_input(sources, None)
-        elif sources:
-            self._take_input(sources, None if until is None else max(until - now, 0) / 1e9)
-        elif until is not None:
-            self.clock.advance_to(until)
-        return True
-
-    def _take_input(self, sources: list[InputSource], wait: float | None) -> None:
-        """Let readable sources feed their guests; `wait` in seconds, None for as long as it takes."""
-        ready, _, _ = select.select(sources, [], [], wait)
-        for source in ready:
-            if not source.pump():
-                sources.remove(source)
-
-    def _bury_the_dead(self) -> None:
-        for resident in self.residents:
-            domain = resident.domain
-            if not domain.alive and not domain.suspended and not resident.buried:
-                resident.wiring.console_event()
-                resident.wiring.settle()
-                self.services.forget(domain)
-                take_apart(self.board, resident, self.residents, self.store)
-                resident.buried = True
+    def _reap(self) -> None:
+        """Take domains apart that have ended: nothing of them is left here."""
+        for resident in [one for one in self.residents if one.domain.life.stage is Lifecycle.DYING]:
+            if self._turn is not None and self._turn.resident is resident:
+                self._end(self._turn)
+            resident.wiring.console_event()
+            resident.wiring.settle()
+            self.services.forget(resident.domain)
+            take_apart(self.board, resident, self.residents, self.store)
+            resident.domain.life.become(Lifecycle.DEAD)
+            self.residents.remove(resident)
+            self.residents.past.add(resident.counts())
+            resident.on_end(resident.ended())
 
     def close(self) -> None:
         """Free engines and threads. Domains that still live are gone with their memory."""
         for resident in self.residents:
-            if not resident.buried:
-                resident.domain.engine.close()
+            resident.domain.engine.close()
         self.board.close()
         for resident in self.residents:
             resident.wiring.flush()  # something is left where an exception has ended a turn

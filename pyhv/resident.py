@@ -4,14 +4,61 @@
 A domain is found here from the moment at which it is complete to the one at which it has been taken apart.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
+from pyhv.abi.domid import DOMID_FIRST_RESERVED
+from pyhv.abi.numbers import NR_HYPERCALLS
+from pyhv.cpu.exits import ExitKind
 from pyhv.devices.wiring import Wiring
 from pyhv.domain.domain import Domain
+from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
+
+
+@dataclass(slots=True)
+class Counts:
+    """What domains have done."""
+
+    exits: list[int] = field(default_factory=lambda: [0] * len(ExitKind))
+    """By kind."""
+    hypercalls: list[int] = field(default_factory=lambda: [0] * NR_HYPERCALLS)
+    """By number, those inside multicalls included."""
+    unknown_hypercalls: int = 0
+    emulated: int = 0
+    """Privileged instructions and page-table stores done for them."""
+    events: int = 0
+    """Delivered."""
+    table_updates: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Count what others have done too."""
+        for mine, theirs in ((self.exits, other.exits), (self.hypercalls, other.hypercalls)):
+            for number, count in enumerate(theirs):
+                mine[number] += count
+        self.unknown_hypercalls += other.unknown_hypercalls
+        self.emulated += other.emulated
+        self.events += other.events
+        self.table_updates += other.table_updates
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What is left of a domain: nothing on the machine, and this for who has asked for it."""
+
+    domid: int
+    name: str
+    reason: int | None
+    """Why it shut down (`abi.numbers.Shutdown`, or what else it said); None: it was destroyed."""
+    cause: str | None
+    """What it died of; None if it ended as it wanted."""
+    halted: bool
+    """It never shut down: its last vCPU went down."""
+    report: CrashReport | None
+    """What was known of it when it crashed."""
+    counts: Counts
 
 
 @dataclass(slots=True, eq=False)
@@ -23,16 +70,43 @@ class Resident:
     wiring: Wiring
     report: CrashReport | None = None
     """What was known of it when it crashed."""
-    buried: bool = False
-    """It has been taken apart."""
+    on_end: Callable[[Ended], None] = lambda _ended: None
+    """Told when it has been taken apart."""
+
+    def counts(self) -> Counts:
+        """What it has done so far."""
+        dispatcher = self.dispatcher
+        return Counts(
+            exits=list(dispatcher.counts),
+            hypercalls=list(dispatcher.hypercalls),
+            unknown_hypercalls=dispatcher.unknown_hypercalls,
+            emulated=dispatcher.emulated,
+            events=dispatcher.events_delivered,
+            table_updates=self.domain.tables.updates,
+        )
+
+    def ended(self) -> Ended:
+        """What is to be remembered of it."""
+        domain, life = self.domain, self.domain.life
+        return Ended(
+            domain.domid, domain.name, life.reason, life.cause, life.halted, self.report, self.counts()
+        )
 
 
 class Residents:
-    """All domains of a machine but domain 0, whose event channels are `dom0`."""
+    """All domains of a machine but domain 0, whose event channels are `dom0`.
 
-    def __init__(self) -> None:
+    `remembered(domid)` says whether something on the machine is still known by the domid of one that is gone,
+    as frames are that another domain has mapped.
+    """
+
+    def __init__(self, remembered: Callable[[int], bool]) -> None:
         self._by_domid: dict[int, Resident] = {}
+        self._remembered = remembered
+        self._next_domid = 1
         self.dom0: EventChannels
+        self.past = Counts()
+        """What those have done that are gone."""
 
     def __iter__(self) -> Iterator[Resident]:
         return iter(self._by_domid.values())
@@ -43,6 +117,18 @@ class Residents:
     def __getitem__(self, domid: int) -> Resident:
         return self._by_domid[domid]
 
+    def next_domid(self) -> int:
+        """A number for a new domain: the one that has been free for the longest time.
+
+        Event channels and grant entries of others may still name a domain that is gone.
+        """
+        for _ in range(1, DOMID_FIRST_RESERVED):
+            domid = self._next_domid
+            self._next_domid = domid % (DOMID_FIRST_RESERVED - 1) + 1
+            if domid not in self._by_domid and not self._remembered(domid):
+                return domid
+        raise ConfigError("All domain numbers are in use.")
+
     def get(self, domid: int) -> Resident | None:
         """The record of a domain, which may have ended."""
         return self._by_domid.get(domid)
@@ -52,14 +138,14 @@ class Residents:
         assert resident.domain.domid not in self._by_domid
         self._by_domid[resident.domain.domid] = resident
 
-    def remove(self, domid: int) -> None:
-        """Forget a domain that has been taken apart."""
-        del self._by_domid[domid]
+    def remove(self, resident: Resident) -> None:
+        """Forget a domain that has been taken apart, or was never complete."""
+        del self._by_domid[resident.domain.domid]
 
     def any_domain(self, domid: int) -> Domain | None:
         """A domain that lives or has not been taken apart."""
         found = self._by_domid.get(domid)
-        return None if found is None or found.buried else found.domain
+        return None if found is None else found.domain
 
     def domain(self, domid: int) -> Domain | None:
         """A domain that lives or is suspended."""
@@ -74,3 +160,10 @@ class Residents:
             return self.dom0
         found = self.domain(domid)
         return found.events if found is not None else None
+
+    def counts(self) -> Counts:
+        """What all domains together have done, those included that are gone."""
+        total = Counts()
+        for counts in (self.past, *(resident.counts() for resident in self)):
+            total.add(counts)
+        return total

@@ -12,9 +12,10 @@ from pyhv.abi.numbers import Shutdown, VcpuState, Virq
 from pyhv.board import Board
 from pyhv.cpu import vmcb as v
 from pyhv.domain.domain import Domain
+from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
-from pyhv.errors import ConfigError
 from pyhv.events.timers import TimerQueue
+from pyhv.hypercalls.context import WATCHDOGS
 from pyhv.resident import Residents
 from pyhv.sched.base import Scheduler
 from pyhv.traps.report import capture
@@ -76,7 +77,8 @@ class Services:
             self._make_runnable(vcpu)
 
     def _make_runnable(self, vcpu: Vcpu) -> None:
-        if vcpu is self.running or not vcpu.online or not self.residents[vcpu.domid].domain.alive:
+        stage = self.residents[vcpu.domid].domain.life.stage
+        if vcpu is self.running or not vcpu.online or stage is not Lifecycle.RUNNING:
             return
         now = self.clock.now()
         vcpu.runstate.change(VcpuState.RUNNABLE, now)
@@ -108,10 +110,12 @@ class Services:
         if period:
             self.clock.shorten(vcpu.periodic.last + period)
 
+    def watchdog_runs(self, domain: Domain, number: int) -> bool:
+        """Whether a domain watchdog is armed."""
+        return self.timers.deadline((Timer.WATCHDOG, domain.domid, number)) is not None
+
     def set_watchdog(self, domain: Domain, number: int, deadline: int) -> None:
         """Arm a domain watchdog; 0 disarms."""
-        timer = domain.watchdogs[number]
-        timer.running, timer.deadline = bool(deadline), deadline
         key = (Timer.WATCHDOG, domain.domid, number)
         if deadline:
             self._arm(key, deadline)
@@ -119,15 +123,16 @@ class Services:
             self.timers.cancel(key)
 
     def start_vcpu(self, vcpu: Vcpu) -> None:
-        """Bring a vCPU up."""
+        """Bring a vCPU up; it runs if its domain does."""
         if vcpu.context.is_empty:
             prepare_vcpu(vcpu)
         vcpu.online = True
         now = self.clock.now()
-        vcpu.runstate.change(VcpuState.RUNNABLE, now)
         vcpu.periodic.last = now
-        if self.scheduler.wake(vcpu, now):
-            self.clock.shorten(now)
+        if self.residents[vcpu.domid].domain.life.stage is Lifecycle.RUNNING:
+            vcpu.runstate.change(VcpuState.RUNNABLE, now)
+            if self.scheduler.wake(vcpu, now):
+                self.clock.shorten(now)
 
     def stop_vcpu(self, vcpu: Vcpu) -> None:
         """Take a vCPU down."""
@@ -137,15 +142,20 @@ class Services:
         self.scheduler.sleep(vcpu, now)
         self.set_timer(vcpu, 0)
 
+    # -- the life of a domain ----------------------------------------------------------------------------
+
     def end_domain(self, domain: Domain, reason: int) -> None:
         """The guest has shut itself down, for the reason that it has announced if it has announced one."""
-        if domain.shutdown_code is not None:
-            reason = domain.shutdown_code
-        domain.shut_down(reason, "the guest reported a crash" if reason == Shutdown.CRASH else None)
+        life = domain.life
+        if life.announced is not None:
+            reason = life.announced
+        life.shut_down(reason, "the guest reported a crash" if reason == Shutdown.CRASH else None)
         if reason == Shutdown.CRASH:
             self._report(domain, "the guest reported a crash")
         elif domain.suspended:
-            self._suspend(domain)
+            self.residents[domain.domid].wiring.console_event()  # the end of this turn passes it on
+            domain.suspender = domain.loaded
+            self._stop_running(domain)
 
     def halt_domain(self, domain: Domain) -> None:
         """The domain's last vCPU has gone down: to Xen a power-off, but hardly ever one that was meant.
@@ -154,36 +164,54 @@ class Services:
         """
         if not domain.alive:
             return
-        if domain.shutdown_code is None:
-            domain.halted = True
+        if domain.life.announced is None:
+            domain.life.halted = True
             self._report(domain, "it halted for good: its last vCPU went down, and it never shut down")
         self.end_domain(domain, Shutdown.POWEROFF)
 
-    def _suspend(self, domain: Domain) -> None:
-        """All vCPUs stop. Events and timers still come; they are seen after `resume`."""
-        self.residents[domain.domid].wiring.console_event()  # the end of this turn passes it on
-        domain.suspender = domain.loaded
+    def pause(self, domain: Domain) -> None:
+        """`Machine.pause`."""
+        domain.life.become(Lifecycle.PAUSED)
+        self._stop_running(domain)
+
+    def unpause(self, domain: Domain) -> None:
+        """`Machine.unpause`."""
+        domain.life.become(Lifecycle.RUNNING)
+        self._run_on(domain)
+
+    def resume(self, domain: Domain, *, cancelled: bool) -> None:
+        """`Machine.resume`."""
+        dispatcher, suspender = self.residents[domain.domid].dispatcher, domain.suspender
+        if suspender is not None:
+            dispatcher.load(suspender)
+            domain.engine.vmcb.q[v.RAX] = int(cancelled)
+        domain.life.resume()
+        domain.suspender = None
+        self._run_on(domain)
+
+    def _stop_running(self, domain: Domain) -> None:
+        """All vCPUs stop; one that runs, when its exit is done. What comes meanwhile waits for them."""
         now = self.clock.now()
+        self.leave_processor(domain)
         for vcpu in domain.vcpus:
             if vcpu.online and vcpu is not self.running:
                 if not vcpu.blocked:
                     vcpu.runstate.change(VcpuState.OFFLINE, now)
                 self.scheduler.sleep(vcpu, now)
 
-    def resume(self, domain: Domain, *, cancelled: bool) -> None:
-        """`Machine.resume`."""
-        if not domain.suspended:
-            raise ConfigError(f"{domain.name} is not suspended, so it cannot be resumed.")
-        dispatcher, suspender = self.residents[domain.domid].dispatcher, domain.suspender
-        if suspender is not None:
-            dispatcher.load(suspender)
-            domain.engine.vmcb.q[v.RAX] = int(cancelled)
-        domain.shutdown_reason = domain.shutdown_code = domain.suspender = None
+    def leave_processor(self, domain: Domain) -> None:
+        """If one of the domain's vCPUs runs, its turn is over when its present exit is done."""
+        if self.running in domain.vcpus:
+            self.residents[domain.domid].dispatcher.call.reschedule = True
+
+    def _run_on(self, domain: Domain) -> None:
+        """All vCPUs that wait for nothing are runnable again."""
         now = self.clock.now()
         for vcpu in domain.vcpus:
-            if vcpu.online and not vcpu.blocked:
+            if vcpu.online and not vcpu.blocked and vcpu is not self.running:
                 vcpu.runstate.change(VcpuState.RUNNABLE, now)
-                self.scheduler.wake(vcpu, now)
+                if self.scheduler.wake(vcpu, now):
+                    self.clock.shorten(now)
 
     def crash(self, domain: Domain, cause: str) -> None:
         """The guest did something fatal."""
@@ -219,5 +247,5 @@ class Services:
             self.scheduler.remove(vcpu)
             self.set_timer(vcpu, 0)
             self.timers.cancel((Timer.POLL, domain.domid, vcpu.number))
-        for number in range(len(domain.watchdogs)):
+        for number in range(WATCHDOGS):
             self.timers.cancel((Timer.WATCHDOG, domain.domid, number))

@@ -48,8 +48,7 @@ def take_apart(board: Board, resident: Resident, residents: Residents, store: St
 def release_memory(board: Board, resident: Resident) -> None:
     """Give back all frames of a domain whose page tables are gone."""
     frames, physical, domain = board.frames, board.physical, resident.domain
-    for mfn in resident.wiring.rings:
-        frames.drop_writable(mfn)
+    resident.wiring.detach()
     physical.invalidators.remove(domain.engine.invalidate_code)
     physical.executors.remove(domain.tables)
     for mfn in domain.grants.destroy():

@@ -14,7 +14,8 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.guests.build import BUILTIN, build, build_builtin
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
+from pyhv.until import Outcome
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")

@@ -21,16 +21,18 @@ from pathlib import Path
 import click
 
 from pyhv.abi.numbers import Shutdown
-from pyhv.cli import consoles, terminal
+from pyhv.cli import consoles, loop, terminal
 from pyhv.cli.messages import say
 from pyhv.cli.verdict import OTHER_ENDS, Convention, Report, Watcher, readable, worst
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import ExitCode
 from pyhv.loader.image import KernelImage
-from pyhv.machine import InputSource, Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
 from pyhv.observe.trace import Trace
+from pyhv.resident import Ended
+from pyhv.until import AllEnded, Nanoseconds, Outcome, Until, When
 
 TAIL_LINES = 12
 """Console lines that go into a crash report."""
@@ -70,9 +72,26 @@ class Seat:
 
     guest: Guest
     domain: Domain
+    """Not to be looked at when it has `ended`."""
     watcher: Watcher
     tail: consoles.Tail
     prefixed: consoles.Prefixed | None
+    ended: Ended | None = None
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+        return self.guest.config.name
+
+    @property
+    def goes_on(self) -> bool:
+        """It has neither ended nor suspended itself."""
+        return self.ended is None and self.domain.alive
+
+    @property
+    def reason(self) -> int | None:
+        """Why it has ended or suspended itself."""
+        return self.domain.life.reason if self.ended is None else self.ended.reason
 
     def finish(self) -> None:
         """The guest will print no more."""
@@ -98,6 +117,12 @@ class Session:
         self.hypervisor_console = HypervisorConsole(shown=self.plan.verbose)
         self.machine.services.debug_sink = self.hypervisor_console.output
 
+    def domain_ended(self, ended: Ended) -> None:
+        """A domain has been taken apart."""
+        for seat in self.seats:
+            if seat.domain.domid == ended.domid:
+                seat.ended = ended
+
     def run(self) -> Outcome:
         """Run until the machine has an outcome; the terminal is restored whatever happens."""
         with ExitStack() as stack:
@@ -112,7 +137,7 @@ class Session:
                 source = terminal.Keyboard(fd, self._feed, self._leave)
             elif fd is not None:
                 source = consoles.Input(fd, self._feed, signals.retire)
-            inputs: list[InputSource] = []
+            inputs: list[loop.InputSource] = []
             if source is not None:
                 stack.callback(source.close)
                 inputs = [signals, source]
@@ -125,7 +150,10 @@ class Session:
             gc.freeze()  # what exists now stays: the collector need not look at it at every turn
             began = time.monotonic_ns()
             try:
-                return self.machine.run(timeout_ns=self.plan.timeout_ns, inputs=inputs, stop=stop)
+                until: Until = AllEnded()
+                if self.plan.timeout_ns is not None:
+                    until |= Nanoseconds(self.plan.timeout_ns)
+                return loop.run(self.machine, until | When(stop), inputs)
             except consoles.OutputClosed:
                 self.left = True
                 return Outcome.STOPPED
@@ -158,8 +186,8 @@ class Session:
         An interruption decides alone: the run was not over. Else the gravest of the machine's outcome and
         each guest's verdict.
         """
-        codes = [self._judge(seat) for seat in self.seats if not seat.domain.alive]
-        running = ", ".join(seat.domain.name for seat in self.seats if seat.domain.alive)
+        codes = [self._judge(seat) for seat in self.seats if not seat.goes_on]
+        running = ", ".join(seat.name for seat in self.seats if seat.goes_on)
         if self.signal:
             return 128 + self.signal
         if outcome is Outcome.STOPPED:
@@ -167,35 +195,35 @@ class Session:
         if outcome is Outcome.DEADLOCK:
             say(f"deadlock: {running} wait for events, and nothing is left that could cause one")
             codes.append(ExitCode.DEADLOCK)
-            codes += [self._unfinished(seat) for seat in self.seats if seat.domain.alive]
+            codes += [self._unfinished(seat) for seat in self.seats if seat.goes_on]
         elif outcome is Outcome.TIMEOUT:
             say(f"the time budget is spent; still running: {running}")
             codes.append(ExitCode.TIMEOUT)
-            codes += [self._unfinished(seat) for seat in self.seats if seat.domain.alive]
+            codes += [self._unfinished(seat) for seat in self.seats if seat.goes_on]
         return worst(codes)
 
     def _judge(self, seat: Seat) -> ExitCode:
         """One guest that has ended. Only one that powered off can have succeeded."""
-        domain = seat.domain
-        reason = domain.shutdown_reason
-        if reason in (Shutdown.CRASH, Shutdown.WATCHDOG) or domain.halted:
+        ended = seat.ended
+        reason = seat.reason
+        if reason in (Shutdown.CRASH, Shutdown.WATCHDOG) or (ended is not None and ended.halted):
             self._tell_crash(seat)
             return ExitCode.CRASH
         code = ExitCode.OK
         if reason == Shutdown.POWEROFF:
             if self.plan.verbose:
-                say(f"{domain.name} powered off")
+                say(f"{seat.name} powered off")
         elif reason in list(Shutdown):
-            say(f"{domain.name} {OTHER_ENDS[Shutdown(reason)]}")
+            say(f"{seat.name} {OTHER_ENDS[Shutdown(reason)]}")
             code = ExitCode.ENDED
         else:
-            say(f"{domain.name} ended itself: reason {reason}, which is none of Xen's")
+            say(f"{seat.name} ended itself: reason {reason}, which is none of Xen's")
             code = ExitCode.FAILURE
         convention = seat.watcher.convention
         verdict = convention.code()
         if verdict is not ExitCode.OK:
             reason_text = f": {convention.reason}" if convention.reason else ""
-            say(f"{domain.name} {convention.report.value}{reason_text}")
+            say(f"{seat.name} {convention.report.value}{reason_text}")
         code = worst([code, verdict])
         if code is not ExitCode.OK:
             self._tell_last_words(seat)
@@ -207,16 +235,16 @@ class Session:
         convention = seat.watcher.convention
         if convention.report is not Report.FAILURE:
             return ExitCode.OK
-        say(f"{seat.domain.name} {convention.report.value}: {convention.reason}")
+        say(f"{seat.name} {convention.report.value}: {convention.reason}")
         return ExitCode.FAILURE
 
     def _tell_crash(self, seat: Seat) -> None:
-        domain = seat.domain
-        report = self.machine.residents[domain.domid].report
+        ended = seat.ended
+        report = None if ended is None else ended.report
         tail = seat.tail.lines(TAIL_LINES)
         if report is None:
-            cause = domain.crash_cause or "it said so itself"
-            say(f"{domain.name} crashed: {cause}")
+            cause = (ended.cause if ended is not None else None) or "it said so itself"
+            say(f"{seat.name} crashed: {cause}")
             for line in tail if self.plan.console == "none" else []:
                 click.echo(f"  {readable(line)}", err=True)
         else:
@@ -232,7 +260,7 @@ class Session:
         """
         lines = self.hypervisor_console.tail(seat.domain, TAIL_LINES)
         if lines and not self.plan.verbose:  # else all of it has been shown
-            say(f"last lines of {seat.domain.name} on the hypervisor's console:")
+            say(f"last lines of {seat.name} on the hypervisor's console:")
             for line in lines:
                 click.echo(f"  {readable(line)}", err=True)
 
@@ -303,6 +331,7 @@ def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:
         ramdisk=guest.ramdisk,
         cmdline=guest.command_line,
         console=consoles.Fan(watcher, tail, prefixed or target),
+        on_end=session.domain_ended,
     )
     if plan.verbose:
         pages = guest.config.memory_pages

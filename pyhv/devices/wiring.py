@@ -68,7 +68,15 @@ class Wiring:
         self.store = XenstoreRing(store, self.connection, lambda: dom0.send(ports["store"]))
         ports["console"] = dom0.bind_callback(domid, CONSOLE_PORT, self.console_event)
         self._console_port = ports["console"]
+        self._ports = ports
         ports["store"] = dom0.bind_callback(domid, STORE_PORT, self.store_event)
+
+    def detach(self) -> None:
+        """The domain is gone: close the ports, give up the rings."""
+        for port in self._ports.values():
+            self._dom0.close(port)
+        for mfn in self.rings:
+            self._frames.drop_writable(mfn)
 
     def console_event(self) -> None:
         """The guest rang: take what it wrote. It goes on when the turn ends, or much has come together."""

@@ -10,6 +10,7 @@ from pyhv.address import Mfn
 from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
 from pyhv.domain.config import DomainConfig
+from pyhv.domain.lifecycle import Life, Lifecycle
 from pyhv.domain.vcpu import Vcpu
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
@@ -18,14 +19,6 @@ from pyhv.grants.table import GrantTable
 from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
 from pyhv.mmu.paging import DomainArea, L4Cache
 from pyhv.mmu.tables import PageTables
-
-
-@dataclass(slots=True)
-class Watchdog:
-    """One of the two domain watchdog timers: deadline in ns."""
-
-    deadline: int = 0
-    running: bool = False
 
 
 @dataclass(slots=True)
@@ -39,7 +32,7 @@ class Assists:
 
 
 class Domain:
-    """One guest: memory, page tables, ports, grants, vCPUs, and why it ended.
+    """One guest: memory, page tables, ports, grants, vCPUs, and its life.
 
     The machine builds it in stages; a handler that gets a `Domain` sees all attributes set.
     """
@@ -67,20 +60,14 @@ class Domain:
         self.memory = GuestMemory(physical, width)
         self.shared_info = FramePage(physical, shared_info)
         self.assists = Assists()
-        self.watchdogs = [Watchdog(), Watchdog()]
         self.max_pages = config.memory_pages
         self.e820: bytes | None = None
         """The memory map that the guest has set for itself; None: all its memory from 0 on."""
         self.tot_pages = 0
-        self.shutdown_reason: int | None = None
-        self.shutdown_code: int | None = None
-        """What the guest wants its shutdown to be recorded as, whatever it will say then."""
+        self.life = Life()
+        """Whether it runs, and how it ended."""
         self.suspender: Vcpu | None = None
         """The vCPU whose call suspended the domain, and waits for its result."""
-        self.crash_cause: str | None = None
-        self.halted = False
-        """It never shut down: its last vCPU went down, which Xen takes for a power-off."""
-        self.dying = False
         self.vcpus = [
             Vcpu(domid, number, config, self.memory, self.shared_info, clock)
             for number in range(config.vcpus)
@@ -105,18 +92,36 @@ class Domain:
     @property
     def alive(self) -> bool:
         """Neither shut down nor crashed."""
-        return self.shutdown_reason is None
+        return self.life.going_on
 
     @property
     def suspended(self) -> bool:
         """Shut down to be resumed: nothing of it runs, and nothing of it is lost."""
-        return self.shutdown_reason == Shutdown.SUSPEND
+        return self.life.stage is Lifecycle.SUSPENDED
+
+    @property
+    def shutdown_reason(self) -> int | None:
+        """`Life.reason`."""
+        return self.life.reason
+
+    @property
+    def crash_cause(self) -> str | None:
+        """`Life.cause`."""
+        return self.life.cause
+
+    @property
+    def halted(self) -> bool:
+        """`Life.halted`."""
+        return self.life.halted
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended as a crash (its own or the hypervisor's verdict)."""
+        return self.life.reason == Shutdown.CRASH
 
     def shut_down(self, reason: int, cause: str | None = None) -> None:
-        """Record why the domain ended; the first reason stays."""
-        if self.shutdown_reason is None:
-            self.shutdown_reason = reason
-            self.crash_cause = cause
+        """`Life.shut_down`."""
+        self.life.shut_down(reason, cause)
 
     def fill_hypercall_page(self, pfn: int) -> bool:
         """Write the hypercall stubs into the guest's page `pfn`; False if it is not writable."""
@@ -134,11 +139,6 @@ class Domain:
         own = frames.owned_by(self.domid)
         found = own[frames.m2p_np[own] == pfn]
         return Mfn(int(found[0])) if found.size else None
-
-    @property
-    def crashed(self) -> bool:
-        """Whether it ended as a crash (its own or the hypervisor's verdict)."""
-        return self.shutdown_reason == Shutdown.CRASH
 
     def set_wallclock(self, utc_ns: int) -> None:
         """Write the UTC time of machine time 0 into shared_info."""

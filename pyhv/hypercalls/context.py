@@ -27,6 +27,10 @@ _STEPS_A_TABLE = 16
 """What approving or dropping a whole page table costs, in steps: it is as much work as so many hypercalls."""
 
 
+WATCHDOGS = 2
+"""Watchdog timers of a domain."""
+
+
 class Processor(Protocol):
     """The calling vCPU's processor."""
 
@@ -101,6 +105,9 @@ class Host(Protocol):
 
     def set_periodic(self, vcpu: Vcpu, period: int) -> None:
         """Arm the periodic timer with a period in ns, 0 disarms."""
+
+    def watchdog_runs(self, domain: Domain, number: int) -> bool:
+        """Whether a domain watchdog is armed."""
 
     def set_watchdog(self, domain: Domain, number: int, deadline: int) -> None:
         """Arm a domain watchdog (ns), 0 disarms."""

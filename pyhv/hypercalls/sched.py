@@ -6,7 +6,7 @@ from pyhv.abi.numbers import Hypercall, Sched
 from pyhv.abi.structs import RemoteShutdown, SchedPoll, SchedShutdown, SchedWatchdog
 from pyhv.errors import XenError
 from pyhv.events.timers import set_timer_deadline
-from pyhv.hypercalls.context import Call
+from pyhv.hypercalls.context import WATCHDOGS, Call
 from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
@@ -76,8 +76,8 @@ def shutdown(call: Call, argument: int) -> int:
 def shutdown_code(call: Call, argument: int) -> int:
     """Say for which reason the domain will have ended, however it ends; only the first word counts."""
     reason = call.read(SchedShutdown, argument).reason
-    if call.domain.shutdown_code is None:
-        call.domain.shutdown_code = reason & 0xFF
+    if call.domain.life.announced is None:
+        call.domain.life.announced = reason & 0xFF
     return 0
 
 
@@ -111,19 +111,19 @@ def watchdog(call: Call, argument: int) -> int:
     ENOSPC: both are in use; EINVAL: no such watchdog, or not in use.
     """
     request = call.read(SchedWatchdog, argument)
-    timers = call.domain.watchdogs
-    deadline = max(call.host.now(), 1) + request.timeout * _SECOND
+    domain, host = call.domain, call.host
+    deadline = max(host.now(), 1) + request.timeout * _SECOND
     if request.id == 0:
-        for number, timer in enumerate(timers):
-            if not timer.running:
-                call.host.set_watchdog(call.domain, number, deadline)
+        for number in range(WATCHDOGS):
+            if not host.watchdog_runs(domain, number):
+                host.set_watchdog(domain, number, deadline)
                 return number + 1
         raise XenError(Errno.ENOSPC, "both watchdogs are in use")
-    if request.id > len(timers):
+    if request.id > WATCHDOGS:
         raise XenError(Errno.EINVAL, f"no watchdog {request.id}")
-    if not timers[request.id - 1].running:
+    if not host.watchdog_runs(domain, request.id - 1):
         raise XenError(Errno.EINVAL, f"watchdog {request.id} is not in use")
-    call.host.set_watchdog(call.domain, request.id - 1, deadline if request.timeout else 0)
+    host.set_watchdog(domain, request.id - 1, deadline if request.timeout else 0)
     return 0
 
 

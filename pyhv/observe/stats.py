@@ -4,7 +4,6 @@
 The machine counts as it goes; this module only reads it, when the run is over.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,10 +47,7 @@ def collect(machine: Machine, real_ns: int) -> Statistics:
 
     `real_ns` is how long it ran.
     """
-    dispatchers = [resident.dispatcher for resident in machine.residents]
-    domains = [resident.domain for resident in machine.residents]
-    by_kind = _sum(dispatcher.counts for dispatcher in dispatchers)
-    by_number = _sum(dispatcher.hypercalls for dispatcher in dispatchers)
+    counts = machine.residents.counts()
     clock = machine.clock
     return Statistics(
         machine_ns=clock.now(),
@@ -60,21 +56,13 @@ def collect(machine: Machine, real_ns: int) -> Statistics:
         guest_ns=machine.guest_ns,
         handler_ns=machine.stopwatch.spent_ns,
         code_bytes=clock.code_bytes if isinstance(clock, VirtualClock) else None,
-        exits=_ranked({kind.name.lower(): by_kind.get(kind, 0) for kind in ExitKind}),
-        hypercalls=_ranked({hypercall_name(number): count for number, count in by_number.items()}),
-        unknown_hypercalls=sum(dispatcher.unknown_hypercalls for dispatcher in dispatchers),
-        table_updates=sum(domain.tables.updates for domain in domains),
-        emulated=sum(dispatcher.emulated for dispatcher in dispatchers),
-        events=sum(dispatcher.events_delivered for dispatcher in dispatchers),
+        exits=_ranked({kind.name.lower(): counts.exits[kind] for kind in ExitKind}),
+        hypercalls=_ranked({hypercall_name(number): count for number, count in enumerate(counts.hypercalls)}),
+        unknown_hypercalls=counts.unknown_hypercalls,
+        table_updates=counts.table_updates,
+        emulated=counts.emulated,
+        events=counts.events,
     )
-
-
-def _sum(rows: Iterable[list[int]]) -> dict[int, int]:
-    totals: dict[int, int] = {}
-    for row in rows:
-        for number, count in enumerate(row):
-            totals[number] = totals.get(number, 0) + count
-    return totals
 
 
 def _ranked(counts: dict[str, int]) -> dict[str, int]:

@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"hypercalls", "devices", "loader"},
     {"traps"},
     {"resident"},
+    {"until"},
     {"services", "undertaker"},
     {"domain_builder"},
     {"machine"},

@@ -16,7 +16,8 @@ from pyhv.devices import wiring
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, Outcome
+from pyhv.machine import Machine
+from pyhv.until import Outcome, When
 
 LINES = 3000
 LINE = "line 1234567\n"
@@ -170,7 +171,7 @@ def test_a_guest_that_waits_for_something_else_is_not_woken() -> None:
 def test_output_is_there_as_soon_as_the_guest_sleeps(virtual_time: bool) -> None:
     with machine(virtual_time=virtual_time) as made:
         domain, sink = create(made, printer("", 3, SLEEP + "succeed"))
-        assert made.run(timeout_ns=10 * SECOND, stop=lambda: domain.vcpus[0].blocked) is Outcome.STOPPED
+        assert made.run(When(lambda: domain.vcpus[0].blocked), timeout_ns=10 * SECOND) is Outcome.STOPPED
         assert sink.data == expected(3).encode()
 
 

@@ -7,7 +7,7 @@ with it, `ticker` beside it ticks on, and the machine's time budget still ends t
 
 import pytest
 
-from pyhv.machine import Outcome
+from pyhv.until import Outcome
 
 PRELUDE = """
 # endless - feeds one page to a hypercall for ever

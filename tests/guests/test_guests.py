@@ -5,8 +5,8 @@ import pytest
 
 from pyhv.abi.numbers import Shutdown
 from pyhv.guests.build import BUILTIN
-from pyhv.machine import Outcome
 from pyhv.sched import SCHEDULERS
+from pyhv.until import Outcome
 
 PAIRS = {"ping": "pong", "pong": "ping"}
 VCPUS = {"smp32": 2}
@@ -55,8 +55,9 @@ def test_the_same_run_twice(bench) -> None:
         machine = bench()
         for name in ("ticker", "usermode", "ping", "pong"):
             machine.add(name)
+        residents = list(machine.machine.residents)
         assert machine.run() is Outcome.ENDED
-        counts = [machine.machine.residents[domain.domid].dispatcher.counts for domain in machine.domains]
+        counts = [resident.dispatcher.counts for resident in residents]
         outputs.append(([console.data for console in machine.consoles], counts))
     assert outputs[0] == outputs[1]
 

@@ -36,7 +36,7 @@ from pyhv.hypercalls import grants as grant_calls
 from pyhv.hypercalls import vcpu as vcpu_calls
 from pyhv.hypercalls.guest_context import GuestContext
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu import tables
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory
@@ -45,6 +45,7 @@ from pyhv.mmu.tables import PageTables
 from pyhv.traps import longmode, msr
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu
+from pyhv.until import Outcome
 
 ROOT = Path(__file__).parents[2]
 PAGES = 4096
@@ -80,19 +81,19 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
     machine = Machine(MachineConfig(3 * PAGES, virtual_time=virtual))
     try:
         free = machine.frames.free_count
-        sinks = {}
+        sinks, domains = {}, []
         for guest in ("ping", "pong", name):
             sinks[guest] = Sink()
             config = DomainConfig(guest, PAGES, vcpus=2 if guest == name else 1)
-            machine.create(load_image(build_builtin(guest), guest), config, console=sinks[guest])
+            image = load_image(build_builtin(guest), guest)
+            domains.append(machine.create(image, config, console=sinks[guest]))
         machine.introduce_peers()
         auditor = Auditor(machine)
         machine.observe(auditor)
         outcome = machine.run(timeout_ns=60 * SECOND)
         said = {guest: sink.data.decode("latin-1") for guest, sink in sinks.items()}
         assert outcome is Outcome.ENDED, said
-        for guest, resident in zip(sinks, machine.residents, strict=True):
-            domain = resident.domain
+        for guest, domain in zip(sinks, domains, strict=True):
             assert "SUCCESS\n" in said[guest], said[guest][-600:]
             assert "FAIL" not in said[guest]
             assert domain.shutdown_reason == Shutdown.POWEROFF
@@ -100,7 +101,7 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         assert auditor.endings >= 3
         assert machine.audit() == []
         assert machine.frames.free_count == free
-        assert all(not machine.frames.owned_by(domid).size for domid in range(1, len(machine.residents) + 1))
+        assert all(not machine.frames.owned_by(domid).size for domid in range(1, len(domains) + 1))
     finally:
         machine.close()
 

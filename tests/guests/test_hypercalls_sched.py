@@ -16,7 +16,7 @@ from pyhv.abi.structs import (
     SchedShutdown,
     SchedWatchdog,
 )
-from pyhv.machine import Outcome
+from pyhv.until import Outcome
 
 
 def poll(guest: Paused, ports: list[int], count: int | None = None, at: int = 0) -> int:
@@ -117,7 +117,7 @@ def test_the_old_form_takes_its_arguments_by_value(guest: Paused) -> None:
 def test_other_scheduling_operations(guest: Paused) -> None:
     assert guest.sched_op(Sched.YIELD) == 0
     assert guest.sched_op(Sched.SHUTDOWN_CODE, SchedShutdown(reason=Shutdown.REBOOT)) == 0
-    assert guest.domain.shutdown_code == Shutdown.REBOOT
+    assert guest.domain.life.announced == Shutdown.REBOOT
     assert guest.domain.alive
     assert guest.sched_op(Sched.REMOTE_SHUTDOWN, RemoteShutdown(domain_id=0)) == -Errno.EPERM
     assert guest.sched_op(Sched.REMOTE_SHUTDOWN, RemoteShutdown(domain_id=77)) == -Errno.ESRCH

@@ -17,7 +17,7 @@ from pyhv.hypercalls.context import Again
 from pyhv.hypercalls.guest_context import GuestContext
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
-from pyhv.machine import Outcome
+from pyhv.until import Outcome
 
 UNMAPPED = 0x7FFF00000000
 

@@ -21,11 +21,13 @@ from pyhv.abi.structs import (
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.cpu.exits import ExitRecord
 from pyhv.domain.config import DomainConfig
+from pyhv.domain.lifecycle import Lifecycle
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.frames import L1, SEGDESC, WRITABLE
+from pyhv.until import AllEnded, Outcome, When
 
 PAGES = 1024
 SECOND = 1_000_000_000
@@ -164,12 +166,14 @@ def house(*names: str) -> Iterator[House]:
 def test_memory_is_sound_all_the_time(name: str) -> None:
     with house(name) as home:
         machine = home.machine
+        domain = machine.residents[1].domain
         assert machine.audit() == []
         auditor = Auditor(machine, 7)
         machine.observe(auditor)
         assert machine.run(timeout_ns=10 * SECOND) is Outcome.ENDED
         assert auditor.audits or name in ("hello", "crasher")
-        assert machine.residents[1].domain.crashed == (name == "crasher")
+        assert domain.crashed == (name == "crasher")
+        assert domain.life.stage is Lifecycle.DEAD
         assert ("SUCCESS\n" in home.output(0)) == (name != "crasher")
         assert machine.audit() == []
         assert machine.frames.free_count == home.free
@@ -194,17 +198,13 @@ def test_the_dead_leave_nothing_while_others_live() -> None:
 
         def stop() -> bool:
             for domid in (1, 2):
-                if (
-                    not machine.residents[domid].domain.alive
-                    and domid not in gone
-                    and machine.services.any_domain(domid) is None
-                ):
+                if domid not in gone and machine.residents.get(domid) is None:
                     gone.append(domid)
                     assert machine.audit() == []
                     assert not machine.frames.owned_by(domid).size
             return False
 
-        assert machine.run(timeout_ns=10 * SECOND, stop=stop) is Outcome.ENDED
+        assert machine.run(AllEnded() | When(stop), timeout_ns=10 * SECOND) is Outcome.ENDED
         assert gone == [1, 2]
         free = machine.frames.free_list()
         assert not machine.ram.tables[free].any()  # nothing that one guest knew reaches the next
@@ -358,7 +358,7 @@ class Lending:
     def kill(self, guest: Paused) -> None:
         """Let a guest end and be buried."""
         guest.domain.shut_down(0)
-        self.machine.run(stop=lambda: True)
+        self.machine.settle()
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from pyhv.cpu.ram import Ram
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
+from pyhv.until import Outcome
 
 _libc = ctypes.CDLL(None, use_errno=True)
 MIB = 256

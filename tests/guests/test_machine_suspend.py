@@ -9,7 +9,8 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, Outcome
+from pyhv.machine import Machine
+from pyhv.until import Outcome
 
 SUSPEND = """
     mov edi, SCHEDOP_shutdown
@@ -43,7 +44,7 @@ def test_a_suspended_domain_goes_on_where_it_was(cancelled: bool) -> None:
 """
     with machine(pages=2 * PAGES) as made:
         domain, sink = create(made, body)
-        with pytest.raises(ConfigError, match="not suspended"):
+        with pytest.raises(ConfigError, match="running, so it cannot be resumed"):
             made.resume(domain, cancelled=True)
         assert made.run() is Outcome.ENDED
         assert domain.suspended

@@ -5,7 +5,7 @@ import pytest
 from guest_machine import HEADER, START, TRAPS, Run, run
 
 from pyhv.cpu.exits import ExitKind
-from pyhv.machine import Outcome
+from pyhv.until import Outcome
 
 
 def crashes(body: str, *, traps: bool = False) -> Run:

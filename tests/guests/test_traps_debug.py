@@ -13,7 +13,7 @@ from pyhv.cpu.exits import ExitKind
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
-from pyhv.machine import Outcome
+from pyhv.until import Outcome
 
 pytestmark = pytest.mark.usefixtures("both_engines")
 """A tuned engine meets breakpoints by itself, a plain one runs one instruction at a time."""
@@ -504,11 +504,12 @@ def test_no_guest_notices_that_it_is_stepped(name: str) -> None:
         sink = Sink()
         image = load_image(build_builtin(name), name)
         domain = made.create(image, DomainConfig(name, PAGES), console=sink)
+        resident = made.residents[domain.domid]
         debug = domain.vcpus[0].debug
         debug[0], debug[1], debug[7] = 0x10, 0x500000, 0x400 | 1 | 4 | (ACCESS | LENGTH[4] << 2) << 20
         assert made.run(timeout_ns=20 * SECOND) is Outcome.ENDED
         assert b"SUCCESS" in sink.data, sink.data
-        steps = made.residents[domain.domid].dispatcher.counts[ExitKind.EXCEPTION]
+        steps = resident.dispatcher.counts[ExitKind.EXCEPTION]
         assert (steps > 1000) is not domain.engine.tuned
         assert made.audit() == []
 

@@ -346,7 +346,7 @@ class TwoGuests(RuleBasedStateMachine):
             return
         for side in self.sides:
             side.guest.domain.shut_down(0)
-        self.machine.run(stop=lambda: True)
+        self.machine.settle()
         assert self.machine.audit() == []
         assert self.machine.frames.free_count == self.free
         self.machine.close()

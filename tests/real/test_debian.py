@@ -20,7 +20,8 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.images import debian
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
+from pyhv.until import Outcome
 
 pytestmark = pytest.mark.debian
 
@@ -167,7 +168,7 @@ def test_a_guest_is_asked_to_stop(files: debian.DebianFiles) -> None:
     machine, domain, console = boot(files, cmdline=b"console=hvc0 quiet")
     while "PYHV-INIT-OK" not in console.text:
         assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
-    machine.request_shutdown(domain, "poweroff")
+    machine.shutdown(domain, "poweroff")
     assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
     assert not domain.crashed
     machine.close()
@@ -199,7 +200,7 @@ def test_a_suspended_guest_is_resumed(files: debian.DebianFiles, vcpus: int) -> 
     machine, domain, console = boot(files, vcpus=vcpus, cmdline=b"console=hvc0 quiet")
     while "PYHV-INIT-OK" not in console.text:
         assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
-    machine.request_shutdown(domain, "suspend")
+    machine.shutdown(domain, "suspend")
     assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
     assert domain.suspended
     assert machine.audit() == []

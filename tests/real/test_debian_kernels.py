@@ -20,7 +20,8 @@ from pyhv.domain.config import DomainConfig
 from pyhv.images import debian, kernels
 from pyhv.images.kernels import KERNELS
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
+from pyhv.until import Outcome
 
 pytestmark = pytest.mark.debian
 

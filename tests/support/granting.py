@@ -83,7 +83,7 @@ class Trio:
 
     def kill(self, guest: Paused) -> None:
         guest.domain.shut_down(0)
-        self.machine.run(stop=lambda: True)
+        self.machine.settle()
 
     def copy(self, guest: Paused, **fields: int) -> int:
         return op(guest, GnttabCopy(**fields)).status

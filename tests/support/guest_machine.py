@@ -23,10 +23,11 @@ from pyhv.errors import XenError
 from pyhv.guests.build import build
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
 from pyhv.sched.base import Scheduler
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
+from pyhv.until import Outcome
 
 PAGES = 1024
 TUNED = True
@@ -119,13 +120,14 @@ def run(
         sink = Sink()
         image = load_image(image_of(source), "guest")
         domain = made.create(image, DomainConfig("guest", pages, vcpus=vcpus), console=sink)
+        resident = made.residents[domain.domid]
         outcome = made.run(timeout_ns=timeout_ns)
         return Run(
             outcome,
             sink.data.decode("latin-1"),
             domain,
-            made.residents[domain.domid].dispatcher,
-            made.residents[domain.domid].report,
+            resident.dispatcher,
+            resident.report,
         )
 
 

@@ -3,7 +3,7 @@
 
 import io
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 from rich.console import Console
 
@@ -11,38 +11,34 @@ from pyhv.clock import VirtualClock
 from pyhv.cpu.exits import ExitKind
 from pyhv.machine import Machine
 from pyhv.observe.stats import Statistics, collect, render
+from pyhv.resident import Counts, Residents
 
 
-def dispatcher(exits: dict[ExitKind, int], calls: dict[int, int], **more: int) -> SimpleNamespace:
-    counts, hypercalls = [0] * len(ExitKind), [0] * 64
+def counts(exits: dict[ExitKind, int], calls: dict[int, int], **more: int) -> Counts:
+    made = Counts(**more)
     for kind, count in exits.items():
-        counts[kind] = count
+        made.exits[kind] = count
     for number, count in calls.items():
-        hypercalls[number] = count
-    rest: dict[str, Any] = {"unknown_hypercalls": 0, "events_delivered": 0, "emulated": 0}
-    return SimpleNamespace(counts=counts, hypercalls=hypercalls, **(rest | more))
+        made.hypercalls[number] = count
+    return made
 
 
 def statistics() -> Statistics:
     clock = VirtualClock()
     clock.advance_to(2_000_000_000)
     clock.code_bytes = 12345
+    residents = Residents(lambda _domid: False)
+    residents.past.add(
+        counts({ExitKind.HYPERCALL: 5, ExitKind.PAGE_FAULT: 9}, {1: 2, 17: 3}, emulated=4, table_updates=1)
+    )
+    residents.past.add(
+        counts({ExitKind.HYPERCALL: 1}, {1: 1, 23: 3}, unknown_hypercalls=7, events=6, table_updates=2)
+    )
     machine = SimpleNamespace(
         clock=clock,
         guest_ns=500,
         stopwatch=SimpleNamespace(spent_ns=300),
-        residents=[
-            SimpleNamespace(domain=SimpleNamespace(tables=SimpleNamespace(updates=updates)), dispatcher=made)
-            for updates, made in (
-                (1, dispatcher({ExitKind.HYPERCALL: 5, ExitKind.PAGE_FAULT: 9}, {1: 2, 17: 3}, emulated=4)),
-                (
-                    2,
-                    dispatcher(
-                        {ExitKind.HYPERCALL: 1}, {1: 1, 23: 3}, unknown_hypercalls=7, events_delivered=6
-                    ),
-                ),
-            )
-        ],
+        residents=residents,
     )
     return collect(cast(Machine, machine), real_ns=1000)
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machine's loop for a person: it runs, and descriptors of the host are waited for meanwhile.
+
+`Machine.run` knows no host. Here the same loop is made of its public parts, with `select` where there is
+nothing to run.
+"""
+
+import select
+from typing import Final, Protocol
+
+from pyhv.machine import Machine
+from pyhv.until import Outcome, Until
+
+_LOOK_NS: Final = 5_000_000
+"""Machine time after which a machine that is busy looks for input again."""
+
+
+class InputSource(Protocol):
+    """Something that brings input."""
+
+    def fileno(self) -> int:
+        """What to wait on."""
+
+    def pump(self) -> bool:
+        """It is readable: take what there is. False at its end: it is asked no more."""
+
+
+def run(machine: Machine, until: Until, sources: list[InputSource]) -> Outcome:
+    """Run until `until` says so, or nothing can ever happen again and there is no input to wait for.
+
+    Sources that end are taken off the list.
+    """
+    next_look = 0
+    until.begin(machine)
+    try:
+        while True:
+            machine.settle()
+            outcome = until.outcome(machine)
+            if outcome is not None:
+                return outcome
+            now, limit = machine.now(), until.limit()
+            if sources and now >= next_look:
+                next_look = now + _LOOK_NS
+                _take_input(sources, 0.0)
+            if not machine.step(limit) and not _wait(machine, limit, sources):
+                return Outcome.DEADLOCK
+    finally:
+        until.end(machine)
+
+
+def _wait(machine: Machine, limit: int | None, sources: list[InputSource]) -> bool:
+    """Nobody can run: let time pass, or input come. False if nothing will ever happen again."""
+    due = machine.next_deadline()
+    if due is None and not sources:
+        return False
+    now = machine.now()
+    until = min((when for when in (due, limit) if when is not None), default=None)
+    if machine.clock.deterministic and until is not None:
+        if sources:
+            _take_input(sources, 0.0)
+        machine.advance_to(max(until, now))
+    elif sources:
+        _take_input(sources, None if until is None else max(until - now, 0) / 1e9)
+    elif until is not None:
+        machine.advance_to(until)
+    return True
+
+
+def _take_input(sources: list[InputSource], wait: float | None) -> None:
+    """Let readable sources feed their guests; `wait` in seconds, None for as long as it takes."""
+    ready, _, _ = select.select(sources, [], [], wait)
+    for source in ready:
+        if not source.pump():
+            sources.remove(source)
