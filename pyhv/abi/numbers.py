@@ -236,6 +236,36 @@ class Gnttab(enum.IntEnum):
     CACHE_FLUSH = 12
 
 
+class CallbackOp(enum.IntEnum):
+    """`callback_op` commands."""
+
+    REGISTER = 0
+    UNREGISTER = 1
+
+
+class NmiOp(enum.IntEnum):
+    """`nmi_op` commands."""
+
+    REGISTER_CALLBACK = 0
+    UNREGISTER_CALLBACK = 1
+
+
+class SegmentBase(enum.IntEnum):
+    """What `set_segment_base` sets (SEGBASE)."""
+
+    FS = 0
+    GS_USER = 1
+    GS_KERNEL = 2
+    GS_USER_SEL = 3
+
+
+class ConsoleIo(enum.IntEnum):
+    """`console_io` commands."""
+
+    WRITE = 0
+    READ = 1
+
+
 class Callback(enum.IntEnum):
     """Callback types of `callback_op`."""
 
@@ -245,6 +275,13 @@ class Callback(enum.IntEnum):
     NMI = 4
     SYSENTER = 5
     SYSCALL32 = 7
+
+
+class AssistCommand(enum.IntEnum):
+    """`vm_assist` commands."""
+
+    ENABLE = 0
+    DISABLE = 1
 
 
 class Assist(enum.IntEnum):

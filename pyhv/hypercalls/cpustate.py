@@ -4,7 +4,16 @@ segment bases (public headers `xen.h`, `callback.h`, `nmi.h`).
 """
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import CALLBACKF_MASK_EVENTS, Assist, Callback, Hypercall
+from pyhv.abi.numbers import (
+    CALLBACKF_MASK_EVENTS,
+    Assist,
+    AssistCommand,
+    Callback,
+    CallbackOp,
+    Hypercall,
+    NmiOp,
+    SegmentBase,
+)
 from pyhv.abi.structs import (
     CallbackRegister,
     CallbackRegisterCompat,
@@ -177,20 +186,21 @@ def vm_assist(call: Call, command: u32, kind: u32) -> int:
 
     ENOSYS: another command; EINVAL: no such assist, or none of a guest of this width.
     """
-    if command > 1:
+    if command not in (AssistCommand.ENABLE, AssistCommand.DISABLE):
         raise XenError(Errno.ENOSYS, f"vm_assist command {command}")
     if kind not in Assist._value2member_map_ or (kind == Assist.M2P_STRICT and call.width == 32):
         raise XenError(Errno.EINVAL, f"vm_assist type {kind}")
-    if command == 0:
+    if command == AssistCommand.ENABLE:
         call.domain.assists.enabled.add(kind)
     else:
         call.domain.assists.enabled.discard(kind)
     if kind == Assist.PAE_EXTENDED_CR3 and isinstance(call.tables, PaePageTables):
-        call.tables.l3_anywhere = command == 0
+        call.tables.l3_anywhere = command == AssistCommand.ENABLE
     return 0
 
 
-_FS, _GS_USER, _GS_KERNEL, _GS_USER_SEL = range(4)
+_FS, _GS_USER, _GS_KERNEL, _GS_USER_SEL = map(int, SegmentBase)
+"""As plain numbers, since every switch of tasks comes here."""
 
 
 @hypercall(Hypercall.SET_SEGMENT_BASE)
@@ -215,9 +225,6 @@ def set_segment_base(call: Call, which: u32, base: ulong) -> int:
     return 0
 
 
-_REGISTER, _UNREGISTER = 0, 1
-
-
 @hypercall(Hypercall.CALLBACK_OP)
 def callback_op(call: Call, command: u32, argument: Ptr) -> int:
     """Register a callback (0, `CallbackRegister`), or unregister the NMI's (1, `CallbackUnregister`).
@@ -225,14 +232,14 @@ def callback_op(call: Call, command: u32, argument: Ptr) -> int:
     ENOSYS: another command (EINVAL to a 32-bit guest); EFAULT; ENOSYS: no such callback; EINVAL: an address
     that is not canonical, or another callback than the NMI's to be unregistered.
     """
-    if command == _REGISTER:
+    if command == CallbackOp.REGISTER:
         if call.width == 64:
             wide = call.read(CallbackRegister, argument)
             return _register_callback(call.vcpu, wide.type, wide.flags, 0, wide.address)
         narrow = call.read(CallbackRegisterCompat, argument)
         selector = fix_rpl(narrow.cs, 32)
         return _register_callback(call.vcpu, narrow.type, narrow.flags, selector, narrow.eip)
-    if command == _UNREGISTER:
+    if command == CallbackOp.UNREGISTER:
         kind = call.read(CallbackUnregister, argument).type
         if not _known_callback(kind, call.width):
             raise XenError(Errno.ENOSYS, f"callback type {kind}")
@@ -284,12 +291,12 @@ def nmi_op(call: Call, command: u32, argument: Ptr) -> int:
 
     ENOSYS: another command; EFAULT; EINVAL: an address that is not canonical.
     """
-    if command == 0:
+    if command == NmiOp.REGISTER_CALLBACK:
         address = call.read(XennmiCallback, argument).handler_address
         if not is_canonical(address):
             raise XenError(Errno.EINVAL, f"NMI callback at {address:#x}")
         _set_nmi(call.vcpu, address, FLAT_RING1_CS)
-    elif command == 1:
+    elif command == NmiOp.UNREGISTER_CALLBACK:
         _unset_nmi(call.vcpu)
     else:
         raise XenError(Errno.ENOSYS, f"nmi_op {command}")

@@ -2,6 +2,7 @@
 """multicall: a list of hypercalls in one (public header `xen.h`, `struct multicall_entry`)."""
 
 import struct
+from typing import Final
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
@@ -11,6 +12,8 @@ from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import HYPERCALLS, hypercall
+
+_MULTICALL: Final = int(Hypercall.MULTICALL)
 
 
 @hypercall(Hypercall.MULTICALL)
@@ -29,7 +32,7 @@ def multicall(call: Call, calls: Ptr, count: u32) -> int:
         op, _result, *arguments = layout.packer.unpack(memory.read(at, layout.size))
         op &= MASK32
         entry = HYPERCALLS[op] if op < NR_HYPERCALLS else None
-        if op == Hypercall.MULTICALL:
+        if op == _MULTICALL:
             result = -Errno.EINVAL
         elif entry is None:
             result = -Errno.ENOSYS

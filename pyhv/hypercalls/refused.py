@@ -8,7 +8,7 @@ others. The control calls look at their structure before they look at the caller
 from typing import NoReturn
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Hypercall
+from pyhv.abi.numbers import ConsoleIo, Hypercall
 from pyhv.abi.structs import Domctl, PlatformOp, Sysctl
 from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
@@ -16,7 +16,6 @@ from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32, ulong
 from pyhv.hypercalls.table import Status, hypercall
 
-_CONSOLE_WRITE = 0
 _CONSOLE_CHUNK = 4096
 _SYSCTL_VERSION, _DOMCTL_VERSION, _PLATFORM_VERSION = 0x15, 0x15, 0x0300_0001
 _DOMCTL_WITHOUT_DOMAIN = frozenset({1, 5})
@@ -29,7 +28,7 @@ def console_io(call: Call, command: u32, count: u32, buffer: Ptr) -> int:
 
     EPERM: any command but the one that writes (0); EFAULT: what comes before is written. Gives way.
     """
-    if command != _CONSOLE_WRITE:
+    if command != ConsoleIo.WRITE:
         raise XenError(Errno.EPERM, f"console_io {command} is for the owner of the console")
     written = 0
     while written < count:

@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Hypercalls that shape a vCPU: trap table, callbacks, stacks, segments, descriptor tables, ports."""
+"""Hypercalls that shape a vCPU: trap table, callbacks, stacks, segment bases, assists, ports."""
 
 import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
+from guest_machine import UNMAPPED, Paused, paused
 
-from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Assist, Callback, Hypercall, Physdev
+from pyhv.abi.numbers import (
+    Assist,
+    AssistCommand,
+    Callback,
+    CallbackOp,
+    NmiOp,
+    Physdev,
+    SegmentBase,
+)
+from pyhv.abi.physdev import PhysdevSetIobitmap, PhysdevSetIopl
+from pyhv.abi.structs import CallbackRegister, CallbackUnregister, TrapInfo, XennmiCallback
+from pyhv.abi.x86 import FLAT_RING3_CS64
 from pyhv.cpu import vmcb as v
-from pyhv.mmu.frames import SEGDESC, WRITABLE
 
-UNMAPPED = 0x7FFF00000000
 HOLE = 0xFFFF800000000000
+BASES = (SegmentBase.FS, SegmentBase.GS_USER, SegmentBase.GS_KERNEL)
 GP, PF, NP = 13, 14, 11
 
 
@@ -29,7 +38,7 @@ def guest() -> Iterator[Paused]:
 
 
 def trap(vector: int, address: int, flags: int = 0) -> bytes:
-    return struct.pack("<BBHIQ", vector, flags, 0xE033, 0, address)
+    return TrapInfo(vector=vector, flags=flags, cs=FLAT_RING3_CS64, address=address).pack()
 
 
 def test_trap_table_replaces_what_it_names_and_null_clears_all(guest: Paused) -> None:
@@ -57,7 +66,7 @@ def test_an_unreadable_trap_table(guest: Paused) -> None:
 
 
 def test_a_trap_table_without_an_end_stops_at_the_end_of_its_mapping(guest: Paused) -> None:
-    assert guest.update_va_mapping(guest.page(3), 0, 2) == 0
+    assert guest.unmap(guest.page(3)) == 0
     assert guest.set_trap_table(guest.put(trap(9, 0x1000) * 256, 0x2000)) == -Errno.EFAULT
     assert guest.vcpu.traps[9] == (0x1000, 0)
 
@@ -66,7 +75,12 @@ def test_a_trap_table_without_an_end_stops_at_the_end_of_its_mapping(guest: Paus
 
 
 def callback(guest: Paused, kind: int, address: int, flags: int = 0) -> int:
-    return guest.call(Hypercall.CALLBACK_OP, 0, guest.put(struct.pack("<HHIQ", kind, flags, 0, address)))
+    request = CallbackRegister(type=kind, flags=flags, address=address)
+    return guest.callback_op(CallbackOp.REGISTER, request)
+
+
+def unregister(guest: Paused, kind: int) -> int:
+    return guest.callback_op(CallbackOp.UNREGISTER, CallbackUnregister(type=kind))
 
 
 @pytest.mark.parametrize(
@@ -90,13 +104,13 @@ def test_callbacks_are_registered(guest: Paused, kind: Callback, name: str, flag
 def test_the_nmi_callback_is_an_entry_of_the_trap_table(guest: Paused) -> None:
     assert callback(guest, Callback.NMI, 0x4000) == 0
     assert guest.vcpu.traps[2][0] == 0x4000
-    assert guest.call(Hypercall.CALLBACK_OP, 1, guest.put(struct.pack("<H", Callback.NMI))) == 0
+    assert unregister(guest, Callback.NMI) == 0
     assert guest.vcpu.traps[2] == (0, 0)
-    assert guest.call(Hypercall.NMI_OP, 0, guest.put(struct.pack("<Q", 0x5000))) == 0
+    assert guest.nmi_op(NmiOp.REGISTER_CALLBACK, XennmiCallback(handler_address=0x5000)) == 0
     assert guest.vcpu.traps[2][0] == 0x5000
-    assert guest.call(Hypercall.NMI_OP, 1, 0) == 0
+    assert guest.nmi_op(NmiOp.UNREGISTER_CALLBACK) == 0
     assert guest.vcpu.traps[2] == (0, 0)
-    assert guest.call(Hypercall.NMI_OP, 2, 0) == -Errno.ENOSYS
+    assert guest.nmi_op(2) == -Errno.ENOSYS
 
 
 def test_callbacks_that_are_refused(guest: Paused) -> None:
@@ -104,22 +118,22 @@ def test_callbacks_that_are_refused(guest: Paused) -> None:
     assert callback(guest, 3, 0x1000) == -Errno.ENOSYS
     assert callback(guest, 6, 0x1000) == -Errno.ENOSYS
     assert callback(guest, 8, 0x1000) == -Errno.ENOSYS
-    assert guest.call(Hypercall.CALLBACK_OP, 0, UNMAPPED) == -Errno.EFAULT
-    assert guest.call(Hypercall.CALLBACK_OP, 2, guest.scratch) == -Errno.ENOSYS
+    assert guest.callback_op(CallbackOp.REGISTER, UNMAPPED) == -Errno.EFAULT
+    assert guest.callback_op(2, guest.scratch) == -Errno.ENOSYS
     for kind in (Callback.EVENT, Callback.FAILSAFE, Callback.SYSCALL, Callback.SYSENTER, Callback.SYSCALL32):
-        assert guest.call(Hypercall.CALLBACK_OP, 1, guest.put(struct.pack("<H", kind))) == -Errno.EINVAL
-    assert guest.call(Hypercall.CALLBACK_OP, 1, guest.put(struct.pack("<H", 3))) == -Errno.ENOSYS
+        assert unregister(guest, kind) == -Errno.EINVAL
+    assert unregister(guest, 3) == -Errno.ENOSYS
 
 
 def test_set_callbacks_clears_their_flags_and_never_fails(guest: Paused) -> None:
     callback(guest, Callback.SYSCALL, 0x1000, 1)
-    assert guest.call(Hypercall.SET_CALLBACKS, 0x2000, 0x3000, 0x4000) == 0
+    assert guest.set_callbacks(0x2000, 0x3000, 0x4000) == 0
     vcpu = guest.vcpu
     assert vcpu.event_callback.address == 0x2000
     assert vcpu.event_callback.mask_events
     assert (vcpu.failsafe_callback.address, vcpu.failsafe_callback.mask_events) == (0x3000, False)
     assert (vcpu.syscall_callback.address, vcpu.syscall_callback.mask_events) == (0x4000, False)
-    assert guest.call(Hypercall.SET_CALLBACKS, 0, 0, 0) == 0
+    assert guest.set_callbacks(0, 0, 0) == 0
 
 
 # -- stack, FPU, segment bases -----------------------------------------------------------------------------
@@ -139,255 +153,27 @@ def test_fpu_taskswitch(guest: Paused) -> None:
 
 
 def test_segment_bases(guest: Paused) -> None:
-    assert [guest.set_segment_base(which, 0x1000 * (which + 1)) for which in (0, 1, 2)] == [0, 0, 0]
+    assert [guest.set_segment_base(which, 0x1000 * (which + 1)) for which in BASES] == [0, 0, 0]
     assert guest.q[v.SEG_BASE[v.FS]] == 0x1000
     assert guest.vcpu.other_gs_base == 0x2000
     assert guest.q[v.SEG_BASE[v.GS]] == 0x3000
-    for which in (0, 1, 2):
+    for which in BASES:
         assert guest.set_segment_base(which, 0x800000000000) == -Errno.EINVAL
     assert guest.set_segment_base(4, 0) == -Errno.EINVAL
-
-
-DATA = 0x00CFF3000000FFFF
-
-
-def data_at(base: int, access: int = 0xF3) -> int:
-    return 0x00C0_0000_0000_FFFF | access << 40 | (base & 0xFFFFFF) << 16 | (base >> 24) << 56
-
-
-def with_gdt(guest: Paused, *descriptors: int) -> None:
-    """Install a GDT of one page; descriptor n has selector 8 * (n + 1) + 3."""
-    guest.put(struct.pack(f"<{len(descriptors) + 1}Q", 0, *descriptors).ljust(4096, b"\0"), 0x4000)
-    assert guest.remap(guest.page(4), 0x21) == 0
-    frames = guest.put(struct.pack("<Q", guest.mfn(guest.page(4))))
-    assert guest.set_gdt(frames, 512) == 0
-
-
-def test_the_users_gs_selector(guest: Paused) -> None:
-    with_gdt(guest, data_at(0x12345000), 0, data_at(0x5000, 0xFB))
-    guest.q[v.SEG_BASE[v.GS]] = 0x777
-    assert guest.set_segment_base(3, 8) == 0
-    assert guest.vcpu.other_gs_base == 0x12345000
-    assert guest.cpu.vmcb.selector(v.GS) == 0x0B
-    assert guest.q[v.SEG_BASE[v.GS]] == 0x777, "the active base stays"
-    for null in (0, 3, 0x10, 0x1000, 0xE00B, 0x7FFC):
-        guest.vcpu.other_gs_base = 1
-        assert guest.set_segment_base(3, null) == 0
-        assert guest.vcpu.other_gs_base == 0
 
 
 # -- vm_assist ---------------------------------------------------------------------------------------------
 
 
 def test_vm_assist(guest: Paused) -> None:
-    for kind in (0, 1, 2, 3, 4, 5, 32):
-        assert guest.vm_assist(0, kind) == 0
+    for kind in Assist:
+        assert guest.vm_assist(AssistCommand.ENABLE, kind) == 0
         assert kind in guest.domain.assists
-        assert guest.vm_assist(1, kind) == 0
+        assert guest.vm_assist(AssistCommand.DISABLE, kind) == 0
         assert kind not in guest.domain.assists
     for kind in (6, 7, 31, 33, 63, 64, 0xFFFFFFFF):
-        assert guest.vm_assist(0, kind) == -Errno.EINVAL
+        assert guest.vm_assist(AssistCommand.ENABLE, kind) == -Errno.EINVAL
     assert guest.vm_assist(2, Assist.WRITABLE_PAGETABLES) == -Errno.ENOSYS
-
-
-# -- descriptor tables -------------------------------------------------------------------------------------
-
-
-def test_set_gdt_takes_descriptor_pages(guest: Paused) -> None:
-    with_gdt(guest, DATA)
-    frames, mfn = guest.machine.frames, guest.mfn(guest.page(4))
-    assert (frames.type[mfn], frames.type_count[mfn]) == (SEGDESC, 1)
-    assert guest.execute("mov eax, 0x0b; mov ds, eax; mov ax, ds") is None
-    assert guest.execute("mov eax, 0x13; mov ds, eax; mov eax, 0x2a1b; mov ds, eax") == GP
-    assert guest.remap(guest.page(4), 0x23) == -16, "EBUSY: it cannot be mapped writable"
-    assert guest.set_gdt(0, 0) == 0
-    assert frames.type_count[mfn] == 0
-    assert guest.remap(guest.page(4), 0x23) == 0
-
-
-def test_selectors_of_a_kernel(guest: Paused) -> None:
-    """Code and stack through the guest's own GDT, loaded by a native IRET and by the hypercall."""
-    with_gdt(guest, 0x00AFFB000000FFFF, DATA)
-    code = f"""
-        mov rax, {guest.stack}; push 0x13; push rax; push 0x202; push 0x0b
-        lea rax, [rip + over]; push rax; iretq; over: mov ax, cs; mov cx, ss"""
-    assert guest.execute(code) is None
-    assert (guest.q[v.RAX] & 0xFFFF, guest.q[v.RCX] & 0xFFFF) == (0x0B, 0x13)
-    end = guest.load("mov ax, cs; mov cx, ss")
-    guest.iret(cs=0x08, ss=0x10)
-    assert guest.go(end) is None
-    assert (guest.q[v.RAX] & 0xFFFF, guest.q[v.RCX] & 0xFFFF) == (0x0B, 0x13)
-
-
-def test_gdts_that_are_refused_leave_the_old_one(guest: Paused) -> None:
-    with_gdt(guest, DATA)
-    mine = guest.vcpu.gdt_frames
-    writable = guest.mfn(guest.page(5))
-    foreign = guest.machine.board.zero_frame
-    gate = 0x0000_8E00_0008_0000
-    guest.put(struct.pack("<2Q", 0, gate).ljust(4096, b"\0"), 0x6000)
-    assert guest.remap(guest.page(6), 0x21) == 0
-    bad = (writable, foreign, 0, 1 << 40, 0xFFFFFFFFFFFFFFFF, guest.vcpu.kernel_l4, guest.mfn(guest.page(6)))
-    for mfn in bad:
-        assert guest.set_gdt(guest.put(struct.pack("<Q", mfn)), 512) == -Errno.EINVAL, hex(mfn)
-        assert guest.vcpu.gdt_frames == mine
-    good = guest.mfn(guest.page(4))
-    assert guest.set_gdt(guest.put(struct.pack("<2Q", good, writable)), 1024) == -Errno.EINVAL
-    assert guest.machine.frames.type_count[good] == 1, "what the failed call took is given back"
-    assert guest.set_gdt(UNMAPPED, 1) == -Errno.EFAULT
-    assert guest.set_gdt(guest.scratch, 7169) == -Errno.EINVAL
-    assert guest.set_gdt(guest.scratch, 0xFFFFFFFF) == -Errno.EINVAL
-
-
-def test_descriptors_are_fixed_when_their_page_is_taken(guest: Paused) -> None:
-    """DPL is raised to 3 in whatever is present; what is not present is left alone."""
-    with_gdt(guest, 0x00CF93000000FFFF, 0x00CF13000000FFFF, 0)
-    one, two = guest.words(guest.page(4) + 8, 2)
-    assert one >> 45 & 3 == 3
-    assert two == 0x00CF13000000FFFF
-
-
-@pytest.mark.parametrize(
-    ("descriptor", "stored"),
-    [
-        (0, 0),
-        (0x1234567800005678, 0x1234567800005678),
-        (DATA, DATA),
-        (0x00AF9B000000FFFF, 0x00AFFB000000FFFF),
-        (0x00CF92000000FFFF, None),
-        (0x0000_8C00_E033_1234, 0x0000_8C00_E033_1234),
-        (0x0000_EC00_0010_1234, 0x0000_8C00_0013_1234),
-    ],
-)
-def test_update_descriptor(guest: Paused, descriptor: int, stored: int | None) -> None:
-    """A call gate is disarmed to DPL 0, its own DPL in the selector's RPL; an accessed bit may be added."""
-    with_gdt(guest, DATA)
-    address = guest.mfn(guest.page(4)) << 12 | 16
-    assert guest.update_descriptor(address, descriptor) == 0
-    (found,) = guest.words(guest.page(4) + 16, 1)
-    if stored is None:
-        assert found & ~(1 << 40) == 0x00CFF2000000FFFF
-    elif descriptor >> 44 & 1:
-        assert found | 1 << 40 == stored | 1 << 40
-    elif descriptor >> 40 & 0xF != 0xC:
-        assert found == stored
-    else:
-        assert (found >> 45 & 3, found & 0xFFFF, found >> 40 & 0x9F) == (0, 0x1234, 0x8C)
-
-
-@pytest.mark.parametrize(
-    "descriptor",
-    [
-        0x0000_8900_0000_FFFF,  # TSS
-        0x0000_8200_0000_FFFF,  # LDT
-        0x0000_8E00_0008_0000,  # interrupt gate
-        0x0000_8F00_0008_0000,  # trap gate
-        0x0000_8500_0008_0000,  # task gate
-        0x0000_8400_0008_0000,  # 16-bit call gate
-        0x0000_8C00_E008_0000,  # call gate to the hypervisor's code
-        0x0000_8C01_0010_0000,  # call gate with reserved bits
-    ],
-    ids=hex,
-)
-def test_descriptors_that_no_guest_may_have(guest: Paused, descriptor: int) -> None:
-    with_gdt(guest, DATA)
-    assert guest.update_descriptor(guest.mfn(guest.page(4)) << 12 | 16, descriptor) == -Errno.EINVAL
-    assert guest.words(guest.page(4) + 16, 1) == (0,)
-
-
-def test_where_descriptors_may_be_written(guest: Paused) -> None:
-    with_gdt(guest, DATA)
-    frames = guest.machine.frames
-    assert guest.update_descriptor(guest.mfn(guest.page(5)) << 12, DATA) == 0, "a writable page"
-    assert frames.type[guest.mfn(guest.page(5))] == WRITABLE
-    assert guest.update_descriptor(guest.mfn(guest.page(4)) << 12 | 4, DATA) == -Errno.EINVAL, "not aligned"
-    assert guest.update_descriptor(guest.vcpu.kernel_l4 << 12, DATA) == -Errno.EINVAL
-    assert guest.update_descriptor(guest.machine.board.zero_frame << 12, DATA) == -Errno.EINVAL
-    assert guest.update_descriptor(guest.machine.board.xen_gdt[64] << 12, DATA) == -Errno.EINVAL
-    assert guest.update_descriptor(1 << 60, DATA) == -Errno.EINVAL
-
-
-def test_a_changed_descriptor_is_used_at_once(guest: Paused) -> None:
-    with_gdt(guest, data_at(0x1000))
-    guest.set_segment_base(3, 8)
-    assert guest.vcpu.other_gs_base == 0x1000
-    assert guest.update_descriptor(guest.mfn(guest.page(4)) << 12 | 8, data_at(0x2000)) == 0
-    guest.set_segment_base(3, 8)
-    assert guest.vcpu.other_gs_base == 0x2000
-
-
-def test_compatibility_code_with_a_base(guest: Paused) -> None:
-    """EIP is relative to the base, also for the instructions that the hypervisor looks at."""
-    base = guest.scratch
-    code = 0x00C0FB0000000000 | 0xFFFF | (base & 0xFFFFFF) << 16 | 0xF << 48
-    with_gdt(guest, code, DATA)
-    guest.allow_user_mode()
-    guest.load(b"\x66" * 9 + b"\x0f\x05")
-    guest.iret(cs=0x0B, ss=0x13, rip=0x8000)
-    assert guest.go() == 6
-    assert guest.frame()["rip"] == 0x8000
-    guest.load(b"\x0f\x05", 0)
-    guest.load(b"\x66" * 9 + b"\x0f\x34")
-    guest.iret(cs=0x0B, ss=0x13, rip=0x8000)
-    assert guest.go() == GP
-
-
-def set_ldt(guest: Paused, base: int, entries: int) -> int:
-    operation = guest.put(struct.pack("<IIQQ", 13, 0, base, entries), 0x100)
-    return guest.call(Hypercall.MMUEXT_OP, operation, 1, 0, DOMID_SELF)
-
-
-def test_ldt_pages_come_in_on_first_use(guest: Paused) -> None:
-    guest.put(struct.pack("<3Q", 0, DATA, data_at(0x3000)), 0x5000)
-    assert guest.remap(guest.page(5), 0x21) == 0
-    assert set_ldt(guest, guest.page(5), 512) == 0
-    frames, mfn = guest.machine.frames, guest.mfn(guest.page(5))
-    assert frames.type_count[mfn] == 0
-    assert guest.execute("mov eax, 0x0f; mov ds, eax") is None
-    assert (frames.type[mfn], frames.type_count[mfn]) == (SEGDESC, 1)
-    assert guest.execute("mov eax, 0x17; mov fs, eax; mov rax, fs:[rbx]") in (None, PF)
-    assert guest.q[v.SEG_BASE[v.FS]] == 0x3000
-    assert guest.execute("mov eax, 0x1007; mov ds, eax") == GP
-    assert guest.frame(error=True)["error"] == 0x1004
-    assert set_ldt(guest, 0, 0) == 0
-    assert frames.type_count[mfn] == 0
-    assert guest.execute("mov eax, 0x0f; mov ds, eax") == GP
-
-
-def test_an_ldt_page_that_is_missing_is_a_page_fault_at_its_own_address(guest: Paused) -> None:
-    assert set_ldt(guest, UNMAPPED, 8192) == 0, "nothing is looked at yet"
-    assert guest.execute("mov eax, 0x100f; mov ds, eax") == PF
-    assert guest.vcpu.info.cr2 == UNMAPPED + 0x1008
-    assert guest.frame(error=True)["error"] & 4 == 0
-
-
-def test_a_writable_page_cannot_be_an_ldt(guest: Paused) -> None:
-    assert set_ldt(guest, guest.page(5), 512) == 0
-    assert guest.execute("mov eax, 0x0f; mov ds, eax") == PF
-    assert guest.vcpu.info.cr2 == guest.page(5) + 8
-
-
-def test_an_ldt_page_that_comes_later(guest: Paused) -> None:
-    """Returning through a selector whose LDT page is missing fails; once it is there, it works."""
-    guest.put(struct.pack("<2Q", 0, 0x00AFFB000000FFFF), 0x5000)
-    entry = guest.mfn(guest.page(5)) << 12
-    assert guest.update_va_mapping(guest.page(5), 0, 2) == 0
-    assert set_ldt(guest, guest.page(5), 512) == 0
-    guest.load("nop")
-    guest.iret(cs=0x0C, rsp=guest.stack)
-    assert guest.handled in (GP, PF)
-    assert guest.update_va_mapping(guest.page(5), entry | 0x21, 2) == 0
-    guest.load("nop")
-    guest.iret(cs=0x0C)
-    assert guest.handled is None
-
-
-@pytest.mark.parametrize(
-    ("base", "entries"),
-    [(1, 1), (0x800000000000, 1), (HOLE, 1), (0xFFFF87FFFFFFF000, 1), (0, 8193), (0, 0xFFFFFFFF)],
-)
-def test_ldts_that_are_refused(guest: Paused, base: int, entries: int) -> None:
-    assert set_ldt(guest, base, entries) == -Errno.EINVAL
 
 
 # -- ports -------------------------------------------------------------------------------------------------
@@ -395,24 +181,24 @@ def test_ldts_that_are_refused(guest: Paused, base: int, entries: int) -> None:
 
 def test_set_iopl(guest: Paused) -> None:
     for iopl in range(4):
-        assert guest.physdev_op(Physdev.SET_IOPL, guest.put(struct.pack("<I", iopl))) == 0
+        assert guest.physdev_op(Physdev.SET_IOPL, PhysdevSetIopl(iopl=iopl)) == 0
         assert guest.vcpu.iopl == iopl
-    assert guest.physdev_op(Physdev.SET_IOPL, guest.put(struct.pack("<I", 4))) == -Errno.EINVAL
+    assert guest.physdev_op(Physdev.SET_IOPL, PhysdevSetIopl(iopl=4)) == -Errno.EINVAL
     assert guest.physdev_op(Physdev.SET_IOPL, UNMAPPED) == -Errno.EFAULT
     assert guest.vcpu.iopl == 3
 
 
 def test_set_iobitmap(guest: Paused) -> None:
-    assert guest.physdev_op(Physdev.SET_IOBITMAP, guest.put(struct.pack("<QI4x", 0, 0))) == 0
-    assert guest.physdev_op(Physdev.SET_IOBITMAP, guest.put(struct.pack("<QI4x", 0x1000, 65536))) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, PhysdevSetIobitmap(bitmap=0, nr_ports=0)) == 0
+    assert guest.physdev_op(Physdev.SET_IOBITMAP, PhysdevSetIobitmap(bitmap=0x1000, nr_ports=65536)) == 0
     assert (guest.vcpu.io_bitmap, guest.vcpu.io_bitmap_ports) == (0x1000, 65536)
     assert (
-        guest.physdev_op(Physdev.SET_IOBITMAP, guest.put(struct.pack("<QI4x", 0x1000, 65537)))
+        guest.physdev_op(Physdev.SET_IOBITMAP, PhysdevSetIobitmap(bitmap=0x1000, nr_ports=65537))
         == -Errno.EINVAL
     )
     assert guest.physdev_op(17, guest.scratch) == -Errno.ENOSYS
 
 
 def test_physdev_compat(guest: Paused) -> None:
-    assert guest.physdev_op_compat(guest.put(struct.pack("<IIQ", 6, 0, 2))) == 0
+    assert guest.physdev_op_compat(guest.put(struct.pack("<IIQ", Physdev.SET_IOPL, 0, 2))) == 0
     assert guest.vcpu.iopl == 2

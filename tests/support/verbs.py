@@ -21,11 +21,12 @@ from pyhv.abi.errno import Errno
 from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import (
     MEMOP_EXTENT_SHIFT,
-    Callback,
+    CallbackOp,
     Evtchn,
     Gnttab,
     Hypercall,
     Memory,
+    NmiOp,
     Physdev,
     Sched,
     VcpuOp,
@@ -172,11 +173,11 @@ class Verbs:
         """physdev_op."""
         return self._with(argument, lambda at: self.call(Hypercall.PHYSDEV_OP, command, at))
 
-    def callback_op(self, command: Callback | int, argument: Argument = 0) -> Result:
+    def callback_op(self, command: CallbackOp | int, argument: Argument = 0) -> Result:
         """callback_op."""
         return self._with(argument, lambda at: self.call(Hypercall.CALLBACK_OP, command, at))
 
-    def nmi_op(self, command: int, argument: Argument = 0) -> Result:
+    def nmi_op(self, command: NmiOp | int, argument: Argument = 0) -> Result:
         """nmi_op."""
         return self._with(argument, lambda at: self.call(Hypercall.NMI_OP, command, at))
 

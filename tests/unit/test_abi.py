@@ -282,6 +282,11 @@ def test_errno() -> None:
             " HVM_OP 34 SYSCTL 35 DOMCTL 36 KEXEC_OP 37 TMEM_OP 38 ARGO_OP 39 XENPMU_OP 40 DM_OP 41"
             " HYPFS_OP 42 MCA 48",
         ),
+        (numbers.CallbackOp, "REGISTER 0 UNREGISTER 1"),
+        (numbers.NmiOp, "REGISTER_CALLBACK 0 UNREGISTER_CALLBACK 1"),
+        (numbers.SegmentBase, "FS 0 GS_USER 1 GS_KERNEL 2 GS_USER_SEL 3"),
+        (numbers.ConsoleIo, "WRITE 0 READ 1"),
+        (numbers.AssistCommand, "ENABLE 0 DISABLE 1"),
         (numbers.VcpuState, "RUNNING 0 RUNNABLE 1 BLOCKED 2 OFFLINE 3"),
         (numbers.PortState, "FREE 0 UNBOUND 1 INTERDOMAIN 2 PIRQ 3 VIRQ 4 IPI 5"),
         (
