@@ -26,14 +26,17 @@ by itself (`Engine.watch` is None) has the same book-keeping and the same TLB fl
 alike on both.
 """
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from pyhv.abi.layout import u32
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.watch import Run, StoreWatch
+from pyhv.mmu.frames import read_column
+from pyhv.state import Plain, entries, refusal, typed
 
 if TYPE_CHECKING:
     from pyhv.mmu.tables import PageTables
@@ -48,6 +51,12 @@ _Index = npt.NDArray[np.int64]
 
 class CodeWatch:
     """Which frames the engine of one domain watches."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("tables", "_frames"), "the domain's"),
+        "known_np": "another view of `known`",
+        **dict.fromkeys(("_store_watch", "_forget"), "the engine's: watches are laid out anew"),
+    }
 
     def __init__(self, tables: "PageTables") -> None:
         self.tables = tables
@@ -93,6 +102,36 @@ class CodeWatch:
         frames.code_np[new] = self.known_np[new] = 1
         self._fresh += new.tolist()
         self.executable(mfns[~unused].tolist())
+
+    def state(self) -> dict[str, Plain]:
+        """Which frames are watched, and what is to be done about others."""
+        return {
+            "known": self.known_np.tobytes(),
+            "released": self.released,
+            "fresh": list[Plain](self._fresh),
+            "runs": self._runs,
+            "foreign": list[Plain](sorted(self._foreign)),
+        }
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved, with the frame table restored before. StateError.
+
+        The engine watches what it must; of frames that changed since, translations are dropped by who did it.
+        """
+        found = entries(dict(saved), "", dict.fromkeys(("known", "released", "fresh", "runs", "foreign")))
+        known = read_column(found["known"], "known", self.known_np)
+        fresh = typed(list[u32], found["fresh"], "fresh")
+        foreign = typed(list[u32], found["foreign"], "foreign")
+        if any(mfn >= self._frames.count for mfn in (*fresh, *foreign)) or (known > 1).any():
+            raise refusal("known", "fresh or foreign has what is no frame, or no flag")
+        self.released = typed(u32, found["released"], "released")
+        self._runs = typed(u32, found["runs"], "runs")
+        self.known_np[:] = known
+        self._fresh, self._foreign = fresh, set(foreign)
+        if self._store_watch is not None:
+            executable = (self._frames.exec_count_np > 0) & (self._frames.owner_np == self.tables.domid)
+            executable[foreign] = True
+            self._store_watch.replace(_joined(np.flatnonzero(executable | (known == 1)), MOST_RUNS // 2))
 
     def _drop(self, mfn: int) -> None:
         """Drop what was translated of a frame while nobody watched the stores to it."""

@@ -20,8 +20,8 @@ Each column exists twice over the same bytes: a `memoryview` for single entries 
 array (`*_np`) for whole tables. This module counts; what makes a page table valid is `tables.py`.
 """
 
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from pyhv.address import MASK32, Mfn
 from pyhv.cpu.layers import MfnArray
 from pyhv.cpu.ram import Ram
 from pyhv.errors import ConfigError
+from pyhv.state import Plain, entries, refusal, typed
 
 NONE: Final = 0
 L1: Final = 1
@@ -44,6 +45,18 @@ TYPE_NAMES = {NONE: "none", L1: "L1", L2: "L2", L3: "L3", L4: "L4", SEGDESC: "se
 INVALID_M2P = (1 << 64) - 1
 
 
+def read_column(
+    saved: Plain, where: str, like: npt.NDArray[np.generic], at_most: int | None = None
+) -> npt.NDArray[np.uint32]:
+    """A column that was saved as bytes, as long as `like`, or any length up to `at_most`. StateError."""
+    raw = typed(bytes, saved, where)
+    size = like.dtype.itemsize
+    longest = like.size if at_most is None else at_most
+    if len(raw) % size or len(raw) > longest * size or (at_most is None and len(raw) < longest * size):
+        raise refusal(where, f"has {len(raw)} bytes for {longest} frames")
+    return np.frombuffer(raw, dtype=like.dtype.newbyteorder("<"))
+
+
 def _words(array: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], code: Literal["H", "I"]) -> memoryview:
     """The array's bytes as a memoryview of 16- or 32-bit words."""
     return array.data.cast("B").cast(code)
@@ -51,6 +64,10 @@ def _words(array: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], code: Literal
 
 class PfnTable:
     """The machine-to-physical table: the PFN of each frame, as 64-bit guests and as 32-bit guests see it."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("wide_np", "narrow_np", "_wide", "_narrow"), "a view of memory"
+    )
 
     def __init__(self, wide: npt.NDArray[np.uint64], narrow: npt.NDArray[np.uint32]) -> None:
         self.wide_np, self.narrow_np = wide, narrow
@@ -71,8 +88,21 @@ class PfnTable:
         self.narrow_np[mfns] = narrow
 
 
+_COLUMNS: Final = (
+    *("owner", "type", "type_count", "refs", "pinned", "allocated", "xen_heap", "exec_count", "code", "lent"),
+    *("linear_in", "linear_out", "last_l2"),
+)
+_FLAGS: Final = ("pinned", "allocated", "xen_heap", "code", "last_l2")
+
+
 class FrameTable:
     """State of all `ram.frames` frames; frame 0 is never given out."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **{f"{name}_np": "another view of the column" for name in _COLUMNS},
+        **dict.fromkeys(("ram", "count", "m2p", "on_free", "on_death"), "the board's"),
+        "free_count": "the length of the list of free frames",
+    }
 
     def __init__(self, ram: Ram) -> None:
         count = ram.frames
@@ -105,8 +135,10 @@ class FrameTable:
         self.lent_np = np.zeros(count, dtype=np.uint32)
         self.lent = _words(self.lent_np, "I")
         """Writable leaf entries in the tables of domains that do not own the frame."""
-        self.linear_in = _words(np.zeros(count, dtype=np.uint32), "I")
-        self.linear_out = _words(np.zeros(count, dtype=np.uint32), "I")
+        self.linear_in_np = np.zeros(count, dtype=np.uint32)
+        self.linear_in = _words(self.linear_in_np, "I")
+        self.linear_out_np = np.zeros(count, dtype=np.uint32)
+        self.linear_out = _words(self.linear_out_np, "I")
         """Linear (same-level) entries that point to this table, and that this table holds."""
         self.last_l2_np = np.zeros(count, dtype=np.uint8)
         self.last_l2 = self.last_l2_np.data
@@ -275,6 +307,42 @@ class FrameTable:
             self.m2p[mfn] = INVALID_M2P
         self._free[self.free_count] = mfn
         self.free_count += 1
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Plain]:
+        """The columns as bytes, little-endian, and the free frames in the order in which they lie."""
+        columns: dict[str, Plain] = {name: self._column(name).tobytes() for name in _COLUMNS}
+        return {**columns, "free": self._free[: self.free_count].tobytes()}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Have the columns that were saved; StateError.
+
+        What no column tells by itself, such as whose table refers to whose frame, is for `audit.py` to say.
+        An engine that goes on forgets what it has translated of frames that no longer count as having code.
+        """
+        found = entries(dict(saved), "", dict.fromkeys((*_COLUMNS, "free")))
+        columns = {name: read_column(found[name], name, self._column(name)) for name in _COLUMNS}
+        if not np.isin(columns["type"], list(TYPE_NAMES)).all():
+            raise refusal("type", "has values that are no types")
+        for name in _FLAGS:
+            if (columns[name] > 1).any():
+                raise refusal(name, "has values other than 0 and 1")
+        free = read_column(found["free"], "free", self._free, at_most=self.count - 1)
+        unowned = np.flatnonzero(columns["owner"] == DOMID_INVALID)
+        if not np.array_equal(np.sort(free), unowned[1:]) or unowned[:1].tolist() != [0]:
+            raise refusal("free", "does not have exactly the frames that nobody owns")
+        if columns["refs"][unowned].any() or columns["type_count"][unowned].any():
+            raise refusal("refs", "or type_count counts references to frames that nobody owns")
+        self.on_death(np.flatnonzero((self.code_np == 1) & (columns["code"] == 0)))
+        for name, column in columns.items():
+            self._column(name)[:] = column
+        self.free_count = free.size
+        self._free[: free.size] = free
+
+    def _column(self, name: str) -> npt.NDArray[np.generic]:
+        column: npt.NDArray[np.generic] = getattr(self, f"{name}_np")
+        return column
 
     # -- questions ---------------------------------------------------------------------------------------
 

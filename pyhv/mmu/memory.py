@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Protocol
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import u32
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import (
     COMPAT_VIRT_START,
@@ -33,6 +34,7 @@ from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
 from pyhv.shared_page import SharedPage
+from pyhv.state import Plain, entries, refusal, typed
 
 LOWER_HALF_END = 0x0000_8000_0000_0000
 _MOST_LEAVES = 1 << 14
@@ -55,6 +57,10 @@ class Executor(Protocol):
 class PhysicalMemory:
     """Machine memory with the duty to tell engines about code that changes under them."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("ram", "frames", "invalidators", "executors"), "given"
+    )
+
     def __init__(self, ram: Ram, frames: FrameTable) -> None:
         self.ram = ram
         self.frames = frames
@@ -64,6 +70,18 @@ class PhysicalMemory:
         """One per engine: the page tables that it walks."""
         self.shared_code: set[int] = set()
         """Frames that one domain can execute while another one can write to them (`codewatch.py`)."""
+
+    def state(self) -> dict[str, Plain]:
+        """The frames that one domain can execute and another one write."""
+        return {"shared_code": list[Plain](sorted(self.shared_code))}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Have the frames that were saved. StateError."""
+        shared = entries(dict(saved), "", {"shared_code": None})["shared_code"]
+        mfns = set(typed(list[u32], shared, "shared_code"))
+        if any(mfn >= self.frames.count for mfn in mfns):
+            raise refusal("shared_code", "has frames that do not exist")
+        self.shared_code = mfns
 
     def code_written(self, mfn: int) -> None:
         """Drop translations of a frame that the hypervisor has just written.
@@ -171,6 +189,11 @@ class GuestMemory:
     changes, or a table is no longer one; that is stricter than hardware, whose TLB may stay stale.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("physical", "ram", "width", "_hole_start", "_hole_end"), "given"),
+        **dict.fromkeys(("_readable", "_writable", "_views", "leaves"), "a cache of translations"),
+    }
+
     def __init__(self, physical: PhysicalMemory, width: int = 64) -> None:
         self.physical = physical
         self.ram = physical.ram
@@ -183,6 +206,19 @@ class GuestMemory:
         self._views = {self.l4: (self._readable, self._writable)}
         self.leaves: set[int] = set()
         """Leaf entries (as word indices of RAM) that cached translations came from."""
+
+    def state(self) -> dict[str, Plain]:
+        """The kernel table in use."""
+        return {"l4": self.l4}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Use the table that was saved. StateError."""
+        l4 = typed(Mfn, entries(dict(saved), "", {"l4": None})["l4"], "l4")
+        if not 0 <= l4 < self.physical.frames.count:
+            raise refusal("l4", f"is frame {l4}, which does not exist")
+        self.leaves.clear()
+        self._views.clear()
+        self.use(l4)
 
     def forget(self) -> None:
         """Drop cached translations."""

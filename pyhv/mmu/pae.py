@@ -12,7 +12,8 @@ a validated L3 nor the hypervisor's slots of that L2. Kernel and user differ in 
 so that entries keep the US bit that the guest gave them. (Public header `arch-x86/xen-x86_32.h`.)
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ class PaePageTables(PageTables):
     """The page tables of one 32-bit domain."""
 
     top = L3
+    STATE: ClassVar[Mapping[str, Any]] = {**PageTables.STATE, "l3_anywhere": bool}
     l3_anywhere = True
     """Whether an L3 may lie above 4 GiB: for the builder, and with vm_assist `pae_extended_cr3`."""
 

@@ -22,15 +22,18 @@ Copies are cached for a bounded number of L4s and follow every approved change.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Final
 
 import numpy as np
 
+from pyhv.abi.domid import DOMID_XEN
+from pyhv.abi.layout import u32, u64
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import ENTRIES, PAGE_MASK, PAGE_SHIFT, Mfn
 from pyhv.cpu.ram import Ram
 from pyhv.mmu.frames import INVALID_M2P, FrameTable, PfnTable
+from pyhv.state import Plain, entries, refusal, typed
 
 SPLIT_USER: Final = 0
 SPLIT_KERNEL: Final = 1
@@ -55,6 +58,17 @@ _SUPERVISOR_RW: Final = PTE_P | PTE_RW | PTE_A | PTE_D
 _HIGH = slice(272, 512)
 _LOW = slice(0, 256)
 _US = np.uint64(PTE_US)
+_Variant = Annotated[int, range(SPLIT_USER, COMPAT + 1)]
+
+
+def read_xen_frames(saved: Plain, where: str, frames: FrameTable, count: int) -> list[Mfn]:
+    """So many frames of the hypervisor's own, each once; StateError."""
+    mfns = typed(list[Mfn], saved, where)
+    if len(mfns) != count or len(set(mfns)) != count:
+        raise refusal(where, f"does not have {count} frames, each once")
+    if not all(0 < mfn < frames.count and frames.owner[mfn] == DOMID_XEN for mfn in mfns):
+        raise refusal(where, "has frames that are not the hypervisor's")
+    return mfns
 
 
 class MachineToPhysical:
@@ -63,6 +77,11 @@ class MachineToPhysical:
     It exists twice: with 64-bit entries in L4 slot 256, and with 32-bit entries for the L2 of a 32-bit
     guest's last gigabyte, whose slots from `COMPAT_FIRST_SLOT` on are `compat_entries`.
     """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("table", "compat_entries"), "follows from the frames"),
+        "supervisor_entry": "follows from `user_entry`",
+    }
 
     def __init__(self, ram: Ram, frames: FrameTable) -> None:
         self.frames, l1s = self._place(ram, frames, 8)
@@ -83,6 +102,19 @@ class MachineToPhysical:
         self.user_entry = l3 << 12 | upper
         self.supervisor_entry = self.user_entry & ~PTE_US
 
+    def state(self) -> dict[str, Plain]:
+        """Where it is; what it says is in memory."""
+        return {
+            "frames": list[Plain](self.frames),
+            "compat_frames": list[Plain](self.compat_frames),
+            "user_entry": self.user_entry,
+        }
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """StateError unless it was where it is: a board of the same size puts it there."""
+        if dict(saved) != self.state():
+            raise refusal("", "has the machine-to-physical table elsewhere: the machine is of another size")
+
     @staticmethod
     def _place(ram: Ram, frames: FrameTable, size: int) -> tuple[list[Mfn], list[Mfn]]:
         """Contiguous frames for entries of `size` bytes, all invalid, and the L1 tables that map them."""
@@ -99,8 +131,14 @@ class MachineToPhysical:
 class DomainArea:
     """The domain's slice of hypervisor address space: GDT and LDT windows of its vCPUs."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("ram", "_frames"), "the board's"),
+        **dict.fromkeys(("_l1s", "entry"), "follows from the tables"),
+    }
+
     def __init__(self, ram: Ram, frames: FrameTable, vcpus: int) -> None:
         self.ram = ram
+        self._frames = frames
         self._tables = frames.allocate_xen(2 + (vcpus + 15) // 16)
         l3, l2, *self._l1s = self._tables
         upper = _SUPERVISOR_RW
@@ -134,6 +172,17 @@ class DomainArea:
         entry = self.leaf(vcpu, page)
         return (entry & 0x000F_FFFF_FFFF_F000) >> 12 if entry & PTE_P else None
 
+    def state(self) -> dict[str, Plain]:
+        """Its tables by frame."""
+        return {"tables": list[Plain](self._tables)}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Use the tables that were saved, which memory has; StateError."""
+        tables = entries(dict(saved), "", {"tables": None})["tables"]
+        self._tables = read_xen_frames(tables, "tables", self._frames, len(self._tables))
+        self._l1s = self._tables[2:]
+        self.entry = self._tables[0] << 12 | _SUPERVISOR_RW
+
     def free(self, frames: FrameTable) -> None:
         """Free the area's own tables."""
         for mfn in self._tables:
@@ -143,8 +192,15 @@ class DomainArea:
 class L4Cache:
     """Hardware L4s of one domain."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("ram", "_frames", "m2p"), "the board's"),
+        "area": "the domain's",
+        "_mergeable": "follows from the tables",
+    }
+
     def __init__(self, ram: Ram, frames: FrameTable, m2p: MachineToPhysical, area: DomainArea) -> None:
         self.ram = ram
+        self._frames = frames
         self.m2p = m2p
         self.area = area
         self._free = frames.allocate_xen(CACHE_FRAMES)
@@ -221,6 +277,27 @@ class L4Cache:
 
     def _forget_merges(self) -> None:
         self.generation += 1
+        self._mergeable.clear()
+
+    def state(self) -> dict[str, Plain]:
+        """Free frames in their order, and whose copies are where, the least recently used first."""
+        return {
+            "free": list[Plain](self._free),
+            "copies": [[l4, variant, copy] for (l4, variant), copy in self._copies.items()],
+            "generation": self.generation,
+        }
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Have the copies that were saved, which memory has; StateError."""
+        found = entries(dict(saved), "", {"free": None, "copies": None, "generation": None})
+        listed = typed(list[tuple[u32, _Variant, Mfn]], found["copies"], "copies")
+        copies = OrderedDict(((l4, variant), copy) for l4, variant, copy in listed)
+        free = typed(list[Mfn], found["free"], "free")
+        if len(copies) != len(listed) or any(l4 >= self._frames.count for l4, _ in copies):
+            raise refusal("copies", "has a table that does not exist, or one twice")
+        read_xen_frames([*free, *copies.values()], "copies", self._frames, CACHE_FRAMES)
+        self.generation = typed(u64, found["generation"], "generation")
+        self._free, self._copies = free, copies
         self._mergeable.clear()
 
     def free(self, frames: FrameTable) -> None:

@@ -19,12 +19,14 @@ This module changes frames and tables. Which mapping the processor uses is `pagi
 for (`flush`) and done by whoever runs the vCPU.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.errno import Errno
+from pyhv.abi.layout import u32, u64
 from pyhv.abi.x86 import (
     PTE_A,
     PTE_AVAIL,
@@ -48,6 +50,7 @@ from pyhv.mmu.codewatch import CodeWatch
 from pyhv.mmu.frames import L1, L2, L4, NONE, TYPE_NAMES, WRITABLE, FrameTable
 from pyhv.mmu.memory import GuestMemory, PhysicalMemory
 from pyhv.mmu.paging import L4Cache
+from pyhv.state import Plain, entries, refusal, restore, say, typed
 
 L1_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PAT
 UPPER_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PSE | PTE_G
@@ -85,6 +88,23 @@ class PageTables:
     top: int = L4
     """Level of the table that a base pointer names."""
 
+    STATE: ClassVar[Mapping[str, Any]] = {
+        "borrowed": u32,
+        "flush": bool,
+        "flush_pages": list[u64],
+        "stale": bool,
+        "updates": u64,
+        "_work": u32,
+        "ahead": list[u32],
+        "ahead_of": u32,
+        "ahead_level": Annotated[int, range(L4 + 1)],
+        "doomed": list[u32],
+    }
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("domid", "frames", "physical", "memory", "cache", "ram"), "given"),
+        **dict.fromkeys(("in_steps", "limit"), "set within a hypercall only"),
+    }
+
     def __init__(
         self, domid: int, frames: FrameTable, physical: PhysicalMemory, memory: GuestMemory, cache: L4Cache
     ) -> None:
@@ -112,6 +132,26 @@ class PageTables:
         self.ahead_of = self.ahead_level = 0
         self.doomed: list[int] = []
         """Tables that nothing refers to any more but this list, one reference each."""
+
+    def state(self) -> dict[str, Plain]:
+        """What is held, and what the TLB has to hear of; what tables say is in memory."""
+        fields = {name: say(kind, getattr(self, name)) for name, kind in self.STATE.items()}
+        return {**fields, "code": self.code.state()}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved; whoever restores the engine flushes its TLB. StateError."""
+        found = entries(dict(saved), "", {**self.STATE, "code": None})
+        values = {name: typed(kind, found[name], name) for name, kind in self.STATE.items()}
+        for mfn in (*values["ahead"], *values["doomed"], values["ahead_of"]):
+            if mfn >= self.frames.count or (mfn and self.frames.owner[mfn] != self.domid):
+                raise refusal(
+                    "ahead", f"or doomed has {self.frames.describe(mfn)}, which is not the domain's"
+                )
+        if len(values["flush_pages"]) > MOST_FLUSH_PAGES:
+            raise refusal("flush_pages", "has too many")
+        for name, value in values.items():
+            setattr(self, name, value)
+        restore(self.code, found["code"], "code")
 
     def held_tables(self) -> list[int]:
         """Tables that are held by a reference for a large tree in the making or in dissolution."""
