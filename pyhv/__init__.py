@@ -1,4 +1,40 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""pyhv: a paravirtualizing hypervisor in Python that speaks the genuine Xen PV ABI."""
+"""pyhv: a paravirtualizing hypervisor in Python that speaks the genuine Xen PV ABI.
+
+import pyhv
+
+with pyhv.Machine(memory="1G", virtual_time=True, seed=1) as machine:
+    guest = machine.boot("debian", memory="128M")
+    guest.expect(r"/ # ")
+    print(guest.run("uname -r").output)
+    guest.shutdown()
+    assert guest.wait().reason == "poweroff"
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Guest", "GuestFailed", "Machine", "NotMapped", "PyhvError", "__version__"]
+
+if TYPE_CHECKING:
+    from pyhv.api.guest import Guest, GuestFailed
+    from pyhv.api.machine import Machine
+    from pyhv.api.memory import NotMapped
+    from pyhv.errors import PyhvError
+
+_HOMES = {
+    "Guest": "pyhv.api.guest",
+    "GuestFailed": "pyhv.api.guest",
+    "Machine": "pyhv.api.machine",
+    "NotMapped": "pyhv.api.memory",
+    "PyhvError": "pyhv.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `pyhv --help` needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

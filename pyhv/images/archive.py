@@ -43,6 +43,16 @@ class Progress(Protocol):
         """Bytes downloaded so far, of `total` (0: unknown)."""
 
 
+class SilentProgress:
+    """Nobody wants to know."""
+
+    def step(self, text: str) -> None:
+        """Said to nobody."""
+
+    def transferred(self, done: int, total: int) -> None:
+        """Said to nobody."""
+
+
 class Archive:
     """Debian's archive as the host's apt sees it (`suite` None), or one suite of it."""
 

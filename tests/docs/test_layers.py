@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"machine"},
     {"observe", "guests", "snapshot"},
     {"images"},
+    {"api"},
     {"cli"},
 ]
 """From the lowest: a module imports from its own layer and from lower ones."""

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guest as its user handles it: text in and out, verbs, and a look inside.
+
+A `Guest` is a handle. It stays valid when its domain has ended, with what is known of that, and when the
+machine is put back to another moment. Times are seconds of the machine.
+"""
+
+import functools
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, TypeAlias
+
+from pyhv.abi.numbers import Hypercall, Shutdown
+from pyhv.api.console import Console, Found
+from pyhv.api.memory import Memory
+from pyhv.api.words import expression
+from pyhv.cpu.registers import Registers
+from pyhv.domain.domain import Domain
+from pyhv.domain.lifecycle import Lifecycle
+from pyhv.domain.vcpu import Vcpu
+from pyhv.errors import ConfigError, PyhvError
+from pyhv.loader.image import KernelImage
+from pyhv.resident import Ended, Resident
+from pyhv.until import Outcome, Seconds, Until, When
+
+EXPECT_SECONDS: Final = 60.0
+_LONGEST_LINE: Final = 900
+"""Characters of a command: shells and terminals take no longer lines."""
+
+
+Pattern: TypeAlias = str | bytes | re.Pattern[str] | re.Pattern[bytes]
+
+
+Verb: TypeAlias = Literal["pause", "unpause", "poweroff", "reboot", "suspend", "resume", "destroy"]
+
+
+class GuestFailed(PyhvError, AssertionError):
+    """A guest that did not do what was expected of it; the message has the end of its console."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command in a guest's shell answered; true if it succeeded, which is `status` 0."""
+
+    command: str
+    status: int
+    output: str
+
+    def __bool__(self) -> bool:
+        return self.status == 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a guest ended: `reason` is poweroff, reboot, crash, watchdog, soft_reset, halt or destroyed.
+
+    Or a number, where the guest named one that Xen does not know.
+    """
+
+    reason: str
+    cause: str | None
+    """What it died of; None if it ended as it wanted."""
+
+    @classmethod
+    def of(cls, ended: Ended) -> "End":
+        """From what the machine tells."""
+        if ended.reason is None:
+            reason = "destroyed"
+        elif ended.halted:
+            reason = "halt"
+        elif ended.reason in list(Shutdown):
+            reason = Shutdown(ended.reason).name.lower()
+        else:
+            reason = str(ended.reason)
+        return cls(reason, ended.cause)
+
+
+class Host(Protocol):
+    """What a guest needs of its machine."""
+
+    def resident(self, guest: "Guest") -> Resident | None:
+        """The record of a guest that has not ended."""
+
+    def run(self, until: Until) -> Outcome:
+        """Run the machine."""
+
+    def type_in(self, guest: "Guest", data: bytes) -> None:
+        """Bytes for a guest's console, which come when it has room for them."""
+
+    def perform(self, verb: Verb, guest: "Guest") -> None:
+        """A toolstack's verb on a guest."""
+
+
+class Symbols(Mapping[str, int]):
+    """Addresses of an image's symbols by name. KeyError: no such symbol."""
+
+    def __init__(self, image: KernelImage) -> None:
+        self._found = {symbol.name: symbol.va for symbol in image.symbols}
+
+    def __getitem__(self, name: str) -> int:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+class Processor:
+    """One virtual processor, while the machine does not run."""
+
+    def __init__(self, resident: Resident, number: int) -> None:
+        self._resident = resident
+        self.number = number
+
+    @property
+    def registers(self) -> Registers:
+        """Its registers, a copy."""
+        return self._vcpu.context.registers
+
+    @property
+    def memory(self) -> Memory:
+        """Memory as it sees it."""
+        return Memory(self._resident.domain, self._vcpu)
+
+    @property
+    def _vcpu(self) -> Vcpu:
+        return self._resident.domain.vcpus[self.number]
+
+
+class Guest:
+    """One guest of a machine."""
+
+    def __init__(
+        self, host: Host, domid: int, name: str, uuid: str, image: KernelImage, console: Console
+    ) -> None:
+        self._host = host
+        self.domid = domid
+        self.name = name
+        self.uuid = uuid
+        self.image = image
+        self.console = console
+        self._runs = 0
+        self.end: End | None = None
+        """How it ended; None: it has not."""
+
+    def __repr__(self) -> str:
+        return f"<Guest {self.name} (domain {self.domid}) {self.state}>"
+
+    # -- what it is doing --------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """As `xl list` shows it: letters of r(unning) b(locked) p(aused) s(hut down) c(rashed) d(ying)."""
+        resident = self._host.resident(self)
+        if resident is None:
+            return "---sc-" if self.end is not None and self.end.reason == "crash" else "---s--"
+        return letters(resident.domain)
+
+    @property
+    def hypercalls(self) -> dict[str, int]:
+        """How often it has made which hypercall."""
+        counts = self._there.dispatcher.hypercalls
+        return {number.name.lower(): counts[number] for number in Hypercall if counts[number]}
+
+    @property
+    def vcpus(self) -> list[Processor]:
+        """Its virtual processors."""
+        resident = self._there
+        return [Processor(resident, number) for number in range(len(resident.domain.vcpus))]
+
+    @property
+    def registers(self) -> Registers:
+        """The registers of its first vCPU."""
+        return self.vcpus[0].registers
+
+    @property
+    def memory(self) -> Memory:
+        """Its memory, as its first vCPU sees it: `guest.memory[va : va + 8]`."""
+        return self.vcpus[0].memory
+
+    @functools.cached_property
+    def symbols(self) -> Symbols:
+        """Addresses of its kernel's symbols; empty where the image has none."""
+        return Symbols(self.image)
+
+    @property
+    def _there(self) -> Resident:
+        resident = self._host.resident(self)
+        if resident is None:
+            raise GuestFailed(self._told("has ended, so there is nothing left to look at"))
+        return resident
+
+    # -- text --------------------------------------------------------------------------------------------
+
+    def send(self, text: str | bytes) -> None:
+        """Type on its console; what it has no room for waits."""
+        self._host.type_in(self, text.encode() if isinstance(text, str) else text)
+
+    def expect(self, pattern: Pattern, timeout: float = EXPECT_SECONDS) -> Found:
+        """Run the machine until the guest prints what matches a regular expression.
+
+        What was printed before and not yet expected counts. GuestFailed: it has not within `timeout` seconds
+        of machine time, or it ended, or nothing can happen any more; with the end of its console.
+        """
+        wanted, found = expression(pattern), None
+
+        def is_there() -> bool:
+            nonlocal found
+            found = found or self.console.find(wanted)
+            return found is not None or self.end is not None
+
+        outcome = self._host.run(When(is_there) | Seconds(timeout))
+        if is_there() and found is not None:
+            return found
+        raise GuestFailed(self._told(f"has not printed {pattern!r}: {self._why(outcome, timeout)}"))
+
+    def run(self, command: str, timeout: float = EXPECT_SECONDS) -> Ran:
+        """Run a command in the shell that waits at its console; GuestFailed as `expect`.
+
+        It runs in a subshell: what it sets is gone afterwards. A status other than 0 is no error here.
+        """
+        self._runs += 1
+        mark = f"pyhv-{self._runs}"
+        line = f"printf '\\n@%s@\\n' {mark}; (eval {shlex.quote(command)}); printf '\\n@%s=%s@\\n' {mark} $?"
+        if len(line) > _LONGEST_LINE:
+            raise ConfigError(f"a command of {len(command)} characters is too long for a terminal's line")
+        self.send(line + "\n")
+        self.expect(f"\n@{mark}@\r?\n", timeout)
+        done = self.expect(rf"\r?\n@{mark}=(\d+)@\r?\n", timeout)
+        return Ran(command, int(done.groups[0] or "0"), done.before)
+
+    # -- verbs -------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float = EXPECT_SECONDS) -> End:
+        """Run the machine until this guest has ended. GuestFailed as `expect`."""
+        outcome = self._host.run(When(lambda: self.end is not None) | Seconds(timeout))
+        if self.end is None:
+            raise GuestFailed(self._told(f"has not ended: {self._why(outcome, timeout)}"))
+        return self.end
+
+    def pause(self) -> None:
+        """Keep it from running."""
+        self._host.perform("pause", self)
+
+    def unpause(self) -> None:
+        """Let it run."""
+        self._host.perform("unpause", self)
+
+    def shutdown(self) -> None:
+        """Ask it to power itself off, as `xl shutdown` does; it may take its time, or not care."""
+        self._host.perform("poweroff", self)
+
+    def reboot(self) -> None:
+        """Ask it to reboot itself: here that is an end."""
+        self._host.perform("reboot", self)
+
+    def suspend(self) -> None:
+        """Ask it to suspend itself."""
+        self._host.perform("suspend", self)
+
+    def resume(self) -> None:
+        """Let it run on after it has suspended itself, as if the suspension had been cancelled."""
+        self._host.perform("resume", self)
+
+    def destroy(self) -> None:
+        """End it now, whatever it does."""
+        self._host.perform("destroy", self)
+
+    # -- messages ----------------------------------------------------------------------------------------
+
+    def _why(self, outcome: Outcome, timeout: float) -> str:
+        if self.end is not None:
+            return f"it has ended ({self.end.reason})"
+        if outcome is Outcome.DEADLOCK:
+            return "every guest waits, and nothing is due"
+        if outcome is Outcome.ENDED:
+            return "every guest has ended or is suspended"
+        return f"{timeout:g} s of the machine's time have passed"
+
+    def _told(self, what: str) -> str:
+        tail = "\n".join(f"  {line}" for line in self.console.tail())
+        return f"{self.name} {what}" + (f"; the end of its console:\n{tail}" if tail else "")
+
+
+def letters(domain: Domain) -> str:
+    """A domain's state as xl's letters."""
+    life = domain.life
+    idle = all(vcpu.blocked or not vcpu.online for vcpu in domain.vcpus)
+    return "".join(
+        letter if holds else "-"
+        for letter, holds in (
+            ("r", life.stage is Lifecycle.RUNNING and not idle),
+            ("b", life.stage is Lifecycle.RUNNING and idle),
+            ("p", life.stage is Lifecycle.PAUSED),
+            ("s", life.stage is Lifecycle.SUSPENDED),
+            ("c", life.reason == Shutdown.CRASH),
+            ("d", life.stage is Lifecycle.DYING),
+        )
+    )

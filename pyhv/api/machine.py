@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A machine as its user handles it: guests by name, running until something, and everything put back.
+
+    with pyhv.Machine(memory="1G", virtual_time=True, seed=1) as machine:
+        guest = machine.boot("debian", memory="128M")
+        guest.expect(r"/ # ")
+
+The hypervisor behind it is `pyhv.machine`; whatever is more than a few lines is done there.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias, overload
+
+from pyhv.abi.numbers import Hypercall
+from pyhv.api.console import Console
+from pyhv.api.guest import End, Guest, Pattern, Verb
+from pyhv.api.words import expression, pages
+from pyhv.cpu import vmcb as v
+from pyhv.cpu.exits import ExitKind, ExitRecord
+from pyhv.domain.config import DomainConfig
+from pyhv.errors import ConfigError
+from pyhv.images import source as images
+from pyhv.images.archive import SilentProgress
+from pyhv.loader.elf import load_image
+from pyhv.loader.image import KernelImage
+from pyhv.loader.ramdisk import Ramdisk, prepare
+from pyhv.machine import Machine as Hypervisor
+from pyhv.machine import MachineConfig
+from pyhv.resident import Ended, Resident
+from pyhv.until import AllEnded, Exits, Outcome, Runnable, Seconds, Until, When
+
+Cancel: TypeAlias = Callable[[], None]
+"""Ends what was begun."""
+_NUMBERS: Final = frozenset(Hypercall)
+_ARGUMENTS: Final = {
+    64: (v.RDI, v.RSI, v.RDX, v.R10, v.R8),
+    32: (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HypercallMade:
+    """A hypercall that a guest is making: five argument registers, whatever it uses of them."""
+
+    guest: Guest
+    vcpu: int
+    time: int
+    """Machine time in ns."""
+    name: str
+    arguments: tuple[int, ...]
+
+
+class Machine:
+    """One computer for several guests. A context manager, or `close` it.
+
+    `memory` is for the guests together, `"1G"` or bytes; `scheduler` "credit" or "rr". With `virtual_time`
+    time comes from executed code, and `seed` makes the same run each time.
+    """
+
+    def __init__(
+        self,
+        memory: str | int = "1G",
+        *,
+        scheduler: str = "credit",
+        virtual_time: bool = False,
+        seed: int = 0,
+        tuned: bool = True,
+    ) -> None:
+        self.hypervisor = Hypervisor(
+            MachineConfig(
+                pages(memory), scheduler=scheduler, virtual_time=virtual_time, seed=seed, tuned=tuned
+            )
+        )
+        """What does the work: the whole of `pyhv.machine`, for whoever looks deeper."""
+        self._guests: dict[int, Guest] = {}
+        self._typed: dict[int, bytearray] = {}
+        self._on_end: list[Callable[[Guest, End], None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back all memory and threads. Guests that still live are gone."""
+        self.hypervisor.close()
+
+    # -- guests ------------------------------------------------------------------------------------------
+
+    def boot(
+        self,
+        image: str | Path | bytes | KernelImage,
+        *,
+        name: str | None = None,
+        memory: str | int | None = None,
+        vcpus: int = 1,
+        weight: int = 256,
+        cap: int = 0,
+        ramdisk: str | Path | bytes | None = None,
+        append: str = "",
+        paused: bool = False,
+    ) -> Guest:
+        """Build a guest that runs when the machine does. ConfigError, ImageError.
+
+        `image` is what `pyhv boot` takes - "debian", a guest of pyhv's, a path - or the bytes of a kernel, or
+        one that was loaded before. A ramdisk that is gzip is unpacked for the guest. `memory` is 128 MiB if
+        it is not given, 16 MiB for pyhv's own guests. `append` is added to the kernel's command line.
+        """
+        found = _source(image, with_ramdisk=ramdisk is None)
+        initial = found.ramdisk if ramdisk is None else _ramdisk(ramdisk)
+        config = DomainConfig(
+            name=self._free_name(name or found.name),
+            memory_pages=found.memory << 8 if memory is None else pages(memory),
+            vcpus=vcpus,
+            weight=weight,
+            cap=cap,
+        )
+        console = Console()
+        domain = self.hypervisor.create(
+            found.image,
+            config,
+            ramdisk=b"" if initial is None else initial.data,
+            cmdline=f"{found.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
+            console=console,
+            paused=paused,
+            on_end=self._has_ended,
+        )
+        guest = Guest(self, domain.domid, domain.name, domain.config.uuid, found.image, console)
+        self._guests[guest.domid] = guest
+        return guest
+
+    def create(self, image: str | Path | bytes | KernelImage, **options: Any) -> Guest:
+        """`boot`, but the guest is paused until `Guest.unpause`."""
+        return self.boot(image, **options, paused=True)
+
+    @property
+    def domains(self) -> Mapping[str, Guest]:
+        """The guests that have not ended, by name."""
+        return MappingProxyType({guest.name: guest for guest in self._guests.values()})
+
+    def introduce_peers(self) -> None:
+        """Pair the guests, in the order of their domids: each finds the other's in data/peer of its store."""
+        self.hypervisor.introduce_peers()
+
+    def _free_name(self, wanted: str) -> str:
+        taken = self.domains
+        names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
+
+    def _has_ended(self, ended: Ended) -> None:
+        guest = self._guests.pop(ended.domid)
+        guest.end = End.of(ended)
+        self._typed.pop(ended.domid, None)
+        for listener in self._on_end:
+            listener(guest, guest.end)
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    @property
+    def time(self) -> float:
+        """Seconds of machine time since the machine was made."""
+        return self.hypervisor.now() / 1e9
+
+    def run(
+        self,
+        until: Until | Pattern | Callable[[], bool] | None = None,
+        *,
+        seconds: float | None = None,
+        exits: int | None = None,
+    ) -> Outcome:
+        """Run the guests until all have ended, or whatever comes first of what is asked for.
+
+        `until` is a regular expression that any guest prints, or a function that is asked between two turns
+        of the processor; `seconds` of machine time; so many `exits` of guests to the hypervisor.
+        """
+        policy: Until = _Typing(self._type) | AllEnded()
+        if until is not None:
+            policy = policy | self._policy(until)
+        if seconds is not None:
+            policy = policy | Seconds(seconds)
+        if exits is not None:
+            policy = policy | Exits(exits)
+        return self.hypervisor.run(policy)
+
+    def step(self) -> bool:
+        """Let one vCPU run to the end of its turn; False if nobody can run."""
+        self._type()
+        return self.hypervisor.step()
+
+    def _policy(self, until: Until | Pattern | Callable[[], bool]) -> Until:
+        if isinstance(until, Until):
+            return until
+        if callable(until):
+            return When(until)
+        wanted = expression(until)
+        starts = {guest.domid: guest.console.position for guest in self._guests.values()}
+        return When(
+            lambda: any(
+                guest.console.matches(wanted, starts.get(guest.domid, 0)) for guest in self._guests.values()
+            )
+        )
+
+    def _type(self) -> None:
+        """Offer what was typed to the consoles that have room for it."""
+        for domid, waiting in self._typed.items():
+            resident = self.hypervisor.residents.get(domid)
+            if waiting and resident is not None:
+                del waiting[: self.hypervisor.feed(resident.domain, bytes(waiting))]
+
+    # -- looking on --------------------------------------------------------------------------------------
+
+    def audit(self) -> list[str]:
+        """Everything that is wrong with the machine's memory, in sentences; empty if it is sound."""
+        return self.hypervisor.audit()
+
+    @overload
+    def on(self, event: Literal["exit"], listener: Callable[[ExitRecord], None]) -> Cancel: ...
+    @overload
+    def on(self, event: Literal["hypercall"], listener: Callable[[HypercallMade], None]) -> Cancel: ...
+    @overload
+    def on(self, event: Literal["end"], listener: Callable[[Guest, End], None]) -> Cancel: ...
+    def on(self, event: str, listener: Callable[..., None]) -> Cancel:
+        """Call `listener` at every "exit" or "hypercall", before it is handled, or at the "end" of a guest.
+
+        What guests compute is not changed by being looked at. Hypercalls within a multicall are not told.
+        The function that is returned ends it. ConfigError: no such event.
+        """
+        if event == "end":
+            self._on_end.append(listener)
+            return lambda: self._on_end.remove(listener)
+        if event not in ("exit", "hypercall"):
+            raise ConfigError(f"There is no event {event!r}; there are exit, hypercall and end.")
+        observer = _Listener(listener if event == "exit" else self._tells_hypercalls(listener))
+        self.hypervisor.observe(observer)
+        return lambda: self.hypervisor.unobserve(observer)
+
+    def _tells_hypercalls(self, listener: Callable[[HypercallMade], None]) -> Callable[[ExitRecord], None]:
+        def tell(record: ExitRecord) -> None:
+            if record.kind is not ExitKind.HYPERCALL:
+                return
+            guest = self._guests[record.domid]
+            name = Hypercall(record.detail).name.lower() if record.detail in _NUMBERS else str(record.detail)
+            words = tuple(record.registers[register] for register in _ARGUMENTS[guest.image.width])
+            listener(HypercallMade(guest, record.vcpu, record.time, name, words))
+
+        return tell
+
+    # -- what guests ask of their machine ----------------------------------------------------------------
+
+    def resident(self, guest: Guest) -> Resident | None:
+        """The hypervisor's record of a guest that has not ended."""
+        return self.hypervisor.residents.get(guest.domid) if guest.end is None else None
+
+    def type_in(self, guest: Guest, data: bytes) -> None:
+        """Bytes for a guest's console, which come when it has room for them."""
+        self._typed.setdefault(guest.domid, bytearray()).extend(data)
+
+    def perform(self, verb: Verb, guest: Guest) -> None:
+        """A toolstack's verb on a guest. ConfigError: not in its state."""
+        resident = self.resident(guest)
+        if resident is None:
+            raise ConfigError(f"{guest.name} has ended, so it cannot be told to {verb}.")
+        domain, machine = resident.domain, self.hypervisor
+        if verb == "pause":
+            machine.pause(domain)
+        elif verb == "unpause":
+            machine.unpause(domain)
+        elif verb == "resume":
+            machine.resume(domain, cancelled=True)
+        elif verb == "destroy":
+            machine.destroy(domain)
+            machine.settle()
+        else:
+            machine.shutdown(domain, verb)
+
+
+class _Listener:
+    """An observer that is a function."""
+
+    def __init__(self, listener: Callable[[ExitRecord], None]) -> None:
+        self.exit = listener
+
+
+class _Typing(Until):
+    """No reason to stop: it types between two turns what waits to be typed."""
+
+    def __init__(self, type_in: Callable[[], None]) -> None:
+        self._type_in = type_in
+
+    def outcome(self, _machine: Runnable) -> Outcome | None:
+        self._type_in()
+        return None
+
+
+def _source(image: str | Path | bytes | KernelImage, *, with_ramdisk: bool) -> images.Source:
+    """What is to be booted, with what it needs by default. ImageError, EnvironmentProblem."""
+    if isinstance(image, KernelImage):
+        return images.Source(Path(image.name).stem or "guest", image)
+    if isinstance(image, bytes):
+        return images.Source("guest", load_image(image, "guest"))
+    word = image if isinstance(image, str) else str(image.absolute())
+    return images.resolve(word, SilentProgress, with_ramdisk=with_ramdisk)
+
+
+def _ramdisk(given: str | Path | bytes) -> Ramdisk:
+    if isinstance(given, bytes):
+        return prepare(given, "the ramdisk", raw=False)
+    return images.ramdisk(Path(given))

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`import pyhv` as a person uses it, on small guests."""
+
+import doctest
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pyhv
+from pyhv.api.machine import HypercallMade
+from pyhv.cpu.exits import ExitRecord
+from pyhv.guests.build import build_builtin
+from pyhv.loader.elf import load_image
+from pyhv.until import Outcome
+
+
+@pytest.fixture
+def machine() -> Iterator[pyhv.Machine]:
+    with pyhv.Machine(memory="64M", virtual_time=True) as made:
+        yield made
+
+
+def test_a_guest_from_its_name_to_its_end(machine: pyhv.Machine) -> None:
+    guest = machine.boot("hello")
+    assert (guest.name, guest.domid, guest.state) == ("hello", 1, "r-----")
+    assert machine.domains == {"hello": guest}
+    found = guest.expect(r"memory: (\d+) pages")
+    assert found.groups == ("4096",)
+    assert "ABI: xen-3.0-x86_64" in found.before
+    end = guest.wait()
+    assert (end.reason, end.cause) == ("poweroff", None)
+    assert guest.end is end
+    assert guest.state == "---s--"
+    assert "SUCCESS" in guest.console.text
+    assert machine.domains == {}
+    assert machine.audit() == []
+    assert repr(guest) == "<Guest hello (domain 1) ---s-->"
+
+
+def test_every_way_to_name_an_image(machine: pyhv.Machine, tmp_path: Path) -> None:
+    path = tmp_path / "mine.img"
+    path.write_bytes(build_builtin("hello"))
+    images = [path, str(path), path.read_bytes(), load_image(path, "mine"), "hello"]
+    guests = [machine.boot(image, memory="4M") for image in images]
+    assert [guest.name for guest in guests] == ["mine", "mine-2", "guest", "mine-3", "hello"]
+    assert machine.run() is Outcome.ENDED
+    assert all(guest.wait().reason == "poweroff" for guest in guests)
+
+
+def test_what_was_not_printed_is_an_error_with_the_consoles_end(machine: pyhv.Machine) -> None:
+    guest = machine.boot("hello")
+    with pytest.raises(pyhv.GuestFailed, match=r"(?s)hello has not printed 'never': it has ended .*SUCCESS"):
+        guest.expect("never")
+    with pytest.raises(pyhv.PyhvError, match="is no regular expression"):
+        guest.expect("(")
+
+
+def test_verbs_and_letters(machine: pyhv.Machine) -> None:
+    guest = machine.create("ticker")
+    assert guest.state == "--p---"
+    assert machine.run(seconds=1) is Outcome.DEADLOCK
+    guest.unpause()
+    machine.run(until="tick")
+    assert "tick" in guest.console.text
+    guest.pause()
+    assert "p" in guest.state
+    guest.destroy()
+    assert guest.end is not None
+    assert guest.end.reason == "destroyed"
+    with pytest.raises(pyhv.PyhvError, match="has ended, so it cannot be told to pause"):
+        guest.pause()
+    with pytest.raises(pyhv.GuestFailed, match="nothing left to look at"):
+        _ = guest.memory
+
+
+def test_a_look_inside(machine: pyhv.Machine) -> None:
+    guest = machine.boot("hello")
+    machine.run(exits=5)
+    registers, memory = guest.registers, guest.memory
+    assert memory[registers.rip] == memory[registers.rip : registers.rip + 1][0]
+    start = guest.symbols["_start"]
+    image = guest.image.segments[0]
+    assert memory[start : start + 16] == image.data[start - image.vaddr : start - image.vaddr + 16]
+    memory[start : start + 4] = b"pyhv"
+    assert memory.text(start, 4) == "pyhv"
+    with pytest.raises(
+        pyhv.NotMapped, match=r"hello: 0x123456789000 is not mapped: entry 36 of its L4 table"
+    ):
+        memory.u64(0x1234_5678_9000)
+    with pytest.raises(LookupError, match=r"L[12] table"):
+        memory.read(start, 1 << 24)
+    assert sum(guest.hypercalls.values()) == 5
+    assert [processor.number for processor in guest.vcpus] == [0]
+
+
+def test_a_32_bit_guest_inside(machine: pyhv.Machine) -> None:
+    guest = machine.boot("hello32")
+    machine.run(exits=3)
+    assert guest.memory.read(guest.registers.rip, 2)
+    with pytest.raises(pyhv.NotMapped, match=r"L[23] table"):
+        guest.memory.u32(0x9000_0000)
+
+
+def test_events(machine: pyhv.Machine) -> None:
+    calls: list[HypercallMade] = []
+    exits: list[ExitRecord] = []
+    ends: list[tuple[str, str]] = []
+    stop = machine.on("hypercall", calls.append)
+    machine.on("exit", exits.append)
+    machine.on("end", lambda guest, end: ends.append((guest.name, end.reason)))
+    machine.boot("hello").wait()
+    assert ends == [("hello", "poweroff")]
+    assert {call.name for call in calls} >= {"sched_op", "event_channel_op"}
+    assert all(call.guest.name == "hello" and len(call.arguments) == 5 for call in calls)
+    assert len(exits) >= len(calls)
+    stop()
+    before = len(calls)
+    machine.boot("hello").wait()
+    assert len(calls) == before
+    with pytest.raises(pyhv.PyhvError, match="no event 'noise'"):
+        machine.on("noise", print)  # type: ignore[call-overload]
+
+
+def test_running_in_pieces_is_running(machine: pyhv.Machine) -> None:
+    def history(pieces: bool) -> list[object]:
+        with pyhv.Machine(memory="64M", virtual_time=True) as machine:
+            seen: list[object] = []
+            machine.on("exit", seen.append)
+            machine.boot("ticker")
+            machine.boot("usermode")
+            if pieces:
+                number = 0
+                while machine.run(exits=1 + number % 3) is not Outcome.ENDED:
+                    number += 1
+                assert number > 40
+            else:
+                machine.run()
+            return seen
+
+    assert history(pieces=True) == history(pieces=False)
+
+
+def test_what_is_not_possible(machine: pyhv.Machine) -> None:
+    with pytest.raises(pyhv.PyhvError, match="no amount of memory"):
+        machine.boot("hello", memory="much")
+    with pytest.raises(pyhv.PyhvError, match="no such file"):
+        machine.boot("nobody")
+    with pytest.raises(pyhv.PyhvError):
+        machine.boot(b"no kernel")
+    assert machine.domains == {}
+
+
+@pytest.mark.parametrize("module", ["pyhv.api.words"])
+def test_examples_in_docstrings(module: str) -> None:
+    results = doctest.testmod(importlib.import_module(module))
+    assert results.attempted
+    assert not results.failed
+
+
+def test_only_what_is_named_is_there() -> None:
+    assert all(getattr(pyhv, name) for name in pyhv.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = pyhv.Nothing

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The README's Python, and what else wants a real Linux: typing, commands, shutting down."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pyhv
+
+pytestmark = pytest.mark.debian
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readme() -> None:
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    exec(compile(block, str(README), "exec"), {})
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[pyhv.Guest]:
+    with pyhv.Machine(memory="256M", virtual_time=True) as machine:
+        guest = machine.boot("debian", memory="128M")
+        guest.expect(r"/ # ")
+        yield guest
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "output"),
+    [
+        ("true", 0, ""),
+        ("echo one; echo two", 0, "one\ntwo\n"),
+        ("printf no-newline", 0, "no-newline"),
+        ("echo \"it's\" '$HOME' \\\\", 0, "it's $HOME \\\n"),
+        ("exit 7", 7, ""),
+        ("for n in 1 2\ndo echo $n\ndone", 0, "1\n2\n"),
+        ("nonsense 2>/dev/null", 127, ""),
+        ("echo @pyhv-1=0@", 0, "@pyhv-1=0@\n"),
+    ],
+)
+def test_commands(guest: pyhv.Guest, command: str, status: int, output: str) -> None:
+    ran = guest.run(command)
+    assert (ran.status, ran.output, bool(ran)) == (status, output, status == 0)
+
+
+def test_a_command_that_takes_too_long(guest: pyhv.Guest) -> None:
+    with pytest.raises(pyhv.GuestFailed, match=r"2 s of the machine's time have passed"):
+        guest.run("sleep 1000", timeout=2)
+    guest.send("\x03")
+    assert guest.run("echo here").output == "here\n"
+    with pytest.raises(pyhv.PyhvError, match="too long for a terminal"):
+        guest.run("x" * 1000)
+
+
+def test_much_is_typed_at_the_guests_pace(guest: pyhv.Guest) -> None:
+    lines = "".join(f"line {number}\n" for number in range(2000))
+    guest.send("cat > /tmp/typed\n" + lines + "\x04")
+    assert guest.run("md5sum < /tmp/typed; wc -l < /tmp/typed").output.endswith("2000\n")
+
+
+def test_reboot_is_an_end(guest: pyhv.Guest) -> None:
+    guest.reboot()
+    assert guest.wait().reason == "reboot"
