@@ -8,6 +8,7 @@ of it changes who may run and when; the loop in `machine.py` acts on it. Nothing
 import enum
 from collections.abc import Callable
 
+from pyhv.abi.layout import u16
 from pyhv.abi.numbers import Shutdown, VcpuState, Virq
 from pyhv.board import Board
 from pyhv.cpu import vmcb as v
@@ -30,7 +31,7 @@ class Timer(enum.IntEnum):
     WATCHDOG = 2
 
 
-TimerKey = tuple[Timer, int, int]
+TimerKey = tuple[Timer, u16, u16]
 """(kind, domid, vCPU or watchdog number)."""
 
 
@@ -44,7 +45,7 @@ class Services:
         self.scheduler = scheduler
         self.residents = residents
         self.domain, self.any_domain = residents.domain, residents.any_domain
-        self.timers: TimerQueue[TimerKey] = TimerQueue()
+        self.timers: TimerQueue[TimerKey] = TimerQueue(TimerKey)
         self.running: Vcpu | None = None
         self.debug_sink: Callable[[Domain, bytes], None] = lambda _domain, _text: None
         """Gets what guests write to the hypervisor's console."""

@@ -15,11 +15,13 @@ once only if the ring was half full, and else when the guest has stopped running
 Terminals, logs and line endings are not known here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from pyhv.abi.shared import CONSOLE_CONNECTION
 from pyhv.devices.ring import ByteRing, RingBroken
 from pyhv.shared_page import SharedPage
+from pyhv.state import Plain, entries, typed
 
 IN_SIZE = 1024
 OUT_SIZE = 2048
@@ -41,6 +43,8 @@ class ConsoleRing:
     guest makes sense again.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(("_notify", "_in", "_out"), "of the back end's")
+
     def __init__(self, page: SharedPage, notify: Callable[[], None]) -> None:
         self.broken = ""
         """Empty, or one sentence on what was wrong at the last operation."""
@@ -50,6 +54,16 @@ class ConsoleRing:
         self._in = ByteRing(page, _IN_DATA, IN_SIZE, _IN_CONS, _IN_PROD)
         self._out = ByteRing(page, _OUT_DATA, OUT_SIZE, _OUT_CONS, _OUT_PROD)
         page.write(CONSOLE_CONNECTION, _CONNECTED)
+
+    def state(self) -> dict[str, Plain]:
+        """What it owes the guest; bytes and indices are in the page."""
+        return {"broken": self.broken, "unheard": self._unheard}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved. StateError."""
+        found = entries(dict(saved), "", {"broken": None, "unheard": None})
+        broken, unheard = typed(str, found["broken"], "broken"), typed(bool, found["unheard"], "unheard")
+        self.broken, self._unheard = broken, unheard
 
     def drain(self) -> bytes:
         """Take all that the guest has printed. If it may wait for room it hears so now, else by `settle`."""

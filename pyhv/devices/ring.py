@@ -13,6 +13,9 @@ reads each index once, checks, and works with what it read. The page itself is r
 `SharedPage` alone: who owns the frame, and who must hear that it was written, is the machine's business.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pyhv.address import MASK32
 from pyhv.shared_page import SharedPage
 
@@ -23,6 +26,11 @@ class RingBroken(Exception):
 
 class ByteRing:
     """One direction of a ring, seen by whichever side uses it: `read` consumes, `write` produces."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_page": "given; indices and bytes are in it",
+        **dict.fromkeys(("size", "_data", "_cons", "_prod"), "of the protocol"),
+    }
 
     def __init__(self, page: SharedPage, data: int, size: int, cons: int, prod: int) -> None:
         """`data`, `cons` and `prod` are offsets in the page; `size` is a power of two."""

@@ -13,11 +13,13 @@ Layout, from the public header io/xs_wire.h (bytes):
 This module moves bytes between the page and a `Connection`; what they mean is known there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from pyhv.abi.xs_wire import LinkError
 from pyhv.devices.ring import ByteRing, RingBroken
 from pyhv.shared_page import SharedPage
+from pyhv.state import Plain, entries, typed
 from pyhv.xenstore.wire import Connection
 
 RING_SIZE = 1024
@@ -45,6 +47,11 @@ class XenstoreRing:
     room.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "connection": "says its own",
+        **dict.fromkeys(("_page", "_notify", "_requests", "_replies"), "of the back end's"),
+    }
+
     def __init__(self, page: SharedPage, connection: Connection, notify: Callable[[], None]) -> None:
         self.connection = connection
         self.broken = ""
@@ -57,6 +64,14 @@ class XenstoreRing:
         page.write_u32(_ERROR, LinkError.NONE)
         page.write_u32(_CONNECTION, _CONNECTED)
         connection.on_output = self._flush
+
+    def state(self) -> dict[str, Plain]:
+        """Whether it is dead; bytes and indices are in the page."""
+        return {"broken": self.broken}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Be what was saved. StateError."""
+        self.broken = typed(str, entries(dict(saved), "", {"broken": None})["broken"], "broken")
 
     def service(self) -> bool:
         """Move and execute all that can be now; returns whether anything happened.

@@ -7,11 +7,12 @@ what a timer is for: its owner asks for the next deadline and acts on the keys t
 """
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pyhv.state import Nanoseconds
+from pyhv.abi.layout import u64
+from pyhv.state import Nanoseconds, Plain, entries, items, refusal, say, typed
 
 K = TypeVar("K", bound=Hashable)
 
@@ -26,9 +27,19 @@ DEFAULT_PERIOD = 10_000_000
 
 
 class TimerQueue(Generic[K]):
-    """Timers by key, at most one per key. Equal deadlines expire in the order in which they were armed."""
+    """Timers by key, at most one per key. Equal deadlines expire in the order in which they were armed.
 
-    def __init__(self) -> None:
+    `key_type` is that of the keys, as a field of saved state would have it.
+    """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_key_type": "given",
+        "_heap": "follows from what is armed",
+        "_sequence": "what is armed is numbered anew, in its order",
+    }
+
+    def __init__(self, key_type: Any) -> None:
+        self._key_type = key_type
         self._heap: list[tuple[int, int, K]] = []
         self._armed: dict[K, tuple[int, int]] = {}
         self._sequence = 0
@@ -64,6 +75,31 @@ class TimerQueue(Generic[K]):
                 return deadline
             heapq.heappop(self._heap)
         return None
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._armed)
+
+    def state(self) -> dict[str, Plain]:
+        """Keys and deadlines, in the order in which they were armed."""
+        armed = sorted((sequence, deadline, key) for key, (deadline, sequence) in self._armed.items())
+        return {"armed": [[say(self._key_type, key), deadline] for _, deadline, key in armed]}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Have the timers that were saved, and no others. StateError."""
+        found = entries(dict(saved), "", {"armed": None})["armed"]
+        armed: dict[K, int] = {}
+        for number, item in enumerate(items(found, "armed")):
+            where = f"armed.{number}"
+            said, deadline = items(item, where, 2)
+            key: K = typed(self._key_type, said, where)
+            if key in armed:
+                raise refusal(where, "is the second timer of one key")
+            armed[key] = typed(u64, deadline, where)
+        self._heap.clear()
+        self._armed.clear()
+        self._sequence = 0
+        for key, deadline in armed.items():
+            self.arm(key, deadline)
 
     def expire(self, now: int) -> list[K]:
         """Remove the timers whose deadline is `now` or earlier; their keys, earliest deadline first."""

@@ -9,7 +9,7 @@ from pyhv.events.timers import PeriodicTimer, TimerQueue, set_timer_deadline
 
 
 def test_expiry_in_order_of_deadline_then_arming() -> None:
-    timers: TimerQueue[str] = TimerQueue()
+    timers: TimerQueue[str] = TimerQueue(str)
     timers.arm("late", 30)
     timers.arm("b", 10)
     timers.arm("a", 10)
@@ -22,7 +22,7 @@ def test_expiry_in_order_of_deadline_then_arming() -> None:
 
 
 def test_arming_again_replaces() -> None:
-    timers: TimerQueue[int] = TimerQueue()
+    timers: TimerQueue[int] = TimerQueue(int)
     timers.arm(1, 10)
     timers.arm(1, 50)
     assert len(timers) == 1
@@ -34,7 +34,7 @@ def test_arming_again_replaces() -> None:
 
 
 def test_cancel() -> None:
-    timers: TimerQueue[int] = TimerQueue()
+    timers: TimerQueue[int] = TimerQueue(int)
     timers.arm(1, 10)
     assert timers.cancel(1)
     assert not timers.cancel(1)
@@ -43,7 +43,7 @@ def test_cancel() -> None:
 
 
 def test_endless_rearming_takes_no_memory() -> None:
-    timers: TimerQueue[int] = TimerQueue()
+    timers: TimerQueue[int] = TimerQueue(int)
     for i in range(10_000):
         timers.arm(0, 1_000_000 + i)
         timers.arm(1, 5)
@@ -59,7 +59,7 @@ def test_endless_rearming_takes_no_memory() -> None:
     )
 )
 def test_like_a_plain_dictionary(steps: list[tuple[str, int, int]]) -> None:
-    timers: TimerQueue[int] = TimerQueue()
+    timers: TimerQueue[int] = TimerQueue(int)
     model: dict[int, tuple[int, int]] = {}
     for sequence, (what, key, when) in enumerate(steps):
         if what == "arm":
