@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fuzz.hypercalls import Attack, Hypercalls
+from pyhv.abi.numbers import Assist, AssistCommand, Hypercall
 from pyhv.cpu import vmcb as v
 
 _RUN_NS = 1500
@@ -122,7 +123,7 @@ class CodeAttack(Attack):
         if guest.alive and guest.vcpu.user_l4 and guest.vcpu.in_kernel:
             frame = (0, 0, 0, 0, at, 0xE033, self.source.pick(FLAGS), guest.stack, 0xE02B)
             guest.poke(guest.stack, struct.pack("<9Q", *frame))
-            self.call(23)
+            self.call(Hypercall.IRET)
         if guest.alive:
             self._set_registers()
             self._go()
@@ -158,7 +159,7 @@ class CodeAttack(Attack):
     def table_store(self) -> None:
         """With writable page tables on, store into one of the own L1 tables through its mapping."""
         guest = self.guest
-        self.call(21, 0, 2)
+        self.call(Hypercall.VM_ASSIST, AssistCommand.ENABLE, Assist.WRITABLE_PAGETABLES)
         page = self.source.below(26)
         table = guest.page(page)
         self.remap(table, 0x61 | 1 << 63)

@@ -6,7 +6,8 @@ the rest are what the checks are for.
 """
 
 from fuzz.source import Source
-from fuzz.world import DOMID_SELF, FIRST_GRANT, PAGES, PLAY_PAGES, Guest, World
+from fuzz.world import FIRST_GRANT, PAGES, PLAY_PAGES, Guest, World
+from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK32, MASK64
 

@@ -16,8 +16,9 @@ from fuzz.grammar import Grammar
 from fuzz.requests import NUMBERS, REQUESTS, ask, pack, raw
 from fuzz.source import Source
 from fuzz.target import Target
-from fuzz.world import DOMID_SELF, FIRST_GRANT, World
-from pyhv.abi.numbers import Mmuext
+from fuzz.world import FIRST_GRANT, World
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.numbers import Evtchn, Gnttab, Hypercall, Mmuext, SegmentBase
 from pyhv.abi.structs import GnttabMapGrantRef, MemoryReservation, MmuextOp, MmuUpdate
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
@@ -84,7 +85,7 @@ class Attack:
     def remap(self, va: int, flags: int) -> None:
         """Map a play page again, to the frame that it began with."""
         number = (va - self.guest.play) >> 12
-        self.call(14, va, self.guest.frames[number] << 12 | flags, 2)
+        self.call(Hypercall.UPDATE_VA_MAPPING, va, self.guest.frames[number] << 12 | flags, 2)
 
     def protect(self) -> None:
         """A play page becomes read-only or writable."""
@@ -94,7 +95,7 @@ class Attack:
     def mmuext(self, command: int, first: int, second: int = 0) -> None:
         """One operation."""
         at = self.guest.put(pack(ask(MmuextOp, cmd=command, arg1=first, arg2=second), self.guest.width))
-        self.call(26, at, 1, 0, DOMID_SELF)
+        self.call(Hypercall.MMUEXT_OP, at, 1, 0, DOMID_SELF)
 
     def pin(self) -> None:
         """Protect a page and pin it as a table."""
@@ -105,7 +106,7 @@ class Attack:
     def link(self, table: int, slot: int, value: int) -> None:
         """One mmu_update."""
         at = self.guest.put(pack(ask(MmuUpdate, ptr=table << 12 | slot << 3, val=value), self.guest.width))
-        self.call(1, at, 1, 0, DOMID_SELF)
+        self.call(Hypercall.MMU_UPDATE, at, 1, 0, DOMID_SELF)
 
     def chain(self) -> None:
         """Four pages become L4, L3, L2, L1, linked in some slot; the last holds one leaf."""
@@ -184,7 +185,9 @@ class Attack:
             ref=self.grammar.ref(),
             dom=self.grammar.domid(),
         )
-        self.call(20, 0, self.guest.put(pack(request, self.guest.width)), 1)
+        self.call(
+            Hypercall.GRANT_TABLE_OP, Gnttab.MAP_GRANT_REF, self.guest.put(pack(request, self.guest.width)), 1
+        )
 
     def descriptors(self) -> None:
         """A page of descriptors becomes GDT or LDT, and is used."""
@@ -194,10 +197,10 @@ class Attack:
         guest.poke(guest.page(page), words)
         self.remap(guest.page(page), READ_ONLY)
         if self.source.chance(128):
-            self.call(2, guest.put(struct.pack("<Q", guest.frames[page]), 1024), 512)
+            self.call(Hypercall.SET_GDT, guest.put(struct.pack("<Q", guest.frames[page]), 1024), 512)
         else:
             self.mmuext(Mmuext.SET_LDT, guest.page(page), 512)
-        self.call(25, 3, self.grammar.selector())
+        self.call(Hypercall.SET_SEGMENT_BASE, SegmentBase.GS_USER_SEL, self.grammar.selector())
 
     def balloon(self) -> None:
         """Give frames back, and take as many; remember what came."""
@@ -207,11 +210,11 @@ class Attack:
         command = self.source.pick((1, 1, 0, 6))
         if command == 1 and self.source.chance(200):
             for page in pages:
-                self.call(14, guest.page(page), 0, 2)
+                self.call(Hypercall.UPDATE_VA_MAPPING, guest.page(page), 0, 2)
         code = "Q" if guest.width == 64 else "I"
         listed = guest.put(struct.pack(f"<{count}{code}", *(guest.frames[page] for page in pages)), 1024)
         request = ask(MemoryReservation, extent_start=listed, nr_extents=count, domid=DOMID_SELF)
-        self.call(12, command, guest.put(pack(request, guest.width)))
+        self.call(Hypercall.MEMORY_OP, command, guest.put(pack(request, guest.width)))
         if command != 1:
             self._remember(listed, count)
 
@@ -246,7 +249,9 @@ class Attack:
         offset = self.source.pick((2048, 2052, 2056, 2060, 2068, 3072, 3076, 3080, 3084, 0, 16))
         value = self.source.number(1) if self.source.chance(200) else self.source.number(4)
         guest.domain.ram.d[(page + offset) >> 2] = value
-        self.call(32, 4, guest.put(struct.pack("<I", 1 + self.source.below(2))))
+        self.call(
+            Hypercall.EVENT_CHANNEL_OP, Evtchn.SEND, guest.put(struct.pack("<I", 1 + self.source.below(2)))
+        )
 
 
 ACTS: tuple[Callable[[Attack], None], ...] = (

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fuzz.grammar import Grammar
-from fuzz.world import DOMID_SELF, FLAT_RING1_CS, FLAT_RING1_DS
+from fuzz.world import FLAT_RING1_CS, FLAT_RING1_DS
 from pyhv.abi import physdev, shared, structs
+from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.layout import AbiStruct
-from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Memory, Mmuext, Sched, VcpuOp
+from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Hypercall, Memory, Mmuext, Sched, VcpuOp
 from pyhv.address import MASK32
 
 Arguments = tuple[int, ...]
@@ -433,35 +434,41 @@ def _u8(g: Grammar) -> int:
 
 
 REQUESTS: dict[int, Callable[[Grammar], Arguments]] = {
-    0: set_trap_table,
-    1: mmu_update,
-    2: set_gdt,
-    3: plain(Grammar.selector, lambda g: g.guest.stack if g.source.chance(200) else g.va()),
-    4: plain(Grammar.va, Grammar.va, Grammar.va),
-    5: plain(_u8),
-    6: plain(lambda g: g.source.below(2), _u8),
-    8: plain(lambda g: g.source.below(9), Grammar.word),
-    9: plain(lambda g: g.source.below(9)),
-    10: update_descriptor,
-    12: memory_op,
-    13: multicall,
-    14: update_va_mapping,
-    15: plain(Grammar.time),
-    16: event_channel_op_compat,
-    17: xen_version,
-    18: console_io,
-    19: physdev_op_compat,
-    20: grant_table_op,
-    21: plain(lambda g: g.source.below(3), lambda g: g.source.pick((0, 1, 2, 2, 3, 4, 5, 32, 33))),
-    22: update_va_mapping_otherdomain,
-    23: iret,
-    24: vcpu_op,
-    25: plain(lambda g: g.source.below(5), lambda g: g.va() if g.source.chance(128) else g.selector()),
-    26: mmuext_op,
-    28: nmi_op,
-    29: sched_op,
-    30: callback_op,
-    32: event_channel_op,
-    33: physdev_op,
+    Hypercall.SET_TRAP_TABLE: set_trap_table,
+    Hypercall.MMU_UPDATE: mmu_update,
+    Hypercall.SET_GDT: set_gdt,
+    Hypercall.STACK_SWITCH: plain(
+        Grammar.selector, lambda g: g.guest.stack if g.source.chance(200) else g.va()
+    ),
+    Hypercall.SET_CALLBACKS: plain(Grammar.va, Grammar.va, Grammar.va),
+    Hypercall.FPU_TASKSWITCH: plain(_u8),
+    Hypercall.SCHED_OP_COMPAT: plain(lambda g: g.source.below(2), _u8),
+    Hypercall.SET_DEBUGREG: plain(lambda g: g.source.below(9), Grammar.word),
+    Hypercall.GET_DEBUGREG: plain(lambda g: g.source.below(9)),
+    Hypercall.UPDATE_DESCRIPTOR: update_descriptor,
+    Hypercall.MEMORY_OP: memory_op,
+    Hypercall.MULTICALL: multicall,
+    Hypercall.UPDATE_VA_MAPPING: update_va_mapping,
+    Hypercall.SET_TIMER_OP: plain(Grammar.time),
+    Hypercall.EVENT_CHANNEL_OP_COMPAT: event_channel_op_compat,
+    Hypercall.XEN_VERSION: xen_version,
+    Hypercall.CONSOLE_IO: console_io,
+    Hypercall.PHYSDEV_OP_COMPAT: physdev_op_compat,
+    Hypercall.GRANT_TABLE_OP: grant_table_op,
+    Hypercall.VM_ASSIST: plain(
+        lambda g: g.source.below(3), lambda g: g.source.pick((0, 1, 2, 2, 3, 4, 5, 32, 33))
+    ),
+    Hypercall.UPDATE_VA_MAPPING_OTHERDOMAIN: update_va_mapping_otherdomain,
+    Hypercall.IRET: iret,
+    Hypercall.VCPU_OP: vcpu_op,
+    Hypercall.SET_SEGMENT_BASE: plain(
+        lambda g: g.source.below(5), lambda g: g.va() if g.source.chance(128) else g.selector()
+    ),
+    Hypercall.MMUEXT_OP: mmuext_op,
+    Hypercall.NMI_OP: nmi_op,
+    Hypercall.SCHED_OP: sched_op,
+    Hypercall.CALLBACK_OP: callback_op,
+    Hypercall.EVENT_CHANNEL_OP: event_channel_op,
+    Hypercall.PHYSDEV_OP: physdev_op,
 }
 NUMBERS = tuple(REQUESTS)

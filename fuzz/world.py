@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fuzz.target import Finding, arm
-from pyhv.abi.numbers import Evtchn
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.numbers import Evtchn, Hypercall
 from pyhv.abi.structs import EvtchnAllocUnbound
 from pyhv.address import MASK32, Va
 from pyhv.cpu import vmcb as v
@@ -37,7 +38,6 @@ PLAY_PAGES = 32
 SPARE_FRAMES = 96
 """Frames of the machine that nobody owns at first."""
 GRANTED_READ, GRANTED_WRITE, FIRST_GRANT = 8, 9, 8
-DOMID_SELF = 0x7FF0
 _CODE_PAGE, _HANDLER_PAGE, _STACK_PAGE = 28, 30, 31
 _ARGUMENT_PAGE = 26
 _TURN_NS = 20_000
@@ -216,7 +216,7 @@ class World:
             ram.raw[at : at + 8] = entry
         request = EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=self.guests[0].domain.domid, port=0)
         at = victim.put(request.pack())
-        self.call(victim, 32, (Evtchn.ALLOC_UNBOUND, at, 0, 0, 0))
+        self.call(victim, Hypercall.EVENT_CHANNEL_OP, (Evtchn.ALLOC_UNBOUND, at, 0, 0, 0))
         self._canary = self._victims_own()
         self._canary_value = ram.tables[self._canary].copy()
 

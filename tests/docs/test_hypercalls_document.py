@@ -2,14 +2,17 @@
 """The hypercall table, and what is generated from it."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guest_machine import UNMAPPED, Paused, paused
+from verbs import Verbs
 
 from docgen import hypercalls, numbers
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import GrantStatus
-from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
+from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall, Memory
 from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
 from pyhv.hypercalls.table import Entry, Status, SubOperation
 
@@ -55,3 +58,40 @@ def test_errors_are_errnos_and_refusals_name_theirs(row: Entry | SubOperation) -
 def test_what_is_partial_says_so() -> None:
     partial = [row.number.name for row in [*ENTRIES, *OPERATIONS] if row.status is Status.PARTIAL]
     assert partial == []
+
+
+# -- what the page says in general, held against the handlers ----------------------------------------------
+
+DONE_BEFORE = {Memory.INCREASE_RESERVATION, Memory.DECREASE_RESERVATION, Memory.POPULATE_PHYSMAP}
+"""They return how many extents were done, and never an error."""
+WITH_STRUCTURE = [
+    pytest.param(commands.hypercall, operation.number, id=operation.number.name.lower())
+    for commands in COMMANDS.values()
+    for operation in commands.operations.values()
+    if operation.structure is not None
+]
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Paused]:
+    with paused() as made:
+        yield made
+
+
+@pytest.mark.parametrize(("hypercall", "command"), WITH_STRUCTURE)
+def test_a_structure_that_cannot_be_read_is_efault(guest: Paused, hypercall: Hypercall, command: int) -> None:
+    before = (0,) if hypercall is Hypercall.VCPU_OP else ()
+    expected = 0 if hypercall is Hypercall.MEMORY_OP and command in DONE_BEFORE else -Errno.EFAULT
+    assert guest.call(hypercall, command, *before, UNMAPPED, 1) == expected
+
+
+@pytest.mark.parametrize("hypercall", [number for number in COMMANDS if number is not Hypercall.MMUEXT_OP])
+def test_a_command_that_is_not_listed_is_enosys(guest: Paused, hypercall: Hypercall) -> None:
+    known = set(COMMANDS[hypercall].numbers)
+    for command in (*sorted(set(range(64)) - known), 0xFFF):
+        assert guest.call(hypercall, command, 0, guest.scratch, 1) == -Errno.ENOSYS, command
+
+
+def test_each_hypercall_that_is_not_refused_is_a_method_of_the_tests() -> None:
+    offered = {entry.name for entry in ENTRIES if entry.status is not Status.REFUSED}
+    assert {name for name in offered if not hasattr(Verbs, name)} == {"iret"}, "which is Paused.iret"

@@ -9,7 +9,20 @@ from guest_machine import Paused, image_of, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Hypercall, Memory, Sched, Shutdown, VcpuOp
+from pyhv.abi.numbers import Evtchn, Memory, Sched, Shutdown, VcpuOp
+from pyhv.abi.shared import FIFO_LINK_BITS
+from pyhv.abi.structs import (
+    EvtchnBindIpi,
+    EvtchnExpandArray,
+    EvtchnInitControl,
+    EvtchnReset,
+    EvtchnSend,
+    EvtchnSetPriority,
+    EvtchnUnmask,
+    MemoryReservation,
+    SchedPoll,
+    VcpuRegisterVcpuInfo,
+)
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
 from pyhv.hypercalls.context import Again
@@ -24,33 +37,51 @@ def guest() -> Iterator[Paused]:
         yield made
 
 
-def event(guest: Paused, command: int, layout: str, *values: int) -> tuple[int, tuple[int, ...]]:
-    at = guest.put(struct.pack("<" + layout, *values), 0x700)
-    result = guest.call(Hypercall.EVENT_CHANNEL_OP, command, at)
-    return result, struct.unpack("<" + layout, guest.get(struct.calcsize("<" + layout), 0x700))
-
-
 def init_control(guest: Paused, mfn: int, vcpu: int = 0, offset: int = 0) -> int:
-    return event(guest, 11, "QIIB7x", mfn, offset, vcpu, 0)[0]
+    """EVTCHNOP_init_control."""
+    return guest.event_channel_op(EvtchnInitControl(control_gfn=mfn, offset=offset, vcpu=vcpu))
 
 
 def expand(guest: Paused, mfn: int) -> int:
-    return event(guest, 12, "Q", mfn)[0]
+    """EVTCHNOP_expand_array."""
+    return guest.event_channel_op(EvtchnExpandArray(array_gfn=mfn))
+
+
+def ipi(guest: Paused, vcpu: int) -> int:
+    """A new port by which the domain notifies a vCPU."""
+    bound = EvtchnBindIpi(vcpu=vcpu)
+    assert guest.event_channel_op(bound) == 0
+    return bound.port
+
+
+def send(guest: Paused, port: int) -> int:
+    """EVTCHNOP_send."""
+    return guest.event_channel_op(EvtchnSend(port=port))
+
+
+def set_priority(guest: Paused, port: int, priority: int) -> int:
+    """EVTCHNOP_set_priority."""
+    return guest.event_channel_op(EvtchnSetPriority(port=port, priority=priority))
+
+
+def reset(guest: Paused) -> int:
+    """EVTCHNOP_reset of all ports."""
+    return guest.event_channel_op(EvtchnReset(dom=DOMID_SELF), Evtchn.RESET)
 
 
 def test_control_blocks_and_pages_are_held(guest: Paused) -> None:
     frames = guest.machine.frames
     control, array = guest.mfn(guest.page(2)), guest.mfn(guest.page(3))
     before = [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
-    result, (_, _, _, link_bits) = event(guest, 11, "QIIB7x", control, 64, 0, 0)
-    assert (result, link_bits) == (0, 17)
+    first = EvtchnInitControl(control_gfn=control, offset=64, vcpu=0)
+    assert (guest.event_channel_op(first), first.link_bits) == (0, FIFO_LINK_BITS)
     assert init_control(guest, control, vcpu=1, offset=4096 - 72) == 0, "two blocks in one page"
     assert init_control(guest, array, vcpu=0) == -Errno.EINVAL, "it has one"
     assert expand(guest, array) == 0
     held = [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
     assert held == [(refs + more, count + more) for (refs, count), more in zip(before, (2, 1), strict=True)]
     assert guest.machine.audit() == []
-    assert event(guest, 10, "H", DOMID_SELF)[0] == 0
+    assert reset(guest) == 0
     assert before == [(frames.refs[mfn], frames.type_count[mfn]) for mfn in (control, array)]
     assert expand(guest, array) == -Errno.EOPNOTSUPP
     assert guest.machine.audit() == []
@@ -77,10 +108,10 @@ def test_one_page_may_be_everything(guest: Paused) -> None:
     for _ in range(128):
         assert expand(guest, shared) == 0
     assert expand(guest, shared) == -Errno.ENOSPC
-    port = event(guest, 7, "II", 1, 0)[1][1]
+    port = ipi(guest, 1)
     for _ in range(3):
-        assert event(guest, 4, "I", port)[0] == 0
-        assert event(guest, 9, "I", port)[0] == 0
+        assert send(guest, port) == 0
+        assert guest.event_channel_op(EvtchnUnmask(port=port)) == 0
     assert guest.machine.audit() == []
 
 
@@ -89,13 +120,13 @@ def test_pages_given_away_are_freed_with_the_last_reference(guest: Paused) -> No
     va = guest.page(3)
     mfn = guest.mfn(va)
     assert init_control(guest, mfn) == 0
-    assert guest.update_va_mapping(va, 0, 2) == 0, "unmapped"
+    assert guest.unmap(va) == 0
     extents = guest.put(struct.pack("<Q", mfn), 0x900)
-    request = guest.put(struct.pack("<QQIIH6x", extents, 1, 0, 0, DOMID_SELF))
-    assert guest.memory_op(Memory.DECREASE_RESERVATION, request) == 1, "decrease_reservation"
+    request = MemoryReservation(extent_start=extents, nr_extents=1, domid=DOMID_SELF)
+    assert guest.memory_op(Memory.DECREASE_RESERVATION, request) == 1
     assert frames.owner[mfn] == guest.domain.domid, "Xen still writes there"
     assert guest.machine.audit() == []
-    assert event(guest, 10, "H", DOMID_SELF)[0] == 0
+    assert reset(guest) == 0
     assert mfn in frames.free_list()
     assert guest.machine.audit() == []
 
@@ -113,11 +144,11 @@ def test_pages_die_with_the_domain(guest: Paused) -> None:
 def test_an_event_goes_through_the_queue_to_the_upcall(guest: Paused) -> None:
     assert init_control(guest, guest.mfn(guest.page(2))) == 0
     assert expand(guest, guest.mfn(guest.page(3))) == 0
-    port = event(guest, 7, "II", 0, 0)[1][1]
-    assert event(guest, 13, "II", port, 2)[0] == 0
-    assert event(guest, 13, "II", port, 16)[0] == -Errno.EINVAL
-    assert event(guest, 13, "II", port + 1, 2)[0] == -Errno.EACCES
-    assert event(guest, 4, "I", port)[0] == 0
+    port = ipi(guest, 0)
+    assert set_priority(guest, port, 2) == 0
+    assert set_priority(guest, port, 16) == -Errno.EINVAL
+    assert set_priority(guest, port + 1, 2) == -Errno.EACCES
+    assert send(guest, port) == 0
     assert guest.vcpu.info.upcall_pending
     assert struct.unpack_from("<I", guest.get(72, 0x2000), 0) == (1 << 2,)
     assert struct.unpack_from("<I", guest.get(72, 0x2000), 8 + 4 * 2) == (port,)
@@ -130,9 +161,9 @@ def test_a_long_reset_gives_way(guest: Paused) -> None:
     guest.dispatcher.call.preempted = lambda _steps: True  # type: ignore[method-assign]
     for _ in range(3):
         with pytest.raises(Again) as again:
-            event(guest, 10, "H", DOMID_SELF)
+            reset(guest)
         assert again.value.arguments == ()
-    assert event(guest, 10, "H", DOMID_SELF)[0] == 0
+    assert reset(guest) == 0
     assert guest.domain.events.ports() == {}
 
 
@@ -149,13 +180,13 @@ def test_an_impossible_number_of_ports(guest: Paused, ports: int) -> None:
 def test_polls_end_at_the_first_answer(guest: Paused) -> None:
     def poll(*ports: int) -> int:
         array = guest.put(struct.pack(f"<{len(ports)}I", *ports), 0x800)
-        return guest.sched_op(Sched.POLL, guest.put(struct.pack("<QI4xQ", array, len(ports), 0)))
+        return guest.sched_op(Sched.POLL, SchedPoll(ports=array, nr_ports=len(ports)))
 
-    port = event(guest, 7, "II", 1, 0)[1][1]
+    port = ipi(guest, 1)
     assert poll(port, 9999) == -Errno.EINVAL
     assert poll(9999, port) == -Errno.EINVAL
     assert poll(port + 1) == -Errno.EINVAL, "a free port"
-    assert event(guest, 4, "I", port)[0] == 0
+    assert send(guest, port) == 0
     assert poll(port, 9999) == 0, "what comes behind it is not looked at"
     assert poll(9999, port) == -Errno.EINVAL
     assert not guest.vcpu.blocked
@@ -163,7 +194,7 @@ def test_polls_end_at_the_first_answer(guest: Paused) -> None:
 
 def register(guest: Paused, vcpu: int, offset: int) -> int:
     return guest.vcpu_op(
-        VcpuOp.REGISTER_VCPU_INFO, vcpu, guest.put(struct.pack("<QII", guest.mfn(guest.page(3)), offset, 0))
+        VcpuOp.REGISTER_VCPU_INFO, vcpu, VcpuRegisterVcpuInfo(mfn=guest.mfn(guest.page(3)), offset=offset)
     )
 
 

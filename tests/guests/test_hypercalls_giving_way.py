@@ -9,7 +9,7 @@ from guest_machine import Paused, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.numbers import Hypercall, Memory, Mmuext
-from pyhv.abi.structs import MemoryExchange, MemoryReservation, MmuextOp, MulticallEntry
+from pyhv.abi.structs import MemoryExchange, MemoryReservation, MmuextOp, MmuUpdate, MulticallEntry
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
 from pyhv.cpu import vmcb as v
@@ -39,10 +39,8 @@ def alias(guest: Paused, slot: int, fill: int) -> int:
         guest.domain.memory.write(guest.page(page), (entry * fill).rjust(4096, b"\0"))
         assert guest.remap(guest.page(page), READ_ONLY) == 0
         target = guest.page(page)
-    at = guest.put(
-        struct.pack("<2Q", guest.vcpu.kernel_l4 << 12 | slot << 3, guest.mfn(target) << 12 | TABLE), 4 << 12
-    )
-    assert guest.call(Hypercall.MMU_UPDATE, at, 1, 0, DOMID_SELF) == 0
+    top = guest.vcpu.kernel_l4 << 12 | slot << 3
+    assert guest.mmu_update(MmuUpdate(ptr=top, val=guest.mfn(target) << 12 | TABLE)) == 0
     guest.domain.tables.take_work()  # to approve them is not to be charged to what comes next
     return guest.page(0)
 

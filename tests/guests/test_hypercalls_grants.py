@@ -60,8 +60,7 @@ def test_version_and_status_frames(trio: Trio) -> None:
     setup.nr_frames, setup.frame_list = 1, UNMAPPED
     assert op(guest, setup).status == GrantStatus.BAD_VIRT_ADDR
     setup.frame_list = 0xFFFF800000000000
-    request = guest.put(setup.pack())
-    assert guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.SETUP_TABLE, request, 1) == -Errno.EFAULT
+    assert guest.grant_table_op(setup) == -Errno.EFAULT
 
 
 def test_a_status_frame_is_mapped_like_a_grant_frame_and_holds_the_version(trio: Trio) -> None:
@@ -161,8 +160,7 @@ def test_swap(trio: Trio) -> None:
 
 
 def flush(guest: Paused, address: int, *, offset: int = 0, length: int = 64, what: int = 1) -> int:
-    request = guest.put(GnttabCacheFlush(address=address, offset=offset, length=length, op=what).pack())
-    return guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.CACHE_FLUSH, request, 1)
+    return guest.grant_table_op(GnttabCacheFlush(address=address, offset=offset, length=length, op=what))
 
 
 def test_cache_flush(trio: Trio) -> None:

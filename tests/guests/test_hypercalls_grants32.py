@@ -9,7 +9,7 @@ from granting import ACCEPT, HOST, PERMIT, SOURCE_GREF, SUB_PAGE, Trio, entry, f
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import GrantStatus
-from pyhv.abi.numbers import Gnttab, Hypercall, Memory
+from pyhv.abi.numbers import Memory
 from pyhv.abi.structs import (
     GnttabCopy,
     GnttabGetStatusFrames,
@@ -39,10 +39,7 @@ def test_frame_lists_of_32_bit_guests(narrow: Trio) -> None:
     assert op(guest, ask).status == 0
     assert struct.unpack("<Q", guest.get(8, 256)) == tuple(guest.domain.grants.status_frames)
     setup.frame_list = 0xF5800000
-    assert (
-        guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.SETUP_TABLE, guest.put(setup.pack(32)), 1)
-        == -Errno.EFAULT
-    )
+    assert guest.grant_table_op(setup) == -Errno.EFAULT
 
 
 def test_copy_and_transfer_of_32_bit_guests(narrow: Trio) -> None:

@@ -5,14 +5,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
+from guest_machine import UNMAPPED, Paused, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Hypercall
 from pyhv.abi.structs import MmuUpdate
-
-UNMAPPED = 0x7FFF_0000_0000
 
 
 @pytest.fixture
@@ -24,7 +21,7 @@ def guest() -> Iterator[Paused]:
 def updated(guest: Paused, requests: int, count: int) -> tuple[int, int]:
     """The result of mmu_update, and what it says that it has done."""
     done = guest.put(struct.pack("<I", 99), 0x1000)
-    result = guest.call(Hypercall.MMU_UPDATE, requests, count, done, DOMID_SELF)
+    result = guest.mmu_update_list(requests, count, done, DOMID_SELF)
     return result, struct.unpack("<I", guest.get(4, 0x1000))[0]
 
 
@@ -42,7 +39,7 @@ def test_of_a_list_that_begins_with_a_refusal_none_is_done(guest: Paused, count:
 def test_what_comes_before_the_end_of_memory_is_done(guest: Paused) -> None:
     """One entry at the end of the last page that is mapped, one behind it."""
     at = guest.page(16) - MmuUpdate.size()
-    assert guest.update_va_mapping(guest.page(16), 0, 2) == 0
+    assert guest.unmap(guest.page(16)) == 0
     page = guest.page(3)
     same = MmuUpdate(ptr=guest.entry(page), val=guest.domain.memory.ram.q[guest.entry(page) >> 3])
     guest.domain.memory.write(at, same.pack())

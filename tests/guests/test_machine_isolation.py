@@ -9,13 +9,14 @@ from guest_machine import HEADER, START, TRAPS, Paused, Sink, image_of, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Hypercall, Memory, Mmuext, VcpuOp
+from pyhv.abi.numbers import Memory, Mmuext, VcpuOp
 from pyhv.abi.structs import (
     GnttabMapGrantRef,
     GnttabUnmapGrantRef,
     MemoryExchange,
     MemoryReservation,
     MmuextOp,
+    MmuUpdate,
     VcpuRegisterVcpuInfo,
 )
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
@@ -237,8 +238,7 @@ def guest() -> Iterator[Paused]:
 
 def mmuext(guest: Paused, command: int, argument: int, second: int = 0) -> int:
     """One mmuext_op."""
-    at = guest.put(MmuextOp(cmd=command, arg1=argument, arg2=second).pack())
-    return guest.call(Hypercall.MMUEXT_OP, at, 1, 0, DOMID_SELF)
+    return guest.mmuext(command, argument, second)
 
 
 @pytest.mark.parametrize("ring", ["console", "store"])
@@ -300,18 +300,18 @@ def test_senseless_sizes_cost_nothing(guest: Paused) -> None:
             request = MemoryExchange(
                 in_nr_extents=given, out_nr_extents=given, in_extent_order=order, out_extent_order=order
             )
-            assert guest.memory_op(Memory.EXCHANGE, guest.put(request.pack())) in (
+            assert guest.memory_op(Memory.EXCHANGE, request) in (
                 -Errno.EINVAL,
                 -Errno.EPERM,
             )
             reservation = MemoryReservation(nr_extents=given, extent_order=order, domid=DOMID_SELF)
             for command in (0, 1, 6):
-                assert guest.memory_op(command, guest.put(reservation.pack())) == 0
+                assert guest.memory_op(command, reservation) == 0
 
 
 def test_flushing_pages_without_end_takes_no_memory(guest: Paused) -> None:
     operations = b"".join(MmuextOp(cmd=Mmuext.INVLPG_LOCAL, arg1=n << 12).pack() for n in range(1000))
-    assert guest.call(Hypercall.MMUEXT_OP, guest.put(operations, 4096), 1000, 0, DOMID_SELF) == 0
+    assert guest.mmuext_op_list(guest.put(operations, 4096), 1000, 0, DOMID_SELF) == 0
     assert guest.domain.tables.flush
     assert len(guest.domain.tables.flush_pages) < 100
 
@@ -319,8 +319,7 @@ def test_flushing_pages_without_end_takes_no_memory(guest: Paused) -> None:
 def test_unknown_mmu_update_commands(guest: Paused) -> None:
     mfn = guest.mfn(guest.page(5))
     for command in range(4, 8):
-        at = guest.put((mfn << 12 | command).to_bytes(8, "little") + bytes(8))
-        assert guest.call(Hypercall.MMU_UPDATE, at, 1, 0, DOMID_SELF) == -Errno.ENOSYS
+        assert guest.mmu_update(MmuUpdate(ptr=mfn << 12 | command)) == -Errno.ENOSYS
 
 
 # -- two guests and a grant --------------------------------------------------------------------------------
@@ -342,18 +341,16 @@ class Lending:
     def map(self, flags: int) -> GnttabMapGrantRef:
         """map_grant_ref by the borrower."""
         request = GnttabMapGrantRef(host_addr=self.window, flags=flags, ref=8, dom=1)
-        at = self.borrower.put(request.pack())
-        assert self.borrower.call(Hypercall.GRANT_TABLE_OP, 0, at, 1) == 0
-        return GnttabMapGrantRef.unpack(self.borrower.get(GnttabMapGrantRef.size()))
+        assert self.borrower.grant_table_op(request) == 0
+        return request
 
     def unmap(self, handle: int, *, host: bool = True, device: int = 0) -> int:
         """unmap_grant_ref by the borrower; its status."""
         request = GnttabUnmapGrantRef(
             host_addr=self.window if host else 0, dev_bus_addr=device, handle=handle
         )
-        at = self.borrower.put(request.pack())
-        assert self.borrower.call(Hypercall.GRANT_TABLE_OP, 1, at, 1) == 0
-        return GnttabUnmapGrantRef.unpack(self.borrower.get(GnttabUnmapGrantRef.size())).status
+        assert self.borrower.grant_table_op(request) == 0
+        return request.status
 
     def kill(self, guest: Paused) -> None:
         """Let a guest end and be buried."""

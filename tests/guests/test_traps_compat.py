@@ -28,6 +28,7 @@ from compat_machine import (
 )
 
 from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Assist, Hypercall
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
 from pyhv.address import MASK32
@@ -334,7 +335,7 @@ def test_iret_to_ring_0_is_fatal(guest: Paused32, selector: int) -> None:
 @pytest.mark.parametrize("esp", [0xF57F0000, 0xF5800000, 0xFFFFFFFC])
 def test_iret_with_an_unreadable_frame_is_fatal(guest: Paused32, esp: int) -> None:
     guest.q[v.RSP] = esp
-    guest.hypercall(23)
+    guest.hypercall(Hypercall.IRET)
     assert guest.domain.crashed
 
 
@@ -387,7 +388,7 @@ def test_iret_within_the_kernel_on_a_lost_stack_segment_is_fatal(guest: Paused32
     guest.gdt(*GDT)
     assert guest.execute(f"mov eax, {G_DATA1 | 1}; mov ss, eax") is None
     address = guest.mfn(guest.page(0)) << 12 | G_DATA1
-    assert guest.call(Hypercall.UPDATE_DESCRIPTOR, address & 0xFFFFFFFF, address >> 32, 0, 0) == 0
+    assert guest.update_descriptor(address, 0) == 0
     guest.iret(cs=RING1_CS)
     assert guest.domain.crashed
 
@@ -430,7 +431,7 @@ def vm86(guest: Paused32, eflags: int) -> tuple[int, ...]:
     """An iret frame for virtual-8086 mode, of ten words."""
     frame = (7, 0x1234, 0xF000, 0x20000 | eflags, 0xFFF0, 0x2000, 0x11, 0x22, 0x33, 0x44)
     guest.q[v.RSP] = guest.put(struct.pack("<10I", *frame), 0xC000)
-    assert guest.hypercall(23) == 7
+    assert guest.hypercall(Hypercall.IRET) == 7
     return frame
 
 
@@ -564,15 +565,15 @@ def test_a_descriptor_and_its_address_are_four_words(guest: Paused32) -> None:
 
 
 def test_results_are_words(guest: Paused32) -> None:
-    assert guest.hypercall(Hypercall.UPDATE_DESCRIPTOR, 1, 0, 0, 0) == 0xFFFFFFEA
-    assert guest.hypercall(Hypercall.MMU_UPDATE, 0xF5800000, 1, 0, DOMID_SELF) == 0xFFFFFFF2
+    assert guest.hypercall(Hypercall.UPDATE_DESCRIPTOR, 1, 0, 0, 0) == -Errno.EINVAL & MASK32
+    assert guest.hypercall(Hypercall.MMU_UPDATE, 0xF5800000, 1, 0, DOMID_SELF) == -Errno.EFAULT & MASK32
 
 
 @pytest.mark.parametrize("pointer", [0xF5800000, 0xFFFFFFFC, 0xF57FFFFF, 0x3FF000])
 def test_pointers_that_lead_nowhere(guest: Paused32, pointer: int) -> None:
     if pointer == 0x3FF000:
-        assert guest.call(Hypercall.UPDATE_VA_MAPPING, pointer, 0, 0, 2) == 0
-    assert guest.hypercall(Hypercall.MULTICALL, pointer, 1) == 0xFFFFFFF2
+        assert guest.unmap(pointer) == 0
+    assert guest.hypercall(Hypercall.MULTICALL, pointer, 1) == -Errno.EFAULT & MASK32
 
 
 STRUCTURES = {
@@ -608,7 +609,7 @@ STRUCTURES = {
 def test_structures_have_the_size_that_the_guest_gives_them(guest: Paused32, name: str) -> None:
     """One that ends with the last mapped page can be read; one that ends a word later cannot."""
     number, arguments, size = STRUCTURES[name]
-    assert guest.call(Hypercall.UPDATE_VA_MAPPING, guest.page(8), 0, 0, 2) == 0
+    assert guest.unmap(guest.page(8)) == 0
     guest.put(bytes(4096), 0x7000)
 
     def at(end: int) -> int:
@@ -616,17 +617,20 @@ def test_structures_have_the_size_that_the_guest_gives_them(guest: Paused32, nam
         return guest.hypercall(number, *words)
 
     assert at(guest.page(8)) != 0xFFFFFFF2
-    assert at(guest.page(8) + 4) == 0xFFFFFFF2
+    assert at(guest.page(8) + 4) == -Errno.EFAULT & MASK32
 
 
 @pytest.mark.parametrize(("command", "size"), [(5, 44), (13, 32)])
 def test_areas_are_registered_with_32_bits_of_address(guest: Paused32, command: int, size: int) -> None:
     """The structure is a union with a 64-bit word, whose upper half a 32-bit kernel need not set."""
     at = guest.put(struct.pack("<II", guest.page(2), 0x5EADBEEF))
-    assert guest.hypercall(24, command, 0, at) == 0
+    assert guest.hypercall(Hypercall.VCPU_OP, command, 0, at) == 0
     assert guest.get(size, 0x2000) != bytes(size)
     assert guest.get(8, 0x2000 + size) == bytes(8)
-    assert guest.hypercall(24, command, 0, guest.put(struct.pack("<I", 0xF5800000))) == 0xFFFFFFF2
+    assert (
+        guest.hypercall(Hypercall.VCPU_OP, command, 0, guest.put(struct.pack("<I", 0xF5800000)))
+        == -Errno.EFAULT & MASK32
+    )
 
 
 def test_a_long_call_is_made_again_with_what_is_left(guest: Paused32) -> None:
@@ -851,10 +855,7 @@ def test_an_update_of_the_ldt_is_seen(guest: Paused32) -> None:
     guest.put(struct.pack("<I", 0x600D), 0x5000)
     value = with_base(DATA3, guest.page(5))
     address = guest.mfn(guest.page(1)) << 12 | 8
-    assert (
-        guest.call(Hypercall.UPDATE_DESCRIPTOR, address & MASK32, address >> 32, value & MASK32, value >> 32)
-        == 0
-    )
+    assert guest.update_descriptor(address, value) == 0
     assert guest.user(code) is None
     assert guest.q[v.RCX] == 0x600D
 

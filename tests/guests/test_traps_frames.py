@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import Paused, paused
 
-from pyhv.abi.numbers import Assist, VcpuOp
+from pyhv.abi.numbers import Assist, Hypercall, VcpuOp
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
 from pyhv.cpu import vmcb as v
 from pyhv.domain.callbacks import CallbackEntry
@@ -587,7 +587,7 @@ def test_code_that_changes_cannot_move_the_kernels_entry_point(guest: Paused) ->
 def test_a_system_call_at_the_end_of_the_address_space(guest: Paused) -> None:
     """The return address is not canonical: #GP there."""
     guest.q[v.RIP], guest.q[v.RSP] = 0x7FFFFFFFFFFE, guest.stack
-    guest.hypercall(17)
+    guest.hypercall(Hypercall.XEN_VERSION)
     assert guest.q[v.RIP] == 0x800000000000
     assert guest.go() == GP
     assert guest.frame(error=True)["rip"] == 0x800000000000

@@ -27,7 +27,6 @@ from guest_machine import paused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
 
 GP, NP, SS, TS, PF, DB = 13, 11, 12, 10, 14, 1
@@ -274,7 +273,7 @@ def test_a_stack_that_cannot_be_written(guest: Paused32) -> None:
 
 def test_parameters_on_a_missing_page(guest: Paused32) -> None:
     install(guest, parameters=3)
-    assert guest.call(Hypercall.UPDATE_VA_MAPPING, guest.page(6), 0, 0, 2) == 0
+    assert guest.unmap(guest.page(6)) == 0
     assert user(guest, direct(CALL, GATE | 3), esp=guest.page(6) - 4) == PF
     frame = guest.frame(error=True)
     assert (frame["error"], frame["eip"], frame["esp"]) == (4, guest.code, guest.page(6) - 4)

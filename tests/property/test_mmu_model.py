@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Hypercall, Memory, Mmuext
-from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapGrantRef, MemoryReservation, MmuextOp
+from pyhv.abi.numbers import Gnttab, Hypercall, Memory, Mmuext
+from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapGrantRef, MemoryReservation, MmuextOp, MmuUpdate
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_PCD, PTE_RW, PTE_US
 from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
@@ -163,8 +163,8 @@ class TwoGuests(RuleBasedStateMachine):
         assert side.guest.update_va_mapping(va, new, 2) == -self.leaf_errno(side, old, new)
 
     def write(self, side: Side, table: int, slot: int, value: int) -> int:
-        request = side.guest.put(struct.pack("<2Q", table << 12 | slot << 3, value))
-        return side.guest.call(Hypercall.MMU_UPDATE, request, 1, 0, DOMID_SELF)
+        request = MmuUpdate(ptr=table << 12 | slot << 3, val=value)
+        return side.guest.mmu_update_list(side.guest.put(request.pack()), 1, 0, DOMID_SELF)
 
     @rule(
         which=which,
@@ -194,7 +194,7 @@ class TwoGuests(RuleBasedStateMachine):
 
     def mmuext(self, side: Side, command: int, first: int) -> int:
         at = side.guest.put(MmuextOp(cmd=command, arg1=first, arg2=0).pack())
-        return side.guest.call(Hypercall.MMUEXT_OP, at, 1, 0, DOMID_SELF)
+        return side.guest.mmuext_op_list(at, 1, 0, DOMID_SELF)
 
     @rule(which=which, at=some, level=st.integers(1, 4))
     def pin(self, which: int, at: int, level: int) -> None:
@@ -300,7 +300,10 @@ class TwoGuests(RuleBasedStateMachine):
             mfn = used.frame
         va = side.guest.page(FIRST + at)
         request = GnttabMapGrantRef(host_addr=va, flags=flags, ref=REF, dom=lender.domid)
-        assert side.guest.call(Hypercall.GRANT_TABLE_OP, 0, side.guest.put(request.pack()), 1) == 0
+        assert (
+            side.guest.call(Hypercall.GRANT_TABLE_OP, Gnttab.MAP_GRANT_REF, side.guest.put(request.pack()), 1)
+            == 0
+        )
         done = GnttabMapGrantRef.unpack(side.guest.get(GnttabMapGrantRef.size()))
         owner = self.machine.frames.owner[mfn] if 0 < mfn < self.machine.frames.count else 0
         writable = not flags & 4
@@ -320,7 +323,12 @@ class TwoGuests(RuleBasedStateMachine):
         handle = sorted(side.handles)[number % len(side.handles)]
         va, mfn, writable, device = side.handles[handle]
         request = GnttabUnmapGrantRef(host_addr=va, dev_bus_addr=mfn << 12 if device else 0, handle=handle)
-        assert side.guest.call(Hypercall.GRANT_TABLE_OP, 1, side.guest.put(request.pack()), 1) == 0
+        assert (
+            side.guest.call(
+                Hypercall.GRANT_TABLE_OP, Gnttab.UNMAP_GRANT_REF, side.guest.put(request.pack()), 1
+            )
+            == 0
+        )
         if GnttabUnmapGrantRef.unpack(side.guest.get(GnttabUnmapGrantRef.size())).status == 0:
             del side.handles[handle]
             if device:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import PAGES, Paused, Sink, image_of, machine, paused
 
+from pyhv.abi.numbers import ConsoleIo, Hypercall
 from pyhv.abi.x86 import PTE_P
 from pyhv.abi.xs_wire import Message
 from pyhv.address import Va
@@ -79,7 +80,7 @@ def test_pages_to_be_flushed(guest: Paused) -> None:
 def test_a_crash_report_is_small(guest: Paused) -> None:
     dispatcher: Dispatcher = guest.dispatcher
     for _ in range(50):
-        assert guest.hypercall(17) == 4 << 16 | 17
+        assert guest.hypercall(Hypercall.XEN_VERSION) == 4 << 16 | 17
     report = capture(dispatcher.cpu, "a test", 0, tuple(dispatcher.last_exits()))
     assert len(report.stack) <= STACK_WORDS
     assert len(report.last_exits) == 16
@@ -90,7 +91,7 @@ def test_text_for_the_hypervisors_console_comes_in_pieces(guest: Paused) -> None
     """The hypervisor holds one piece at a time, however much is written."""
     heard: list[int] = []
     guest.machine.services.debug_sink = lambda _domain, text: heard.append(len(text))
-    assert guest.call(18, 0, 10_000, guest.scratch) == 0
+    assert guest.console_io(ConsoleIo.WRITE, 10_000, guest.scratch) == 0
     assert heard == [4096, 4096, 1808]
 
 
