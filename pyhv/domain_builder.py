@@ -277,8 +277,7 @@ class DomainBuilder:
         first.kernel_ss, first.kernel_sp = registers.ss.selector, boot.stack_top
         first.initial = registers
         first.initialised = True
-        if isinstance(domain.tables, PaePageTables):
-            domain.tables.l3_anywhere = Assist.PAE_EXTENDED_CR3 in domain.assists
+        domain.tables.allow_top_anywhere(Assist.PAE_EXTENDED_CR3 in domain.assists)
         domain.set_wallclock(self._board.clock.wall_ns())
         prepare_vcpu(first)
         first.update_time()

@@ -33,7 +33,6 @@ from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
 from pyhv.hypercalls.table import hypercall
 from pyhv.mmu.descriptors import fix_descriptor
 from pyhv.mmu.frames import SEGDESC
-from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.segdesc import drop_descriptor_page, take_descriptor_page
 
 _MASKS = 4
@@ -194,8 +193,8 @@ def vm_assist(call: Call, command: u32, kind: u32) -> int:
         call.domain.assists.enabled.add(kind)
     else:
         call.domain.assists.enabled.discard(kind)
-    if kind == Assist.PAE_EXTENDED_CR3 and isinstance(call.tables, PaePageTables):
-        call.tables.l3_anywhere = command == AssistCommand.ENABLE
+    if kind == Assist.PAE_EXTENDED_CR3:
+        call.tables.allow_top_anywhere(command == AssistCommand.ENABLE)
     return 0
 
 

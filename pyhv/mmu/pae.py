@@ -40,6 +40,10 @@ class PaePageTables(PageTables):
     l3_anywhere = True
     """Whether an L3 may lie above 4 GiB: for the builder, and with vm_assist `pae_extended_cr3`."""
 
+    def allow_top_anywhere(self, allowed: bool) -> None:
+        """Whether an L3 may lie above 4 GiB."""
+        self.l3_anywhere = allowed
+
     def forbidden(self, level: int) -> int:
         """An L3 entry has no execute-disable bit and nothing else above the address either."""
         return UPPER_FORBIDDEN | _HIGH_BITS if level == L3 else UPPER_FORBIDDEN

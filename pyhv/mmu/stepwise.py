@@ -3,7 +3,7 @@
 
 Approving a table approves all that it leads to, and dropping its last reference drops all of that again: with
 a guest's whole memory made into tables that is seconds of work in one entry of one hypercall. So whoever has
-to give way in between (`hypercalls/mmu.py`) switches `PageTables.in_steps` on, and then
+to give way in between (`hypercalls/mmulists.py`) switches `PageTables.in_steps` on, and then
 
     approving     stops at more than `MOST_AT_ONCE` tables with `TooMuch`, all undone. `approve` then takes
                   the tables below one by one, deepest first, and holds them (`ahead`); in later turns `go_on`

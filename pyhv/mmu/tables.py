@@ -581,6 +581,9 @@ class PageTables:
         frames.pinned[mfn] = 0
         self.drop_table(mfn)
 
+    def allow_top_anywhere(self, allowed: bool) -> None:
+        """vm_assist `pae_extended_cr3`, which means nothing to a guest whose tables lie anywhere."""
+
     def write_plain(self, address: int, value: int) -> None:
         """Store into an own frame that is no table (an untyped frame being prepared as one)."""
         frames = self.frames

@@ -33,7 +33,7 @@ from pyhv.abi.numbers import (
     Xenver,
 )
 from pyhv.abi.structs import MmuextOp, MmuUpdate, MulticallEntry
-from pyhv.hypercalls import cpustate, debugreg, events, mmu, multicall, physdev, refused, sched
+from pyhv.hypercalls import cpustate, debugreg, events, mmu, mmuext, multicall, physdev, refused, sched
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
 
@@ -106,7 +106,7 @@ class Verbs:
     update_va_mapping = _verb(mmu.update_va_mapping)
     update_va_mapping_otherdomain = _verb(mmu.update_va_mapping_otherdomain)
     mmu_update_list = _verb(mmu.mmu_update)
-    mmuext_op_list = _verb(mmu.mmuext_op)
+    mmuext_op_list = _verb(mmuext.mmuext_op)
     multicall_list = _verb(multicall.multicall)
     set_timer_op = _verb(sched.set_timer_op)
     sched_op_compat = _verb(sched.sched_op_compat)
