@@ -94,7 +94,7 @@ class CodeAttack(Attack):
                     how & 7
                 ]
             elif how < 192:
-                q[number] = self.guest.vcpu.kernel_l4 << 12
+                q[number] = self.guest.vcpu.paging.kernel_l4 << 12
 
     def run_code(self) -> None:
         """Execute code in the present mode."""
@@ -118,9 +118,9 @@ class CodeAttack(Attack):
         code = self._code()
         at = self._place(code)
         guest.poke(at, code)
-        if not guest.vcpu.user_l4:
+        if not guest.vcpu.paging.user_l4:
             self.duplicate()
-        if guest.alive and guest.vcpu.user_l4 and guest.vcpu.in_kernel:
+        if guest.alive and guest.vcpu.paging.user_l4 and guest.vcpu.in_kernel:
             frame = (0, 0, 0, 0, at, 0xE033, self.source.pick(FLAGS), guest.stack, 0xE02B)
             guest.poke(guest.stack, struct.pack("<9Q", *frame))
             self.call(Hypercall.IRET)

@@ -112,7 +112,7 @@ class Grammar:
             free = machine.frames.free_list().tolist()
             return free[source.u8() % len(free)] if free else 0
         if how < 240:
-            return int(self.guest.vcpu.kernel_l4 if how & 1 else self.guest.vcpu.user_l4)
+            return int(self.guest.vcpu.paging.kernel_l4 if how & 1 else self.guest.vcpu.paging.user_l4)
         if how < 244:
             return source.number(2)
         count = machine.frames.count

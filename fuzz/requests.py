@@ -135,7 +135,7 @@ def iret(g: Grammar) -> Arguments:
     guest, how = g.guest, g.source.u8()
     wide = guest.width == 64
     kernel, user = (0xE030, 0xE033) if wide else (FLAT_RING1_CS, 0xE01B + 0x10)
-    if not guest.vcpu.user_l4 and how >= 136 and wide:
+    if not guest.vcpu.paging.user_l4 and how >= 136 and wide:
         user = kernel
     cs = kernel if how < 128 else user if how < 224 else g.selector()
     ss = (0xE02B if wide else FLAT_RING1_DS) if how < 224 else g.selector()

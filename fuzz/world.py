@@ -141,7 +141,7 @@ class Guest:
     def _initial_tables(self) -> list[int]:
         """The first table, one of each lower level, and last the L1 that maps the play pages."""
         frames, domain = self.machine.frames, self.domain
-        found = [int(domain.vcpus[0].kernel_l4)]
+        found = [int(domain.vcpus[0].paging.kernel_l4)]
         own = frames.owned_by(domain.domid)
         for level in range(frames.type[found[0]] - 1, 1, -1):
             tables = own[(frames.type_np[own] == level) & (frames.type_count_np[own] > 0)]
@@ -155,14 +155,21 @@ class Guest:
         self.domain.memory.write(self.page(_HANDLER_PAGE), b"\xeb\xfe".ljust(16, b"\xcc") * 256)
         narrow = 0 if self.width == 64 else FLAT_RING1_CS
         for vcpu in self.domain.vcpus:
-            vcpu.traps = [(self.handler(n), 4 if n in (2, 14) else 3 if n == 3 else 0) for n in range(256)]
-            vcpu.trap_selectors = [narrow] * 256
+            vcpu.traps.handlers = [
+                (self.handler(n), 4 if n in (2, 14) else 3 if n == 3 else 0) for n in range(256)
+            ]
+            vcpu.traps.selectors = [narrow] * 256
             for number, callback in enumerate(
-                (vcpu.event_callback, vcpu.syscall_callback, vcpu.failsafe_callback, vcpu.sysenter_callback)
+                (
+                    vcpu.callbacks.event,
+                    vcpu.callbacks.syscall,
+                    vcpu.callbacks.failsafe,
+                    vcpu.callbacks.sysenter,
+                )
             ):
                 callback.address, callback.selector = self.handler(248 + number), narrow
-            vcpu.kernel_sp = self.stack + 1024
-            vcpu.kernel_ss = 0xE02B if self.width == 64 else FLAT_RING1_DS
+            vcpu.kernel_stack.sp = self.stack + 1024
+            vcpu.kernel_stack.ss = 0xE02B if self.width == 64 else FLAT_RING1_DS
 
     def put(self, data: bytes, offset: int = 0) -> int:
         """Store into the argument pages as the guest would; their address, even if it could not."""
@@ -366,8 +373,8 @@ class World:
             ("pages to flush", len(domain.tables.flush_pages), 32),
             ("mapped grants", len(domain.maptrack), domain.maptrack.limit),
             ("grants in use", sum(1 for _ in domain.grants.active_mappings()), 64 * 512),
-            ("decoded selectors", max(len(vcpu.segments) for vcpu in domain.vcpus), 1 << 17),
-            ("decoded pairs", max(len(vcpu.return_segments) for vcpu in domain.vcpus), 1 << 12),
+            ("decoded selectors", max(len(vcpu.descriptors.segments) for vcpu in domain.vcpus), 1 << 17),
+            ("decoded pairs", max(len(vcpu.descriptors.return_segments) for vcpu in domain.vcpus), 1 << 12),
         ):
             if size > limit:
                 raise Finding("quota", f"d{domain.domid} has {size} {what}")

@@ -272,9 +272,9 @@ class DomainBuilder:
         """Load vCPU 0's first registers, its base pointer, and the clocks."""
         first = domain.vcpus[0]
         domain.tables.take_table(boot.top, domain.tables.top)
-        first.kernel_l4 = boot.top
+        first.paging.kernel_l4 = boot.top
         registers = boot_registers(boot.entry, boot.start_info, boot.stack_top, domain.width)
-        first.kernel_ss, first.kernel_sp = registers.ss.selector, boot.stack_top
+        first.kernel_stack.ss, first.kernel_stack.sp = registers.ss.selector, boot.stack_top
         first.initial = registers
         first.initialised = True
         domain.tables.allow_top_anywhere(Assist.PAE_EXTENDED_CR3 in domain.assists)

@@ -334,7 +334,7 @@ class Machine:
         vcpu.runstate.change(VcpuState.RUNNING, start)
         if vcpu.periodic.due(start):
             domain.events.raise_virq(Virq.TIMER, vcpu.number)
-        if start - vcpu.time_stamp >= _TIME_REFRESH_NS or vcpu.time_stamp < 0:
+        if start - vcpu.areas.written >= _TIME_REFRESH_NS or vcpu.areas.written < 0:
             self._write_areas(vcpu, start)
         deadline = start + min(slice_ns, _LONGEST_TURN_NS)
         for due in (self.services.timers.next_deadline(), vcpu.periodic.next_deadline(), limit):
@@ -374,7 +374,7 @@ class Machine:
         self.clock.end()
         end = self.clock.now()
         self.services.running = self._turn = None
-        if vcpu.runstate_area:
+        if vcpu.areas.runstate:
             self._write_areas(vcpu, end)
         self.scheduler.charge(vcpu, end - turn.start, end)
         runs_on = resident.domain.life.stage is Lifecycle.RUNNING

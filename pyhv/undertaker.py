@@ -28,13 +28,13 @@ def take_apart(board: Board, resident: Resident, residents: Residents, store: St
     for vcpu in domain.vcpus:
         cpu.vcpu = vcpu
         cpu.drop_ldt()
-        for mfn in vcpu.gdt_frames:
+        for mfn in vcpu.descriptors.gdt_frames:
             drop_descriptor_page(domain.tables, mfn)
-        vcpu.gdt_frames = []
-        for table in (vcpu.kernel_l4, vcpu.user_l4):
+        vcpu.descriptors.gdt_frames = []
+        for table in (vcpu.paging.kernel_l4, vcpu.paging.user_l4):
             if table:
                 domain.tables.drop_table(table)
-        vcpu.kernel_l4 = vcpu.user_l4 = Mfn(0)
+        vcpu.paging.kernel_l4 = vcpu.paging.user_l4 = Mfn(0)
         if vcpu.info.moved:
             frames.drop_writable(vcpu.info.page.mfn)
     stepwise.drop_ahead(domain.tables)

@@ -104,7 +104,7 @@ class Memory:
 
     def _top(self) -> int:
         vcpu = self._vcpu
-        top = vcpu.kernel_l4 if vcpu.in_kernel or not vcpu.user_l4 else vcpu.user_l4
+        top = vcpu.paging.kernel_l4 if vcpu.in_kernel or not vcpu.paging.user_l4 else vcpu.paging.user_l4
         if not top:
             raise NotMapped(f"{self._domain.name}: {vcpu.name} has no page tables yet")
         return top

@@ -5,15 +5,25 @@ At rest they are the engine's own state block, which is loaded and saved in a th
 that leaves the engine is `Registers`. The vCPUs of a domain share one engine, and each has a context of it.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pyhv.cpu import registers as named
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.registers import Registers
+from pyhv.state import Plain, construct, entries, state
 
 
 class Context:
     """One vCPU's registers on `engine`."""
 
     __slots__ = ("_block", "_engine", "_is_new")
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_engine": "given",
+        "_block": "the engine's own form of `registers`",
+        "_is_new": "set with them",
+    }
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -75,3 +85,16 @@ class Context:
         named.write(self._engine, wanted)
         self._block, self._is_new = bytes(raw), True
         raw[:] = others
+
+    def state(self) -> dict[str, Plain]:
+        """Its registers; None: none have been set."""
+        return {"registers": None if self.is_empty else state(self.registers)}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Take registers over, at rest. StateError."""
+        registers = entries(dict(saved), "", {"registers": None})["registers"]
+        if registers is None:
+            self.rest()
+            self._block, self._is_new = None, False
+        else:
+            self.registers = construct(Registers, registers, "registers")

@@ -11,7 +11,8 @@ from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.lifecycle import Life, Lifecycle
-from pyhv.domain.vcpu import Vcpu
+from pyhv.domain.ports import PortLatches
+from pyhv.domain.vcpu import Vcpu, new_vcpu
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
 from pyhv.grants.maptrack import Maptrack
@@ -60,6 +61,7 @@ class Domain:
         self.memory = GuestMemory(physical, width)
         self.shared_info = FramePage(physical, shared_info)
         self.assists = Assists()
+        self.port_latches = PortLatches()
         self.max_pages = config.memory_pages
         self.e820: bytes | None = None
         """The memory map that the guest has set for itself; None: all its memory from 0 on."""
@@ -69,7 +71,7 @@ class Domain:
         self.suspender: Vcpu | None = None
         """The vCPU whose call suspended the domain, and waits for its result."""
         self.vcpus = [
-            Vcpu(domid, number, config, self.memory, self.shared_info, clock)
+            new_vcpu(domid, number, config, self.memory, self.shared_info, clock)
             for number in range(config.vcpus)
         ]
         self.bits = TwoLevel(self.shared_info, [vcpu.info for vcpu in self.vcpus], width)

@@ -15,7 +15,8 @@ def holdings(domain: Domain) -> Holdings:
         area=domain.area,
         vcpus=[
             VcpuHoldings(
-                vcpu.number, vcpu.kernel_l4, vcpu.user_l4, vcpu.gdt_frames, vcpu.ldt_mapped,
+                vcpu.number, vcpu.paging.kernel_l4, vcpu.paging.user_l4,
+                vcpu.descriptors.gdt_frames, vcpu.descriptors.ldt_mapped,
                 info=vcpu.info.page.mfn if vcpu.info.moved else None,
             )
             for vcpu in domain.vcpus

@@ -26,7 +26,7 @@ from pyhv.address import Mfn, is_canonical
 from pyhv.clock import STEPS_A_LOOK
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.domain import Domain
-from pyhv.domain.vcpu import NO_TRAP, Vcpu
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
@@ -47,8 +47,7 @@ def set_trap_table(call: Call, traps: Ptr) -> int:
     """
     vcpu = call.vcpu
     if traps == 0:
-        vcpu.traps = [NO_TRAP] * 256
-        vcpu.trap_selectors = [0] * 256
+        vcpu.traps.clear()
         return 0
     entries, size = 0, TrapInfo.size(call.width)
     while True:
@@ -66,8 +65,7 @@ def set_trap_table(call: Call, traps: Ptr) -> int:
 
 def set_trap(vcpu: Vcpu, trap: TrapInfo) -> None:
     """Enter one handler into the virtual IDT."""
-    vcpu.traps[trap.vector] = (trap.address, trap.flags)
-    vcpu.trap_selectors[trap.vector] = fix_rpl(trap.cs, vcpu.width)
+    vcpu.traps.set(trap.vector, trap.address, trap.flags, fix_rpl(trap.cs, vcpu.width))
 
 
 def fix_rpl(selector: int, width: int) -> int:
@@ -90,18 +88,18 @@ def install_gdt(domain: Domain, vcpu: Vcpu, frames: tuple[int, ...], entries: in
     drop_gdt(domain, vcpu)
     for page, mfn in enumerate(taken):
         domain.area.map(vcpu.number, page, mfn)
-    vcpu.gdt_frames, vcpu.gdt_entries = taken, entries
-    vcpu.forget_segments()
+    vcpu.descriptors.gdt_frames, vcpu.descriptors.gdt_entries = taken, entries
+    vcpu.descriptors.forget()
     domain.tables.flush = True
 
 
 def drop_gdt(domain: Domain, vcpu: Vcpu) -> None:
     """Remove the vCPU's GDT: its pages read as null descriptors."""
-    for page, mfn in enumerate(vcpu.gdt_frames):
+    for page, mfn in enumerate(vcpu.descriptors.gdt_frames):
         domain.area.map(vcpu.number, page, domain.zero_frame)
         drop_descriptor_page(domain.tables, mfn)
-    vcpu.gdt_frames, vcpu.gdt_entries = [], 0
-    vcpu.forget_segments()
+    vcpu.descriptors.gdt_frames, vcpu.descriptors.gdt_entries = [], 0
+    vcpu.descriptors.forget()
     domain.tables.flush = True
 
 
@@ -121,7 +119,7 @@ def set_gdt(call: Call, frames: Ptr, entries: u32) -> int:
 @hypercall(Hypercall.STACK_SWITCH)
 def stack_switch(call: Call, ss: ulong, sp: ulong) -> int:
     """Say where the kernel stack is when user mode is left. Never fails."""
-    call.vcpu.kernel_ss, call.vcpu.kernel_sp = fix_rpl(ss, call.width), sp
+    call.vcpu.kernel_stack.ss, call.vcpu.kernel_stack.sp = fix_rpl(ss, call.width), sp
     return 0
 
 
@@ -130,8 +128,8 @@ def set_callbacks_compat(
 ) -> int:
     """`set_callbacks` of a 32-bit guest: code selectors too, and no system calls. Nothing is checked yet."""
     vcpu = call.vcpu
-    vcpu.event_callback = CallbackEntry(event, True, fix_rpl(event_cs, 32))
-    vcpu.failsafe_callback = CallbackEntry(failsafe, False, fix_rpl(failsafe_cs, 32))
+    vcpu.callbacks.event = CallbackEntry(event, True, fix_rpl(event_cs, 32))
+    vcpu.callbacks.failsafe = CallbackEntry(failsafe, False, fix_rpl(failsafe_cs, 32))
     return 0
 
 
@@ -143,11 +141,11 @@ def set_callbacks(call: Call, event: ulong, failsafe: ulong, syscall: ulong) -> 
     """
     vcpu = call.vcpu
     if is_canonical(event):
-        vcpu.event_callback = CallbackEntry(event, True)
+        vcpu.callbacks.event = CallbackEntry(event, True)
     if is_canonical(failsafe):
-        vcpu.failsafe_callback = CallbackEntry(failsafe)
+        vcpu.callbacks.failsafe = CallbackEntry(failsafe)
     if is_canonical(syscall):
-        vcpu.syscall_callback = CallbackEntry(syscall)
+        vcpu.callbacks.syscall = CallbackEntry(syscall)
     return 0
 
 
@@ -175,7 +173,7 @@ def update_descriptor(call: Call, address: u64, descriptor: u64) -> int:
     else:
         call.tables.write_plain(address, fixed)
     for vcpu in call.domain.vcpus:
-        vcpu.forget_segments()
+        vcpu.descriptors.forget()
     return 0
 
 
@@ -254,13 +252,11 @@ def _known_callback(kind: int, width: int) -> bool:
 
 
 def _set_nmi(vcpu: Vcpu, address: int, selector: int) -> None:
-    vcpu.traps[Vector.NMI] = (address, _MASKS)
-    vcpu.trap_selectors[Vector.NMI] = selector
+    vcpu.traps.set(Vector.NMI, address, _MASKS, selector)
 
 
 def _unset_nmi(vcpu: Vcpu) -> None:
-    vcpu.traps[Vector.NMI] = NO_TRAP
-    vcpu.trap_selectors[Vector.NMI] = 0
+    vcpu.traps.set(Vector.NMI, 0, 0, 0)
 
 
 def _register_callback(vcpu: Vcpu, kind: int, flags: int, selector: int, address: int) -> int:
@@ -270,15 +266,15 @@ def _register_callback(vcpu: Vcpu, kind: int, flags: int, selector: int, address
         raise XenError(Errno.EINVAL, f"callback at {address:#x}")
     entry = CallbackEntry(address, bool(flags & CALLBACKF_MASK_EVENTS), selector)
     if kind == Callback.EVENT:
-        vcpu.event_callback = CallbackEntry(address, True, selector)
+        vcpu.callbacks.event = CallbackEntry(address, True, selector)
     elif kind == Callback.FAILSAFE:
-        vcpu.failsafe_callback = entry
+        vcpu.callbacks.failsafe = entry
     elif kind == Callback.SYSCALL:
-        vcpu.syscall_callback = entry
+        vcpu.callbacks.syscall = entry
     elif kind == Callback.SYSCALL32:
-        vcpu.syscall32_callback = entry
+        vcpu.callbacks.syscall32 = entry
     elif kind == Callback.SYSENTER:
-        vcpu.sysenter_callback = entry
+        vcpu.callbacks.sysenter = entry
     else:
         _set_nmi(vcpu, address, selector)
     return 0

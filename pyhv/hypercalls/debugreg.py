@@ -51,12 +51,12 @@ def set_debugreg(vcpu: Vcpu, number: int, value: int) -> None:
             if kind == 2 and not vcpu.cr4 & CR4_DE:
                 raise XenError(Errno.EPERM, "I/O breakpoint without CR4.DE")
         value = value & ~_DR7_RESERVED | _DR7_FIXED
-    vcpu.debug[number] = value
+    vcpu.debug.registers[number] = value
 
 
 def get_debugreg(vcpu: Vcpu, number: int) -> int:
     """Read a debug register of the vCPU."""
-    return vcpu.debug[_register(vcpu, number)]
+    return vcpu.debug.registers[_register(vcpu, number)]
 
 
 @hypercall(Hypercall.SET_DEBUGREG)

@@ -18,7 +18,7 @@ from pyhv.address import MASK32, PAGE_MASK, Mfn, cr3_to_mfn, guest_may_use, is_c
 from pyhv.cpu.fpu import IMAGE_SIZE, Fxsave
 from pyhv.cpu.registers import SEGMENTS, Registers, SegmentRegister, wide_name
 from pyhv.domain.callbacks import CallbackEntry
-from pyhv.domain.vcpu import NO_TRAP, Vcpu
+from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.cpustate import fix_rpl, set_trap
 from pyhv.hypercalls.debugreg import set_debugreg
@@ -174,14 +174,14 @@ class GuestContext:
     def of(cls, vcpu: Vcpu, vm_assist: int = 0) -> "GuestContext":
         """A vCPU's state, as XEN_DOMCTL_getvcpucontext tells it; `vm_assist` is its domain's, in bits."""
         registers = vcpu.context.registers
-        registers.rflags |= vcpu.iopl << 12
+        registers.rflags |= vcpu.ports.iopl << 12
         own, other = registers.gs.base, vcpu.other_gs_base
         registers.gs.base, user = (own, other) if vcpu.in_kernel or vcpu.width == 32 else (other, own)
         flags = shared.VGCF_I387_VALID
         for condition, flag in (
             (vcpu.in_kernel, shared.VGCF_IN_KERNEL),
-            (vcpu.failsafe_callback.mask_events, shared.VGCF_FAILSAFE_DISABLES_EVENTS),
-            (vcpu.syscall_callback.mask_events, shared.VGCF_SYSCALL_DISABLES_EVENTS),
+            (vcpu.callbacks.failsafe.mask_events, shared.VGCF_FAILSAFE_DISABLES_EVENTS),
+            (vcpu.callbacks.syscall.mask_events, shared.VGCF_SYSCALL_DISABLES_EVENTS),
             (vcpu.online, shared.VGCF_ONLINE),
         ):
             flags |= flag if condition else 0
@@ -191,23 +191,23 @@ class GuestContext:
             registers=registers,
             upcall_masked=vcpu.info.upcall_masked,
             traps=[
-                TrapInfo(vector=vector, flags=kind, cs=vcpu.trap_selectors[vector], address=address)
-                for vector, (address, kind) in enumerate(vcpu.traps)
+                TrapInfo(vector=vector, flags=kind, cs=vcpu.traps.selectors[vector], address=address)
+                for vector, (address, kind) in enumerate(vcpu.traps.handlers)
             ],
-            ldt_base=vcpu.ldt_base,
-            ldt_entries=vcpu.ldt_entries,
-            gdt_frames=tuple(vcpu.gdt_frames),
-            gdt_entries=vcpu.gdt_entries,
-            kernel_ss=vcpu.kernel_ss,
-            kernel_sp=vcpu.kernel_sp,
+            ldt_base=vcpu.descriptors.ldt_base,
+            ldt_entries=vcpu.descriptors.ldt_entries,
+            gdt_frames=tuple(vcpu.descriptors.gdt_frames),
+            gdt_entries=vcpu.descriptors.gdt_entries,
+            kernel_ss=vcpu.kernel_stack.ss,
+            kernel_sp=vcpu.kernel_stack.sp,
             cr0=GUEST_CR0 | (CR0_TS if registers.task_switched else 0),
-            kernel_l4=vcpu.kernel_l4,
-            user_l4=vcpu.user_l4,
+            kernel_l4=vcpu.paging.kernel_l4,
+            user_l4=vcpu.paging.user_l4,
             cr4=vcpu.cr4,
-            debug=list(vcpu.debug),
-            event=vcpu.event_callback,
-            failsafe=vcpu.failsafe_callback,
-            syscall=vcpu.syscall_callback,
+            debug=list(vcpu.debug.registers),
+            event=vcpu.callbacks.event,
+            failsafe=vcpu.callbacks.failsafe,
+            syscall=vcpu.callbacks.syscall,
             vm_assist=vm_assist,
             gs_base_user=user,
         )
@@ -241,22 +241,21 @@ class GuestContext:
             segment.selector = fix_rpl(segment.selector, width)
         in_kernel = registers.cs.selector & 3 == 1 if width == 32 else self.flags & shared.VGCF_IN_KERNEL
         vcpu.in_kernel = bool(in_kernel)
-        vcpu.kernel_l4, vcpu.user_l4 = Mfn(self.kernel_l4), Mfn(self.user_l4)
-        vcpu.forget_segments()
-        vcpu.iopl = (registers.rflags & FLAG_IOPL) >> 12
-        vcpu.traps = [NO_TRAP] * _VECTORS
-        vcpu.trap_selectors = [0] * _VECTORS
+        vcpu.paging.kernel_l4, vcpu.paging.user_l4 = Mfn(self.kernel_l4), Mfn(self.user_l4)
+        vcpu.descriptors.forget()
+        vcpu.ports.iopl = (registers.rflags & FLAG_IOPL) >> 12
+        vcpu.traps.clear()
         for vector, trap in enumerate(self.traps):
             if trap.address or (width == 32 and trap.cs):
                 trap.vector = vector
                 set_trap(vcpu, trap)
-        vcpu.event_callback, vcpu.failsafe_callback = (
+        vcpu.callbacks.event, vcpu.callbacks.failsafe = (
             replace(callback, selector=fix_rpl(callback.selector, width))
             for callback in (self.event, self.failsafe)
         )
-        vcpu.syscall_callback = self.syscall
-        vcpu.kernel_ss, vcpu.kernel_sp = fix_rpl(self.kernel_ss, width), self.kernel_sp
-        vcpu.ldt_base, vcpu.ldt_entries = self.ldt_base, self.ldt_entries
+        vcpu.callbacks.syscall = self.syscall
+        vcpu.kernel_stack.ss, vcpu.kernel_stack.sp = fix_rpl(self.kernel_ss, width), self.kernel_sp
+        vcpu.descriptors.ldt_base, vcpu.descriptors.ldt_entries = self.ldt_base, self.ldt_entries
         vcpu.other_gs_base = self.gs_base_user
         if not vcpu.in_kernel:
             vcpu.other_gs_base, registers.gs.base = registers.gs.base, self.gs_base_user

@@ -97,11 +97,11 @@ def new_user_baseptr(call: Call, operation: MmuextOp) -> None:
     vcpu, mfn = call.vcpu, operation.arg1
     if call.width == 32:
         raise XenError(Errno.EINVAL, "NEW_USER_BASEPTR in a 32-bit guest, which has one table for both modes")
-    if mfn == vcpu.user_l4:
+    if mfn == vcpu.paging.user_l4:
         return
     if mfn:
         call.tables.take_table(mfn, L4)
-    old, vcpu.user_l4 = vcpu.user_l4, Mfn(mfn)
+    old, vcpu.paging.user_l4 = vcpu.paging.user_l4, Mfn(mfn)
     call.processor.new_base_pointers()
     if old:
         call.tables.drop_table(old)
@@ -168,10 +168,10 @@ def set_ldt(call: Call, operation: MmuextOp) -> None:
     vcpu, base, entries = call.vcpu, operation.arg1, operation.arg2 & 0xFFFF_FFFF
     if entries > 8192 or (entries and (base & PAGE_MASK or not guest_may_use(base, call.width))):
         raise XenError(Errno.EINVAL, f"LDT of {entries} entries at {base:#x}")
-    if (base, entries) == (vcpu.ldt_base, vcpu.ldt_entries):
+    if (base, entries) == (vcpu.descriptors.ldt_base, vcpu.descriptors.ldt_entries):
         return
     call.processor.drop_ldt()
-    vcpu.ldt_base, vcpu.ldt_entries = base, entries
+    vcpu.descriptors.ldt_base, vcpu.descriptors.ldt_entries = base, entries
     call.processor.load_ldtr()
 
 

@@ -58,7 +58,7 @@ def set_iopl(call: Call, argument: int) -> int:
     iopl = call.read(PhysdevSetIopl, argument).iopl
     if iopl > 3:
         raise XenError(Errno.EINVAL, f"IOPL {iopl}")
-    call.vcpu.iopl = iopl
+    call.vcpu.ports.iopl = iopl
     return 0
 
 
@@ -71,7 +71,7 @@ def set_iobitmap(call: Call, argument: int) -> int:
     request = call.read(PhysdevSetIobitmap, argument)
     if request.nr_ports > 65536 or not guest_may_use(request.bitmap, call.width):
         raise XenError(Errno.EINVAL, f"I/O bitmap of {request.nr_ports} ports at {request.bitmap:#x}")
-    call.vcpu.io_bitmap, call.vcpu.io_bitmap_ports = request.bitmap, request.nr_ports
+    call.vcpu.ports.bitmap, call.vcpu.ports.bitmap_ports = request.bitmap, request.nr_ports
     return 0
 
 

@@ -54,7 +54,7 @@ def block(call: Call, _argument: int) -> int:
     """Unmask events and, if none waits, leave the processor until one comes. The argument is not read."""
     vcpu = call.vcpu
     vcpu.info.upcall_masked = False
-    if not vcpu.info.upcall_pending and not vcpu.nmi_deliverable:
+    if not vcpu.info.upcall_pending and not vcpu.nmi.deliverable:
         call.host.block(vcpu)
         call.reschedule = True
     return 0

@@ -99,16 +99,16 @@ def register_runstate_memory_area(call: Call, vcpu: Vcpu, argument: int) -> int:
 
     EFAULT: also for an address outside the guest's space.
     """
-    vcpu.runstate_area = _area(call, argument)
+    vcpu.areas.runstate = _area(call, argument)
     write_runstate(vcpu, call.host.now())
     return 0
 
 
 def write_runstate(vcpu: Vcpu, now: int) -> None:
     """Write the vCPU's runstate to its area; one that is not mapped now is written another time."""
-    if vcpu.runstate_area:
+    if vcpu.areas.runstate:
         with suppress(XenError):
-            vcpu.memory.write(vcpu.runstate_area, runstate_record(vcpu, now))
+            vcpu.memory.write(vcpu.areas.runstate, runstate_record(vcpu, now))
 
 
 @_commands.command(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA, VcpuRegisterArea)
@@ -117,7 +117,7 @@ def register_vcpu_time_memory_area(call: Call, vcpu: Vcpu, argument: int) -> int
 
     EFAULT: also for an address outside the guest's space.
     """
-    vcpu.time_area = _area(call, argument)
+    vcpu.areas.time = _area(call, argument)
     vcpu.update_time()
     return 0
 
@@ -195,7 +195,7 @@ def send_nmi(call: Call, vcpu: Vcpu, argument: int) -> int:
     """
     if argument:
         raise XenError(Errno.EINVAL, "send_nmi takes no argument")
-    vcpu.nmi_pending = True
+    vcpu.nmi.pending = True
     call.host.wake(vcpu)
     return 0
 

@@ -59,7 +59,7 @@ class CompatCpu(GuestCpu):
 
     def arrange(self) -> None:
         """Point CR3 at the hardware L4 over the kernel's L3."""
-        cr3 = self.domain.cache.hardware_l4(self.vcpu.kernel_l4, COMPAT) << 12
+        cr3 = self.domain.cache.hardware_l4(self.vcpu.paging.kernel_l4, COMPAT) << 12
         if self._q[v.CR + 3] != cr3:
             self._q[v.CR + 3] = cr3
             self.tables.flush = True
@@ -80,14 +80,14 @@ class CompatCpu(GuestCpu):
 
     def has_handler(self, vector: int) -> bool:
         """A handler has a code segment, whatever its address."""
-        return self.vcpu.trap_selectors[vector] & ~3 != 0
+        return self.vcpu.traps.selectors[vector] & ~3 != 0
 
     def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
         """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
-        address, flags = self.vcpu.traps[vector]
+        address, flags = self.vcpu.traps.handlers[vector]
         if not self.has_handler(vector):
             raise self.unhandled(vector, error)
-        self._enter(self.vcpu.trap_selectors[vector], address, bool(flags & 4), error, rflags=rflags)
+        self._enter(self.vcpu.traps.selectors[vector], address, bool(flags & 4), error, rflags=rflags)
 
     def enter_callback(self, callback: CallbackEntry) -> None:
         """Enter one of the guest's callbacks with an ordinary frame."""
@@ -95,7 +95,7 @@ class CompatCpu(GuestCpu):
 
     def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
         """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
-        callback = self.vcpu.failsafe_callback
+        callback = self.vcpu.callbacks.failsafe
         self._enter(callback.selector, callback.address, callback.mask_events, extra=selectors)
 
     def make_flat(self) -> None:
@@ -107,15 +107,15 @@ class CompatCpu(GuestCpu):
 
     def system_enter(self) -> None:
         """SYSENTER: where the user was is lost, as on hardware."""
-        callback = self.vcpu.sysenter_callback
+        callback = self.vcpu.callbacks.sysenter
         origin, eflags = (0, 3, 0, COMPAT_RING3_DS), self.flags_of_sysenter()
         if callback.selector & ~3:
             self._enter(
                 callback.selector, callback.address, callback.mask_events, origin=origin, rflags=eflags
             )
         else:
-            address, flags = self.vcpu.traps[Vector.GP]
-            selector = self.vcpu.trap_selectors[Vector.GP]
+            address, flags = self.vcpu.traps.handlers[Vector.GP]
+            selector = self.vcpu.traps.selectors[Vector.GP]
             self._enter(selector, address, bool(flags & 4), 0, origin=origin, rflags=eflags)
 
     def _enter(
@@ -151,14 +151,14 @@ class CompatCpu(GuestCpu):
         saved = rflags & ~(FLAG_IF | FLAG_IOPL) & MASK32
         if not masked:
             saved |= FLAG_IF
-        if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
-            saved |= vcpu.iopl << 12
+        if vcpu.ports.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+            saved |= vcpu.ports.iopl << 12
         words = [*extra, eip, cs | masked << 16, saved]
         if error is not None:
             words.insert(0, error)
         if ring > 1:
             words += [esp, ss]
-            stack, stack_selector = vcpu.kernel_sp & MASK32, vcpu.kernel_ss
+            stack, stack_selector = vcpu.kernel_stack.sp & MASK32, vcpu.kernel_stack.ss
             segment = self.segment(stack_selector, code=False, ring=stack_selector & 3)
             if segment is None:
                 raise GuestCrash(f"the kernel's stack segment {stack_selector:#x} cannot be loaded")
@@ -178,7 +178,7 @@ class CompatCpu(GuestCpu):
         self.vmcb.set_rflags(rflags & ~_DROPPED_ON_ENTRY)
         self._load_code_and_stack(selector, code, stack_selector, segment)
         vcpu.in_kernel = selector & 3 == 1
-        self.bounces += 1
+        vcpu.debug.unstepped = False
 
     def _push(self, base: int, stack: int, words: list[int]) -> None:
         try:
@@ -215,9 +215,9 @@ class CompatCpu(GuestCpu):
         eax, eip, cs, eflags = self._pop(esp, 4)
         cs &= 0xFFFF
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
-            vcpu.iopl = eflags >> 12 & 3
+            vcpu.ports.iopl = eflags >> 12 & 3
         q[RAX] = eax
-        vcpu.in_nmi = False
+        vcpu.nmi.in_handler = False
         if eflags & FLAG_VM:
             self._refuse_vm86(esp, eflags)
             return
@@ -293,19 +293,19 @@ class CompatCpu(GuestCpu):
     def _refuse_vm86(self, esp: int, eflags: int) -> None:
         """There is no virtual-8086 mode: the kernel gets #GP(0), with the frame left as it is below it."""
         vcpu, q = self.vcpu, self._q
-        kernel_sp = vcpu.kernel_sp & MASK32
-        stack = self.segment(vcpu.kernel_ss, code=False, ring=1)
-        code = self.segment(vcpu.trap_selectors[Vector.GP], code=True, ring=1)
+        kernel_sp = vcpu.kernel_stack.sp & MASK32
+        stack = self.segment(vcpu.kernel_stack.ss, code=False, ring=1)
+        code = self.segment(vcpu.traps.selectors[Vector.GP], code=True, ring=1)
         if stack is None or code is None:
             raise GuestCrash("iret to virtual-8086 mode without a handler for #GP")
         frame = list(self._pop(esp, _VM86_FRAME_WORDS))
         frame[0] = 0  # where EAX was is the error code
         target = (kernel_sp - _WORD * _VM86_FRAME_WORDS) & MASK32
         self._push(0, target, frame)
-        address, flags = vcpu.traps[Vector.GP]
+        address, flags = vcpu.traps.handlers[Vector.GP]
         masked = flags & 4 or not eflags & FLAG_IF
         vcpu.info.upcall_masked = bool(masked)
         q[RSP], q[RIP] = target, address & MASK32
         self.vmcb.set_rflags(eflags & IRET_FLAGS & ~(FLAG_TF | FLAG_NT | FLAG_RF) | 0x202)
-        self._load_code_and_stack(vcpu.trap_selectors[Vector.GP], code, vcpu.kernel_ss, stack)
+        self._load_code_and_stack(vcpu.traps.selectors[Vector.GP], code, vcpu.kernel_stack.ss, stack)
         vcpu.in_kernel = True

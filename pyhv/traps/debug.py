@@ -59,7 +59,7 @@ class Watch(NamedTuple):
 def data_breakpoints(vcpu: Vcpu) -> list[Watch]:
     """The vCPU's enabled data breakpoints; low address bits do not count, as on hardware."""
     return [
-        Watch(1 << n, vcpu.debug[n] & -length, length, kind == _WRITE)
+        Watch(1 << n, vcpu.debug.registers[n] & -length, length, kind == _WRITE)
         for n, kind, length in _enabled(vcpu)
         if kind in (_WRITE, _ACCESS)
     ]
@@ -67,12 +67,12 @@ def data_breakpoints(vcpu: Vcpu) -> list[Watch]:
 
 def instruction_breakpoints(vcpu: Vcpu) -> list[tuple[int, int]]:
     """The vCPU's enabled instruction breakpoints: bits in DR6, linear addresses."""
-    return [(1 << n, vcpu.debug[n]) for n, kind, _ in _enabled(vcpu) if kind == _INSTRUCTION]
+    return [(1 << n, vcpu.debug.registers[n]) for n, kind, _ in _enabled(vcpu) if kind == _INSTRUCTION]
 
 
 def _enabled(vcpu: Vcpu) -> list[tuple[int, int, int]]:
     """(number, type, length) of the breakpoints that are enabled, locally or globally."""
-    control = vcpu.debug[7]
+    control = vcpu.debug.registers[7]
     if not control & 0xFF:
         return []
     return [
@@ -88,9 +88,6 @@ class Breakpoints:
     def __init__(self, cpu: GuestCpu) -> None:
         self._cpu = cpu
         self._unit = cpu.engine.debug_unit
-        self._due: int | None = None
-        """Linear address of an instruction that the engine has stopped at because it must be a step, until it
-        is done; the vCPU may be taken off the processor before."""
         self._instructions: list[tuple[int, int]] = []
         self._data: list[Watch] = []
         self._ports: list[Watch] = []
@@ -117,7 +114,7 @@ class Breakpoints:
         cpu = self._cpu
         cpu.approach = range(0)
         if (
-            cpu.vcpu.debug[7] & 0xFF
+            cpu.vcpu.debug.registers[7] & 0xFF
             or cpu.stepping
             or cpu.vmcb.d[v.HFLAGS] & v.HF_TF  # taken off in a step
             or (self._unit is not None and self._unit.is_watching)
@@ -151,7 +148,7 @@ class Breakpoints:
             cpu.engine.stop()
         hits = self._stops_here()
         if hits and not q[v.EFLAGS] & FLAG_RF and not d[v.HFLAGS] & v.HF_INHIBIT:
-            vcpu.debug[6] |= hits
+            vcpu.debug.registers[6] |= hits
             cpu.raise_exception(Vector.DB)
             if self._stops_here():
                 raise GuestCrash("a breakpoint at the first instruction of the debug exception's handler")
@@ -178,13 +175,15 @@ class Breakpoints:
     def _read_registers(self) -> None:
         """What the vCPU's debug registers enable."""
         vcpu = self._cpu.vcpu
-        self._cpu.has_breakpoints = bool(vcpu.debug[7] & 0xFF)
+        self._cpu.has_breakpoints = bool(vcpu.debug.registers[7] & 0xFF)
         self._instructions = instruction_breakpoints(vcpu)
         self._data = data_breakpoints(vcpu)
         self._ports = []
         if vcpu.cr4 & CR4_DE:
             self._ports = [
-                Watch(1 << n, vcpu.debug[n], size) for n, kind, size in _enabled(vcpu) if kind == _PORT
+                Watch(1 << n, vcpu.debug.registers[n], size)
+                for n, kind, size in _enabled(vcpu)
+                if kind == _PORT
             ]
 
     @property
@@ -206,9 +205,9 @@ class Breakpoints:
         if self._ports:
             return True
         at = cpu.linear_rip()
-        if at == self._due or at in unit.known:
+        if at == cpu.vcpu.debug.due or at in unit.known:
             return True
-        self._due = None
+        cpu.vcpu.debug.due = None
         flags = cpu.vmcb.q[v.EFLAGS]
         if flags & FLAG_TF and cpu.has_breakpoints:
             return True  # it traps anyhow, and may be the middle of a string instruction
@@ -255,17 +254,18 @@ class Breakpoints:
         cpu, unit = self._cpu, self._unit
         if unit is not None and self._came_by_itself():
             return 0
-        if cpu.swallow_step:
-            cpu.swallow_step = False
+        debug = cpu.vcpu.debug
+        if debug.swallow_step:
+            debug.swallow_step = False
             return 0
-        if cpu.unstepped == cpu.bounces:  # the emulator traps before the first instruction after an iret
-            cpu.unstepped = -1
+        if debug.unstepped:  # the emulator traps before the first instruction after an iret
+            debug.unstepped = False
             return 0
         if not cpu.stepping:
             return DR6_BS
         hits = self._hits
         if unit is not None:
-            self._due = None
+            debug.due = None
             self._touches = unit.accesses()
         if self._touches:
             hits |= self._data_hits()
@@ -289,7 +289,7 @@ class Breakpoints:
         at = cpu.linear_rip()
         cpu.rearrange = True
         if cause != MET_BREAKPOINT:
-            self._due = at
+            cpu.vcpu.debug.due = at
         elif all(address != at for _, address in self._instructions) and unit.arrived_for_nothing(at):
             cpu.engine.stop()  # so that it is forgotten
         return True

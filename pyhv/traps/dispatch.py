@@ -88,7 +88,7 @@ class Dispatcher:
         self.emulated = 0
         """Privileged instructions and page-table stores done for the guest."""
         self.observers: list[Observer] = []
-        self.ports = Ports()
+        self.ports = Ports(domain.port_latches)
         self._wide = domain.width == 64
         self._mask = MASK64 if self._wide else MASK32
         self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
@@ -165,7 +165,7 @@ class Dispatcher:
             self.engine.stop()
         else:
             record = vcpu.info.record
-            if (record[_PENDING] and not record[_MASK]) or (vcpu.nmi_pending and not vcpu.in_nmi):
+            if (record[_PENDING] and not record[_MASK]) or (vcpu.nmi.pending and not vcpu.nmi.in_handler):
                 self._deliver_event()
         if cpu.rearrange:
             self._rearrange()
@@ -202,9 +202,9 @@ class Dispatcher:
             self.call.reschedule = True
             return
         vcpu = self.cpu.vcpu
-        if vcpu.descriptors_changed:
+        if vcpu.descriptors.changed:
             self._reload_segments()
-        if vcpu.info.deliverable() or vcpu.nmi_deliverable:
+        if vcpu.info.deliverable() or vcpu.nmi.deliverable:
             self._deliver_event()
         if self.cpu.rearrange:
             self.breakpoints.entering()
@@ -349,7 +349,7 @@ class Dispatcher:
         if flags & FLAG_RF:
             self._q[v.EFLAGS] = flags & ~FLAG_RF
         if flags & FLAG_TF:
-            self.cpu.vcpu.debug[6] |= DR6_BS
+            self.cpu.vcpu.debug.registers[6] |= DR6_BS
             self.cpu.raise_exception(Vector.DB)
 
     def _other_exception(self, vector: int) -> None:
@@ -365,13 +365,13 @@ class Dispatcher:
             hits = self.breakpoints.trap()
             if not hits:
                 return
-            cpu.vcpu.debug[6] |= hits
+            cpu.vcpu.debug.registers[6] |= hits
         cpu.raise_exception(vector, error & 0xFFFF)
 
     def _software_interrupt(self, vector: int) -> None:
         """INT n: by the DPL in the guest's trap table; INT3 and INTO need none."""
         cpu, q = self.cpu, self._q
-        flags = cpu.vcpu.traps[vector][1]
+        flags = cpu.vcpu.traps.handlers[vector][1]
         if vector in (Vector.BP, Vector.OF):
             cpu.raise_exception(vector)
             return
@@ -426,7 +426,7 @@ class Dispatcher:
         tsc, q = self.clock.tsc(), self._q
         q[v.RAX], q[v.RDX] = tsc & MASK32, tsc >> 32 & MASK32
         if aux:
-            q[v.RCX] = self.cpu.vcpu.tsc_aux
+            q[v.RCX] = self.cpu.vcpu.msrs.tsc_aux
 
     def port_read(self, port: int, size: int) -> int | None:
         """IN."""

@@ -85,7 +85,7 @@ class _Transfer:
     def _gate(self) -> int:
         """The gate, as the table has it: a call gate whose DPL field says 0."""
         selector, vcpu = self._selector, self._cpu.vcpu
-        if not selector & 4 and selector >> 3 >= vcpu.gdt_entries:
+        if not selector & 4 and selector >> 3 >= vcpu.descriptors.gdt_entries:
             self._refuse()
         value = self._cpu.descriptor(selector)
         if value is None or value >> 32 & _TYPE_AND_S != _CALL_GATE or value & descriptors.DPL:
@@ -157,7 +157,7 @@ class _Transfer:
         if ring != cpu.kernel_ring:
             self._refuse()
         q, d, vcpu = cpu.vmcb.q, cpu.vmcb.d, cpu.vcpu
-        selector, esp = vcpu.kernel_ss, vcpu.kernel_sp & MASK32
+        selector, esp = vcpu.kernel_stack.ss, vcpu.kernel_stack.sp & MASK32
         stack = self._kernel_stack(selector, ring)
         size = (4 + parameters) * _WORD
         if not stack.holds(esp - size & MASK32, size):

@@ -76,11 +76,6 @@ class GuestCpu(ABC):
         """The vCPU has enabled breakpoints, so that RF counts."""
         self.approach = range(0)
         """Linear addresses of code through which the vCPU is led step by step, before a fetch that fails."""
-        self.unstepped = -1
-        """The value of `bounces` when the iret hypercall last set TF: a trap comes before it is due."""
-        self.bounces = 0
-        self.swallow_step = False
-        """SYSENTER was executed with TF set: the single step that the emulator reports next is not one."""
 
     # -- what depends on the guest's width ---------------------------------------------------------------
 
@@ -148,10 +143,10 @@ class GuestCpu(ABC):
         if vcpu.context.is_loaded:
             return
         if vcpu.context.load():
-            self.engine.set_tsc_aux(vcpu.tsc_aux)
+            self.engine.set_tsc_aux(vcpu.msrs.tsc_aux)
             self.engine.trap_user_time(bool(vcpu.cr4 & CR4_TSD))
         self.vcpu = vcpu
-        self.memory.use(vcpu.kernel_l4)
+        self.memory.use(vcpu.paging.kernel_l4)
         base = DomainArea.address(vcpu.number)
         self.vmcb.set_system_table(v.GDT_OFFSET, base, _GDT_LIMIT)
         self.vmcb.d[v.TR_OFFSET // 4] = _TSS_SELECTOR
@@ -193,27 +188,27 @@ class GuestCpu(ABC):
         """Point the hardware LDTR at the vCPU's LDT window; pages come in on first use."""
         vcpu = self.vcpu
         base = DomainArea.address(vcpu.number) + LDT_AREA
-        limit = vcpu.ldt_entries * 8 - 1 if vcpu.ldt_entries else 0
-        selector = _LDT_SELECTOR if vcpu.ldt_entries else 0
+        limit = vcpu.descriptors.ldt_entries * 8 - 1 if vcpu.descriptors.ldt_entries else 0
+        selector = _LDT_SELECTOR if vcpu.descriptors.ldt_entries else 0
         self.vmcb.set_system_table(v.LDT_OFFSET, base, limit, selector, 0x8200)
 
     # -- page tables -------------------------------------------------------------------------------------
 
     def new_base_pointers(self) -> None:
         """A base pointer changed: merge anew at the end of this exit."""
-        self.vcpu.merge_known = -1
-        self.memory.use(self.vcpu.kernel_l4)
+        self.vcpu.paging.merge_known = -1
+        self.memory.use(self.vcpu.paging.kernel_l4)
         self.rearrange = True
 
     def new_baseptr(self, mfn: int) -> None:
         """MMUEXT_NEW_BASEPTR and MOV CR3: another kernel L4, and always a flush."""
         vcpu, tables = self.vcpu, self.tables
         tables.flush = True
-        if mfn == vcpu.kernel_l4:
+        if mfn == vcpu.paging.kernel_l4:
             return
         tables.take_table(mfn, tables.top)
         self.drop_ldt()
-        old, vcpu.kernel_l4 = vcpu.kernel_l4, Mfn(mfn)
+        old, vcpu.paging.kernel_l4 = vcpu.paging.kernel_l4, Mfn(mfn)
         self.new_base_pointers()
         if old:
             tables.drop_table(old)
@@ -238,7 +233,7 @@ class GuestCpu(ABC):
         same, once, behind the instruction, when the guest's kernel has been entered: that trap is nobody's.
         """
         rflags = self.engine.rflags()
-        self.swallow_step = bool(rflags & FLAG_TF)
+        self.vcpu.debug.swallow_step = bool(rflags & FLAG_TF)
         return rflags
 
     @staticmethod
@@ -256,13 +251,13 @@ class GuestCpu(ABC):
     def deliver_event(self) -> None:
         """Enter the handlers of what is due: an NMI, which an event's frame may then lie upon, and events."""
         vcpu = self.vcpu
-        if vcpu.nmi_deliverable:
-            vcpu.nmi_pending = False
+        if vcpu.nmi.deliverable:
+            vcpu.nmi.pending = False
             if self.has_handler(Vector.NMI):
-                vcpu.in_nmi = True
+                vcpu.nmi.in_handler = True
                 self.enter_trap(Vector.NMI)
         if vcpu.info.deliverable():
-            self.enter_callback(vcpu.event_callback)
+            self.enter_callback(vcpu.callbacks.event)
 
     # -- segments ----------------------------------------------------------------------------------------
 
@@ -284,20 +279,20 @@ class GuestCpu(ABC):
         vcpu = self.vcpu
         offset = selector & 0xFFF8
         if selector & 4:
-            if offset >= vcpu.ldt_entries * 8:
+            if offset >= vcpu.descriptors.ldt_entries * 8:
                 return None
             mfn = self.ldt_page(offset >> 12)
             return None if mfn is None else self.domain.ram.q[mfn << 9 | offset >> 3 & 511]
         if offset >= GDT_GUEST_BYTES:
             return self.reserved_descriptors.get(offset)
-        if offset >> 12 >= len(vcpu.gdt_frames):
+        if offset >> 12 >= len(vcpu.descriptors.gdt_frames):
             return 0
-        return self.domain.ram.q[vcpu.gdt_frames[offset >> 12] << 9 | offset >> 3 & 511]
+        return self.domain.ram.q[vcpu.descriptors.gdt_frames[offset >> 12] << 9 | offset >> 3 & 511]
 
     def segment(self, selector: int, *, code: bool, ring: int = 3) -> Segment | None:
         """The hidden part for loading a selector into CS (`code`) or SS of `ring`, None if it may not be."""
         key = selector | code << 16 | ring << 17
-        known = self.vcpu.segments
+        known = self.vcpu.descriptors.segments
         if key in known:
             return known[key]
         value = self.descriptor(selector) if selector & ~3 else None
@@ -313,18 +308,18 @@ class GuestCpu(ABC):
     def ldt_page(self, page: int) -> Mfn | None:
         """The frame behind a page of the guest's LDT, approved and mapped on first use."""
         vcpu = self.vcpu
-        known = vcpu.ldt_mapped.get(page)
+        known = vcpu.descriptors.ldt_mapped.get(page)
         if known is not None:
             return known
-        if page * 512 >= vcpu.ldt_entries:
+        if page * 512 >= vcpu.descriptors.ldt_entries:
             return None
         try:
-            mfn = Mfn(self.memory.for_read(vcpu.ldt_base + page * PAGE_SIZE) >> 12)
+            mfn = Mfn(self.memory.for_read(vcpu.descriptors.ldt_base + page * PAGE_SIZE) >> 12)
         except XenError:
             return None
         if not take_descriptor_page(self.tables, mfn, self.domain.width):
             return None
-        vcpu.ldt_mapped[page] = mfn
+        vcpu.descriptors.ldt_mapped[page] = mfn
         self.domain.area.map(vcpu.number, 16 + page, mfn)
         self.tables.flush = True
         return mfn
@@ -332,11 +327,11 @@ class GuestCpu(ABC):
     def drop_ldt(self) -> None:
         """Forget the LDT pages that were faulted in."""
         vcpu = self.vcpu
-        if not vcpu.ldt_mapped:
+        if not vcpu.descriptors.ldt_mapped:
             return
-        for page, mfn in vcpu.ldt_mapped.items():
+        for page, mfn in vcpu.descriptors.ldt_mapped.items():
             self.domain.area.map(vcpu.number, 16 + page, None)
             drop_descriptor_page(self.tables, mfn)
         self.tables.flush = True
-        vcpu.ldt_mapped.clear()
-        vcpu.forget_segments()
+        vcpu.descriptors.ldt_mapped.clear()
+        vcpu.descriptors.forget()

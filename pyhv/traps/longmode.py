@@ -71,18 +71,19 @@ class LongModeCpu(GuestCpu):
     def arrange(self) -> None:
         """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
         vcpu, vmcb = self.vcpu, self.vmcb
+        paging = vcpu.paging
         cache = self.domain.cache
-        if vcpu.merge_known != cache.generation:
-            vcpu.merge_known = cache.generation
-            vcpu.merged = cache.merge_allowed(vcpu.kernel_l4, vcpu.user_l4)
-        if vcpu.merged and not vcpu.force_split:
-            cr3 = cache.hardware_l4(vcpu.kernel_l4, MERGED) << 12
+        if paging.merge_known != cache.generation:
+            paging.merge_known = cache.generation
+            paging.merged = cache.merge_allowed(paging.kernel_l4, paging.user_l4)
+        if paging.merged and not paging.force_split:
+            cr3 = cache.hardware_l4(paging.kernel_l4, MERGED) << 12
             cpl = 1 if vcpu.in_kernel else 3
         elif vcpu.in_kernel:
-            cr3 = cache.hardware_l4(vcpu.kernel_l4, SPLIT_KERNEL) << 12
+            cr3 = cache.hardware_l4(paging.kernel_l4, SPLIT_KERNEL) << 12
             cpl = 3
         else:
-            cr3 = cache.hardware_l4(vcpu.user_l4, SPLIT_USER) << 12
+            cr3 = cache.hardware_l4(paging.user_l4, SPLIT_USER) << 12
             cpl = 3
         if vmcb.q[v.CR + 3] != cr3:
             vmcb.q[v.CR + 3] = cr3
@@ -92,25 +93,26 @@ class LongModeCpu(GuestCpu):
     @property
     def is_merged(self) -> bool:
         """Whether kernel and user share one hardware table right now."""
-        return self.vcpu.merged and not self.vcpu.force_split
+        return self.vcpu.paging.merged and not self.vcpu.paging.force_split
 
     def split_until_mode_change(self) -> None:
         """Use the guest's real tables in ring 3, as hardware would, until the mode changes."""
-        self.vcpu.force_split = True
+        self.vcpu.paging.force_split = True
         self.arrange()
 
     def _change_mode(self, to_kernel: bool) -> None:
         vcpu, q = self.vcpu, self._q
+        paging = vcpu.paging
         vcpu.in_kernel = to_kernel
         q[_GS_BASE], vcpu.other_gs_base = vcpu.other_gs_base, q[_GS_BASE]
-        if vcpu.merged and not vcpu.force_split and vcpu.merge_known == self.domain.cache.generation:
+        if paging.merged and not paging.force_split and paging.merge_known == self.domain.cache.generation:
             return  # same table; the caller sets CPL with the rest of hflags
-        vcpu.force_split = False
+        paging.force_split = False
         self.arrange()
 
     def _hardware_cpl(self) -> int:
-        vcpu = self.vcpu
-        return 1 if vcpu.in_kernel and vcpu.merged and not vcpu.force_split else 3
+        paging = self.vcpu.paging
+        return 1 if self.vcpu.in_kernel and paging.merged and not paging.force_split else 3
 
     def linear_rip(self) -> int:
         """Linear address of the instruction; 64-bit code has no segment base, 32-bit processes may."""
@@ -150,7 +152,7 @@ class LongModeCpu(GuestCpu):
         if vcpu.in_kernel:
             cs, stack = d[_CS_SEL] & 0xFFFC, q[RSP]
         else:
-            cs, stack = d[_CS_SEL] & 0xFFFF, vcpu.kernel_sp
+            cs, stack = d[_CS_SEL] & 0xFFFF, vcpu.kernel_stack.sp
         if flat:
             rip, cs, rsp, ss = q[RIP], FLAT_RING3_CS64, q[RSP], FLAT_RING3_DS
         elif frame is None:
@@ -162,8 +164,8 @@ class LongModeCpu(GuestCpu):
             cs |= masked << 32  # the byte as the guest wrote it
         else:
             saved_flags |= FLAG_IF
-        if vcpu.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
-            saved_flags |= vcpu.iopl << 12
+        if vcpu.ports.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+            saved_flags |= vcpu.ports.iopl << 12
         if not vcpu.in_kernel:
             self._change_mode(to_kernel=True)
         size = (56 if error is None else 64) + 8 * len(extra)
@@ -201,22 +203,22 @@ class LongModeCpu(GuestCpu):
             self.vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
             self.vmcb.set_segment(v.SS, FLAT_RING3_DS, 0, FLAT_LIMIT, DATA_FLAGS)
         d[v.HFLAGS] = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
-        self.bounces += 1
+        vcpu.debug.unstepped = False
 
     def has_handler(self, vector: int) -> bool:
         """Whether the guest's trap table has an entry for `vector`."""
-        return self.vcpu.traps[vector][0] != 0
+        return self.vcpu.traps.handlers[vector][0] != 0
 
     def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
         """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
-        address, flags = self.vcpu.traps[vector]
+        address, flags = self.vcpu.traps.handlers[vector]
         if address == 0:
             raise self.unhandled(vector, error)
         self.bounce(address, bool(flags & 4), error, rflags=rflags)
 
     def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
         """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
-        callback = self.vcpu.failsafe_callback
+        callback = self.vcpu.callbacks.failsafe
         self.bounce(callback.address, callback.mask_events, extra=selectors)
 
     def enter_callback(self, callback: CallbackEntry) -> None:
@@ -228,7 +230,7 @@ class LongModeCpu(GuestCpu):
         if not self._d[v.HFLAGS] & v.HF_CS64:  # on Intel's processors the instruction itself is undefined
             self.raise_exception(Vector.UD)
             return
-        callback, q = self.vcpu.syscall_callback, self._q
+        callback, q = self.vcpu.callbacks.syscall, self._q
         q[RIP] = q[RCX] = (q[RIP] + length) & MASK64
         q[R11] = rflags = self.engine.rflags()
         if callback.address:
@@ -240,13 +242,13 @@ class LongModeCpu(GuestCpu):
 
     def system_enter(self) -> None:
         """SYSENTER: the user's RIP and RSP are lost, as on hardware."""
-        callback = self.vcpu.sysenter_callback
+        callback = self.vcpu.callbacks.sysenter
         frame = (0, 3, 0, FLAT_RING3_DS)
         rflags = self.flags_of_sysenter()
         if callback.address:
             self.bounce(callback.address, callback.mask_events, frame=frame, rflags=rflags)
         else:
-            address, flags = self.vcpu.traps[Vector.GP]
+            address, flags = self.vcpu.traps.handlers[Vector.GP]
             self.bounce(address, bool(flags & 4), 0, frame=frame, rflags=rflags)
 
     # -- out of the kernel -------------------------------------------------------------------------------
@@ -261,14 +263,14 @@ class LongModeCpu(GuestCpu):
             raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
         rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = words
         if cs & 3 == 3:
-            if not vcpu.user_l4:
+            if not vcpu.paging.user_l4:
                 raise GuestCrash("iret to user mode without a user page table")
             self._change_mode(to_kernel=False)
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
-            vcpu.iopl = rflags >> 12 & 3
+            vcpu.ports.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
         vcpu.info.upcall_masked = not rflags & FLAG_IF
-        vcpu.in_nmi = False
+        vcpu.nmi.in_handler = False
         q[RSP], q[RAX] = rsp, rax
         cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
         if flags & VGCF_IN_SYSCALL and is_canonical(rip):
@@ -279,7 +281,7 @@ class LongModeCpu(GuestCpu):
         if not self.has_breakpoints:
             live &= ~FLAG_RF  # it would only make the emulator translate the code once more
         if live & FLAG_TF:
-            self.unstepped = self.bounces
+            vcpu.debug.unstepped = True
         self.vmcb.set_rflags(live)
         d = self._d
         if d[_DS_SEL] | d[_ES_SEL] | d[_FS_SEL] | d[_GS_SEL]:
@@ -311,7 +313,7 @@ class LongModeCpu(GuestCpu):
         self._load_return_segments(
             FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_DS
         )
-        if vcpu.info.deliverable() or vcpu.nmi_deliverable:
+        if vcpu.info.deliverable() or vcpu.nmi.deliverable:
             d[_CS_SEL], d[_SS_SEL] = cs, ss
             q[R11] = self.engine.rflags()
         else:
@@ -337,7 +339,7 @@ class LongModeCpu(GuestCpu):
 
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
-        known = self.vcpu.return_segments
+        known = self.vcpu.descriptors.return_segments
         pair = known.get((cs, ss))
         if pair is None:
             pair = (self.segment(cs, code=True), self.segment(ss, code=False))

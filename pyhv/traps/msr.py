@@ -116,24 +116,24 @@ def _read_tsc(cpu: GuestCpu) -> int:
 
 
 def _read_tsc_aux(cpu: GuestCpu) -> int:
-    return cpu.vcpu.tsc_aux
+    return cpu.vcpu.msrs.tsc_aux
 
 
 def _write_tsc_aux(cpu: GuestCpu, value: int) -> None:
     if value > MASK32:
         raise Refused
-    cpu.vcpu.tsc_aux = value
+    cpu.vcpu.msrs.tsc_aux = value
     cpu.engine.set_tsc_aux(value)
 
 
 def _read_features(cpu: GuestCpu) -> int:
-    return CPUID_FAULTING if cpu.vcpu.cpuid_faulting else 0
+    return CPUID_FAULTING if cpu.vcpu.msrs.cpuid_faulting else 0
 
 
 def _write_features(cpu: GuestCpu, value: int) -> None:
     if value & ~CPUID_FAULTING:
         raise Refused
-    cpu.vcpu.cpuid_faulting = bool(value & CPUID_FAULTING)
+    cpu.vcpu.msrs.cpuid_faulting = bool(value & CPUID_FAULTING)
 
 
 def _write_hypercall_page(cpu: GuestCpu, value: int) -> None:
@@ -145,21 +145,21 @@ def _write_hypercall_page(cpu: GuestCpu, value: int) -> None:
 
 
 def _read_mcg_status(cpu: GuestCpu) -> int:
-    return cpu.vcpu.mcg_status
+    return cpu.vcpu.msrs.mcg_status
 
 
 def _write_mcg_status(cpu: GuestCpu, value: int) -> None:
-    cpu.vcpu.mcg_status = value
+    cpu.vcpu.msrs.mcg_status = value
 
 
 def _bank_control(bank: int) -> Register:
     """MCi_CTL2 of a bank that exists."""
 
     def read(cpu: GuestCpu) -> int:
-        return cpu.vcpu.mci_ctl2[bank]
+        return cpu.vcpu.msrs.mci_ctl2[bank]
 
     def write(cpu: GuestCpu, value: int) -> None:
-        cpu.vcpu.mci_ctl2[bank] = value
+        cpu.vcpu.msrs.mci_ctl2[bank] = value
 
     number = 0x280 + bank
     return Register(number, number, f"MC{bank}_CTL2", "what was written", "anything", read, write)
@@ -280,7 +280,7 @@ def read_msr(cpu: GuestCpu, number: int) -> int:
             raise Refused
         return row.read(cpu)
     except Refused:
-        if cpu.vcpu.traps[Vector.GP][0] == 0 and _exists_on_the_machine(number):
+        if cpu.vcpu.traps.handlers[Vector.GP][0] == 0 and _exists_on_the_machine(number):
             return 0
         raise
 

@@ -45,7 +45,7 @@ def page_fault(cpu: GuestCpu) -> bool:
         if error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W and _writable_page_table(cpu, address):
             return True
     elif cpu.is_merged and not address < HYPERVISOR_VIRT_START:
-        found = walk(cpu.domain.ram, vcpu.user_l4, address) if address >= HYPERVISOR_VIRT_END else None
+        found = walk(cpu.domain.ram, vcpu.paging.user_l4, address) if address >= HYPERVISOR_VIRT_END else None
         if found is not None and _allowed(found.flags, error):
             cpu.split_until_mode_change()
             return False
@@ -104,13 +104,13 @@ def _ldt_fault(cpu: GuestCpu, address: int, error: int) -> bool:
     """A descriptor access to the LDT window: bring the page in, or blame the guest's LDT."""
     vcpu = cpu.vcpu
     offset = address - DomainArea.address(vcpu.number) - LDT_AREA
-    if not 0 <= offset < VCPU_AREA_SIZE - LDT_AREA or offset >= vcpu.ldt_entries * 8:
+    if not 0 <= offset < VCPU_AREA_SIZE - LDT_AREA or offset >= vcpu.descriptors.ldt_entries * 8:
         return False
     if error & PF_P:
         return False  # the page is there: no descriptor access, but the guest where it may not go
     if cpu.ldt_page(offset >> 12) is not None:
         return True
-    target = (vcpu.ldt_base + offset) & (MASK64 if cpu.domain.width == 64 else MASK32)
+    target = (vcpu.descriptors.ldt_base + offset) & (MASK64 if cpu.domain.width == 64 else MASK32)
     if not is_canonical(target):
         cpu.raise_exception(Vector.GP, offset & 0xFFF8 | 4)
     else:
@@ -123,7 +123,7 @@ def _writable_page_table(cpu: GuestCpu, address: int) -> bool:
     domain = cpu.domain
     if Assist.WRITABLE_PAGETABLES not in domain.assists.enabled:
         return False
-    found = walk(domain.ram, cpu.vcpu.kernel_l4, address, domain.width)
+    found = walk(domain.ram, cpu.vcpu.paging.kernel_l4, address, domain.width)
     if found is None or found.flags & PTE_RW:
         return False
     frames = domain.physical.frames

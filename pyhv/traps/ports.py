@@ -6,22 +6,23 @@ Reads give all ones, writes vanish. Xen emulates superficially the PIT (0x42, 0x
 kernels probe these and go on. An access of several bytes is one to each port, except for that latch.
 """
 
+from pyhv.domain.ports import PortLatches
+
 _PCI_ADDRESS = 0xCF8
 _NS_PER_REFRESH = 15_000
 _NS_PER_TICK = 838
 
 
 class Ports:
-    """Port space of one domain."""
+    """Port space of one domain, whose writes stay in `latches`."""
 
-    def __init__(self) -> None:
-        self._pci_address = 0
-        self._rtc_index = 0
+    def __init__(self, latches: PortLatches) -> None:
+        self._latches = latches
 
     def read(self, port: int, size: int, now: int) -> int:
         """IN of `size` bytes; `now` in ns drives the PIT's output bit."""
         if port == _PCI_ADDRESS and size == 4:
-            return self._pci_address
+            return self._latches.pci_address
         return sum(self._byte(port + at, now) << 8 * at for at in range(size))
 
     def _byte(self, port: int, now: int) -> int:
@@ -30,12 +31,12 @@ class Ports:
         if port == 0x42:
             return ~(now // _NS_PER_TICK) & 0xFF
         if port == 0x70:
-            return self._rtc_index
+            return self._latches.rtc_index
         return 0xFF
 
     def write(self, port: int, size: int, value: int) -> None:
         """OUT of `size` bytes."""
         if port == _PCI_ADDRESS and size == 4:
-            self._pci_address = value & 0xFFFF_FFFF
+            self._latches.pci_address = value & 0xFFFF_FFFF
         elif port <= 0x70 < port + size:
-            self._rtc_index = value >> 8 * (0x70 - port) & 0xFF
+            self._latches.rtc_index = value >> 8 * (0x70 - port) & 0xFF

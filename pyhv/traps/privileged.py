@@ -53,7 +53,7 @@ def fetch(cpu: GuestCpu, address: int, length: int = MAX_LENGTH) -> bytes:
     own = memory.l4
     of_user = not cpu.vcpu.in_kernel and memory.width == 64
     if of_user:
-        memory.use(cpu.vcpu.user_l4)
+        memory.use(cpu.vcpu.paging.user_l4)
     try:
         first = min(length, 0x1000 - (address & 0xFFF))
         try:
@@ -118,7 +118,7 @@ def forced(cpu: GuestCpu) -> bool:
 
 def cpuid_faults(cpu: GuestCpu) -> bool:
     """Whether CPUID is #GP(0): the guest kernel has asked for that, and this is user mode."""
-    return cpu.vcpu.cpuid_faulting and not cpu.vcpu.in_kernel
+    return cpu.vcpu.msrs.cpuid_faulting and not cpu.vcpu.in_kernel
 
 
 def off_the_stack(cpu: GuestCpu) -> bool:
@@ -172,12 +172,12 @@ def io_permitted(cpu: GuestCpu, port: int, size: int) -> bool:
     vcpu = cpu.vcpu
     if _iopl_allows(cpu):
         return True
-    if port + size >= vcpu.io_bitmap_ports:
+    if port + size >= vcpu.ports.bitmap_ports:
         return False  # Xen never grants the last port
     bits = 0
     for byte in range(2):  # both are looked at whatever `size` is; one that cannot be read permits nothing
         try:
-            bits |= cpu.memory.read((vcpu.io_bitmap + port // 8 + byte) & MASK64, 1)[0] << 8 * byte
+            bits |= cpu.memory.read((vcpu.ports.bitmap + port // 8 + byte) & MASK64, 1)[0] << 8 * byte
         except XenError:
             bits |= 0xFF << 8 * byte
     return bits >> port % 8 & (1 << size) - 1 == 0
@@ -186,9 +186,9 @@ def io_permitted(cpu: GuestCpu, port: int, size: int) -> bool:
 def _iopl_allows(cpu: GuestCpu) -> bool:
     vcpu = cpu.vcpu
     if not vcpu.in_kernel:
-        return vcpu.iopl == 3
+        return vcpu.ports.iopl == 3
     architectural = Assist.ARCHITECTURAL_IOPL in cpu.domain.assists
-    return architectural or vcpu.iopl >= 1
+    return architectural or vcpu.ports.iopl >= 1
 
 
 def _interrupt_flag(cpu: GuestCpu, _found: Privileged) -> None:
@@ -214,7 +214,7 @@ def _rdtsc(cpu: GuestCpu, _found: Privileged) -> None:
 
 def _rdtscp(cpu: GuestCpu, found: Privileged) -> None:
     _rdtsc(cpu, found)
-    cpu.vmcb.q[v.RCX] = cpu.vcpu.tsc_aux
+    cpu.vmcb.q[v.RCX] = cpu.vcpu.msrs.tsc_aux
 
 
 def _cpuid(cpu: GuestCpu, _found: Privileged) -> None:
@@ -237,7 +237,7 @@ def _read_cr(cpu: GuestCpu, found: Privileged) -> None:
     elif found.number == 2:
         value = vcpu.info.cr2
     elif found.number == 3:
-        value = mfn_to_cr3(vcpu.kernel_l4, vcpu.width)
+        value = mfn_to_cr3(vcpu.paging.kernel_l4, vcpu.width)
     elif found.number == 4:
         value = vcpu.cr4
     else:

@@ -63,7 +63,7 @@ def capture(
         pc=pc,
         sp=sp,
         registers=vcpu.context.registers,
-        cr3=mfn_to_cr3(vcpu.kernel_l4, width),
+        cr3=mfn_to_cr3(vcpu.paging.kernel_l4, width),
         code=fetch(cpu, pc),
         stack=tuple(stack),
         last_exits=last_exits,

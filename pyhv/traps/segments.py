@@ -55,7 +55,7 @@ def load_user_gs(cpu: GuestCpu, selector: int) -> bool:
 def reload(cpu: GuestCpu) -> None:
     """Load the data segments of the vCPU anew; if one faults, enter the failsafe callback. GuestCrash."""
     vcpu, vmcb = cpu.vcpu, cpu.vmcb
-    vcpu.descriptors_changed = False
+    vcpu.descriptors.changed = False
     selectors = tuple(vmcb.selector(segment) for segment in _SEGMENTS)
     complete = True
     own_gs = cpu.domain.width == 64

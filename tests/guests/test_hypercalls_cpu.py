@@ -42,17 +42,17 @@ def trap(vector: int, address: int, flags: int = 0) -> bytes:
 
 
 def test_trap_table_replaces_what_it_names_and_null_clears_all(guest: Paused) -> None:
-    guest.vcpu.traps = [(0, 0)] * 256
+    guest.vcpu.traps.handlers = [(0, 0)] * 256
     table = guest.put(trap(3, 0x1000, 3) + trap(14, 0x2000, 4) + bytes(16))
     assert guest.set_trap_table(table) == 0
-    assert guest.vcpu.traps[3] == (0x1000, 3)
-    assert guest.vcpu.traps[14] == (0x2000, 4)
+    assert guest.vcpu.traps.handlers[3] == (0x1000, 3)
+    assert guest.vcpu.traps.handlers[14] == (0x2000, 4)
     table = guest.put(trap(3, 0x3000) + bytes(16))
     assert guest.set_trap_table(table) == 0
-    assert guest.vcpu.traps[3] == (0x3000, 0)
-    assert guest.vcpu.traps[14] == (0x2000, 4)
+    assert guest.vcpu.traps.handlers[3] == (0x3000, 0)
+    assert guest.vcpu.traps.handlers[14] == (0x2000, 4)
     assert guest.set_trap_table(0) == 0
-    assert set(guest.vcpu.traps) == {(0, 0)}
+    assert set(guest.vcpu.traps.handlers) == {(0, 0)}
 
 
 def test_trap_table_refuses_non_canonical_handlers(guest: Paused) -> None:
@@ -68,7 +68,7 @@ def test_an_unreadable_trap_table(guest: Paused) -> None:
 def test_a_trap_table_without_an_end_stops_at_the_end_of_its_mapping(guest: Paused) -> None:
     assert guest.unmap(guest.page(3)) == 0
     assert guest.set_trap_table(guest.put(trap(9, 0x1000) * 256, 0x2000)) == -Errno.EFAULT
-    assert guest.vcpu.traps[9] == (0x1000, 0)
+    assert guest.vcpu.traps.handlers[9] == (0x1000, 0)
 
 
 # -- callbacks ---------------------------------------------------------------------------------------------
@@ -86,30 +86,30 @@ def unregister(guest: Paused, kind: int) -> int:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (Callback.EVENT, "event_callback"),
-        (Callback.FAILSAFE, "failsafe_callback"),
-        (Callback.SYSCALL, "syscall_callback"),
-        (Callback.SYSENTER, "sysenter_callback"),
-        (Callback.SYSCALL32, "syscall32_callback"),
+        (Callback.EVENT, "event"),
+        (Callback.FAILSAFE, "failsafe"),
+        (Callback.SYSCALL, "syscall"),
+        (Callback.SYSENTER, "sysenter"),
+        (Callback.SYSCALL32, "syscall32"),
     ],
 )
 @pytest.mark.parametrize("flags", [0, 1])
 def test_callbacks_are_registered(guest: Paused, kind: Callback, name: str, flags: int) -> None:
     assert callback(guest, kind, 0x123000, flags) == 0
-    found = getattr(guest.vcpu, name)
+    found = getattr(guest.vcpu.callbacks, name)
     assert found.address == 0x123000
     assert found.mask_events is (kind is Callback.EVENT or bool(flags))
 
 
 def test_the_nmi_callback_is_an_entry_of_the_trap_table(guest: Paused) -> None:
     assert callback(guest, Callback.NMI, 0x4000) == 0
-    assert guest.vcpu.traps[2][0] == 0x4000
+    assert guest.vcpu.traps.handlers[2][0] == 0x4000
     assert unregister(guest, Callback.NMI) == 0
-    assert guest.vcpu.traps[2] == (0, 0)
+    assert guest.vcpu.traps.handlers[2] == (0, 0)
     assert guest.nmi_op(NmiOp.REGISTER_CALLBACK, XennmiCallback(handler_address=0x5000)) == 0
-    assert guest.vcpu.traps[2][0] == 0x5000
+    assert guest.vcpu.traps.handlers[2][0] == 0x5000
     assert guest.nmi_op(NmiOp.UNREGISTER_CALLBACK) == 0
-    assert guest.vcpu.traps[2] == (0, 0)
+    assert guest.vcpu.traps.handlers[2] == (0, 0)
     assert guest.nmi_op(2) == -Errno.ENOSYS
 
 
@@ -129,10 +129,10 @@ def test_set_callbacks_clears_their_flags_and_never_fails(guest: Paused) -> None
     callback(guest, Callback.SYSCALL, 0x1000, 1)
     assert guest.set_callbacks(0x2000, 0x3000, 0x4000) == 0
     vcpu = guest.vcpu
-    assert vcpu.event_callback.address == 0x2000
-    assert vcpu.event_callback.mask_events
-    assert (vcpu.failsafe_callback.address, vcpu.failsafe_callback.mask_events) == (0x3000, False)
-    assert (vcpu.syscall_callback.address, vcpu.syscall_callback.mask_events) == (0x4000, False)
+    assert vcpu.callbacks.event.address == 0x2000
+    assert vcpu.callbacks.event.mask_events
+    assert (vcpu.callbacks.failsafe.address, vcpu.callbacks.failsafe.mask_events) == (0x3000, False)
+    assert (vcpu.callbacks.syscall.address, vcpu.callbacks.syscall.mask_events) == (0x4000, False)
     assert guest.set_callbacks(0, 0, 0) == 0
 
 
@@ -141,7 +141,7 @@ def test_set_callbacks_clears_their_flags_and_never_fails(guest: Paused) -> None
 
 def test_stack_switch(guest: Paused) -> None:
     assert guest.stack_switch(0x28, 0x123456) == 0
-    assert (guest.vcpu.kernel_ss, guest.vcpu.kernel_sp) == (0x2B, 0x123456)
+    assert (guest.vcpu.kernel_stack.ss, guest.vcpu.kernel_stack.sp) == (0x2B, 0x123456)
     assert guest.stack_switch(0xE02B, 1 << 63) == 0
 
 
@@ -182,16 +182,16 @@ def test_vm_assist(guest: Paused) -> None:
 def test_set_iopl(guest: Paused) -> None:
     for iopl in range(4):
         assert guest.physdev_op(Physdev.SET_IOPL, PhysdevSetIopl(iopl=iopl)) == 0
-        assert guest.vcpu.iopl == iopl
+        assert guest.vcpu.ports.iopl == iopl
     assert guest.physdev_op(Physdev.SET_IOPL, PhysdevSetIopl(iopl=4)) == -Errno.EINVAL
     assert guest.physdev_op(Physdev.SET_IOPL, UNMAPPED) == -Errno.EFAULT
-    assert guest.vcpu.iopl == 3
+    assert guest.vcpu.ports.iopl == 3
 
 
 def test_set_iobitmap(guest: Paused) -> None:
     assert guest.physdev_op(Physdev.SET_IOBITMAP, PhysdevSetIobitmap(bitmap=0, nr_ports=0)) == 0
     assert guest.physdev_op(Physdev.SET_IOBITMAP, PhysdevSetIobitmap(bitmap=0x1000, nr_ports=65536)) == 0
-    assert (guest.vcpu.io_bitmap, guest.vcpu.io_bitmap_ports) == (0x1000, 65536)
+    assert (guest.vcpu.ports.bitmap, guest.vcpu.ports.bitmap_ports) == (0x1000, 65536)
     assert (
         guest.physdev_op(Physdev.SET_IOBITMAP, PhysdevSetIobitmap(bitmap=0x1000, nr_ports=65537))
         == -Errno.EINVAL
@@ -201,4 +201,4 @@ def test_set_iobitmap(guest: Paused) -> None:
 
 def test_physdev_compat(guest: Paused) -> None:
     assert guest.physdev_op_compat(guest.put(struct.pack("<IIQ", Physdev.SET_IOPL, 0, 2))) == 0
-    assert guest.vcpu.iopl == 2
+    assert guest.vcpu.ports.iopl == 2

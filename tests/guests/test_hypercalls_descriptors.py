@@ -82,16 +82,24 @@ def test_selectors_of_a_kernel(guest: Paused) -> None:
 
 def test_gdts_that_are_refused_leave_the_old_one(guest: Paused) -> None:
     with_gdt(guest, DATA)
-    mine = guest.vcpu.gdt_frames
+    mine = guest.vcpu.descriptors.gdt_frames
     writable = guest.mfn(guest.page(5))
     foreign = guest.machine.board.zero_frame
     gate = 0x0000_8E00_0008_0000
     guest.put(struct.pack("<2Q", 0, gate).ljust(4096, b"\0"), 0x6000)
     assert guest.remap(guest.page(6), 0x21) == 0
-    bad = (writable, foreign, 0, 1 << 40, 0xFFFFFFFFFFFFFFFF, guest.vcpu.kernel_l4, guest.mfn(guest.page(6)))
+    bad = (
+        writable,
+        foreign,
+        0,
+        1 << 40,
+        0xFFFFFFFFFFFFFFFF,
+        guest.vcpu.paging.kernel_l4,
+        guest.mfn(guest.page(6)),
+    )
     for mfn in bad:
         assert guest.set_gdt(guest.put(struct.pack("<Q", mfn)), 512) == -Errno.EINVAL, hex(mfn)
-        assert guest.vcpu.gdt_frames == mine
+        assert guest.vcpu.descriptors.gdt_frames == mine
     good = guest.mfn(guest.page(4))
     assert guest.set_gdt(guest.put(struct.pack("<2Q", good, writable)), 1024) == -Errno.EINVAL
     assert guest.machine.frames.type_count[good] == 1, "what the failed call took is given back"
@@ -162,7 +170,7 @@ def test_where_descriptors_may_be_written(guest: Paused) -> None:
     assert guest.update_descriptor(guest.mfn(guest.page(5)) << 12, DATA) == 0, "a writable page"
     assert frames.type[guest.mfn(guest.page(5))] == WRITABLE
     assert guest.update_descriptor(guest.mfn(guest.page(4)) << 12 | 4, DATA) == -Errno.EINVAL, "not aligned"
-    assert guest.update_descriptor(guest.vcpu.kernel_l4 << 12, DATA) == -Errno.EINVAL
+    assert guest.update_descriptor(guest.vcpu.paging.kernel_l4 << 12, DATA) == -Errno.EINVAL
     assert guest.update_descriptor(guest.machine.board.zero_frame << 12, DATA) == -Errno.EINVAL
     assert guest.update_descriptor(guest.machine.board.xen_gdt[64] << 12, DATA) == -Errno.EINVAL
     assert guest.update_descriptor(1 << 60, DATA) == -Errno.EINVAL

@@ -89,7 +89,7 @@ def test_control_blocks_and_pages_are_held(guest: Paused) -> None:
 
 def test_frames_that_are_not_the_guests_to_write(guest: Paused) -> None:
     frames = guest.machine.frames
-    bad = [0, NO_FRAME, 1 << 40, frames.count, guest.machine.board.zero_frame, guest.vcpu.kernel_l4]
+    bad = [0, NO_FRAME, 1 << 40, frames.count, guest.machine.board.zero_frame, guest.vcpu.paging.kernel_l4]
     for mfn in bad:
         assert init_control(guest, mfn) == -Errno.EINVAL
         assert expand(guest, mfn) == -Errno.EOPNOTSUPP, "a failed attempt leaves 2-level delivery"

@@ -39,7 +39,7 @@ def alias(guest: Paused, slot: int, fill: int) -> int:
         guest.domain.memory.write(guest.page(page), (entry * fill).rjust(4096, b"\0"))
         assert guest.remap(guest.page(page), READ_ONLY) == 0
         target = guest.page(page)
-    top = guest.vcpu.kernel_l4 << 12 | slot << 3
+    top = guest.vcpu.paging.kernel_l4 << 12 | slot << 3
     assert guest.mmu_update(MmuUpdate(ptr=top, val=guest.mfn(target) << 12 | TABLE)) == 0
     guest.domain.tables.take_work()  # to approve them is not to be charged to what comes next
     return guest.page(0)
@@ -142,7 +142,7 @@ def test_reservations_give_way_and_go_on(guest: Paused, command: int) -> None:
 def test_a_list_at_the_end_of_the_address_space(guest: Paused, inside: bool) -> None:
     """What comes after its last entry is no address; giving way there is no mistake of ours."""
     alias(guest, 511, 1)
-    entry = guest.vcpu.kernel_l4 << 12 | 2040  # an entry below the hypervisor's that is not there
+    entry = guest.vcpu.paging.kernel_l4 << 12 | 2040  # an entry below the hypervisor's that is not there
     guest.domain.memory.write(TOP, struct.pack("<2Q", guest.mfn(guest.page(6)) << 12, entry) * 256)
     arguments = (MASK64 - 1023, 70, 0, DOMID_SELF)
     if inside:
@@ -169,4 +169,4 @@ def test_returning_to_ever_new_selectors_takes_no_memory(guest: Paused) -> None:
     for number in range(3000):
         guest.iret(cs=(number & 63) << 3, ss=(256 + (number >> 6)) << 3)
     assert guest.cpu.vmcb.d[v.SEG_SEL[v.CS]] == (2999 & 63) << 3 | 3
-    assert 0 < len(guest.vcpu.return_segments) <= 1024
+    assert 0 < len(guest.vcpu.descriptors.return_segments) <= 1024

@@ -148,7 +148,7 @@ def test_copies_that_are_refused(trio: Trio) -> None:
     assert copy_from(1, 8) is GrantStatus.OKAY
     assert copy(dest=8, dest_domid=1, flags=DEST_GREF) is GrantStatus.GENERAL_ERROR
     assert copy_from(1, 600) is GrantStatus.BAD_GNTREF
-    assert copy(dest=b.vcpu.kernel_l4) is GrantStatus.GENERAL_ERROR, "a page table is not written"
+    assert copy(dest=b.vcpu.paging.kernel_l4) is GrantStatus.GENERAL_ERROR, "a page table is not written"
     assert flags_of(a, 8) == PERMIT | GTF_READONLY
 
 
@@ -185,8 +185,8 @@ def test_pages_that_do_not_move(trio: Trio) -> None:
     entry(a, 9, PERMIT, 2, a.mfn(a.page(3)))
     mapped = a.mfn(a.page(3))
     for mfn in (
-        mapped, a.vcpu.kernel_l4, b.mfn(b.page(3)), 0, 1 << 40, frames.count, trio.machine.board.zero_frame,
-        a.domain.shared_info.mfn,
+        mapped, a.vcpu.paging.kernel_l4, b.mfn(b.page(3)), 0, 1 << 40, frames.count,
+        trio.machine.board.zero_frame, a.domain.shared_info.mfn,
     ):  # fmt: skip
         assert op(a, GnttabTransfer(mfn=mfn, domid=2, ref=8)).status == GrantStatus.BAD_PAGE
     assert map_ref(b, ref=9, flags=DEVICE | READONLY).status == 0

@@ -65,7 +65,7 @@ def test_mappings_that_are_refused(trio: Trio) -> None:
     assert map_ref(trio.c).status == GrantStatus.GENERAL_ERROR
     entry(a, 9, PERMIT, 2, 1 << 40)
     assert map_ref(b, ref=9).status == GrantStatus.BAD_PAGE
-    entry(a, 9, PERMIT, 2, a.vcpu.kernel_l4)
+    entry(a, 9, PERMIT, 2, a.vcpu.paging.kernel_l4)
     assert map_ref(b, ref=9).status == GrantStatus.GENERAL_ERROR
     assert map_ref(b, ref=9, flags=HOST | READONLY).status == 0, "anybody may read a page table"
     for host_addr in (0xFFFF800000000000, 0x0001_0000_0000_0000 | b.page(6), 1 << 63, UNMAPPED):

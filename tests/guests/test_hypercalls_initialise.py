@@ -36,7 +36,7 @@ def context(guest: Paused, **fields: int) -> int:
         put(shared.GC_USER_REGS + shared.USER_REGS[name], value)
     named = {
         "flags": shared.VGCF_IN_KERNEL,
-        "cr3": guest.vcpu.kernel_l4 << 12,
+        "cr3": guest.vcpu.paging.kernel_l4 << 12,
         "user": 0,
         "kernel_sp": guest.kernel_stack,
         "kernel_ss": 0xE02B,
@@ -63,7 +63,7 @@ def initialise(guest: Paused, vcpu: int = 1, **fields: int) -> int:
 def test_a_vcpus_context_starts_another(guest: Paused) -> None:
     """What is told of a vCPU that has run is a state that VCPUOP_initialise takes."""
     first, second = guest.domain.vcpus
-    first.trap_selectors = [0xE033] * 256
+    first.traps.selectors = [0xE033] * 256
     guest.allow_user_mode()
     code = "fninit; fldpi; mov r9, 77; cvtsi2sd xmm3, r9; mov eax, 0x80000000; add eax, eax"
     assert guest.execute(code) is None
@@ -83,16 +83,16 @@ def test_a_vcpus_context_starts_another(guest: Paused) -> None:
 
 
 def test_initialise_once(guest: Paused) -> None:
-    frames, l4 = guest.machine.frames, guest.vcpu.kernel_l4
+    frames, l4 = guest.machine.frames, guest.vcpu.paging.kernel_l4
     before = frames.type_count[l4]
     assert initialise(guest, 0) == -Errno.EEXIST
     assert initialise(guest, trap14=0x5000, event=0x6000, syscall=0x7000, gs_user=0x8000) == 0
     second = guest.domain.vcpus[1]
     assert second.initialised
     assert not second.online
-    assert second.traps[14] == (0x5000, 0)
-    assert second.event_callback.address == 0x6000
-    assert second.syscall_callback.address == 0x7000
+    assert second.traps.handlers[14] == (0x5000, 0)
+    assert second.callbacks.event.address == 0x6000
+    assert second.callbacks.syscall.address == 0x7000
     assert second.other_gs_base == 0x8000
     assert frames.type_count[l4] == before + 1
     assert initialise(guest) == -Errno.EEXIST
@@ -123,7 +123,7 @@ def test_initialise_once(guest: Paused) -> None:
     ids=str,
 )
 def test_contexts_that_are_refused_take_nothing(guest: Paused, fields: dict[str, int]) -> None:
-    frames, l4 = guest.machine.frames, guest.vcpu.kernel_l4
+    frames, l4 = guest.machine.frames, guest.vcpu.paging.kernel_l4
     before = (frames.type_count[l4], frames.refs[l4])
     assert initialise(guest, **fields) == -Errno.EINVAL
     assert (frames.type_count[l4], frames.refs[l4]) == before

@@ -140,7 +140,13 @@ COUNTS = {
 def test_no_number_in_any_register_raises_anything(guest: Paused, number: Hypercall) -> None:
     """Hostile values in every argument give an errno, a result, or the end of the domain."""
     hostile = [0, 1, 3, 6, 9, 13, 63, 1 << 31, (1 << 32) - 1, UNMAPPED, 1 << 47, 1 << 63, (1 << 64) - 1]
-    hostile += [guest.scratch, guest.vcpu.kernel_l4, 0xFFFF800000000000, (1 << 64) - 8, guest.page(16) - 1]
+    hostile += [
+        guest.scratch,
+        guest.vcpu.paging.kernel_l4,
+        0xFFFF800000000000,
+        (1 << 64) - 8,
+        guest.page(16) - 1,
+    ]
     for first in hostile:
         for second in hostile:
             for rest in (0, 1, (1 << 64) - 1, guest.scratch):

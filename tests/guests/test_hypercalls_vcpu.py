@@ -106,7 +106,7 @@ def test_runstate(guest: Paused) -> None:
 def test_runstate_area(guest: Paused) -> None:
     area = guest.page(2)
     assert guest.vcpu_op(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, 0, VcpuRegisterArea(address=area)) == 0
-    assert guest.vcpu.runstate_area == area
+    assert guest.vcpu.areas.runstate == area
     assert guest.get(48, 0x2000) != bytes(48)
     assert guest.vcpu_op(VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, 0, VcpuRegisterArea(address=UNMAPPED)) == 0, (
         "written another time"
@@ -209,7 +209,7 @@ def test_vcpu_info_stays_within_a_page(guest: Paused, offset: int) -> None:
 
 
 def test_vcpu_info_needs_an_own_writable_frame(guest: Paused) -> None:
-    for mfn in (0, guest.machine.board.zero_frame, guest.vcpu.kernel_l4, 1 << 50, (1 << 64) - 1):
+    for mfn in (0, guest.machine.board.zero_frame, guest.vcpu.paging.kernel_l4, 1 << 50, (1 << 64) - 1):
         assert register_info(guest, mfn, 0) in (-Errno.EINVAL, -Errno.ENXIO)
     assert register_info(guest, guest.mfn(guest.page(3)), 0) == 0
 
@@ -279,7 +279,7 @@ seen: .long 0
 
 def test_an_nmi_does_not_start_a_vcpu(guest: Paused) -> None:
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 1) == 0
-    assert guest.domain.vcpus[1].nmi_pending
+    assert guest.domain.vcpus[1].nmi.pending
     assert not guest.domain.vcpus[1].online
     assert guest.vcpu_op(VcpuOp.IS_UP, 1) == 0
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 1, guest.scratch) == -Errno.EINVAL

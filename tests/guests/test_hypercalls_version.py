@@ -94,4 +94,4 @@ def test_version_of_32_bit_guests(narrow: Paused) -> None:
     assert narrow.get(8) == struct.pack("<I", 0xF5800000) + DIRTY[:4]
     assert narrow.physdev_op(Physdev.SET_IOPL, PhysdevSetIopl(iopl=2)) == 0
     assert narrow.physdev_op_compat(narrow.put(struct.pack("<II", Physdev.SET_IOPL, 3).ljust(16, b"\0"))) == 0
-    assert narrow.vcpu.iopl == 3
+    assert narrow.vcpu.ports.iopl == 3

@@ -45,8 +45,8 @@ def test_the_page_tables_are_approved(machine: Machine, base: int) -> None:
     assert domain.width == 32
     assert machine.audit() == []
     frames, vcpu = machine.frames, domain.vcpus[0]
-    assert frames.type[vcpu.kernel_l4] == L3
-    assert frames.pinned[vcpu.kernel_l4] == 1
+    assert frames.type[vcpu.paging.kernel_l4] == L3
+    assert frames.pinned[vcpu.paging.kernel_l4] == 1
     owned = frames.owned_by(domain.domid)
     kinds = [int(frames.type[mfn]) for mfn in owned if frames.type_count[mfn]]
     assert (kinds.count(L3), kinds.count(L2), kinds.count(L1)) == (1, 4 - (base >> 30), 2)
@@ -55,7 +55,7 @@ def test_the_page_tables_are_approved(machine: Machine, base: int) -> None:
 def test_the_kernel_finds_itself(machine: Machine) -> None:
     domain = created(machine, image(0xC0000000))
     registers = domain.vcpus[0].context.registers
-    domain.memory.l4 = domain.vcpus[0].kernel_l4
+    domain.memory.l4 = domain.vcpus[0].paging.kernel_l4
     info = StartInfo.unpack(domain.memory.read(registers.rsi, StartInfo.size(32)), 32)
     assert info.magic.rstrip(b"\0") == b"xen-3.0-x86_32p"
     assert info.cmd_line.rstrip(b"\0") == b"a=b"

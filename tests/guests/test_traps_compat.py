@@ -43,7 +43,7 @@ IF, RF, TF = 0x200, 1 << 16, 0x100
 def guest() -> Iterator[Paused32]:
     with paused32() as made:
         made.handlers()
-        made.vcpu.sysenter_callback = CallbackEntry(made.handler(SYSENTER), False, RING1_CS)
+        made.vcpu.callbacks.sysenter = CallbackEntry(made.handler(SYSENTER), False, RING1_CS)
         yield made
 
 
@@ -113,7 +113,7 @@ def test_flags_of_a_handler(guest: Paused32) -> None:
 
 
 def test_architectural_iopl_shows_in_frames(guest: Paused32) -> None:
-    guest.vcpu.iopl = 3
+    guest.vcpu.ports.iopl = 3
     assert guest.execute("hlt") == GP
     assert guest.frame(error=True)["eflags"] & 0x3000 == 0
     guest.domain.assists.enabled.add(Assist.ARCHITECTURAL_IOPL)
@@ -206,7 +206,7 @@ def test_device_not_available(guest: Paused32) -> None:
 def test_int_n_needs_the_privilege_of_its_entry(
     guest: Paused32, number: int, dpl: int, kernel: bool, user: bool
 ) -> None:
-    guest.vcpu.traps[number] = (guest.handler(number), dpl)
+    guest.vcpu.traps.handlers[number] = (guest.handler(number), dpl)
     code = bytes([0x90, 0xCD, number])
     for run, allowed in ((guest.execute, kernel), (guest.user, user)):
         assert run(code) == (number if allowed else GP)
@@ -219,7 +219,7 @@ def test_int_n_needs_the_privilege_of_its_entry(
 
 @pytest.mark.parametrize("dpl", [0, 1, 3])
 def test_int_80_goes_straight_to_its_handler(guest: Paused32, dpl: int) -> None:
-    guest.vcpu.traps[0x80] = (guest.handler(0x80), dpl)
+    guest.vcpu.traps.handlers[0x80] = (guest.handler(0x80), dpl)
     for run in (guest.execute, guest.user):
         assert run("int 0x80") == 0x80
         assert guest.frame()["eip"] == guest.code + 2
@@ -228,14 +228,14 @@ def test_int_80_goes_straight_to_its_handler(guest: Paused32, dpl: int) -> None:
 @pytest.mark.parametrize("selector", [0, 3])
 def test_int_80_without_a_handler(guest: Paused32, selector: int) -> None:
     """What has no code segment is no handler, whatever its address."""
-    guest.vcpu.trap_selectors[0x80] = selector
+    guest.vcpu.traps.selectors[0x80] = selector
     assert guest.user("int 0x80") == GP
     frame = guest.frame(error=True)
     assert (frame["error"], frame["eip"]) == (0x402, guest.code)
 
 
 def test_int_82_from_ring_3_is_no_hypercall(guest: Paused32) -> None:
-    guest.vcpu.traps[0x82] = (guest.handler(0x82), 3)
+    guest.vcpu.traps.handlers[0x82] = (guest.handler(0x82), 3)
     assert guest.user("mov eax, 17; int 0x82") == GP
     assert guest.frame(error=True)["error"] == 0x82 << 3 | 2
 
@@ -246,7 +246,7 @@ def test_int_82_from_ring_3_is_no_hypercall(guest: Paused32) -> None:
 @pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("masks", [True, False])
 def test_sysenter_loses_where_it_came_from(guest: Paused32, kernel: bool, masks: bool) -> None:
-    guest.vcpu.sysenter_callback.mask_events = masks
+    guest.vcpu.callbacks.sysenter.mask_events = masks
     unmask(guest)
     code = "mov esi, 7; sysenter"
     assert (guest.execute(code) if kernel else guest.user(code)) == SYSENTER
@@ -260,7 +260,7 @@ def test_sysenter_loses_where_it_came_from(guest: Paused32, kernel: bool, masks:
 
 @pytest.mark.parametrize("kernel", [True, False])
 def test_sysenter_without_a_callback(guest: Paused32, kernel: bool) -> None:
-    guest.vcpu.sysenter_callback = CallbackEntry()
+    guest.vcpu.callbacks.sysenter = CallbackEntry()
     assert (guest.execute("sysenter") if kernel else guest.user("sysenter")) == GP
     frame = guest.frame(error=True)
     assert (frame["error"], frame["eip"], frame["cs"]) == (0, 0, 3 | 1 << 16 if kernel else 3)
@@ -303,11 +303,11 @@ def test_iret_with_tf_traps_after_an_instruction(guest: Paused32) -> None:
 
 def test_iret_sets_the_iopl_only_with_the_assist(guest: Paused32) -> None:
     guest.iret(eflags=0x3202)
-    assert guest.vcpu.iopl == 0
+    assert guest.vcpu.ports.iopl == 0
     guest.into_kernel()
     guest.domain.assists.enabled.add(Assist.ARCHITECTURAL_IOPL)
     guest.iret(eflags=0x2202)
-    assert guest.vcpu.iopl == 2
+    assert guest.vcpu.ports.iopl == 2
 
 
 def test_iret_delivers_what_is_pending(guest: Paused32) -> None:
@@ -448,12 +448,12 @@ def test_virtual_8086_mode_is_a_protection_fault(guest: Paused32, eflags: int, m
     assert live_flags(guest) & 0x37000 == 0
     assert live_flags(guest) & (TF | IF) == IF
     assert guest.vcpu.info.upcall_masked is (masks == 4 or not eflags & IF)
-    assert guest.cpu.vmcb.selector(v.SS) == guest.vcpu.kernel_ss
+    assert guest.cpu.vmcb.selector(v.SS) == guest.vcpu.kernel_stack.ss
     assert guest.vcpu.in_kernel
 
 
 def test_virtual_8086_mode_over_overlapping_frames(guest: Paused32) -> None:
-    guest.vcpu.kernel_sp = guest.scratch + 0xC000 + 48
+    guest.vcpu.kernel_stack.sp = guest.scratch + 0xC000 + 48
     frame = vm86(guest, IF)
     assert guest.words(guest.scratch + 0xC008, 10) == (0, *frame[1:])
 
@@ -461,11 +461,11 @@ def test_virtual_8086_mode_over_overlapping_frames(guest: Paused32) -> None:
 @pytest.mark.parametrize("ruined", ["handler", "stack segment", "stack"])
 def test_virtual_8086_mode_without_a_way_to_say_so_is_fatal(guest: Paused32, ruined: str) -> None:
     if ruined == "handler":
-        guest.vcpu.trap_selectors[GP] = 0
+        guest.vcpu.traps.selectors[GP] = 0
     elif ruined == "stack segment":
-        guest.vcpu.kernel_ss = RING3_DS
+        guest.vcpu.kernel_stack.ss = RING3_DS
     else:
-        guest.vcpu.kernel_sp = 0xF57FFFFF
+        guest.vcpu.kernel_stack.sp = 0xF57FFFFF
     vm86(guest, IF)
     assert guest.domain.crashed
 
@@ -477,7 +477,7 @@ def test_virtual_8086_mode_without_a_way_to_say_so_is_fatal(guest: Paused32, rui
 @pytest.mark.parametrize("kernel", [True, False])
 def test_a_handler_in_a_bad_code_segment_is_fatal(guest: Paused32, selector: int, kernel: bool) -> None:
     guest.gdt(*GDT)
-    guest.vcpu.trap_selectors[UD] = selector
+    guest.vcpu.traps.selectors[UD] = selector
     guest.execute("ud2") if kernel else guest.user("ud2")
     assert guest.domain.crashed
 
@@ -485,22 +485,22 @@ def test_a_handler_in_a_bad_code_segment_is_fatal(guest: Paused32, selector: int
 @pytest.mark.parametrize("selector", [0, 1, 0x201, RING1_CS, RING3_DS, G_ABSENT_DATA | 1, G_READ_ONLY | 1])
 def test_a_bad_kernel_stack_segment_is_fatal(guest: Paused32, selector: int) -> None:
     guest.gdt(*GDT)
-    guest.vcpu.kernel_ss = selector
+    guest.vcpu.kernel_stack.ss = selector
     guest.user("ud2")
     assert guest.domain.crashed
 
 
 @pytest.mark.parametrize("sp", [0, 8, 0xF5800010])
 def test_a_kernel_stack_that_is_not_there_is_fatal(guest: Paused32, sp: int) -> None:
-    guest.vcpu.kernel_sp = sp
+    guest.vcpu.kernel_stack.sp = sp
     guest.user("ud2")
     assert guest.domain.crashed
 
 
 def test_a_kernel_stack_with_a_base(guest: Paused32) -> None:
     guest.gdt(with_base(DATA1, 0x2000))
-    guest.vcpu.kernel_ss = 8 | 1
-    guest.vcpu.kernel_sp = guest.kernel_stack - 0x2000
+    guest.vcpu.kernel_stack.ss = 8 | 1
+    guest.vcpu.kernel_stack.sp = guest.kernel_stack - 0x2000
     assert guest.user("ud2") == UD
     assert guest.q[v.RSP] == guest.kernel_stack - 0x2000 - 20
     assert guest.words(guest.kernel_stack - 20, 5)[1] == RING3_CS
@@ -509,8 +509,8 @@ def test_a_kernel_stack_with_a_base(guest: Paused32) -> None:
 
 def test_a_handler_in_a_segment_with_a_base(guest: Paused32) -> None:
     guest.gdt(with_base(CODE1, 0x3000))
-    guest.vcpu.trap_selectors[UD] = 8 | 1
-    guest.vcpu.traps[UD] = (guest.handler(UD) - 0x3000, 0)
+    guest.vcpu.traps.selectors[UD] = 8 | 1
+    guest.vcpu.traps.handlers[UD] = (guest.handler(UD) - 0x3000, 0)
     guest.user("ud2", guest.handler(UD) - 0x3000)
     assert guest.cpu.vmcb.rip == guest.handler(UD) - 0x3000
     assert guest.cpu.linear_rip() == guest.handler(UD)
@@ -824,16 +824,16 @@ def test_the_ldt_comes_page_by_page(guest: Paused32) -> None:
     assert guest.remap(guest.page(2), READ_ONLY) == 0
     guest.ldt(0, DATA3)
     guest.set_ldt(guest.page(1), 1024)
-    assert guest.vcpu.ldt_mapped == {}
+    assert guest.vcpu.descriptors.ldt_mapped == {}
     assert guest.user("mov eax, 0xf; mov fs, eax; lsl ecx, eax") is None
-    assert set(guest.vcpu.ldt_mapped) == {0}
+    assert set(guest.vcpu.descriptors.ldt_mapped) == {0}
     assert guest.q[v.RCX] == MASK32
     assert guest.user("mov eax, 0x1007; mov gs, eax") == GP
     assert guest.frame(error=True)["error"] == 0x1004
-    assert set(guest.vcpu.ldt_mapped) == {0, 1}
+    assert set(guest.vcpu.descriptors.ldt_mapped) == {0, 1}
     guest.into_kernel()
     guest.set_ldt(0, 0)
-    assert guest.vcpu.ldt_mapped == {}
+    assert guest.vcpu.descriptors.ldt_mapped == {}
     assert guest.user("mov eax, 0xf; mov fs, eax") == GP
     assert guest.frame(error=True)["error"] == 0xC
 
@@ -878,7 +878,7 @@ def test_segments_are_kept_when_vcpus_take_turns() -> None:
         code = "mov eax, 11; mov fs, eax; mov eax, 19; mov gs, eax; mov ecx, ds; fld1"
         assert guest.user(code.replace("fld1", "nop")) is None
         other = guest.domain.vcpus[1]
-        other.kernel_l4 = guest.vcpu.kernel_l4
+        other.paging.kernel_l4 = guest.vcpu.paging.kernel_l4
         guest.dispatcher.load(other)
         vmcb = guest.cpu.vmcb
         for segment in (v.ES, v.DS, v.FS, v.GS):
@@ -892,7 +892,7 @@ def test_segments_are_kept_when_vcpus_take_turns() -> None:
         ]
         assert (guest.q[v.SEG_BASE[v.FS]], guest.q[v.SEG_BASE[v.GS]]) == (0x5000, 0x7000)
         assert vmcb.cpl == 3
-        other.kernel_l4 = type(other.kernel_l4)(0)
+        other.paging.kernel_l4 = type(other.paging.kernel_l4)(0)
 
 
 # -- limits --------------------------------------------------------------------------------------------------
@@ -904,7 +904,7 @@ def test_a_bounce_frame_stays_within_the_stack_segment(
     guest: Paused32, limit: int, fits: bool, code: str
 ) -> None:
     guest.gdt(with_base(with_limit(DATA1, limit), guest.scratch))
-    guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = 8 | 1, 0xF800
+    guest.vcpu.kernel_stack.ss, guest.vcpu.kernel_stack.sp = 8 | 1, 0xF800
     assert (guest.user(code) is not None) is fits
     assert guest.domain.crashed is not fits
 
@@ -912,7 +912,7 @@ def test_a_bounce_frame_stays_within_the_stack_segment(
 @pytest.mark.parametrize(("limit", "fits"), [(0xF7EB, True), (0xF7EC, False)])
 def test_a_bounce_frame_in_an_expand_down_segment(guest: Paused32, limit: int, fits: bool) -> None:
     guest.gdt(with_base(with_limit(DATA1 | 4 << 40, limit), guest.scratch))
-    guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = 8 | 1, 0xF800
+    guest.vcpu.kernel_stack.ss, guest.vcpu.kernel_stack.sp = 8 | 1, 0xF800
     assert (guest.user("ud2") == UD) is fits
     assert guest.domain.crashed is not fits
 

@@ -35,7 +35,7 @@ def guest(both_engines: None) -> Iterator[Paused]:
 def arm(guest: Paused, number: int, address: int, kind: int, length: int = 1, *, enable: int = 1) -> None:
     """Set one breakpoint by hypercall, leaving the others as they are."""
     assert guest.set_debugreg(number, address) == 0
-    control = guest.vcpu.debug[7] & ~(3 << 2 * number | 15 << 16 + 4 * number)
+    control = guest.vcpu.debug.registers[7] & ~(3 << 2 * number | 15 << 16 + 4 * number)
     control |= enable << 2 * number | (kind | LENGTH[length] << 2) << 16 + 4 * number
     assert guest.set_debugreg(7, control) == 0
     guest.cpu.rearrange = True  # as after a hypercall of the guest
@@ -53,8 +53,8 @@ def offset(guest: Paused) -> int:
 
 def status(guest: Paused) -> int:
     """The guest's DR6, which is idle afterwards."""
-    value = guest.vcpu.debug[6]
-    guest.vcpu.debug[6] = IDLE
+    value = guest.vcpu.debug.registers[6]
+    guest.vcpu.debug.registers[6] = IDLE
     return value ^ IDLE
 
 
@@ -103,7 +103,7 @@ def test_a_breakpoint_comes_before_a_refusal(guest: Paused, run) -> None:
     assert run(b"\x90" + LOCK_MOV) == DB
     assert (offset(guest), status(guest)) == (1, 1)
     assert resume(guest, flags=RF) == UD
-    assert (offset(guest), guest.vcpu.debug[6]) == (1, IDLE)
+    assert (offset(guest), guest.vcpu.debug.registers[6]) == (1, IDLE)
     assert guest.frame()["rflags"] & RF
 
 
@@ -193,8 +193,8 @@ def test_at_the_first_instruction_of_another_handler(guest: Paused, run) -> None
 def test_at_its_own_handler_it_ends_the_domain(guest: Paused, run) -> None:
     """On hardware it recurs until the stack is gone."""
     arm(guest, 0, guest.handler(DB), EXECUTE)
-    guest.vcpu.debug[7] |= 1 << 2
-    guest.vcpu.debug[1] = guest.scratch + CODE
+    guest.vcpu.debug.registers[7] |= 1 << 2
+    guest.vcpu.debug.registers[1] = guest.scratch + CODE
     run("nop")
     assert guest.domain.crashed
 
@@ -308,7 +308,7 @@ def test_a_store_that_faults_is_no_hit(guest: Paused, run) -> None:
     place = guest.scratch + FREE
     arm(guest, 0, place, ACCESS, 8)
     assert run(f"mov rsi, {place}; mov rdi, 0x7fff00000000; movsq") == PF
-    assert guest.vcpu.debug[6] == IDLE
+    assert guest.vcpu.debug.registers[6] == IDLE
 
 
 def test_several_breakpoints_and_a_step_are_one_exception(guest: Paused, run) -> None:
@@ -395,7 +395,7 @@ def test_popf_ends_stepping_after_itself(guest: Paused, run, armed: bool) -> Non
 
 def test_an_emulated_instruction_is_a_step(guest: Paused, run) -> None:
     for code in ("mov rax, cr0", "rdtsc", "cpuid", "in al, 0x80"):
-        guest.vcpu.iopl = 1
+        guest.vcpu.ports.iopl = 1
         whole = f"pushfq; or qword ptr [rsp], 0x100; popfq; {code}; nop; nop"
         assert run(whole) == DB
         assert guest.frame()["rip"] == guest.end - 2, code
@@ -425,7 +425,7 @@ def test_icebp_is_a_debug_exception(guest: Paused, run, prefix: bytes, armed: bo
 
 
 def test_port_breakpoints_need_debugging_extensions(guest: Paused, run) -> None:
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     guest.vcpu.cr4 |= 8
     arm(guest, 0, 0x82, PORT, 2)
     for code, hit in (("in al, 0x81", 0), ("in ax, 0x81", 1), ("out 0x83, al", 1), ("in al, 0x84", 0)):
@@ -482,7 +482,7 @@ def test_breakpoints_belong_to_their_vcpu() -> None:
         arm(guest, 0, guest.scratch + FREE, WRITE, 8)
         first, second = guest.domain.vcpus
         second.context.registers = first.context.registers
-        second.kernel_l4, second.traps = first.kernel_l4, first.traps
+        second.paging.kernel_l4, second.traps.handlers = first.paging.kernel_l4, first.traps.handlers
         code = f"mov rdx, {guest.scratch + FREE}; mov [rdx], rax; nop"
         assert guest.execute(code) == DB
         guest.dispatcher.load(second)
@@ -505,7 +505,7 @@ def test_no_guest_notices_that_it_is_stepped(name: str) -> None:
         image = load_image(build_builtin(name), name)
         domain = made.create(image, DomainConfig(name, PAGES), console=sink)
         resident = made.residents[domain.domid]
-        debug = domain.vcpus[0].debug
+        debug = domain.vcpus[0].debug.registers
         debug[0], debug[1], debug[7] = 0x10, 0x500000, 0x400 | 1 | 4 | (ACCESS | LENGTH[4] << 2) << 20
         assert made.run(timeout_ns=20 * SECOND) is Outcome.ENDED
         assert b"SUCCESS" in sink.data, sink.data

@@ -97,7 +97,7 @@ def story(
     places = starts(raw, address)
     guest.put(bytes(range(256)), FREE)
     disarm(guest)
-    guest.vcpu.debug[6] = IDLE
+    guest.vcpu.debug.registers[6] = IDLE
     for number, place, kind, length in breakpoints:
         at = places[place % len(places)] if kind == EXECUTE else guest.scratch + DATA + place
         arm(guest, number, at, kind, length)
@@ -110,7 +110,7 @@ def story(
     told: list[tuple[int, ...]] = []
     while guest.go(end) == DB and len(told) < 60:
         frame = guest.frame()
-        status, guest.vcpu.debug[6] = guest.vcpu.debug[6] ^ IDLE, IDLE
+        status, guest.vcpu.debug.registers[6] = guest.vcpu.debug.registers[6] ^ IDLE, IDLE
         told.append(
             (frame["rip"] - address, status, frame["rflags"] & (TF | RF | CF_ZF), frame["rsp"], *q[2:8])
         )
@@ -194,7 +194,7 @@ def test_the_guest_goes_on_at_a_known_address_after_a_restart(guest: Paused) -> 
     disarm(guest)
     assert guest.execute("mov eax, 1; inc eax; inc eax; nop") is None
     assert guest.q[v.RAX] == 3
-    assert guest.vcpu.debug[6] & BS == 0
+    assert guest.vcpu.debug.registers[6] & BS == 0
 
 
 # -- where the emulator would not be exact by itself -------------------------------------------------------
@@ -210,7 +210,7 @@ def test_rf_that_iret_sets_is_for_one_instruction(guest: Paused) -> None:
     arm(guest, 1, there + 1, EXECUTE)
     assert guest.execute(raw) == DB
     assert guest.frame()["rip"] == there + 1
-    assert guest.vcpu.debug[6] ^ IDLE == 2
+    assert guest.vcpu.debug.registers[6] ^ IDLE == 2
 
 
 def test_breakpoints_are_linear_addresses() -> None:

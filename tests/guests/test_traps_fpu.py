@@ -52,7 +52,7 @@ def started(width: int, fpu: bytes, flags: int) -> tuple[bytes, bytes]:
         for name, value in registers.items():
             put(layout.user_regs + names[name], value)
         put(layout.flags, flags | shared.VGCF_IN_KERNEL)
-        mfn = guest.vcpu.kernel_l4
+        mfn = guest.vcpu.paging.kernel_l4
         put(layout.ctrlreg + 3 * word, mfn << 12 | (0 if width == 64 else mfn >> 20))
         assert guest.vcpu_op(VcpuOp.INITIALISE, 1, guest.put(bytes(raw), 0x4000)) == 0
         second = guest.domain.vcpus[1]

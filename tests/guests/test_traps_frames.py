@@ -23,9 +23,9 @@ def guest() -> Iterator[Paused]:
     with paused() as made:
         made.handlers()
         vcpu = made.vcpu
-        vcpu.event_callback = CallbackEntry(made.handler(EVENT), True)
-        vcpu.syscall_callback = CallbackEntry(made.handler(SYSCALL), False)
-        vcpu.sysenter_callback = CallbackEntry(made.handler(SYSENTER), False)
+        vcpu.callbacks.event = CallbackEntry(made.handler(EVENT), True)
+        vcpu.callbacks.syscall = CallbackEntry(made.handler(SYSCALL), False)
+        vcpu.callbacks.sysenter = CallbackEntry(made.handler(SYSENTER), False)
         yield made
 
 
@@ -139,7 +139,7 @@ def test_device_not_available_clears_task_switched(guest: Paused) -> None:
 def test_debug_exceptions_update_the_guests_dr6(guest: Paused) -> None:
     guest.execute("pushfq; or qword ptr [rsp], 0x100; popfq; nop; nop")
     assert guest.handled == DB
-    assert guest.vcpu.debug[6] == 0xFFFF4FF0
+    assert guest.vcpu.debug.registers[6] == 0xFFFF4FF0
     frame = guest.frame()
     assert frame["rflags"] & 0x100
     assert not guest.domain.engine.rflags() & 0x100
@@ -154,7 +154,7 @@ def test_int_n_needs_the_privilege_of_its_entry(
     guest: Paused, number: int, dpl: int, kernel: bool, user: bool
 ) -> None:
     guest.allow_user_mode()
-    guest.vcpu.traps[number] = (guest.handler(number), dpl)
+    guest.vcpu.traps.handlers[number] = (guest.handler(number), dpl)
     code = bytes([0x90, 0xCD, number])
     for run, allowed in ((guest.execute, kernel), (guest.user, user)):
         handler = run(code)
@@ -177,14 +177,14 @@ def test_int3_checks_no_privilege(guest: Paused) -> None:
 @pytest.mark.parametrize("dpl", [0, 1, 3])
 def test_int_80_goes_straight_to_its_handler(guest: Paused, dpl: int) -> None:
     guest.allow_user_mode()
-    guest.vcpu.traps[0x80] = (guest.handler(0x80), dpl)
+    guest.vcpu.traps.handlers[0x80] = (guest.handler(0x80), dpl)
     assert guest.execute("int 0x80") == 0x80
     assert guest.user("int 0x80") == 0x80
     assert guest.frame()["rip"] == guest.scratch + 0x8000 + 2
 
 
 def test_int_80_without_a_handler_is_a_protection_fault(guest: Paused) -> None:
-    guest.vcpu.traps[0x80] = (0, 0)
+    guest.vcpu.traps.handlers[0x80] = (0, 0)
     assert guest.execute("int 0x80") == GP
     frame = guest.frame(error=True)
     assert (frame["error"], frame["rip"]) == (0x402, guest.scratch + 0x8000)
@@ -192,7 +192,7 @@ def test_int_80_without_a_handler_is_a_protection_fault(guest: Paused) -> None:
 
 @pytest.mark.xfail(strict=True, reason="a refused INT n is taken to be two bytes long")
 def test_a_refused_int_n_with_a_prefix(guest: Paused) -> None:
-    guest.vcpu.traps[0x20] = (0, 0)
+    guest.vcpu.traps.handlers[0x20] = (0, 0)
     assert guest.execute(b"\x66\xcd\x20") == GP
     assert guest.frame(error=True)["rip"] == guest.scratch + 0x8000
 
@@ -253,7 +253,7 @@ def test_system_call(guest: Paused) -> None:
 
 def test_system_call_without_a_callback_is_an_invalid_opcode(guest: Paused) -> None:
     guest.allow_user_mode()
-    guest.vcpu.syscall_callback = CallbackEntry()
+    guest.vcpu.callbacks.syscall = CallbackEntry()
     assert guest.user("nop; syscall") == UD
     assert guest.frame()["rip"] == guest.scratch + 0x8000 + 1
 
@@ -261,7 +261,7 @@ def test_system_call_without_a_callback_is_an_invalid_opcode(guest: Paused) -> N
 @pytest.mark.parametrize("masks", [True, False])
 def test_a_system_call_may_mask_events(guest: Paused, masks: bool) -> None:
     guest.allow_user_mode()
-    guest.vcpu.syscall_callback = CallbackEntry(guest.handler(SYSCALL), masks)
+    guest.vcpu.callbacks.syscall = CallbackEntry(guest.handler(SYSCALL), masks)
     guest.user("syscall", rflags=0x202)
     assert guest.vcpu.info.upcall_masked is masks
     assert guest.frame()["cs"] == 0xE033
@@ -280,7 +280,7 @@ def test_sysenter_loses_rip_and_rsp(guest: Paused, from_user: bool) -> None:
 
 def test_sysenter_without_a_callback_is_a_protection_fault(guest: Paused) -> None:
     guest.allow_user_mode()
-    guest.vcpu.sysenter_callback = CallbackEntry()
+    guest.vcpu.callbacks.sysenter = CallbackEntry()
     assert guest.user("sysenter") == GP
     frame = guest.frame(error=True)
     assert (frame["error"], frame["rip"], frame["cs"] & 0xFFFF, frame["rsp"]) == (0, 0, 3, 0)
@@ -363,7 +363,7 @@ def test_a_bad_iret_faults_as_if_at_its_target(
 def test_iret_to_compatibility_mode(guest: Paused) -> None:
     guest.allow_user_mode()
     # mov eax, -1; inc eax (0x40 is REX in 64-bit mode); int 0x20
-    guest.vcpu.traps[0x20] = (guest.handler(0x20), 3)
+    guest.vcpu.traps.handlers[0x20] = (guest.handler(0x20), 3)
     assert guest.user(b"\xb8\xff\xff\xff\xff\x40\xcd\x20", cs=0xE023) == 0x20
     assert guest.q[v.RAX] == 0
     assert guest.frame()["cs"] == 0xE023
@@ -415,7 +415,7 @@ def test_iret_with_virtual_iopl(guest: Paused) -> None:
     guest.domain.assists.enabled.add(Assist.ARCHITECTURAL_IOPL)
     guest.load("hlt")
     guest.iret(rflags=0x2202)
-    assert guest.vcpu.iopl == 2
+    assert guest.vcpu.ports.iopl == 2
     guest.go()
     assert guest.frame(error=True)["rflags"] & 0x3000 == 0x2000
 
@@ -505,25 +505,25 @@ def test_events_interrupt_user_mode(guest: Paused) -> None:
 
 def test_an_nmi_waits_for_the_iret_of_the_one_before(guest: Paused) -> None:
     """Only the hypercall ends an NMI; IRET itself does not."""
-    guest.vcpu.traps[2] = (guest.handler(2), 0)
+    guest.vcpu.traps.handlers[2] = (guest.handler(2), 0)
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") == 2
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     code = "mov rax, rsp; push 0xe02b; push rax; push 0x202; push 0xe033; lea rcx, [rip + 3]; push rcx; iretq"
     assert guest.execute(code) is None, "the second one waits"
-    assert guest.vcpu.nmi_pending
+    assert guest.vcpu.nmi.pending
     guest.load("nop")
     guest.iret()
     assert guest.handled == 2
-    assert not guest.vcpu.nmi_pending
+    assert not guest.vcpu.nmi.pending
     guest.iret()
     assert guest.handled is None
 
 
 def test_an_nmi_comes_before_an_event_and_does_not_mask_it(guest: Paused) -> None:
-    guest.vcpu.traps[2] = (guest.handler(2), 0)
+    guest.vcpu.traps.handlers[2] = (guest.handler(2), 0)
     raise_event(guest, masked=False)
-    guest.vcpu.nmi_pending = True
+    guest.vcpu.nmi.pending = True
     guest.load("nop")
     guest.iret()
     assert guest.handled == EVENT
@@ -531,18 +531,18 @@ def test_an_nmi_comes_before_an_event_and_does_not_mask_it(guest: Paused) -> Non
 
 
 def test_an_nmi_without_a_handler_is_lost(guest: Paused) -> None:
-    guest.vcpu.traps[2] = (0, 0)
+    guest.vcpu.traps.handlers[2] = (0, 0)
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") is None
-    assert not guest.vcpu.nmi_pending
-    guest.vcpu.traps[2] = (guest.handler(2), 0)
+    assert not guest.vcpu.nmi.pending
+    guest.vcpu.traps.handlers[2] = (guest.handler(2), 0)
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") == 2, "none is being handled"
 
 
 def test_an_nmi_to_a_process_enters_the_kernel(guest: Paused) -> None:
     guest.allow_user_mode()
-    guest.vcpu.traps[2] = (guest.handler(2), 4)
+    guest.vcpu.traps.handlers[2] = (guest.handler(2), 4)
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.user("nop", rflags=2) == 2
     assert guest.frame()["cs"] == 0xE033 | 1 << 32
@@ -550,11 +550,11 @@ def test_an_nmi_to_a_process_enters_the_kernel(guest: Paused) -> None:
 
 
 def test_an_nmi_ignores_the_event_mask(guest: Paused) -> None:
-    guest.vcpu.traps[2] = (guest.handler(2), 4)
+    guest.vcpu.traps.handlers[2] = (guest.handler(2), 4)
     guest.vcpu.info.upcall_masked = True
     assert guest.vcpu_op(VcpuOp.SEND_NMI, 0, 0) == 0
     assert guest.execute("nop") == 2
-    assert not guest.vcpu.nmi_pending
+    assert not guest.vcpu.nmi.pending
 
 
 # -- RIP of system calls -----------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ def test_other_uses_of_a_gate_are_faults(guest: Paused32) -> None:
 )
 def test_the_kernels_stack_segment(guest: Paused32, selector: int, vector: int | None) -> None:
     install(guest)
-    guest.vcpu.kernel_ss = selector
+    guest.vcpu.kernel_stack.ss = selector
     guest.q[v.RSP] = guest.stack
     if vector is None:
         assert user(guest, direct(CALL, GATE | 3)) is None
@@ -265,7 +265,7 @@ def test_a_stack_that_cannot_be_written(guest: Paused32) -> None:
     """#PF of the push, which the kernel cannot take on that stack either."""
     install(guest)
     assert guest.remap(guest.page(7), READ_ONLY) == 0
-    guest.vcpu.kernel_sp = guest.page(7) + 0x100
+    guest.vcpu.kernel_stack.sp = guest.page(7) + 0x100
     user(guest, direct(CALL, GATE | 3))
     assert guest.domain.crashed
     assert "no kernel stack" in guest.domain.crash_cause
@@ -291,8 +291,8 @@ def test_a_push_on_a_missing_page_in_the_kernel(guest: Paused32) -> None:
     install(guest, dpl=1)
     assert guest.remap(guest.page(7), READ_ONLY) == 0
     code = f"mov esp, {guest.page(8)}; .byte 0x9a, 0, 0, 0, 0, 0x40, 0"
-    guest.vcpu.traps[PF] = (0, 0)
-    guest.vcpu.trap_selectors[PF] = 0
+    guest.vcpu.traps.handlers[PF] = (0, 0)
+    guest.vcpu.traps.selectors[PF] = 0
     kernel(guest, code)
     assert guest.domain.crashed
     assert "without a handler" in guest.domain.crash_cause
@@ -365,7 +365,7 @@ def test_no_gate_surprises_the_hypervisor(
     with paused32() as guest:
         guest.handlers()
         guest.gdt(*table)
-        guest.vcpu.kernel_ss, guest.vcpu.kernel_sp = stack, kernel_sp
+        guest.vcpu.kernel_stack.ss, guest.vcpu.kernel_stack.sp = stack, kernel_sp
         run = guest.execute if in_kernel else guest.user
         try:
             run(direct(opcode, 8 * used | rpl))

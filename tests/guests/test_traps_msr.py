@@ -135,7 +135,7 @@ def test_what_a_32_bit_guest_finds_otherwise() -> None:
 
 def test_before_there_is_a_handler_what_the_machine_has_reads_as_zero(guest: Paused) -> None:
     """But for Xen's own numbers, and for what no machine has."""
-    guest.vcpu.traps[GP] = (0, 0)
+    guest.vcpu.traps.handlers[GP] = (0, 0)
     assert read(guest, 0x174) == read(guest, 0x10A) == read(guest, 0xC0000082) == 0
     assert read(guest, 0x40000001) is None
     assert read(guest, 0x12345678) is None

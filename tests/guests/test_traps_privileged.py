@@ -73,7 +73,7 @@ def test_cr2_is_the_guests_own(guest: Paused) -> None:
 
 
 def test_cr3_names_the_kernel_table(guest: Paused) -> None:
-    assert value(guest, "mov rax, cr3") == guest.vcpu.kernel_l4 << 12
+    assert value(guest, "mov rax, cr3") == guest.vcpu.paging.kernel_l4 << 12
     assert guest.execute("mov rax, cr3; mov cr3, rax") is None
     refused(guest, "mov eax, 0x1000; mov cr3, rax", offset=5)
     refused(guest, "mov rax, -1; mov cr3, rax", offset=7)
@@ -107,7 +107,7 @@ def test_what_is_not_emulated_stays_a_protection_fault(guest: Paused, code: str)
 
 @pytest.mark.parametrize("code", ["cli", "sti", "wbinvd", b"\xf3\x0f\x09", "rdtsc", "rdtscp"])
 def test_what_is_emulated_takes_its_length(guest: Paused, code: str | bytes) -> None:
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     assert guest.execute(code) is None
 
 
@@ -115,7 +115,7 @@ def test_what_is_emulated_takes_its_length(guest: Paused, code: str | bytes) -> 
 @pytest.mark.parametrize(("iopl", "kernel", "user"), [(0, 0, 0), (1, 1, 0), (2, 1, 0), (3, 1, 1)])
 def test_virtual_iopl(guest: Paused, code: str, iopl: int, kernel: int, user: int) -> None:
     guest.allow_user_mode()
-    guest.vcpu.iopl = iopl
+    guest.vcpu.ports.iopl = iopl
     assert guest.execute(code) == (None if kernel else GP)
     assert guest.user(code) == (None if user else GP)
 
@@ -126,7 +126,7 @@ def test_a_kernel_with_architectural_iopl_is_in_ring_0(guest: Paused) -> None:
 
 
 def test_cli_does_not_mask_events(guest: Paused) -> None:
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     guest.vcpu.info.upcall_masked = False
     guest.execute("cli")
     assert not guest.vcpu.info.upcall_masked
@@ -186,7 +186,7 @@ def test_rdtscp_gives_tsc_aux(guest: Paused) -> None:
 )
 def test_user_mode_may_not(guest: Paused, code: str) -> None:
     guest.allow_user_mode()
-    guest.vcpu.iopl = 3
+    guest.vcpu.ports.iopl = 3
     guest.q[v.RCX] = 0x10
     assert guest.user("mov ecx, 0x10;" + code) == GP
     assert guest.frame(error=True)["rip"] == guest.scratch + CODE + 5
@@ -395,12 +395,12 @@ def test_hypercall_page_at_run_time(guest: Paused) -> None:
 
 def test_the_hypercall_page_may_not_be_a_page_table(guest: Paused) -> None:
     frames = guest.machine.frames
-    table = frames.m2p[guest.vcpu.kernel_l4] if frames.m2p is not None else 0
+    table = frames.m2p[guest.vcpu.paging.kernel_l4] if frames.m2p is not None else 0
     assert not wrmsr(guest, 0x40000000, table << 12)
 
 
 def test_before_a_kernel_can_take_faults_unknown_msrs_read_as_zero(guest: Paused) -> None:
-    guest.vcpu.traps[GP] = (0, 0)
+    guest.vcpu.traps.handlers[GP] = (0, 0)
     assert rdmsr(guest, 0x174) == 0
     assert rdmsr(guest, 0xC0000080) == 0xD01
 
@@ -457,14 +457,14 @@ def test_dr4_with_debugging_extensions_is_an_invalid_opcode(guest: Paused) -> No
 
 
 def test_ports_that_a_domain_does_not_own_read_as_ones(guest: Paused) -> None:
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     assert value(guest, "xor eax, eax; mov edx, 0x3f8; in al, dx") == 0xFF
     assert value(guest, "xor eax, eax; mov edx, 0x3f8; in ax, dx") == 0xFFFF
     assert value(guest, "xor eax, eax; mov edx, 0x3f8; in eax, dx") == 0xFFFFFFFF
 
 
 def test_pci_configuration_address_is_latched(guest: Paused) -> None:
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     code = "mov edx, 0xcf8; mov eax, 0x80001234; out dx, eax; xor eax, eax; in eax, dx"
     assert value(guest, code) == 0x80001234
     assert value(guest, "mov edx, 0xcfc; xor eax, eax; in eax, dx") == 0xFFFFFFFF
@@ -523,7 +523,7 @@ def test_the_io_bitmap_never_grants_its_last_port(guest: Paused) -> None:
 @pytest.mark.parametrize("user", [False, True])
 def test_string_io(guest: Paused, user: bool) -> None:
     guest.allow_user_mode()
-    guest.vcpu.iopl = 3
+    guest.vcpu.ports.iopl = 3
     run = guest.user if user else guest.execute
     place = guest.put(bytes(8), 0x200)
     assert run(f"mov rdi, {place}; mov edx, 0x80; mov ecx, 5; rep insb") is None
@@ -531,7 +531,7 @@ def test_string_io(guest: Paused, user: bool) -> None:
     assert (guest.q[v.RDI], guest.q[v.RCX]) == (place + 5, 0)
     assert run(f"mov rsi, {place}; mov edx, 0x80; mov ecx, 2; rep outsw") is None
     assert guest.q[v.RSI] == place + 4
-    guest.vcpu.iopl = 0
+    guest.vcpu.ports.iopl = 0
     code = f"mov rsi, {place}; mov edx, 0x80; mov ecx, 2; rep outsb"
     assert run(code) == GP
     frame = guest.frame(error=True)
@@ -539,7 +539,7 @@ def test_string_io(guest: Paused, user: bool) -> None:
 
 
 def test_a_page_fault_in_the_middle_of_string_input(guest: Paused) -> None:
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     assert guest.update_va_mapping(guest.page(4), 0, 2) == 0
     guest.put(bytes(8), 0x4000 - 8)
     assert guest.execute(f"mov rdi, {guest.page(4) - 3}; mov edx, 0x80; mov ecx, 5; rep insb") == 14
@@ -560,7 +560,7 @@ def test_refused_string_input_changes_no_register(guest: Paused, code: str) -> N
 
 
 def test_the_rtc_index_and_unequal_accesses(guest: Paused) -> None:
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     assert value(guest, "mov al, 0x8b; out 0x70, al; xor eax, eax; in al, 0x70") == 0x8B
     assert value(guest, "mov eax, 0x1234; out 0x6f, ax; xor eax, eax; in ax, 0x6f") == 0x12FF
     assert value(guest, "xor eax, eax; in ax, 0x70") == 0xFF12

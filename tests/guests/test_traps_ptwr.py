@@ -188,7 +188,10 @@ def test_without_the_assist_nothing_is_done(guest: Paused) -> None:
 
 
 def test_upper_tables_are_never_written(guest: Paused) -> None:
-    for address in (guest.vcpu.kernel_l4 << 12, guest.domain.ram.q[guest.vcpu.kernel_l4 << 9] & PTE_MFN_MASK):
+    for address in (
+        guest.vcpu.paging.kernel_l4 << 12,
+        guest.domain.ram.q[guest.vcpu.paging.kernel_l4 << 9] & PTE_MFN_MASK,
+    ):
         where = table_va(guest, address)
         refused(guest, f"mov rcx, {where}; mov rax, [rcx]; mov [rcx], rax", where)
 

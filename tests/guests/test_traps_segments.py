@@ -27,7 +27,7 @@ NAMES = ("ds", "es", "fs", "gs")
 def guest() -> Iterator[Paused]:
     with paused() as made:
         made.handlers()
-        made.vcpu.failsafe_callback = CallbackEntry(made.handler(FAILSAFE), False)
+        made.vcpu.callbacks.failsafe = CallbackEntry(made.handler(FAILSAFE), False)
         made.put(struct.pack(f"<{len(TABLE)}Q", *TABLE), 0x5000)
         made.remap(made.page(5), 0x65)
         assert made.set_gdt(made.put(made.mfn(made.page(5)).to_bytes(8, "little"), 0x100), 512) == 0
@@ -88,7 +88,7 @@ def test_a_changed_descriptor_is_loaded_anew(guest: Paused) -> None:
 def test_a_lost_segment_enters_the_failsafe_callback(
     guest: Paused, victims: tuple[str, ...], masks: bool
 ) -> None:
-    guest.vcpu.failsafe_callback = CallbackEntry(guest.handler(FAILSAFE), masks)
+    guest.vcpu.callbacks.failsafe = CallbackEntry(guest.handler(FAILSAFE), masks)
     guest.vcpu.info.upcall_masked = False
     load = "".join(f"mov {name}, eax; " for name in victims)
     code = f"mov eax, 0x33; {load} mov rcx, 1; mov r11, 2; nop"
@@ -119,7 +119,7 @@ def test_in_user_mode_the_kernel_is_entered(guest: Paused) -> None:
 
 
 def test_without_a_callback_the_domain_crashes(guest: Paused) -> None:
-    guest.vcpu.failsafe_callback = CallbackEntry()
+    guest.vcpu.callbacks.failsafe = CallbackEntry()
     assert guest.execute("mov eax, 0x33; mov ds, eax; nop") is None
     change(guest, 6, ABSENT)
     guest.go()
@@ -139,13 +139,13 @@ def test_the_failsafe_frame_of_a_32_bit_kernel() -> None:
         dispatcher = made.residents[domain.domid].dispatcher
         vcpu = domain.vcpus[0]
         dispatcher.load(vcpu)
-        vcpu.failsafe_callback = CallbackEntry(0x1234, True, 0xE019)
+        vcpu.callbacks.failsafe = CallbackEntry(0x1234, True, 0xE019)
         vmcb = dispatcher.cpu.vmcb
         flat = (0, 0xFFFFFFFF, vmcb.d[v.SEG_FLAGS[v.DS]])
         vmcb.set_segment(v.ES, 0x0B, *flat)
         vmcb.set_segment(v.GS, 0x12, *flat)
         stack, rip, cs = vmcb.rsp, vmcb.rip, vmcb.selector(v.CS)
-        vcpu.forget_segments()
+        vcpu.descriptors.forget()
         dispatcher.enter()
         assert (vmcb.rip, vmcb.rsp) == (0x1234, stack - 28)
         frame = struct.unpack("<7I", domain.memory.read(stack - 28, 28))

@@ -32,9 +32,9 @@ def guest() -> Iterator[Paused]:
     with paused() as made:
         made.handlers()
         vcpu = made.vcpu
-        vcpu.event_callback = CallbackEntry(made.handler(EVENT), True)
-        vcpu.syscall_callback = CallbackEntry(made.handler(SYSCALL), False)
-        vcpu.sysenter_callback = CallbackEntry(made.handler(SYSENTER), False)
+        vcpu.callbacks.event = CallbackEntry(made.handler(EVENT), True)
+        vcpu.callbacks.syscall = CallbackEntry(made.handler(SYSCALL), False)
+        vcpu.callbacks.sysenter = CallbackEntry(made.handler(SYSENTER), False)
         made.put(struct.pack("<4Q", 0, CODE64, DATA, CODE32), 0x5000)
         assert made.remap(made.page(5), 0x65) == 0
         frames = made.put(made.mfn(made.page(5)).to_bytes(8, "little"), 0x100)
@@ -89,7 +89,7 @@ def test_an_event_after_a_hypercall_shows_flat_segments(guest: Paused) -> None:
 
 def test_other_exits_leave_segments_alone(guest: Paused) -> None:
     use_own_segments(guest)
-    guest.vcpu.iopl = 1
+    guest.vcpu.ports.iopl = 1
     end = guest.load("cli; mov rax, cr0; .byte 0x0f, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2; cpuid; in al, 0x80")
     guest.q[v.RIP] = guest.scratch + 0x8000
     assert guest.go(end) is None
@@ -188,7 +188,7 @@ def test_iret_in_a_multicall_is_a_sysret_too(guest: Paused) -> None:
 
 def test_a_system_call_without_a_callback(guest: Paused) -> None:
     """#UD two bytes back, with all that SYSCALL did before it was found out: RCX, R11, flat selectors."""
-    guest.vcpu.syscall_callback = CallbackEntry()
+    guest.vcpu.callbacks.syscall = CallbackEntry()
     assert guest.user("std; syscall", cs=OWN_CS, ss=OWN_SS) == UD
     frame = guest.frame()
     at = guest.scratch + 0x8001
@@ -233,7 +233,7 @@ def test_the_kernel_is_entered_without_a_single_step(guest: Paused, code: str, h
 
 
 def test_sysenter_without_a_callback_does_not_step_either(guest: Paused) -> None:
-    guest.vcpu.sysenter_callback = CallbackEntry()
+    guest.vcpu.callbacks.sysenter = CallbackEntry()
     assert guest.user(STEP + "sysenter") == GP
     assert guest.frame(error=True)["rflags"] & TF
 
@@ -267,7 +267,7 @@ def test_a_step_over_a_hypercall_traps_behind_it(guest: Paused) -> None:
     code = f"mov eax, {Hypercall.XEN_VERSION}; xor edi, edi; {STEP} syscall; nop"
     assert guest.execute(code) == DB
     assert guest.frame()["rip"] == guest.load(code) - 1
-    assert guest.vcpu.debug[6] & 1 << 14
+    assert guest.vcpu.debug.registers[6] & 1 << 14
 
 
 def test_a_step_over_cpuid_by_prefix_traps_behind_it(guest: Paused) -> None:
@@ -280,7 +280,7 @@ def test_a_step_over_cpuid_by_prefix_traps_behind_it(guest: Paused) -> None:
 def narrow() -> Iterator[Paused32]:
     with paused32() as made:
         made.handlers()
-        made.vcpu.sysenter_callback = CallbackEntry(made.handler(SYSENTER32), False, 0xE019)
+        made.vcpu.callbacks.sysenter = CallbackEntry(made.handler(SYSENTER32), False, 0xE019)
         yield made
 
 

@@ -44,7 +44,7 @@ def attempts(*cases: tuple[str, int, int]) -> str:
 @BOTH
 def test_merging_is_what_the_tables_allow(merged: bool) -> None:
     done = process("    mov eax, 2\n    syscall\n", merged=merged)
-    assert done.domain.vcpus[0].merged is merged
+    assert done.domain.vcpus[0].paging.merged is merged
 
 
 @BOTH

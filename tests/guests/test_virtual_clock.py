@@ -94,7 +94,7 @@ def test_a_clock_charges_for_its_tsc() -> None:
 def test_exits_inside_a_block_are_charged(code: str, exits: int) -> None:
     with paused() as guest:
         guest.handlers()
-        guest.vcpu.iopl = 1
+        guest.vcpu.ports.iopl = 1
         code = code.replace("rdtsc", "rdtsc; shl rdx, 32; or rax, rdx; xchg rax, r9; mov r8, rax")
         assert guest.execute(code) is None
         assert guest.q[v.R9] - guest.q[v.R8] == TSC_READ_NS + exits * EXIT_NS

@@ -45,7 +45,7 @@ class Side:
         self.play = [guest.mfn(guest.page(n)) for n in range(FIRST, FIRST + COUNT)]
         frames = machine.frames
         self.allocated = {int(m) for m in frames.owned_by(self.domid) if frames.allocated[m]}
-        self.pinned: dict[int, int] = {int(guest.vcpu.kernel_l4): L4}
+        self.pinned: dict[int, int] = {int(guest.vcpu.paging.kernel_l4): L4}
         self.gdt: list[int] = []
         self.devices: list[tuple[int, bool]] = []
         """(frame, writable) of device halves of mapped grants."""
@@ -56,7 +56,7 @@ class Side:
         """(frame, type or 0) of every reference from outside page tables."""
         domain = self.guest.domain
         vcpu = domain.vcpus[0]
-        found = [(mfn, L4) for mfn in (int(vcpu.kernel_l4), int(vcpu.user_l4)) if mfn]
+        found = [(mfn, L4) for mfn in (int(vcpu.paging.kernel_l4), int(vcpu.paging.user_l4)) if mfn]
         found += self.pinned.items()
         found += [(mfn, 0) for mfn in self.allocated]
         found += [(mfn, SEGDESC) for mfn in self.gdt]
@@ -127,7 +127,7 @@ class TwoGuests(RuleBasedStateMachine):
         other = self.sides[1 - self.sides.index(side)]
         strange = [
             other.play[how % COUNT], self.machine.board.m2p.frames[0], 0, self.machine.frames.count,
-            PTE_MFN_MASK >> 12, side.guest.domain.shared_info.mfn, int(side.guest.vcpu.kernel_l4),
+            PTE_MFN_MASK >> 12, side.guest.domain.shared_info.mfn, int(side.guest.vcpu.paging.kernel_l4),
         ]  # fmt: skip
         return strange[how % len(strange)]
 
@@ -216,7 +216,7 @@ class TwoGuests(RuleBasedStateMachine):
     def unpin(self, which: int, at: int) -> None:
         side = self.sides[which]
         mfn = self.target(side, at)
-        if side.pinned.get(mfn) == L4 and mfn == side.guest.vcpu.kernel_l4:
+        if side.pinned.get(mfn) == L4 and mfn == side.guest.vcpu.paging.kernel_l4:
             return  # its base pointer keeps it; but later rules want to pin it again
         result = self.mmuext(side, Mmuext.UNPIN_TABLE, mfn)
         assert result == (0 if mfn in side.pinned else -Errno.EINVAL)
@@ -226,7 +226,7 @@ class TwoGuests(RuleBasedStateMachine):
     def base_pointer(self, which: int, at: int, user: bool) -> None:
         side = self.sides[which]
         mfn = self.target(side, at)
-        if not user and mfn != side.guest.vcpu.kernel_l4:
+        if not user and mfn != side.guest.vcpu.paging.kernel_l4:
             return  # the kernel needs its tables; the user's L4 takes the same way
         self.mmuext(side, Mmuext.NEW_USER_BASEPTR if user else Mmuext.NEW_BASEPTR, mfn)
 
@@ -236,7 +236,7 @@ class TwoGuests(RuleBasedStateMachine):
         side = self.sides[which]
         if self.frame_kind(side.play[at]) not in (0, WRITABLE):
             return
-        source = self.machine.ram.tables[side.guest.vcpu.kernel_l4]
+        source = self.machine.ram.tables[side.guest.vcpu.paging.kernel_l4]
         for slot in np.flatnonzero(source).tolist():
             self.write(side, side.play[at], slot, int(source[slot]))
         self.protect(which, at)

@@ -72,7 +72,7 @@ scratch: .zero 16 * PAGE_SIZE
         super().__init__(made, self.SOURCE, vcpus=vcpus)
         for number in range(_PAGES - 1):
             assert self.remap(self.page(number), USER_RW) == 0
-        self.vcpu.kernel_ss, self.vcpu.kernel_sp = RING1_DS, self.kernel_stack
+        self.vcpu.kernel_stack.ss, self.vcpu.kernel_stack.sp = RING1_DS, self.kernel_stack
 
     def hypercall(self, number: int, *arguments: int) -> int:
         """A hypercall as INT 0x82 enters it, from ring 1; EAX afterwards."""
@@ -108,9 +108,9 @@ scratch: .zero 16 * PAGE_SIZE
     def handlers(self, flags: int = 0) -> None:
         super().handlers(flags)
         vcpu = self.vcpu
-        vcpu.trap_selectors = [RING1_CS] * 256
-        vcpu.event_callback = CallbackEntry(self.handler(EVENT), True, RING1_CS)
-        vcpu.failsafe_callback = CallbackEntry(self.handler(FAILSAFE), True, RING1_CS)
+        vcpu.traps.selectors = [RING1_CS] * 256
+        vcpu.callbacks.event = CallbackEntry(self.handler(EVENT), True, RING1_CS)
+        vcpu.callbacks.failsafe = CallbackEntry(self.handler(FAILSAFE), True, RING1_CS)
 
     def load(self, code: str | bytes, offset: int = _CODE) -> int:
         address = self.scratch + offset

@@ -227,7 +227,7 @@ scratch: .zero 16 * PAGE_SIZE
         stub = b"\xeb\xfe".ljust(16, b"\xcc")
         self.put(stub * 256 + stub * 16, _HANDLERS)
         base = self.scratch + _HANDLERS
-        self.vcpu.traps = [(base + 16 * vector, flags) for vector in range(256)]
+        self.vcpu.traps.handlers = [(base + 16 * vector, flags) for vector in range(256)]
 
     def handler(self, number: int) -> int:
         """Address of a handler: of a vector, or 256 and up for callbacks."""
@@ -292,8 +292,8 @@ scratch: .zero 16 * PAGE_SIZE
 
     def allow_user_mode(self) -> None:
         """Give the vCPU a user table: the kernel's, so that user code reaches everything."""
-        assert self.mmuext(Mmuext.NEW_USER_BASEPTR, self.vcpu.kernel_l4) == 0
-        self.vcpu.kernel_sp = self.kernel_stack
+        assert self.mmuext(Mmuext.NEW_USER_BASEPTR, self.vcpu.paging.kernel_l4) == 0
+        self.vcpu.kernel_stack.sp = self.kernel_stack
 
     def iret(self, **frame: int) -> int:
         """The iret hypercall; its frame, unless told otherwise, stays in the kernel, at the code page."""

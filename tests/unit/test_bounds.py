@@ -54,7 +54,7 @@ def test_translations_that_are_remembered(guest: Paused, monkeypatch: pytest.Mon
 def test_merges_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest may pair each of its L4s with each other."""
     monkeypatch.setattr(paging, "_MOST_MERGES", 20)
-    cache, l4 = guest.domain.cache, guest.vcpu.kernel_l4
+    cache, l4 = guest.domain.cache, guest.vcpu.paging.kernel_l4
     for user in range(1, 100):
         cache.merge_allowed(l4, user)
         assert len(cache._mergeable) <= 20
