@@ -80,8 +80,11 @@ class Clock(ABC):
         """Nanoseconds since the machine was built."""
 
     @abstractmethod
-    def begin(self, engine: Engine, deadline: int) -> None:
-        """`engine` is about to run; stop it at `deadline` (ns)."""
+    def begin(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
+        """`engine` is about to run; stop it at `deadline` (ns), which ends its turn.
+
+        Or at `limit` (ns), which does not: then, and when it was interrupted, it can be paused.
+        """
 
     @abstractmethod
     def end(self) -> None:
@@ -92,12 +95,15 @@ class Clock(ABC):
         """In an exit: the engine is about to be stopped, and its turn will go on as if it had not been."""
 
     @abstractmethod
-    def pause(self) -> None:
-        """The engine has come back from an interruption: its turn is not over, but time stands still."""
+    def pause(self, engine: Engine) -> bool:
+        """The engine has come back: if it was interrupted, or reached its limit, time stands still now.
+
+        False: neither, or its turn is over all the same.
+        """
 
     @abstractmethod
-    def resume(self, engine: Engine, deadline: int) -> None:
-        """`engine` is about to go on with a turn that was paused; it ends at `deadline` if not before."""
+    def resume(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
+        """`engine` is about to go on with a turn that was paused; as `begin`."""
 
     @abstractmethod
     def shorten(self, deadline: int) -> None:
@@ -142,6 +148,7 @@ class VirtualClock(Clock):
         "_granted": "said of a turn that is paused",
         "_left": "the same",
         "_charged": "the same",
+        "_withheld": "0 while no engine runs",
         "_interrupted": "means something only while an engine runs",
     }
 
@@ -152,8 +159,10 @@ class VirtualClock(Clock):
         self._left: memoryview | list[int] | None = None
         """Of `_granted`, in its only item: the engine's budget while that runs; None between turns."""
         self._charged = 0
-        self._interrupted = 0
-        """What was left to the code when the engine was asked to stop, and nothing but code takes from it."""
+        self._withheld = 0
+        """What of the budget lies beyond the limit up to which the engine may run now."""
+        self._interrupted: int | None = None
+        """What code had taken when an exit asked for an interruption, if one has."""
         self.code_bytes = 0
         """Bytes of guest code executed so far, as of the last `end`."""
 
@@ -163,16 +172,26 @@ class VirtualClock(Clock):
             return self._base
         return self._base + (self._granted - left[0]) // BYTES_PER_NS
 
-    def begin(self, engine: Engine, deadline: int) -> None:
+    def begin(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
         assert engine.budget is not None, "virtual time needs an engine that counts blocks"
         self._left = engine.budget.left
         self._granted = max(deadline - self._base, 1) * BYTES_PER_NS
         self._left[0] = self._granted
+        self._withhold(limit)
+
+    def _withhold(self, limit: int | None) -> None:
+        """Keep back what lies beyond `limit`."""
+        assert self._left is not None
+        self._interrupted = None
+        if limit is not None:
+            self._withheld = max(self._granted - max(limit - self._base, 0) * BYTES_PER_NS, 0)
+            self._granted -= self._withheld
+            self._left[0] -= self._withheld
 
     def end(self) -> None:
         if self._left is not None:
-            self.code_bytes += self._granted - self._left[0] - self._charged
-        self._charged = 0
+            self.code_bytes += self._taken_by_code
+        self._charged = self._withheld = 0
         self._base = self.now()
         self._left = None
 
@@ -186,22 +205,37 @@ class VirtualClock(Clock):
         assert self._left is not None
         return self._granted - self._left[0] - self._charged
 
-    def pause(self) -> None:
+    def pause(self, engine: Engine) -> bool:
         assert self._left is not None
-        # The engine may have counted the block at whose start it stopped. It will count it again.
-        again = self._taken_by_code - self._interrupted
-        self._left = [self._left[0] + again]
+        reached_limit = self._left[0] < 0 and self._withheld > 0
+        left = self._left[0] + self._withheld
+        if left < 0 or not (reached_limit or self._interrupted is not None):
+            self._left[0] = left
+            self._granted, self._withheld = self._granted + self._withheld, 0
+            return False
+        # The engine may have counted the block at whose start it stopped, and will count it again.
+        if self._interrupted is not None:
+            again = self._taken_by_code - self._interrupted
+        else:
+            self._left[0] = 0
+            engine.run()  # which counts that block once more, and stops there once more
+            again = -self._left[0]
+        self._granted, self._withheld = self._granted + self._withheld, 0
+        self._left = [left + again]
+        return True
 
-    def resume(self, engine: Engine, deadline: int) -> None:
+    def resume(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
         assert self._left is not None
         assert engine.budget is not None
         engine.budget.left[0] = self._left[0]
         self._left = engine.budget.left
+        self._withhold(limit)
 
     def shorten(self, deadline: int) -> None:
         left = self._left
         if left is not None:
             wanted = max(deadline - self._base, 0) * BYTES_PER_NS
+            self._withheld = max(min(self._withheld, wanted - self._granted), 0)
             if wanted < self._granted:
                 left[0] -= self._granted - wanted
                 self._granted = wanted
@@ -221,7 +255,7 @@ class VirtualClock(Clock):
         charged = ns * BYTES_PER_NS
         self._charged += charged
         view[0] = left = view[0] - charged
-        return left < 0
+        return left + self._withheld < 0
 
     def charge_exit(self) -> bool:
         """Let an exit take its fixed time; True if the turn is over.
@@ -276,6 +310,7 @@ class RealClock(Clock):
         "_ticker": "a thread",
         "_deadline": "means something only while an engine runs",
         "_left": "None while no engine runs",
+        "_interrupted": "means something only while an engine runs",
     }
 
     def __init__(self, host: HostTsc | None = None) -> None:
@@ -290,12 +325,14 @@ class RealClock(Clock):
         self._ticker.start()
         self._deadline = 0
         self._left: memoryview | None = None
+        self._interrupted = False
 
     def now(self) -> int:
         return time.monotonic_ns() - self._start
 
-    def begin(self, engine: Engine, deadline: int) -> None:
-        self._deadline = self._start + deadline
+    def begin(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
+        self._interrupted = False
+        self._deadline = self._start + (deadline if limit is None else min(deadline, limit))
         if engine.async_stop_safe:
             self._ticker.deadline = self._deadline
             self._ticker.running = engine.stop
@@ -311,9 +348,11 @@ class RealClock(Clock):
         self._left = None
 
     def interrupt(self) -> None:
-        pass
+        self._interrupted = True
 
-    pause = end
+    def pause(self, engine: Engine) -> bool:
+        self._ticker.running = None
+        return self._interrupted and not self.work(0)
 
     resume = begin
 

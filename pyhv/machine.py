@@ -110,8 +110,11 @@ class Machine:
         """Host ns spent inside engines, handlers included."""
         self._observers: list[Observer] = []
         self._turn: Turn | None = None
-        """The turn that is running, or was interrupted."""
+        """The turn that is running, or is paused."""
         self._interrupted = False
+        """An exit of that turn has asked for it to pause."""
+        self._reached = 0
+        """Where a turn has last paused for its limit: the next block of code lasts longer."""
         self._builder = DomainBuilder(
             board, self.services, self.residents, self.store, sink_for=self._sink_for, seed=config.seed
         )
@@ -301,7 +304,7 @@ class Machine:
             self._turn.resident.domain.engine.stop()
 
     def _run_somebody(self, limit: int | None) -> bool:
-        """One turn, or the rest of one that was interrupted. False: nobody can run."""
+        """One turn, or the rest of one that was paused. False: nobody can run."""
         turn = self._turn
         if turn is None:
             decision = self.scheduler.pick(self.clock.now())
@@ -311,16 +314,20 @@ class Machine:
             resident = self.residents[domid]
             turn = self._begin(resident, resident.domain.vcpus[number], decision.slice_ns, limit)
         else:
-            self.clock.resume(turn.resident.domain.engine, turn.deadline)
+            self.clock.resume(turn.resident.domain.engine, turn.deadline, limit)
             if turn.vcpu.info.deliverable():  # it came from outside meanwhile
                 turn.resident.dispatcher.enter()
-        self._execute(turn)
-        if self._interrupted:
-            self.clock.pause()
-        if not self._interrupted or self._is_over(turn):
-            self._end(turn)
         self._interrupted = False
+        self._execute(turn)
+        if self._has_left(turn) or not self.clock.pause(turn.resident.domain.engine):
+            self._end(turn)
+        elif limit is not None and not self._interrupted:
+            self._reached = limit
         return True
+
+    def has_reached(self, when: int) -> bool:
+        """Whether the machine has run up to a time (ns); not to the very nanosecond, for code is in blocks."""
+        return self.clock.now() >= when or (self._turn is not None and self._reached >= when)
 
     def _begin(self, resident: Resident, vcpu: Vcpu, slice_ns: int, limit: int | None) -> Turn:
         """Put a vCPU on the processor, until its slice or the next deadline ends, or it leaves by itself."""
@@ -337,13 +344,13 @@ class Machine:
         if start - vcpu.areas.written >= _TIME_REFRESH_NS or vcpu.areas.written < 0:
             self._write_areas(vcpu, start)
         deadline = start + min(slice_ns, _LONGEST_TURN_NS)
-        for due in (self.services.timers.next_deadline(), vcpu.periodic.next_deadline(), limit):
+        for due in (self.services.timers.next_deadline(), vcpu.periodic.next_deadline()):
             if due is not None:
                 deadline = min(deadline, due)
         dispatcher.call.reschedule = False
         dispatcher.enter()
         deadline = max(deadline, start + 1)
-        self.clock.begin(domain.engine, deadline)
+        self.clock.begin(domain.engine, deadline, limit)
         self._turn = turn = Turn(resident, vcpu, start, deadline)
         return turn
 
@@ -359,14 +366,14 @@ class Machine:
             self.services.crash(domain, fatal.why)
         except BaseException:
             self._end(turn)
-            self._interrupted = False
             raise
         finally:
             self.engine_ns += time.perf_counter_ns() - began
 
-    def _is_over(self, turn: Turn) -> bool:
-        resident = turn.resident
-        return resident.dispatcher.call.reschedule or not resident.domain.alive or self.clock.work(0)
+    @staticmethod
+    def _has_left(turn: Turn) -> bool:
+        """Whether the vCPU has left the processor by itself, whatever time it had."""
+        return turn.resident.dispatcher.call.reschedule or not turn.resident.domain.alive
 
     def _end(self, turn: Turn) -> None:
         """Take a vCPU off the processor: it has used so much time, and is runnable still, or waits."""

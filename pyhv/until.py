@@ -35,6 +35,9 @@ class Runnable(Protocol):
     def now(self) -> int:
         """Machine time in ns."""
 
+    def has_reached(self, when: int) -> bool:
+        """Whether it has run up to a time (ns), which may lie within what comes next."""
+
     def observe(self, observer: Observer) -> None:
         """Show every exit of every domain to `observer`."""
 
@@ -55,7 +58,7 @@ class Until:
         """The run that began is over."""
 
     def limit(self) -> int | None:
-        """Machine time (ns) beyond which no turn may last; None: any."""
+        """Machine time (ns) at which a turn is to pause; None: never."""
         return None
 
     def outcome(self, _machine: Runnable) -> Outcome | None:
@@ -114,7 +117,7 @@ class Nanoseconds(Until):
         return self._limit
 
     def outcome(self, machine: Runnable) -> Outcome | None:
-        return Outcome.TIMEOUT if machine.now() >= self._limit else None
+        return Outcome.TIMEOUT if machine.has_reached(self._limit) else None
 
 
 class Seconds(Nanoseconds):

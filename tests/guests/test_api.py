@@ -3,7 +3,7 @@
 
 import doctest
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from pyhv.api.machine import HypercallMade
 from pyhv.cpu.exits import ExitRecord
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
+from pyhv.observe.digest import Digest
 from pyhv.until import Outcome
 
 
@@ -123,23 +124,32 @@ def test_events(machine: pyhv.Machine) -> None:
         machine.on("noise", print)  # type: ignore[call-overload]
 
 
-def test_running_in_pieces_is_running(machine: pyhv.Machine) -> None:
-    def history(pieces: bool) -> list[object]:
-        with pyhv.Machine(memory="64M", virtual_time=True) as machine:
-            seen: list[object] = []
-            machine.on("exit", seen.append)
-            machine.boot("ticker")
-            machine.boot("usermode")
-            if pieces:
-                number = 0
-                while machine.run(exits=1 + number % 3) is not Outcome.ENDED:
-                    number += 1
-                assert number > 40
-            else:
-                machine.run()
-            return seen
+def pieces(machine: pyhv.Machine) -> int:
+    """Run a machine to its end with many interruptions, and count them."""
+    number = 0
+    while (
+        machine.run(**({"exits": 1 + number % 3} if number % 2 else {"seconds": 3e-6})) is not Outcome.ENDED
+    ):
+        number += 1
+        if number % 50 == 0:
+            machine.run(seconds=0.5)
+    return number
 
-    assert history(pieces=True) == history(pieces=False)
+
+@pytest.mark.parametrize("names", [("ticker", "usermode"), ("smp32", "debug"), ("ping", "pong", "code")])
+def test_running_in_pieces_is_running(names: tuple[str, ...]) -> None:
+    def history(run: Callable[[pyhv.Machine], object]) -> tuple[str, str]:
+        with pyhv.Machine(memory="64M", virtual_time=True) as machine:
+            digest = Digest()
+            machine.hypervisor.observe(digest)
+            guests = [machine.boot(name, memory="4M", vcpus=2) for name in names]
+            machine.introduce_peers()
+            run(machine)
+            return digest.summary(), "".join(guest.console.text for guest in guests)
+
+    whole = history(pyhv.Machine.run)
+    assert "SUCCESS" in whole[1]
+    assert history(lambda machine: print(pieces(machine))) == whole
 
 
 def test_what_is_not_possible(machine: pyhv.Machine) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pyhv
+from pyhv.observe.digest import Digest
 
 pytestmark = pytest.mark.debian
 
@@ -65,3 +66,18 @@ def test_much_is_typed_at_the_guests_pace(guest: pyhv.Guest) -> None:
 def test_reboot_is_an_end(guest: pyhv.Guest) -> None:
     guest.reboot()
     assert guest.wait().reason == "reboot"
+
+
+def test_a_boot_in_pieces_is_the_same_boot() -> None:
+    def history(pieces: bool) -> tuple[str, str]:
+        with pyhv.Machine(memory="256M", virtual_time=True) as machine:
+            digest = Digest()
+            machine.hypervisor.observe(digest)
+            guest = machine.boot("debian", memory="128M", vcpus=2)
+            while pieces and digest.count < 60_000:
+                machine.run(seconds=0.001)
+                machine.run(exits=91)
+            machine.run(exits=90_000 - digest.count)
+            return digest.summary(), guest.console.text
+
+    assert history(pieces=True) == history(pieces=False)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Virtual time: what is granted, what is taken, and a turn that pauses as if it had not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,23 +20,42 @@ class Budget:
 
 @dataclass
 class Processor:
-    """As much of an engine as a clock knows: blocks take their bytes before they run."""
+    """As much of an engine as a clock knows: blocks take their bytes before they run, or stop it."""
 
+    blocks: list[int] = field(default_factory=list)
+    stops: set[int] = field(default_factory=set)
+    """Blocks at whose end an exit asks for an interruption."""
+    counts_before: bool = True
+    """Whether it has counted the block at whose start it sees that it was stopped."""
+    on_stop: Callable[[], None] = lambda: None
+    at: int = 0
     budget: Budget = field(default_factory=Budget)
 
-    def run(self, size: int) -> None:
-        self.budget.left[0] -= size
+    def run(self) -> None:
+        stopped = False
+        while self.at < len(self.blocks):
+            if stopped and not self.counts_before:
+                return
+            self.budget.left[0] -= self.blocks[self.at]
+            if stopped or self.budget.left[0] < 0:
+                return
+            self.at += 1
+            if self.at - 1 in self.stops:
+                self.stops.discard(self.at - 1)
+                self.on_stop()
+                stopped = True
 
 
-def begun(deadline: int = 1000) -> tuple[VirtualClock, Any]:
-    clock, engine = VirtualClock(), Processor()
-    clock.begin(engine, deadline)  # type: ignore[arg-type]
+def begun(deadline: int = 1000, limit: int | None = None, **how: Any) -> tuple[VirtualClock, Any]:
+    clock, engine = VirtualClock(), Processor(**how)
+    engine.on_stop = clock.interrupt
+    clock.begin(engine, deadline, limit)  # type: ignore[arg-type]
     return clock, engine
 
 
 def test_time_is_code() -> None:
-    clock, engine = begun()
-    engine.run(40)
+    clock, engine = begun(blocks=[40])
+    engine.run()
     assert clock.now() == 40 // BYTES_PER_NS
     assert not clock.charge_exit()
     assert clock.now() == 40 // BYTES_PER_NS + EXIT_NS
@@ -43,58 +63,67 @@ def test_time_is_code() -> None:
     assert clock.code_bytes == 40
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["block", "exit", "shorten"]), st.integers(1, 90)), max_size=30),
-    st.integers(0, 30),
-    st.booleans(),
-    st.booleans(),
-)
+_blocks = st.lists(st.integers(1, 90), max_size=60)
+
+
+@given(_blocks, st.integers(1, 500), st.sets(st.integers(0, 60)), st.lists(st.integers(1, 60)), st.booleans())
 def test_a_turn_that_pauses_goes_on_as_if_it_had_not(
-    steps: list[tuple[str, int]], at: int, counted: bool, rebuilt: bool
+    blocks: list[int], deadline: int, stops: set[int], limits: list[int], counts_before: bool
 ) -> None:
-    """Whether the engine stopped before it counted the next block, or after; and in a new process too."""
+    """Interrupted in exits, and at limits; and each time in a new process."""
+    clock, engine = begun(deadline, blocks=blocks)
+    engine.run()
+    assert not clock.pause(engine)
+    clock.end()
 
-    def play(pauses: bool) -> list[tuple[int, int]]:
-        clock, engine = begun()
-        seen = []
-        for number, (step, size) in enumerate(steps):
-            if step == "block":
-                engine.run(size)
-            elif step == "exit":
-                clock.work(size)
-            else:
-                clock.shorten(clock.now() + size)
-            seen.append((clock.now(), engine.budget.left[0]))
-            if pauses and number == at:
-                clock.interrupt()
-                clock.work(0)
-                if counted:
-                    engine.run(33)
-                clock.pause()
-                assert clock.now() == seen[-1][0]
-                if rebuilt:
-                    saved, clock, engine = clock.state(), VirtualClock(), Processor()
-                    clock.restore(saved)
-                clock.resume(engine, 1000)
-        clock.end()
-        return [*seen, (clock.now(), clock.code_bytes)]
+    other, unit = begun(deadline, limit=0, blocks=blocks, stops=stops, counts_before=counts_before)
+    unit.run()
+    while other.pause(unit):
+        now = other.now()
+        assert unit.budget.left is not other._left
+        saved, renewed = other.state(), VirtualClock()
+        renewed.restore(saved)
+        other, unit.budget, unit.on_stop = renewed, Budget(), renewed.interrupt
+        assert other.now() == now
+        other.resume(unit, deadline, now + limits.pop() if limits else None)
+        unit.run()
+    other.end()
+    assert (other.now(), other.code_bytes, unit.at) == (clock.now(), clock.code_bytes, engine.at)
 
-    assert play(pauses=True) == play(pauses=False)
+
+def test_a_limit_ends_no_turn() -> None:
+    clock, engine = begun(1000, limit=10, blocks=[30] * 50)
+    engine.run()
+    assert clock.pause(engine)
+    assert (clock.now(), engine.at) == (7, 1)
+    clock.resume(engine, 1000, limit=20)
+    engine.run()
+    assert clock.pause(engine)
+    assert (clock.now(), engine.at) == (15, 2)
 
 
 def test_a_paused_turn_can_be_shortened_and_ended() -> None:
-    clock, engine = begun()
-    engine.run(40)
-    clock.interrupt()
-    clock.pause()
+    clock, engine = begun(limit=10, blocks=[30] * 50)
+    engine.run()
+    assert clock.pause(engine)
     clock.shorten(clock.now())
     clock.resume(engine, 1000)
-    assert engine.budget.left[0] <= 0
-    clock.interrupt()
-    clock.pause()
+    engine.run()
+    assert not clock.pause(engine)
     clock.end()
-    assert clock.now() == 10
     assert clock.state()["turn"] is None
+
+
+def test_what_is_kept_back_is_shortened_too() -> None:
+    clock, engine = begun(1000, limit=10, blocks=[30] * 50)
+    clock.shorten(20)
+    engine.run()
+    assert clock.pause(engine)
+    clock.resume(engine, 1000)
+    engine.run()
+    assert not clock.pause(engine)
+    clock.end()
+    assert clock.now() == 22
 
 
 @pytest.mark.parametrize("turn", [1, [1, 2], [1, 2, "3"], [1 << 70, 0, 0]])
