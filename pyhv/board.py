@@ -9,6 +9,7 @@ with `on_free` what is to happen when one changes hands.
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pyhv.abi.domid import DOMID_FIRST_RESERVED
 from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
 from pyhv.address import Mfn
 from pyhv.clock import Clock, RealClock, VirtualClock
@@ -22,9 +23,11 @@ from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import PhysicalMemory
 from pyhv.mmu.paging import MachineToPhysical
 
-OVERHEAD_FRAMES: Final = 4096
-"""Frames that the board adds for Xen: hardware L4s, shared pages of many domains. The machine-to-physical
-tables come on top, a 256th part."""
+FRAMES_A_DOMAIN: Final = 64
+"""Frames that the board adds for Xen for each domain that it is meant for: copies of its L4s, tables of its
+descriptors, shared pages. The machine-to-physical tables come on top, a 256th part."""
+USUAL_DOMAINS: Final = 64
+"""How many domains a machine is meant for if nobody says so."""
 MAX_MEMORY_PAGES: Final = 1 << 23
 """32 GiB: below, no reference count of a frame can overflow, whatever a guest maps."""
 
@@ -32,18 +35,21 @@ MAX_MEMORY_PAGES: Final = 1 << 23
 class Board:
     """Memory for `memory_pages` of guests, and a clock: of executed code if `virtual_time`, else the host's.
 
-    ConfigError: a size that is not possible, here or on this host. `tuned`: change the emulator's hot paths
-    where that is proven to be right (`cpu/tuning/`).
+    For more than `max_domains` at once, Xen may want frames that were meant for guests. `tuned`: change the
+    emulator's hot paths where that is proven to be right (`cpu/tuning/`). ConfigError: a size that is not
+    possible, here or on this host.
     """
 
-    def __init__(self, memory_pages: int, *, virtual_time: bool, tuned: bool) -> None:
+    def __init__(self, memory_pages: int, *, max_domains: int, virtual_time: bool, tuned: bool) -> None:
         if not 0 < memory_pages <= MAX_MEMORY_PAGES:
             raise ConfigError(
                 f"A machine of {memory_pages >> 8} MiB is not possible; choose 1 MiB to 32 GiB."
             )
+        if not 0 < max_domains < DOMID_FIRST_RESERVED:
+            raise ConfigError(f"A machine for {max_domains} domains is not possible.")
         self_test()
         self.tuning = tuning() if tuned else None
-        self.ram = Ram(memory_pages + memory_pages // 256 + OVERHEAD_FRAMES)
+        self.ram = Ram(memory_pages + memory_pages // 256 + max_domains * FRAMES_A_DOMAIN)
         self.frames = FrameTable(self.ram)
         self.physical = PhysicalMemory(self.ram, self.frames)
         self.frames.on_free, self.frames.on_death = self._frame_freed, self.physical.code_gone

@@ -6,8 +6,11 @@ and store, approve its page tables exactly as if the guest had asked, set the fi
 knows of images is used here; who runs the domain is not known.
 """
 
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import ClassVar, Final
 
 import numpy as np
@@ -26,22 +29,26 @@ from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, XenError
 from pyhv.events.channels import EventChannels
 from pyhv.grants.maptrack import Maptrack
+from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.loader.builder import FRAMES_BELOW_4G, BootState, build, check_cmdline, lower_l3
 from pyhv.loader.image import KernelImage
-from pyhv.loader.layout import plan
+from pyhv.loader.layout import Layout, plan
 from pyhv.mmu.memory import FramePage, PhysicalMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
 from pyhv.mmu.tables import PageTables
 from pyhv.resident import Resident, Residents
+from pyhv.sched.base import SchedParameters, Scheduler
 from pyhv.services import Services
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.startup import boot_registers, prepare_vcpu
-from pyhv.undertaker import release_frames, release_memory
+from pyhv.undertaker import drop_tables
 from pyhv.xenstore.domu import DomU, remove_domu, write_domu
 from pyhv.xenstore.store import Store
 
+MAX_VCPUS: Final = 32
+"""Of a domain: so many have a vcpu_info in shared_info."""
 _GDT_GUEST_PAGES: Final = 14
 RESERVED_PAGE: Final = 14
 """Page of the GDT window that holds Xen's descriptors."""
@@ -102,6 +109,34 @@ class GrantPages:
         return page if page and frames.owner[mfn] == self._domain.domid and frames.xen_heap[mfn] else None
 
 
+def check(config: DomainConfig, scheduler: Scheduler) -> None:
+    """Raise ConfigError if no machine with such a scheduler can have such a domain."""
+    if not 1 <= config.vcpus <= MAX_VCPUS:
+        raise ConfigError(f"{config.name}: {config.vcpus} vCPUs; a domain can have 1 to {MAX_VCPUS}.")
+    if not CONSOLE_PORT <= config.max_event_channels < FIFO_PORTS:
+        raise ConfigError(
+            f"{config.name}: {config.max_event_channels} event channels;"
+            f" a domain can have {CONSOLE_PORT} to {FIFO_PORTS - 1}."
+        )
+    try:
+        scheduler.check(SchedParameters(config.weight, config.cap))
+    except ConfigError as refusal:
+        raise ConfigError(f"{config.name}: {refusal}.") from refusal
+    if config.uuid:
+        try:
+            uuid.UUID(config.uuid)
+        except ValueError:
+            raise ConfigError(f"{config.name}: {config.uuid!r} is not a UUID.") from None
+
+
+def identifier(seed: int, domid: int) -> str:
+    """The UUID of the domain `domid` of a machine whose chance comes from `seed`."""
+    if seed >= 1 << 96:
+        size = seed.bit_length() + 7 >> 3
+        seed = int.from_bytes(hashlib.sha256(seed.to_bytes(size, "little")).digest()[:12], "little")
+    return str(uuid.UUID(int=seed << 32 | domid))
+
+
 class DomainBuilder:
     """One machine's builder. `sink_for` wraps what an engine shows its exits; `seed` makes identifiers."""
 
@@ -123,98 +158,117 @@ class DomainBuilder:
         self._seed = seed
 
     def build(
-        self,
-        domid: int,
-        image: KernelImage,
-        config: DomainConfig,
-        ramdisk: bytes,
-        cmdline: bytes,
-        sink: ConsoleSink,
+        self, image: KernelImage, config: DomainConfig, ramdisk: bytes, cmdline: bytes, sink: ConsoleSink
     ) -> Resident:
-        """Make a domain and take it in among the residents, asleep.
+        """Make a domain, and take it in among the residents, and its vCPUs into the scheduler, asleep.
 
-        ConfigError, ImageError if it cannot be, and then nothing is left of it.
+        ConfigError, ImageError if it cannot be. Whatever is raised, nothing is left of it then: each step
+        says how it is undone before the next one is made.
         """
+        frames, scheduler = self._board.frames, self._services.scheduler
+        check(config, scheduler)
         layout = plan(image, config.memory_pages, len(ramdisk) if ramdisk else None)
         check_cmdline(cmdline)
-        board = self._board
-        frames, physical = board.frames, board.physical
-        if not 1 <= config.vcpus <= 32:
-            raise ConfigError(f"{config.name}: {config.vcpus} vCPUs; a domain can have 1 to 32.")
-        if not CONSOLE_PORT <= config.max_event_channels < FIFO_PORTS:
-            raise ConfigError(
-                f"{config.name}: {config.max_event_channels} event channels;"
-                f" a domain can have {CONSOLE_PORT} to {FIFO_PORTS - 1}."
-            )
         if config.memory_pages > frames.free_count:
             raise ConfigError(
                 f"{config.name}: {config.memory_pages >> 8} MiB do not fit into what the machine has left"
                 f" ({frames.free_count >> 8} MiB)."
             )
+        domid = self._residents.next_domid()
+        config = replace(config, uuid=self._uuid(config, domid))
+        with ExitStack() as undo:
+            domain = self._allocate(domid, image, config, undo)
+            p2m = self._memory(domain, image, layout, undo)
+            self._connect_events(domain)
+            undo.callback(domain.events.destroy)
+            boot = build(
+                BuilderPages(self._board.physical, p2m),
+                image,
+                layout,
+                shared_info=MachineAddress(domain.shared_info.base),
+                store_evtchn=STORE_PORT,
+                console_evtchn=CONSOLE_PORT,
+                ramdisk=ramdisk,
+                cmdline=cmdline,
+            )
+            console = FramePage(self._board.physical, int(p2m[boot.console_pfn]))
+            store = FramePage(self._board.physical, int(p2m[boot.xenstore_pfn]))
+            self._grant(domain, console, store, undo)
+            resident = self._power_on(domain, sink, undo)
+            self._introduce(domain, console, store, undo)
+            undo.callback(resident.wiring.detach)
+            resident.wiring.connect(console, store)
+            undo.callback(drop_tables, frames, resident)
+            self._first_vcpu(domain, boot)
+            scheduler.add_domain(domid, SchedParameters(config.weight, config.cap))
+            undo.callback(scheduler.remove_domain, domid)
+            for vcpu in domain.vcpus:
+                scheduler.add(vcpu)
+            undo.pop_all()
+        return resident
+
+    def _uuid(self, config: DomainConfig, domid: int) -> str:
+        if not config.uuid:
+            return identifier(self._seed, domid)
+        chosen = str(uuid.UUID(config.uuid))
+        for resident in self._residents:
+            if resident.domain.config.uuid == chosen:
+                raise ConfigError(f"{config.name}: {resident.domain.name} has the UUID {chosen}.")
+        return chosen
+
+    def _allocate(self, domid: int, image: KernelImage, config: DomainConfig, undo: ExitStack) -> Domain:
+        """The domain with the frames that Xen keeps for it."""
+        board, frames, physical = self._board, self._board.frames, self._board.physical
         shared_info = frames.allocate_shared(domid, below=FRAMES_BELOW_4G if image.width == 32 else None)
-        config.uuid = str(uuid.UUID(int=self._seed << 32 | domid))
+        undo.callback(frames.drop_shared, shared_info)
         domain = Domain(domid, config, physical, board.clock, shared_info, image.width)
         domain.zero_frame = board.zero_frame
         domain.area = DomainArea(physical.ram, frames, config.vcpus)
+        undo.callback(domain.area.free, frames)
         domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area)
+        undo.callback(domain.cache.free, frames)
         tables = PageTables if image.width == 64 else PaePageTables
         domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
-        p2m = frames.allocate_many(domid, config.memory_pages).astype(np.uint64)
-        if not lower_l3(p2m, image, layout):
-            release_frames(frames, domain)
-            raise ConfigError(
-                f"{config.name}: a 32-bit kernel that wants its top page table below 4 GiB,"
-                " where the machine has no frame left; create this guest first."
-            )
         if image.width == 32 and image.l3_anywhere:
             domain.assists.enabled.add(Assist.PAE_EXTENDED_CR3)
-        domain.tot_pages = config.memory_pages
-        board.m2p.table.set_many(p2m.astype(np.int64), np.arange(config.memory_pages, dtype=np.uint64))
-        for vcpu in range(32):
+        for vcpu in range(MAX_VCPUS):
             domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
-        self._connect_events(domain)
-        boot = build(
-            BuilderPages(physical, p2m),
-            image,
-            layout,
-            shared_info=MachineAddress(shared_info << 12),
-            store_evtchn=STORE_PORT,
-            console_evtchn=CONSOLE_PORT,
-            ramdisk=ramdisk,
-            cmdline=cmdline,
-        )
-        console = FramePage(physical, int(p2m[boot.console_pfn]))
-        store = FramePage(physical, int(p2m[boot.xenstore_pfn]))
+        return domain
+
+    def _memory(
+        self, domain: Domain, image: KernelImage, layout: Layout, undo: ExitStack
+    ) -> npt.NDArray[np.uint64]:
+        """The domain's own frames, by PFN."""
+        frames, pages = self._board.frames, domain.config.memory_pages
+        p2m = frames.allocate_many(domain.domid, pages).astype(np.uint64)
+        undo.callback(frames.free_allocated, domain.domid)
+        if not lower_l3(p2m, image, layout):
+            raise ConfigError(
+                f"{domain.name}: a 32-bit kernel that wants its top page table below 4 GiB,"
+                " where the machine has no frame left; create this guest first."
+            )
+        domain.tot_pages = pages
+        self._board.m2p.table.set_many(p2m.astype(np.int64), np.arange(pages, dtype=np.uint64))
+        return p2m
+
+    def _grant(self, domain: Domain, console: FramePage, store: FramePage, undo: ExitStack) -> None:
+        """A grant table in which domain 0 may map the two rings."""
+        try:
+            domain.grants = GrantTable(domain.domid, GrantPages(self._board.physical, domain))
+        except GrantError as refusal:
+            raise ConfigError(f"{domain.name}: {refusal.why}.") from refusal
+        undo.callback(self._drop_grants, domain)
         domain.grants.setup(1)
+        domain.maptrack = Maptrack()
         domain.grants.reserve(0, 0, Mfn(console.mfn))
         domain.grants.reserve(1, 0, Mfn(store.mfn))
-        wiring = Wiring(domain, sink, frames, self._residents.dom0, self._store, board.clock)
-        resident = Resident(domain, self._power_on(domain), wiring)
-        self._residents.add(resident)
-        self._introduce(domain, console, store)
-        wiring.connect(console, store)
-        try:
-            domain.tables.pin(boot.top, domain.tables.top)
-        except XenError as refusal:
-            self._abandon(resident)
-            raise ConfigError(
-                f"{config.name}: the image's page tables are refused: {refusal.why}."
-            ) from refusal
-        self._first_vcpu(domain, boot)
-        domain.tables.take_work()  # the builder's tables are no work that the guest has to pay for
-        return resident
 
-    def _abandon(self, resident: Resident) -> None:
-        """Undo a domain that never ran."""
-        domain = resident.domain
-        self._residents.remove(resident)
-        domain.events.destroy()
-        remove_domu(self._store, domain.domid)
-        release_memory(self._board, resident)
-        domain.engine.close()
+    def _drop_grants(self, domain: Domain) -> None:
+        for mfn in domain.grants.destroy():
+            self._board.frames.drop_shared(mfn)
 
     def _connect_events(self, domain: Domain) -> None:
-        """Event channels, the two toolstack ports, and an empty grant table."""
+        """Event channels, and the two toolstack ports."""
         domid = domain.domid
         domain.events = EventChannels(
             domid,
@@ -228,13 +282,12 @@ class DomainBuilder:
             drop_page=lambda page: self._board.frames.drop_writable(page.mfn),
             find_page=domain.shared_info.elsewhere,
         )
-        domain.grants = GrantTable(domid, GrantPages(self._board.physical, domain))
-        domain.maptrack = Maptrack()
         for port in (STORE_PORT, CONSOLE_PORT):
             assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
 
-    def _introduce(self, domain: Domain, console: FramePage, store: FramePage) -> None:
+    def _introduce(self, domain: Domain, console: FramePage, store: FramePage, undo: ExitStack) -> None:
         """Write the domain's nodes and tell the store of it."""
+        undo.callback(remove_domu, self._store, domain.domid)
         write_domu(
             self._store,
             DomU(
@@ -246,18 +299,21 @@ class DomainBuilder:
         )  # fmt: skip
         self._store.introduce(domain.domid)
 
-    def _power_on(self, domain: Domain) -> Dispatcher:
-        """Give the domain its engine, and each vCPU its descriptor windows."""
-        board = self._board
+    def _power_on(self, domain: Domain, sink: ConsoleSink, undo: ExitStack) -> Resident:
+        """Give the domain its engine, and each vCPU its descriptor windows; now others can find it."""
+        board, physical = self._board, self._board.physical
         dispatcher = Dispatcher(self._services, domain)
         engine = Engine(
-            board.physical.ram, self._sink_for(dispatcher), count_blocks=board.counts_blocks,
+            physical.ram, self._sink_for(dispatcher), count_blocks=board.counts_blocks,
             hole=board.zero_frame << 12, trap_time=board.clock.traps_tsc, tuning=board.tuning,
         )  # fmt: skip
+        undo.callback(engine.close)
         domain.engine = engine
         domain.tables.code.attach(engine)
-        board.physical.invalidators.append(engine.invalidate_code)
-        board.physical.executors.append(domain.tables)
+        physical.invalidators.append(engine.invalidate_code)
+        undo.callback(physical.invalidators.remove, engine.invalidate_code)
+        physical.executors.append(domain.tables)
+        undo.callback(physical.executors.remove, domain.tables)
         dispatcher.attach(engine)
         for vcpu in domain.vcpus:
             vcpu.context = Context(engine)
@@ -266,10 +322,20 @@ class DomainBuilder:
                 area.map(vcpu.number, page, board.zero_frame)
             area.map(vcpu.number, RESERVED_PAGE, board.xen_gdt[domain.width])
             area.map(vcpu.number, RESERVED_PAGE + 1, board.zero_frame)
-        return dispatcher
+        wiring = Wiring(domain, sink, board.frames, self._residents.dom0, self._store, board.clock)
+        resident = Resident(domain, dispatcher, wiring)
+        self._residents.add(resident)
+        undo.callback(self._residents.remove, resident)
+        return resident
 
     def _first_vcpu(self, domain: Domain, boot: BootState) -> None:
-        """Load vCPU 0's first registers, its base pointer, and the clocks."""
+        """Have the page tables approved; vCPU 0's first registers, its base pointer, and the clocks."""
+        try:
+            domain.tables.pin(boot.top, domain.tables.top)
+        except XenError as refusal:
+            raise ConfigError(
+                f"{domain.name}: the image's page tables are refused: {refusal.why}."
+            ) from refusal
         first = domain.vcpus[0]
         domain.tables.take_table(boot.top, domain.tables.top)
         first.paging.kernel_l4 = boot.top
@@ -281,3 +347,4 @@ class DomainBuilder:
         domain.set_wallclock(self._board.clock.wall_ns())
         prepare_vcpu(first)
         first.update_time()
+        domain.tables.take_work()  # the builder's tables are no work that the guest has to pay for

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyhv.abi.numbers import VcpuState, Virq
-from pyhv.board import Board
+from pyhv.board import USUAL_DOMAINS, Board
 from pyhv.cpu.engine import ExitSink
 from pyhv.devices.wiring import ConsoleSink
 from pyhv.domain.config import DomainConfig
@@ -38,7 +38,7 @@ from pyhv.loader.image import KernelImage
 from pyhv.mmu.audit import audit
 from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched import SCHEDULERS
-from pyhv.sched.base import Scheduler
+from pyhv.sched.base import SchedParameters, Scheduler
 from pyhv.services import Services
 from pyhv.traps.dispatch import Dispatcher, Observer
 from pyhv.traps.stopwatch import Stopwatch
@@ -69,6 +69,8 @@ class MachineConfig:
     seed: int = 0
     measure: bool = False
     tuned: bool = True
+    max_domains: int = USUAL_DOMAINS
+    """How many domains at once Xen's own frames are to suffice for."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,12 @@ class Machine:
                 )
             scheduler = SCHEDULERS[scheduler]()
         self.config = config
-        self.board = board = Board(config.memory_pages, virtual_time=config.virtual_time, tuned=config.tuned)
+        self.board = board = Board(
+            config.memory_pages,
+            max_domains=config.max_domains,
+            virtual_time=config.virtual_time,
+            tuned=config.tuned,
+        )
         board.on_free = self._frame_freed
         self.ram, self.frames, self.physical = board.ram, board.frames, board.physical
         self.clock = board.clock
@@ -138,12 +145,10 @@ class Machine:
         `pyhv.loader.ramdisk` unpacks what Xen's toolstack would. `on_end` gets what is left of it when it
         has ended: the machine keeps nothing.
         """
-        resident = self._builder.build(self.residents.next_domid(), image, config, ramdisk, cmdline, console)
+        resident = self._builder.build(image, config, ramdisk, cmdline, console)
         resident.dispatcher.observers = self._observers
         resident.on_end = on_end
         domain = resident.domain
-        for vcpu in domain.vcpus:
-            self.scheduler.add(vcpu)
         self.services.start_vcpu(domain.vcpus[0])
         if not paused:
             self.unpause(domain)
@@ -178,6 +183,14 @@ class Machine:
         self._check_stage(domain, "destroyed", *alive)
         domain.life.destroy()
         self.services.leave_processor(domain)
+
+    def adjust(self, domain: Domain, *, weight: int | None = None, cap: int | None = None) -> None:
+        """Change a living domain's share of the processors. ConfigError: out of range, or it has ended."""
+        stages = Lifecycle.RUNNING, Lifecycle.PAUSED, Lifecycle.SUSPENDED
+        self._check_stage(domain, "adjusted", *stages)
+        old = self.scheduler.parameters(domain.domid)
+        new = SchedParameters(old.weight if weight is None else weight, old.cap if cap is None else cap)
+        self.scheduler.adjust(domain.domid, new)
 
     @staticmethod
     def _check_stage(domain: Domain, verb: str, *stages: Lifecycle) -> None:

@@ -244,8 +244,8 @@ class Services:
 
     def forget(self, domain: Domain) -> None:
         """The domain has ended: its vCPUs leave the scheduler, and its timers never fire."""
+        self.scheduler.remove_domain(domain.domid)
         for vcpu in domain.vcpus:
-            self.scheduler.remove(vcpu)
             self.set_timer(vcpu, 0)
             self.timers.cancel((Timer.POLL, domain.domid, vcpu.number))
         for number in range(WATCHDOGS):

@@ -20,11 +20,26 @@ from pyhv.xenstore.store import Store
 
 def take_apart(board: Board, resident: Resident, residents: Residents, store: Store) -> None:
     """Drop everything that a domain that has ended still holds."""
-    frames, domain = board.frames, resident.domain
+    frames, physical, domain = board.frames, board.physical, resident.domain
     domain.events.destroy()
     _end_mappings(frames, domain, residents)
     remove_domu(store, domain.domid)
-    cpu = resident.dispatcher.cpu
+    drop_tables(frames, resident)
+    resident.wiring.detach()
+    physical.invalidators.remove(domain.engine.invalidate_code)
+    physical.executors.remove(domain.tables)
+    for mfn in domain.grants.destroy():
+        frames.drop_shared(mfn)
+    frames.free_allocated(domain.domid)
+    frames.drop_shared(domain.shared_info.mfn)
+    domain.cache.free(frames)
+    domain.area.free(frames)
+    domain.engine.close()
+
+
+def drop_tables(frames: FrameTable, resident: Resident) -> None:
+    """Drop what the vCPUs refer to, and all page tables."""
+    domain, cpu = resident.domain, resident.dispatcher.cpu
     for vcpu in domain.vcpus:
         cpu.vcpu = vcpu
         cpu.drop_ldt()
@@ -41,27 +56,6 @@ def take_apart(board: Board, resident: Resident, residents: Residents, store: St
     stepwise.settle(domain.tables)
     for pinned in np.flatnonzero((frames.owner_np == domain.domid) & (frames.pinned_np == 1)).tolist():
         domain.tables.unpin(pinned)
-    release_memory(board, resident)
-    domain.engine.close()
-
-
-def release_memory(board: Board, resident: Resident) -> None:
-    """Give back all frames of a domain whose page tables are gone."""
-    frames, physical, domain = board.frames, board.physical, resident.domain
-    resident.wiring.detach()
-    physical.invalidators.remove(domain.engine.invalidate_code)
-    physical.executors.remove(domain.tables)
-    for mfn in domain.grants.destroy():
-        frames.drop_shared(mfn)
-    release_frames(frames, domain)
-
-
-def release_frames(frames: FrameTable, domain: Domain) -> None:
-    """Give back the domain's memory, its shared_info, and what the hypervisor keeps for its tables."""
-    frames.free_allocated(domain.domid)
-    frames.drop_shared(domain.shared_info.mfn)
-    domain.cache.free(frames)
-    domain.area.free(frames)
 
 
 def _end_mappings(frames: FrameTable, domain: Domain, residents: Residents) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from pyhv.abi.numbers import Shutdown
+from pyhv.board import USUAL_DOMAINS
 from pyhv.cli import consoles, loop, terminal
 from pyhv.cli.messages import say
 from pyhv.cli.verdict import OTHER_ENDS, Convention, Report, Watcher, readable, worst
@@ -279,6 +280,7 @@ def run(plan: Plan) -> int:
                 seed=plan.seed,
                 measure=plan.stats,
                 tuned=plan.tuned,
+                max_domains=max(USUAL_DOMAINS, len(plan.guests)),
             )
         )
         stack.callback(machine.close)

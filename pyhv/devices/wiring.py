@@ -51,6 +51,7 @@ class Wiring:
         self.connection: Connection
         self._printed = bytearray()
         """Console output of this turn that has not gone to the sink yet."""
+        self._ports: dict[str, int] = {}
         self.rings: list[Mfn] = []
         """Frames that the back ends write: they hold a writable reference, as a mapping would."""
 
@@ -62,13 +63,12 @@ class Wiring:
             self.rings.append(page.mfn)
         dom0 = self._dom0
         domid = self.domain.domid
-        ports: dict[str, int] = {}
+        ports = self._ports
         self.console = ConsoleRing(console, lambda: dom0.send(ports["console"]))
         self.connection = Connection(self._store, domid)
         self.store = XenstoreRing(store, self.connection, lambda: dom0.send(ports["store"]))
         ports["console"] = dom0.bind_callback(domid, CONSOLE_PORT, self.console_event)
         self._console_port = ports["console"]
-        self._ports = ports
         ports["store"] = dom0.bind_callback(domid, STORE_PORT, self.store_event)
 
     def detach(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pyhv.events.channels import DEFAULT_MAX_PORT
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class DomainConfig:
     """What the toolstack decides about a domain."""
 
@@ -14,7 +14,10 @@ class DomainConfig:
     memory_pages: int
     vcpus: int = 1
     weight: int = 256
+    """Its share of the processors at first, relative to the others'."""
     cap: int = 0
-    uuid: str = "00000000-0000-0000-0000-000000000000"
+    """Its ceiling at first, in percent of one processor; 0: none."""
+    uuid: str = ""
+    """As people write it; empty: one that follows from the machine's seed and the domain's number."""
     max_event_channels: int = DEFAULT_MAX_PORT
     """Highest port."""

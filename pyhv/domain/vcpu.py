@@ -116,16 +116,6 @@ class Vcpu:
         return self.memory.width
 
     @property
-    def weight(self) -> int:
-        """The domain's scheduling weight."""
-        return self.config.weight
-
-    @property
-    def cap(self) -> int:
-        """The domain's cap in percent of one processor."""
-        return self.config.cap
-
-    @property
     def name(self) -> str:
         """d1v0 and the like."""
         return f"d{self.domid}v{self.number}"

@@ -20,13 +20,13 @@ The machine's loop is five lines of it:
     scheduler.charge(decision.vcpu, what it used, now)
     if it blocked: scheduler.sleep(decision.vcpu, now)
 
-Writing a scheduler: subclass `Scheduler`, implement the twelve methods, add it to `pyhv.sched.SCHEDULERS`.
+Writing a scheduler: subclass `Scheduler`, implement its methods, add it to `pyhv.sched.SCHEDULERS`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pyhv.errors import ConfigError
 from pyhv.state import Plain
@@ -42,7 +42,7 @@ MILLISECOND = 1_000_000
 
 
 class Schedulable(Protocol):
-    """What a scheduler asks of a vCPU: a name, and its domain's parameters when it joins."""
+    """What a scheduler asks of a vCPU: a name."""
 
     @property
     def id(self) -> VcpuName:
@@ -52,13 +52,14 @@ class Schedulable(Protocol):
     def domid(self) -> int:
         """The domain it belongs to; equals `id[0]`."""
 
-    @property
-    def weight(self) -> int:
-        """The domain's weight, 1..65535; read once, when the domain's first vCPU is added."""
 
-    @property
-    def cap(self) -> int:
-        """The domain's ceiling in percent of one pCPU; 0 is none. Read with `weight`."""
+class SchedParameters(NamedTuple):
+    """How much of the processors a domain may have; its scheduler alone keeps it."""
+
+    weight: int = WEIGHT_DEFAULT
+    """The domain's share relative to the others', 1..65535."""
+    cap: int = 0
+    """The domain's ceiling in percent of one pCPU; 0 is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +86,24 @@ class Scheduler(ABC):
     """
 
     @abstractmethod
+    def check(self, parameters: SchedParameters) -> None:
+        """Raise ConfigError if no domain here can have these."""
+
+    @abstractmethod
+    def add_domain(self, domid: int, parameters: SchedParameters) -> None:
+        """Take in a domain, without vCPUs. Raises ValueError if it is known already, else as `check`."""
+
+    @abstractmethod
+    def remove_domain(self, domid: int) -> None:
+        """Forget a domain and its vCPUs, whatever they were doing. Raises KeyError."""
+
+    @abstractmethod
     def add(self, vcpu: Schedulable) -> None:
-        """Take a new vCPU in, asleep. Raises ValueError if its id is known already."""
+        """Take in a vCPU of a domain, asleep. Raises ValueError if its id is known already."""
 
     @abstractmethod
     def remove(self, vcpu: Schedulable) -> None:
-        """Forget a vCPU, whatever it was doing; the last of a domain takes the domain's parameters along."""
+        """Forget a vCPU, whatever it was doing."""
 
     @abstractmethod
     def wake(self, vcpu: Schedulable, now: int) -> bool:
@@ -117,7 +130,7 @@ class Scheduler(ABC):
         """Choose what `pcpu` runs from `now` on; what it ran before goes back among the runnable."""
 
     @abstractmethod
-    def adjust(self, domid: int, weight: int, cap: int) -> None:
+    def adjust(self, domid: int, parameters: SchedParameters) -> None:
         """Change a domain's parameters. Raises ConfigError (out of range) or KeyError (domid)."""
 
     @abstractmethod
@@ -129,8 +142,8 @@ class Scheduler(ABC):
         """
 
     @abstractmethod
-    def parameters(self, domid: int) -> tuple[int, int]:
-        """The (weight, cap) in force for a domain. Raises KeyError for an unknown domid."""
+    def parameters(self, domid: int) -> SchedParameters:
+        """What is in force for a domain. Raises KeyError for an unknown domid."""
 
     @abstractmethod
     def state(self) -> dict[str, Plain]:
@@ -141,12 +154,11 @@ class Scheduler(ABC):
         """Go on from what `state` said; exactly those vCPUs have been added before. StateError."""
 
 
-def check_parameters(weight: int, cap: int, pcpus: int = 1) -> tuple[int, int]:
-    """Return (weight, cap), or raise ConfigError with the range that was left."""
+def check_parameters(weight: int, cap: int, pcpus: int = 1) -> None:
+    """Raise ConfigError with the range that was left."""
     if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
         raise ConfigError(
             f"a scheduling weight of {weight} is out of range: use {WEIGHT_MIN} to {WEIGHT_MAX}"
         )
     if not 0 <= cap <= 100 * pcpus:
         raise ConfigError(f"a scheduling cap of {cap} % is out of range: use 0 (no cap) to {100 * pcpus}")
-    return weight, cap

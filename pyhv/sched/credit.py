@@ -25,6 +25,7 @@ from pyhv.sched.base import (
     IDLE,
     MILLISECOND,
     Decision,
+    SchedParameters,
     Schedulable,
     Scheduler,
     VcpuName,
@@ -109,14 +110,28 @@ class Credit(Scheduler):
 
     # ---- who takes part
 
+    def check(self, parameters: SchedParameters) -> None:
+        """ConfigError: out of range."""
+        check_parameters(*parameters, self.pcpus)
+
+    def add_domain(self, domid: int, parameters: SchedParameters) -> None:
+        """Take a domain in."""
+        if domid in self._domains:
+            raise ValueError(f"domain {domid} is scheduled already")
+        self.check(parameters)
+        self._domains[domid] = _Domain(*parameters)
+
+    def remove_domain(self, domid: int) -> None:
+        """Forget a domain."""
+        for entry in list(self._domains[domid].members):
+            self.remove(entry.vcpu)
+        del self._domains[domid]
+
     def add(self, vcpu: Schedulable) -> None:
         """Take a new vCPU in, asleep, with no credit."""
         if vcpu.id in self._accounts:
             raise ValueError(f"vCPU {vcpu.id} is scheduled already")
-        domain = self._domains.get(vcpu.domid)
-        if domain is None:
-            domain = _Domain(*check_parameters(vcpu.weight, vcpu.cap, self.pcpus))
-            self._domains[vcpu.domid] = domain
+        domain = self._domains[vcpu.domid]
         entry = _Entry(vcpu, domain)
         domain.members.append(entry)
         self._accounts[vcpu.id] = entry
@@ -126,21 +141,20 @@ class Credit(Scheduler):
         entry = self._accounts.pop(vcpu.id)
         self._withdraw(entry)
         entry.domain.members.remove(entry)
-        if not entry.domain.members:
-            del self._domains[vcpu.domid]
 
-    def adjust(self, domid: int, weight: int, cap: int) -> None:
+    def adjust(self, domid: int, parameters: SchedParameters) -> None:
         """Change a domain's parameters, from the next accounting on; without a cap nobody stays parked."""
         domain = self._domains[domid]
-        domain.weight, domain.cap = check_parameters(weight, cap, self.pcpus)
-        if cap == 0:
+        self.check(parameters)
+        domain.weight, domain.cap = parameters
+        if domain.cap == 0:
             for entry in domain.members:
                 self._unpark(entry)
 
-    def parameters(self, domid: int) -> tuple[int, int]:
-        """The (weight, cap) in force for a domain."""
+    def parameters(self, domid: int) -> SchedParameters:
+        """What is in force for a domain."""
         domain = self._domains[domid]
-        return domain.weight, domain.cap
+        return SchedParameters(domain.weight, domain.cap)
 
     # ---- what vCPUs do
 

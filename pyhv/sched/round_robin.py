@@ -15,6 +15,7 @@ from pyhv.sched.base import (
     IDLE,
     MILLISECOND,
     Decision,
+    SchedParameters,
     Schedulable,
     Scheduler,
     VcpuName,
@@ -44,21 +45,36 @@ class RoundRobin(Scheduler):
         self._accounts: dict[VcpuName, _Entry] = {}
         self._queue: deque[_Entry] = deque()
         self._running: dict[int, _Entry] = {}
-        self._domains: dict[int, tuple[int, int]] = {}
+        self._domains: dict[int, SchedParameters] = {}
+
+    def check(self, parameters: SchedParameters) -> None:
+        """ConfigError: out of range."""
+        check_parameters(*parameters)
+
+    def add_domain(self, domid: int, parameters: SchedParameters) -> None:
+        """Take a domain in."""
+        if domid in self._domains:
+            raise ValueError(f"domain {domid} is scheduled already")
+        self.check(parameters)
+        self._domains[domid] = parameters
+
+    def remove_domain(self, domid: int) -> None:
+        """Forget a domain."""
+        del self._domains[domid]
+        for entry in [entry for entry in self._accounts.values() if entry.vcpu.domid == domid]:
+            self.remove(entry.vcpu)
 
     def add(self, vcpu: Schedulable) -> None:
         """Take a new vCPU in, asleep."""
         if vcpu.id in self._accounts:
             raise ValueError(f"vCPU {vcpu.id} is scheduled already")
         if vcpu.domid not in self._domains:
-            self._domains[vcpu.domid] = check_parameters(vcpu.weight, vcpu.cap)
+            raise KeyError(vcpu.domid)
         self._accounts[vcpu.id] = _Entry(vcpu)
 
     def remove(self, vcpu: Schedulable) -> None:
         """Forget a vCPU."""
         self._leave(self._accounts.pop(vcpu.id))
-        if all(entry.vcpu.domid != vcpu.domid for entry in self._accounts.values()):
-            del self._domains[vcpu.domid]
 
     def wake(self, vcpu: Schedulable, now: int) -> bool:
         """Put a sleeping vCPU at the tail; it preempts nobody: True only for an idle pCPU."""
@@ -103,14 +119,15 @@ class RoundRobin(Scheduler):
                 return Decision(entry.vcpu, self.slice_ns - entry.used_ns)
         return IDLE
 
-    def adjust(self, domid: int, weight: int, cap: int) -> None:
+    def adjust(self, domid: int, parameters: SchedParameters) -> None:
         """Remember the parameters; they have no effect here."""
         if domid not in self._domains:
             raise KeyError(domid)
-        self._domains[domid] = check_parameters(weight, cap)
+        self.check(parameters)
+        self._domains[domid] = parameters
 
-    def parameters(self, domid: int) -> tuple[int, int]:
-        """The (weight, cap) last set for a domain."""
+    def parameters(self, domid: int) -> SchedParameters:
+        """What was last set for a domain."""
         return self._domains[domid]
 
     def next_event(self, now: int) -> int | None:

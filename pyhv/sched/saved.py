@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from pyhv.abi.layout import u16, u32
 from pyhv.errors import ConfigError
-from pyhv.sched.base import Schedulable, VcpuName, check_parameters
+from pyhv.sched.base import SchedParameters, Schedulable, VcpuName, check_parameters
 from pyhv.state import Plain, items, refusal, restore, state, typed
 
 
@@ -43,7 +43,7 @@ def read_accounts(saved: Plain, known: Mapping[VcpuName, A]) -> dict[VcpuName, A
     return accounts
 
 
-def read_parameters(saved: Plain, known: Set[int], pcpus: int = 1) -> dict[int, tuple[int, int]]:
+def read_parameters(saved: Plain, known: Set[int], pcpus: int = 1) -> dict[int, SchedParameters]:
     """The weight and cap of exactly those domains that are known, in the order that was saved. StateError."""
     parameters = typed(dict[u16, tuple[u32, u32]], saved, "domains")
     if parameters.keys() != known:
@@ -53,7 +53,7 @@ def read_parameters(saved: Plain, known: Set[int], pcpus: int = 1) -> dict[int, 
             check_parameters(weight, cap, pcpus)
         except ConfigError as error:
             raise refusal("domains", f"has one, {domid}, that cannot be: {error}") from None
-    return parameters
+    return {domid: SchedParameters(*each) for domid, each in parameters.items()}
 
 
 def say_places(queue: Iterable[A], running: Mapping[int, A]) -> dict[str, Plain]:

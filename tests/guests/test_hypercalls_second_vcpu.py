@@ -4,7 +4,7 @@
 import pytest
 from guest_machine import HEADER, START, passes, run
 
-from pyhv.machine import Outcome
+from pyhv.until import Outcome
 
 SECOND_VCPU = """
     lea rdi, [rip + context + 520 + 128]        # rip

@@ -14,9 +14,10 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
 from pyhv.state import restore, state, unexplained
+from pyhv.until import Outcome
 
 PAGES = 4096
 VCPUS = {"smp32": 4}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The saved state of schedulers: one that was rebuilt decides as the one that was saved."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyhv.abi.numbers import VcpuState
 from pyhv.errors import StateError
 from pyhv.events.timers import PeriodicTimer
 from pyhv.sched import SCHEDULERS, Scheduler
-from pyhv.sched.base import MILLISECOND
+from pyhv.sched.base import MILLISECOND, SchedParameters
 from pyhv.sched.runstate import Runstate
 from pyhv.state import restore, state
 
@@ -41,7 +42,12 @@ class World:
         self.name, self.known, self.now = name, set(known), now
         self.scheduler: Scheduler = SCHEDULERS[name]()
         for number in sorted(known):
-            self.scheduler.add(VCPUS[number])
+            self.add(VCPUS[number])
+
+    def add(self, vcpu: Vcpu) -> None:
+        with contextlib.suppress(ValueError):
+            self.scheduler.add_domain(vcpu.domid, SchedParameters(vcpu.weight, vcpu.cap))
+        self.scheduler.add(vcpu)
 
     def rebuild(self) -> "World":
         other = World(self.name, self.known, self.now)
@@ -60,12 +66,14 @@ class World:
             return decision, scheduler.next_event(self.now)
         if number not in self.known:
             self.known.add(number)
-            return scheduler.add(vcpu)
+            return self.add(vcpu)
         if what == "remove":
             self.known.discard(number)
+            if number ^ 1 not in self.known:
+                return scheduler.remove_domain(vcpu.domid)
             return scheduler.remove(vcpu)
         if what == "adjust":
-            return scheduler.adjust(vcpu.domid, 1 + amount % 65535, amount % 101)
+            return scheduler.adjust(vcpu.domid, SchedParameters(1 + amount % 65535, amount % 101))
         calls = {"wake": scheduler.wake, "sleep": scheduler.sleep, "yield": scheduler.yield_}
         return calls[what](vcpu, now)
 

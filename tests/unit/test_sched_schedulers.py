@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What holds for every scheduler, and what credit and round robin promise beyond it."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyhv.errors import ConfigError
 from pyhv.sched import SCHEDULERS, Credit, RoundRobin, Scheduler
-from pyhv.sched.base import MILLISECOND
+from pyhv.sched.base import MILLISECOND, SchedParameters
 from pyhv.sched.credit import Priority
 
 MS = MILLISECOND
@@ -54,9 +55,16 @@ def simulate(
     return used
 
 
+def add(scheduler: Scheduler, vcpu: Vcpu) -> None:
+    """Add a vCPU, and its domain with the parameters of the first one."""
+    with contextlib.suppress(ValueError):
+        scheduler.add_domain(vcpu.domid, SchedParameters(vcpu.weight, vcpu.cap))
+    scheduler.add(vcpu)
+
+
 def hogs(scheduler: Scheduler, *vcpus: Vcpu) -> None:
     for vcpu in vcpus:
-        scheduler.add(vcpu)
+        add(scheduler, vcpu)
         scheduler.wake(vcpu, 0)
 
 
@@ -67,7 +75,7 @@ def scheduler(request: pytest.FixtureRequest) -> Scheduler:
 
 def test_nothing_to_run(scheduler: Scheduler) -> None:
     vcpu = Vcpu((1, 0))
-    scheduler.add(vcpu)
+    add(scheduler, vcpu)
     assert scheduler.pick(0).vcpu is None
     assert scheduler.pick(0).slice_ns == 0
     assert scheduler.next_event(0) is None
@@ -75,7 +83,7 @@ def test_nothing_to_run(scheduler: Scheduler) -> None:
 
 def test_wake_run_sleep_remove(scheduler: Scheduler) -> None:
     vcpu = Vcpu((1, 0))
-    scheduler.add(vcpu)
+    add(scheduler, vcpu)
     assert scheduler.wake(vcpu, 5) is True
     assert scheduler.wake(vcpu, 5) is False
     assert scheduler.pick(5).vcpu is vcpu
@@ -88,27 +96,27 @@ def test_wake_run_sleep_remove(scheduler: Scheduler) -> None:
     assert scheduler.pick(200).vcpu is None
     with pytest.raises(KeyError):
         scheduler.wake(vcpu, 200)
-    scheduler.add(vcpu)
+    add(scheduler, vcpu)
 
 
 def test_the_same_vcpu_twice(scheduler: Scheduler) -> None:
-    scheduler.add(Vcpu((1, 0)))
+    add(scheduler, Vcpu((1, 0)))
     with pytest.raises(ValueError, match="already"):
-        scheduler.add(Vcpu((1, 0)))
+        add(scheduler, Vcpu((1, 0)))
 
 
 @pytest.mark.parametrize(("weight", "cap"), [(0, 0), (65536, 0), (256, -1), (256, 101)])
 def test_parameters_out_of_range(scheduler: Scheduler, weight: int, cap: int) -> None:
     with pytest.raises(ConfigError):
-        scheduler.add(Vcpu((1, 0), weight, cap))
-    scheduler.add(Vcpu((1, 0)))
+        add(scheduler, Vcpu((1, 0), weight, cap))
+    add(scheduler, Vcpu((1, 0)))
     with pytest.raises(ConfigError):
-        scheduler.adjust(1, weight, cap)
+        scheduler.adjust(1, SchedParameters(weight, cap))
     assert scheduler.parameters(1) == (256, 0)
-    scheduler.adjust(1, 65535, 100)
+    scheduler.adjust(1, SchedParameters(65535, 100))
     assert scheduler.parameters(1) == (65535, 100)
     with pytest.raises(KeyError):
-        scheduler.adjust(2, 256, 0)
+        scheduler.adjust(2, SchedParameters(256, 0))
 
 
 def test_equal_hogs_share_equally(scheduler: Scheduler) -> None:
@@ -189,7 +197,7 @@ def test_credit_shares_by_weight_while_others_do_io() -> None:
     scheduler = Credit()
     io = Vcpu((3, 0))
     hogs(scheduler, Vcpu((1, 0), 256), Vcpu((2, 0), 512))
-    scheduler.add(io)
+    add(scheduler, io)
 
     used: Counter[tuple[int, int]] = Counter()
     now, wake_at = 0, 0
@@ -212,7 +220,7 @@ def test_credit_adjusts_on_the_fly() -> None:
     scheduler = Credit()
     hogs(scheduler, Vcpu((1, 0)), Vcpu((2, 0)))
     simulate(scheduler, SECOND)
-    scheduler.adjust(2, 1024, 0)
+    scheduler.adjust(2, SchedParameters(1024, 0))
     used = simulate(scheduler, 30 * SECOND, start=SECOND)
     assert used[2, 0] / used[1, 0] == pytest.approx(4, rel=0.05)
 
@@ -253,7 +261,7 @@ def test_lifting_a_cap_unparks() -> None:
     scheduler.sleep(vcpu, now)
     assert scheduler.next_event(now) is None
     assert scheduler.wake(vcpu, now) is False
-    scheduler.adjust(1, 256, 0)
+    scheduler.adjust(1, SchedParameters(256, 0))
     assert scheduler.pick(now).vcpu is vcpu
 
 
@@ -261,7 +269,7 @@ def test_credit_boosts_the_woken_within_the_rate_limit() -> None:
     scheduler = Credit()
     hog, io = Vcpu((1, 0)), Vcpu((2, 0))
     hogs(scheduler, hog)
-    scheduler.add(io)
+    add(scheduler, io)
     simulate(scheduler, SECOND)
     now = 1000 * MS
     assert scheduler.pick(now).vcpu is hog
@@ -294,7 +302,7 @@ def test_dodging_the_ticks_earns_no_free_time() -> None:
     scheduler = Credit(ratelimit=0)
     thief, hog = Vcpu((1, 0)), Vcpu((2, 0))
     hogs(scheduler, hog)
-    scheduler.add(thief)
+    add(scheduler, thief)
     used: Counter[tuple[int, int]] = Counter()
     now = 0
     while now < 20 * SECOND:
@@ -353,14 +361,14 @@ def test_never_picks_a_sleeper_and_never_idles_with_work(
     vcpus = [Vcpu((i // 2, i % 2), 64 + 100 * (i // 2), 60 if i // 2 == 2 else 0) for i in range(6)]
     known, awake = set(range(6)), set(range(4))
     for i in known:
-        scheduler.add(vcpus[i])
+        add(scheduler, vcpus[i])
     for i in awake:
         scheduler.wake(vcpus[i], 0)
     now = 0
     for what, i, amount in steps:
         vcpu = vcpus[i]
         if what == "add" and i not in known:
-            scheduler.add(vcpu)
+            add(scheduler, vcpu)
             known.add(i)
         elif what == "run":
             decision = scheduler.pick(now)
@@ -388,7 +396,7 @@ def test_never_picks_a_sleeper_and_never_idles_with_work(
             elif what == "yield":
                 scheduler.yield_(vcpu, now)
             elif what == "adjust":
-                scheduler.adjust(vcpu.domid, 1 + amount % 65535, amount % 101)
+                scheduler.adjust(vcpu.domid, SchedParameters(1 + amount % 65535, amount % 101))
             elif what == "remove":
                 scheduler.remove(vcpu)
                 known.discard(i)
