@@ -4,8 +4,11 @@
 from collections.abc import Iterator
 
 import pytest
+from compat_machine import RING1_CS, SYSENTER, Paused32, paused32
 from granting import Trio
 from guest_machine import Paused, paused
+
+from pyhv.domain.callbacks import CallbackEntry
 
 
 @pytest.fixture
@@ -21,6 +24,15 @@ def narrow(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> Paused:
     monkeypatch.setattr(guest.dispatcher.call, "width", 32)
     monkeypatch.setattr(guest.dispatcher.call, "word", 4)
     return guest
+
+
+@pytest.fixture
+def guest32() -> Iterator[Paused32]:
+    """A 32-bit guest with a handler for everything."""
+    with paused32() as made:
+        made.handlers()
+        made.vcpu.callbacks.sysenter = CallbackEntry(made.handler(SYSENTER), False, RING1_CS)
+        yield made
 
 
 @pytest.fixture

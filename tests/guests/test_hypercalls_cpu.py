@@ -24,7 +24,6 @@ from pyhv.cpu import vmcb as v
 
 HOLE = 0xFFFF800000000000
 BASES = (SegmentBase.FS, SegmentBase.GS_USER, SegmentBase.GS_KERNEL)
-GP, PF, NP = 13, 14, 11
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from guest_machine import UNMAPPED, Paused, paused
+from vectors import GP, PF
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import (
@@ -16,7 +17,6 @@ from pyhv.cpu import vmcb as v
 from pyhv.mmu.frames import SEGDESC, WRITABLE
 
 HOLE = 0xFFFF800000000000
-GP, PF, NP = 13, 14, 11
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from guest_machine import PAGES, SECOND, Paused, Sink, machine, paused
 from guest_machine import run as run_guest
+from vectors import DB, GP, PF, RF, TF, UD
 
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
@@ -17,9 +18,7 @@ from pyhv.until import Outcome
 
 pytestmark = pytest.mark.usefixtures("both_engines")
 """A tuned engine meets breakpoints by itself, a plain one runs one instruction at a time."""
-DB, BP, OF, UD, GP, PF = 1, 3, 4, 6, 13, 14
 CODE, FREE = 0x8000, 0xC000
-TF, RF = 0x100, 1 << 16
 IDLE, BS = 0xFFFF0FF0, 1 << 14
 EXECUTE, WRITE, PORT, ACCESS = range(4)
 LENGTH = {1: 0, 2: 1, 4: 3, 8: 2}

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import guest_machine
 import pytest
-from compat_machine import paused32
+from compat_machine import CODE3, paused32, with_base
 from guest_machine import Paused, paused
-from test_traps_compat import CODE3, with_base
 from test_traps_debug import ACCESS, BS, CODE, DB, EXECUTE, FREE, IDLE, RF, TF, WRITE, arm, disarm
 
 from pyhv.cpu import debugunit, decode

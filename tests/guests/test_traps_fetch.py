@@ -6,11 +6,11 @@ import pytest
 from bare_engine import CODE_2, DATA, Bare, at
 from compat_machine import paused32
 from guest_machine import Paused, paused
+from vectors import DB, GP, PF
 
 from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
 
-GP, DB, PF = 13, 1, 14
 STORE = b"\xc7\x03\x05\x00\x00\x00"  # mov dword ptr [rbx], 5
 HALF = b"\xb8\x01"  # mov eax, ...
 NOPS = b"\x90" * 5

@@ -26,10 +26,10 @@ from compat_machine import (
 from guest_machine import paused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vectors import DB, GP, NP, PF, TS
 
 from pyhv.cpu import vmcb as v
 
-GP, NP, SS, TS, PF, DB = 13, 11, 12, 10, 14, 1
 K_CODE, U_CODE, CONF, K_LIMITED, K_DATA, U_BASED, ABSENT_CODE, GATE = range(8, 72, 8)
 TARGET = 0x9000
 """Offset in the scratch pages of the code behind the gate."""

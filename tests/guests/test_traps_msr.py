@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from compat_machine import paused32
 from guest_machine import TRAPS, Paused, passes, paused
+from vectors import GP
 
 from pyhv.address import MASK64
 from pyhv.cpu import vmcb as v
 from pyhv.traps.msr import Refused, read_msr, write_msr
 
-GP = 13
 Value = int | None
 Writable = Callable[[int], bool]
 

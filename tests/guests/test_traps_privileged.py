@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 from guest_machine import Paused, paused
+from vectors import GP, NM, PF, UD
 
 from pyhv.abi.numbers import Assist, Physdev
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 
-GP, UD, NM, PF = 13, 6, 7, 14
 CODE = 0x8000
 
 

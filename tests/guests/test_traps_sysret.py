@@ -10,15 +10,14 @@ import pytest
 from compat_machine import SYSENTER as SYSENTER32
 from compat_machine import Paused32, paused32
 from guest_machine import Paused, paused
+from vectors import BP, DB, GP, IF, PF, RF, TF, UD
 
 from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain.callbacks import CallbackEntry
 
-DB, BP, UD, GP, PF = 1, 3, 6, 13, 14
 EVENT, SYSCALL, SYSENTER = 256, 257, 258
-IF, TF, RF = 0x200, 0x100, 1 << 16
 FLAT_CS, FLAT_CS32, FLAT_SS = 0xE033, 0xE023, 0xE02B
 OWN_CS, OWN_SS, OWN_CS32 = 0x0B, 0x13, 0x1B
 IN_SYSCALL = 0x100

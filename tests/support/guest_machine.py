@@ -220,6 +220,15 @@ scratch: .zero 16 * PAGE_SIZE
         assert found is not None
         return found
 
+    def unmask_events(self) -> None:
+        """Let events in, as the guest does by a store."""
+        self.vcpu.info.upcall_masked = False
+
+    @property
+    def rflags(self) -> int:
+        """RFLAGS, the engine's lazy flags included."""
+        return self.domain.engine.rflags()
+
     # -- running code ------------------------------------------------------------------------------------
 
     def handlers(self, flags: int = 0) -> None:
