@@ -339,7 +339,7 @@ class Machine:
         return True
 
     def has_reached(self, when: int) -> bool:
-        """Whether the machine has run up to a time (ns); not to the very nanosecond, for code is in blocks."""
+        """Whether it has run up to a time (ns): not to the very nanosecond, for code comes in blocks."""
         return self.clock.now() >= when or (self._turn is not None and self._reached >= when)
 
     def _begin(self, resident: Resident, vcpu: Vcpu, slice_ns: int, limit: int | None) -> Turn:
