@@ -194,6 +194,8 @@ CTL_FLUSH_TB = _control(uc_const.UC_CTL_TB_FLUSH, 0, 1)
 CTL_USE_EXITS = _control(uc_const.UC_CTL_UC_USE_EXITS, 1, 1)
 CTL_TCG_BUFFER_SIZE = _control(uc_const.UC_CTL_TCG_BUFFER_SIZE, 1, 1)
 TLB_CPU: int = uc_const.UC_TLB_CPU
+ARCH_X86: int = uc_const.UC_ARCH_X86
+MODE_64: int = uc_const.UC_MODE_64
 CTL_CPU_MODEL = _control(uc_const.UC_CTL_CPU_MODEL, 1, 1)
 CPU_SANDY_BRIDGE: int = x86_const.UC_CPU_X86_SANDYBRIDGE
 

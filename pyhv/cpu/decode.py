@@ -8,6 +8,7 @@ tens of thousands of times in a boot; `store` asks Capstone and remembers its an
 
 import enum
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,13 +19,18 @@ from pyhv.address import MASK64
 from pyhv.cpu.opcodes import MAX_LENGTH
 from pyhv.cpu.vmcb import RIP, SEG_BASE
 
-_decoders = {
-    64: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64),
-    32: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32),
-    16: capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_16),
-}
-for _decoder in _decoders.values():
-    _decoder.detail = True
+
+class _Decoders(threading.local):
+    """A thread's own decoders, by the width of the code: they cannot be shared."""
+
+    def __init__(self) -> None:
+        modes = {64: capstone.CS_MODE_64, 32: capstone.CS_MODE_32, 16: capstone.CS_MODE_16}
+        self.of = {width: capstone.Cs(capstone.CS_ARCH_X86, mode) for width, mode in modes.items()}
+        for decoder in self.of.values():
+            decoder.detail = True
+
+
+_decoders = _Decoders()
 
 
 class Op(enum.Enum):
@@ -184,7 +190,7 @@ STORES = frozenset(
 @functools.lru_cache(maxsize=4096)
 def store(code: bytes, width: int = 64) -> Store | None:
     """Decode `code` as an instruction of `STORES` whose destination is memory; None for anything else."""
-    found = next(_decoders[width].disasm(code, 0, 1), None)
+    found = next(_decoders.of[width].disasm(code, 0, 1), None)
     if found is None or found.mnemonic.removeprefix("lock ") not in STORES or not found.operands:
         return None
     operands = list(found.operands)
@@ -274,7 +280,7 @@ _STACK_BASES = frozenset({4, 5})  # RSP, RBP
 @functools.lru_cache(maxsize=4096)
 def accesses(code: bytes, bits: int = 64) -> Accesses | None:
     """What memory the first instruction of `code` names; None if that cannot be told from its operands."""
-    found = next(_decoders[bits].disasm(code, 0, 1), None)
+    found = next(_decoders.of[bits].disasm(code, 0, 1), None)
     if found is None:
         return None
     words = found.mnemonic.split()
@@ -298,7 +304,7 @@ def accesses(code: bytes, bits: int = 64) -> Accesses | None:
 def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
     """Length of a 64-bit instruction, and its references through the stack segment: #SS, not #GP, is what
     hardware raises where one of them is not canonical. None if it is no instruction."""
-    found = next(_decoders[64].disasm(code, 0, 1), None)
+    found = next(_decoders.of[64].disasm(code, 0, 1), None)
     if found is None:
         return None
     name = found.mnemonic.split()[-1]
@@ -329,7 +335,7 @@ _FAR_INDIRECT = {3: False, 5: True}
 @functools.lru_cache(maxsize=256)
 def far_transfer(code: bytes, width: int = 32) -> FarTransfer | None:
     """Decode 32- or 16-bit `code` as a far CALL or JMP; None for anything else."""
-    found = next(_decoders[width].disasm(code, 0, 1), None)
+    found = next(_decoders.of[width].disasm(code, 0, 1), None)
     if found is None:
         return None
     mask = (1 << 8 * found.addr_size) - 1
@@ -347,18 +353,18 @@ def far_transfer(code: bytes, width: int = 32) -> FarTransfer | None:
 
 def length(code: bytes, width: int = 64) -> int:
     """Length of the first instruction, 0 if it is none."""
-    found = next(_decoders[width].disasm(code, 0, 1), None)
+    found = next(_decoders.of[width].disasm(code, 0, 1), None)
     return found.size if found else 0
 
 
 def whole(code: bytes, width: int = 64) -> int:
     """How many of the bytes are instructions that do not go on behind the last one."""
-    return sum(size for _, size, _, _ in _decoders[width].disasm_lite(code, 0))
+    return sum(size for _, size, _, _ in _decoders.of[width].disasm_lite(code, 0))
 
 
 def disassemble(code: bytes, address: int, count: int = 1, width: int = 64) -> list[tuple[int, str]]:
     """(address, text) of up to `count` instructions, for people."""
     return [
         (insn.address, f"{insn.mnemonic} {insn.op_str}".strip())
-        for insn in _decoders[width].disasm(code, address, count)
+        for insn in _decoders.of[width].disasm(code, address, count)
     ]

@@ -41,7 +41,6 @@ _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
 _MOST_CODE_PAGES = 4096
 _LONGEST_PREFIX = 13
-_ARCH_X86, _MODE_64 = 4, 8
 _CR4_TSD = 4
 _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
 _PAGE_FAULT = 14
@@ -127,7 +126,9 @@ class Engine:
         self._code_pages: dict[int, int] = {}
         """Machine addresses of pages that SYSCALL was executed in, by page number; forgotten with the TLB."""
         handle = ctypes.c_void_p()
-        binding.check(binding.uc_open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "creating an engine")
+        binding.check(
+            binding.uc_open(binding.ARCH_X86, binding.MODE_64, ctypes.byref(handle)), "creating an engine"
+        )
         self.handle: int = handle.value or 0
         self._handle = handle
         # The model nearest to the CPUID policy: RDTSCP, but no RDRAND, which would make runs differ.

@@ -11,12 +11,12 @@ does not fit - another host, no such slot, the emulator's own functions not expo
 """
 
 import ctypes
-import functools
 import mmap
 
 import keystone
 
 from pyhv.cpu import binding
+from pyhv.cpu.once import once
 from pyhv.cpu.slots import library
 from pyhv.cpu.stops import posted_stops
 
@@ -57,7 +57,7 @@ def _install(slot: ctypes.c_uint64, first_seat: int, raise_exception: int) -> mm
     return page
 
 
-@functools.cache
+@once
 def guard() -> mmap.mmap | None:
     """Guard the process, at the first call; the native code that does it, None where that cannot be."""
     stops, slot = posted_stops(), library().slot("abort")

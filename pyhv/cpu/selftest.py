@@ -7,13 +7,13 @@ volume 3, chapters 4 to 6) or, for SYSCALL and the stop, with what `engine.py` w
 and is done once per process; `tests/engine/test_engine.py` checks far more. Nothing here is known of Xen.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from pyhv.abi.x86 import PTE_NX, PTE_RW
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.host import executable_memory_refused
+from pyhv.cpu.once import once
 from pyhv.cpu.probe import REMEDY
 from pyhv.cpu.trial import AUX, CODE, DATA, L1, LANDING, LEAF, NO_EXECUTE, READ_ONLY, BrokenPromise, Trial
 from pyhv.errors import EngineError, GuestCrash
@@ -160,7 +160,7 @@ CHECKS: Final[Mapping[str, Callable[[Trial], None]]] = {
 """What is tried, in this order; each raises BrokenPromise."""
 
 
-@functools.cache
+@once
 def self_test() -> None:
     """Check the crucial behaviour of the installed emulator, once per process.
 

@@ -9,13 +9,13 @@ of `guard.py` and of `tuning/`. It never raises for a library of another form: i
 """
 
 import ctypes
-import functools
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from pyhv.cpu import binding
+from pyhv.cpu.once import once
 
 _PT_DYNAMIC, _PT_NOTE, _PF_X = 2, 4, 1
 _PT_LOAD = 1
@@ -139,7 +139,7 @@ def _writable_ranges() -> list[tuple[int, int]]:
     return ranges
 
 
-@functools.cache
+@once
 def library() -> Library:
     """The emulator's library, read at the first call."""
     return _read_library()

@@ -28,6 +28,7 @@ from collections.abc import Callable
 import keystone
 
 from pyhv.cpu import binding
+from pyhv.cpu.once import lock, once
 from pyhv.cpu.slots import library
 
 _EXCP_INTERRUPT = 0x10000
@@ -124,12 +125,13 @@ class PostedStops:
     def enter(self, engine: int, processor: int, state: int) -> tuple[Seat, Callable[[], None]]:
         """A seat for an engine, by its handle and the addresses of its processor and of the state block, and
         how to post a stop to it."""
-        if self._free:
-            seat = self._free.pop()
-        else:
-            seat = Seat(next=self._seats[0].next)
-            self._seats.append(seat)
-            self._seats[0].next = ctypes.addressof(seat)
+        with lock:
+            if self._free:
+                seat = self._free.pop()
+            else:
+                seat = Seat(next=self._seats[0].next)
+                self._seats.append(seat)
+                self._seats[0].next = ctypes.addressof(seat)
         seat.wanted, seat.processor, seat.state, seat.engine = 0, processor, state, engine
         return seat, functools.partial(self._post, ctypes.addressof(seat))
 
@@ -139,7 +141,7 @@ class PostedStops:
         self._free.append(seat)
 
 
-@functools.cache
+@once
 def posted_stops() -> PostedStops | None:
     """The process's list, set up at the first call; None if this library cannot be served so."""
     cpu_exec = binding.symbol_address("cpu_exec_x86_64")

@@ -8,7 +8,6 @@ may execute RDTSC directly and find the rate in their pvclock record (public hea
 """
 
 import ctypes
-import functools
 import mmap
 import platform
 import time
@@ -19,6 +18,7 @@ from typing import ClassVar
 import keystone
 
 from pyhv.cpu import binding
+from pyhv.cpu.once import once
 
 _READ = "rdtsc; shl rdx, 0x20; or rax, rdx; ret"
 _CALIBRATION_NS = 12_000_000
@@ -83,7 +83,7 @@ class HostTsc:
         return rate(hz + hz // _SLOW)
 
 
-@functools.cache
+@once
 def host_tsc() -> HostTsc | None:
     """The host's TSC if the emulator's RDTSC is provably the same counter, else None."""
     if platform.machine() != "x86_64":

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pyhv.cli.main import main
-from pyhv.cpu import examine, selftest
+from pyhv.cpu import examine, probe, selftest
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.trial import Trial
 from pyhv.cpu.tuning import layout
@@ -92,9 +92,12 @@ def test_an_emulator_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_emulator_that_is_laid_out_differently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyhv.cpu.probe._known_path", [])
     monkeypatch.setattr(v, "RIP", v.RIP + 1)
-    result = doctor()
+    probe.state_path.cache_clear()
+    try:
+        result = doctor()
+    finally:
+        probe.state_path.cache_clear()
     assert result.exit_code == 4
     assert "laid out differently" in row(result, "state of the processor")
 

@@ -32,18 +32,18 @@ def test_a_wrong_offset_is_refused_with_a_remedy(
     moved = tuple(one + 1 for one in value) if isinstance(value, tuple) else value + 1
     monkeypatch.setattr(v, name, moved)
     with pytest.raises(EngineError, match=r"laid out differently.*pip install .*unicorn==2\.1\.4"):
-        probe._prove_offsets(handle)
+        probe._prove_offsets(handle, probe.state_path())
 
 
 def test_a_state_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
     monkeypatch.setattr(v, "SIZE", v.SIZE + 64)
     with pytest.raises(EngineError, match="size of the state"):
-        probe._prove_offsets(handle)
+        probe._prove_offsets(handle, probe.state_path())
 
 
 def test_an_engine_that_is_unlike_the_first_is_refused(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
-    (pointer, offset), = probe._known_path  # fmt: skip
-    monkeypatch.setattr(probe, "_known_path", [(pointer, offset + 8)])
+    pointer, offset = probe.state_path()
+    monkeypatch.setattr(probe, "state_path", lambda: (pointer, offset + 8))
     with pytest.raises(EngineError, match=r"laid out differently.*pip install"):
         probe.find_live_state(handle)
 
@@ -59,7 +59,7 @@ def test_a_host_without_proc_is_told_so(monkeypatch: pytest.MonkeyPatch, handle:
 
 def test_the_state_is_found_whatever_points_nearby(handle: int) -> None:
     """More than one pointer may lead to the processor; the path must be the same each time."""
-    assert {probe._state_path(handle) for _ in range(3)} == set(probe._known_path)
+    assert {probe._state_path(handle) for _ in range(3)} == {probe.state_path()}
 
 
 def test_a_copy_of_the_state_is_not_taken_for_it(handle: int) -> None:

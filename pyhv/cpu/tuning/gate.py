@@ -5,12 +5,11 @@
 that is not attached keeps the library's own paths, whatever else this process does.
 """
 
-import functools
 import os
 import platform
-import threading
 from dataclasses import dataclass
 
+from pyhv.cpu.once import once
 from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.slots import library
@@ -104,15 +103,10 @@ def _prove(tuning: Tuning) -> None:
 
 
 _installed: list[Installation] = []
-_lock = threading.Lock()
+"""Their code must stay where it is as long as the process lives."""
 
 
-@functools.cache
-def _decide() -> Tuning:
-    return make_tuning(PATCHES)
-
-
+@once
 def tuning() -> Tuning:
     """The process's tuning, decided at the first call."""
-    with _lock:
-        return _decide()
+    return make_tuning(PATCHES)
