@@ -28,6 +28,7 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.domain.holdings import holdings
 from pyhv.domain.lifecycle import Lifecycle
+from pyhv.domain.relations import relations
 from pyhv.domain.vcpu import Vcpu
 from pyhv.domain_builder import DomainBuilder
 from pyhv.errors import ConfigError, GuestCrash
@@ -243,10 +244,11 @@ class Machine:
         return self.engine_ns - self.stopwatch.spent_ns
 
     def audit(self) -> list[str]:
-        """Everything that is wrong with the machine's memory; empty if it is sound. Not while it runs."""
+        """Everything that is wrong with memory and accounts; empty if they are sound. Not while it runs."""
         rings = [mfn for resident in self.residents for mfn in resident.wiring.rings]
         held = [holdings(resident.domain) for resident in self.residents]
-        return audit(self.frames, self.ram, held, m2p=self.board.m2p, rings=rings)
+        findings = audit(self.frames, self.ram, held, m2p=self.board.m2p, rings=rings)
+        return findings + relations((resident.domain for resident in self.residents), self.dom0)
 
     def _frame_freed(self, mfn: int, owner: int) -> None:
         """A domain loses a frame: it has one less, and no stale translation may lead there."""

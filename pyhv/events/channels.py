@@ -369,7 +369,7 @@ class EventChannels:
         }
 
     def restore(self, saved: Mapping[str, Plain]) -> None:
-        """Be what was saved; StateError. Peers' channels are there; when all are restored, `check_peers`."""
+        """Be what was saved; StateError. Peers' channels are there; `unmatched` looks at both ends."""
         found = entries(dict(saved), "", self.state())
         fifo = None
         if found["fifo"] is not None:
@@ -401,14 +401,15 @@ class EventChannels:
             if entry.peer is None:
                 raise refusal(where, f"is connected to domain {entry.remote_dom}, which does not exist")
 
-    def check_peers(self) -> None:
-        """When all channels are restored: each connected port's peer is connected to it. StateError."""
+    def unmatched(self) -> list[int]:
+        """Connected ports whose peer is not connected to them: there are none, unless saved state says so."""
+        found = []
         for port, entry in self._ports.items():
-            if entry.peer is None:
-                continue
-            other = entry.peer._ports.get(entry.peer_port)
-            if other is None or other.peer is not self or other.peer_port != port:
-                raise refusal(f"ports.{port}", f"of domain {self.domid} has no peer that has it as its peer")
+            if entry.peer is not None:
+                other = entry.peer._ports.get(entry.peer_port)
+                if other is None or other.peer is not self or other.peer_port != port:
+                    found.append(port)
+        return found
 
     # ---- inside
 

@@ -25,6 +25,7 @@ windows on descriptor pages, and the list of free frames. Nothing is changed. A 
 always means a bug of pyhv, never a guest's.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -175,6 +176,7 @@ class _Audit:
         self._compare()
         self._free_frames()
         if m2p is not None:
+            self._own_frames(m2p)
             self._machine_to_physical(m2p)
             for domain in self.domains.values():
                 self._hardware_l4s(domain, m2p)
@@ -306,7 +308,7 @@ class _Audit:
 
     def _hold(self, mfn: int, kind: int, what: str) -> None:
         if 0 < mfn < self.frames.count:
-            self.as_type[kind][mfn] += 1
+            (self.general if kind == NONE else self.as_type[kind])[mfn] += 1
         else:
             self.findings.append(f"{what} is {self.frames.describe(mfn)}")
 
@@ -332,10 +334,9 @@ class _Audit:
                 self.findings.append(f"{self.frames.describe(mfn)} should be a shared page of {name}")
         for mapping in domain.grants:
             if mapping.device:
-                if mapping.readonly:
-                    self.general[mapping.frame] += 1
-                else:
-                    self._hold(mapping.frame, WRITABLE, f"a device mapping of {name}")
+                self._hold(
+                    mapping.frame, NONE if mapping.readonly else WRITABLE, f"a device mapping of {name}"
+                )
 
     def _pins(self) -> None:
         """Each pin is a reference of the type that the frame has."""
@@ -405,19 +406,17 @@ class _Audit:
 
     def _machine_to_physical(self, m2p: MachineToPhysical) -> None:
         """The M2P is mapped read-only, all of it and nothing else."""
-        q = self.ram.q
         mapped: list[int] = []
         compat = [int(e) for e in m2p.compat_entries if int(e) & PTE_P]
-        narrow = [e for l1 in compat for e in self.ram.tables[self._follow(l1)].tolist() if e & PTE_P]
+        narrow = [e for l1 in compat for e in self._present(l1)]
         if any(e & PTE_RW for e in (*compat, *narrow)):
             self.findings.append("the 32-bit M2P is mapped writable")
         if [self._follow(e) for e in narrow] != list(m2p.compat_frames):
             self.findings.append("the 32-bit M2P's tables map other frames than the M2P's")
         for entry in (m2p.user_entry, m2p.supervisor_entry):
-            l3 = self._follow(entry)
-            l2s = [q[l3 << 9 | slot] for slot in range(512) if q[l3 << 9 | slot] & PTE_P]
-            l1s = [e for l2 in l2s for e in self.ram.tables[self._follow(l2)].tolist() if e & PTE_P]
-            leaves = [e for l1 in l1s for e in self.ram.tables[self._follow(l1)].tolist() if e & PTE_P]
+            l2s = self._present(entry)
+            l1s = [e for l2 in l2s for e in self._present(l2)]
+            leaves = [e for l1 in l1s for e in self._present(l1)]
             if any(e & PTE_RW for e in (entry, *l2s, *l1s, *leaves)):
                 self.findings.append("the M2P is mapped writable")
             mapped = [self._follow(e) for e in leaves]
@@ -427,6 +426,25 @@ class _Audit:
     @staticmethod
     def _follow(entry: int) -> int:
         return (entry & PTE_MFN_MASK) >> 12
+
+    def _present(self, entry: int) -> list[int]:
+        """The present entries of the table that an entry of the hypervisor's own tables leads to."""
+        mfn = self._follow(entry)
+        if not 0 < mfn < self.frames.count or self.frames.owner[mfn] != DOMID_XEN:
+            self.findings.append(f"a table of the hypervisor's leads to {self.frames.describe(mfn)}")
+            return []
+        return [each for each in self.ram.tables[mfn].tolist() if each & PTE_P]
+
+    def _own_frames(self, m2p: MachineToPhysical) -> None:
+        """What the hypervisor keeps for itself is its own, and serves one purpose."""
+        used = [*m2p.frames, *m2p.compat_frames]
+        for domain in self.domains.values():
+            used += [*domain.area.tables, *domain.cache.frames()]
+        twice = {mfn for mfn, count in Counter(used).items() if count > 1}
+        for mfn in sorted(twice | {mfn for mfn in used if self.frames.owner[mfn] != DOMID_XEN}):
+            self.findings.append(
+                f"{self.frames.describe(mfn)} is not the hypervisor's, or serves it for two purposes"
+            )
 
     def _hardware_l4s(self, domain: Holdings, m2p: MachineToPhysical) -> None:
         """Each copy is the guest's L4 plus the hypervisor's slots, and nothing but that."""
@@ -461,7 +479,8 @@ class _Audit:
         touched = _u64(~(PTE_A | PTE_D) & (1 << 64) - 1)
         l3s = np.flatnonzero((self.typed == L3) & self.narrow)
         wanted = np.zeros(frames.count, dtype=bool)
-        wanted[((tables[l3s, 3] & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)] = True
+        last = ((tables[l3s, 3] & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)
+        wanted[last[last < frames.count]] = True
         marked = frames.last_l2_np == 1
         self._tell(np.flatnonzero(wanted & ~marked), "{} is in slot 3 of an L3 without being prepared for it")
         self._tell(np.flatnonzero(marked & (self.typed != L2)), "{} is marked as a last L2 but is none")
@@ -473,6 +492,10 @@ class _Audit:
         """GDT and LDT windows show what the vCPU has installed, never writable and never to user mode."""
         if domain.area.entry & PTE_US:
             self.findings.append(f"user mode of d{domain.domid} can reach the descriptor windows")
+        l2s = self._present(domain.area.entry)
+        l1s = [e for l2 in l2s for e in self._present(l2)]
+        if [self._follow(e) for e in (domain.area.entry, *l2s, *l1s)] != domain.area.tables:
+            self.findings.append(f"the descriptor windows of d{domain.domid} lead elsewhere")
         for vcpu in domain.vcpus:
             name = f"d{domain.domid}v{vcpu.number}"
             for page in range(2 * _LDT_FIRST_PAGE):
@@ -484,7 +507,7 @@ class _Audit:
                     wanted: int | None = vcpu.gdt_frames[page]
                 elif page >= _LDT_FIRST_PAGE:
                     wanted = vcpu.ldt_mapped.get(page - _LDT_FIRST_PAGE)
-                elif mfn is not None and self.frames.owner[mfn] == DOMID_XEN:
+                elif mfn is not None and mfn < self.frames.count and self.frames.owner[mfn] == DOMID_XEN:
                     continue
                 else:
                     wanted = None

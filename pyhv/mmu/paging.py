@@ -139,8 +139,8 @@ class DomainArea:
     def __init__(self, ram: Ram, frames: FrameTable, vcpus: int) -> None:
         self.ram = ram
         self._frames = frames
-        self._tables = frames.allocate_xen(2 + (vcpus + 15) // 16)
-        l3, l2, *self._l1s = self._tables
+        self.tables = frames.allocate_xen(2 + (vcpus + 15) // 16)
+        l3, l2, *self._l1s = self.tables
         upper = _SUPERVISOR_RW
         ram.q[l3 << 9] = l2 << 12 | upper
         for index, l1 in enumerate(self._l1s):
@@ -174,18 +174,18 @@ class DomainArea:
 
     def state(self) -> dict[str, Plain]:
         """Its tables by frame."""
-        return {"tables": list[Plain](self._tables)}
+        return {"tables": list[Plain](self.tables)}
 
     def restore(self, saved: Mapping[str, Plain]) -> None:
         """Use the tables that were saved, which memory has; StateError."""
         tables = entries(dict(saved), "", {"tables": None})["tables"]
-        self._tables = read_xen_frames(tables, "tables", self._frames, len(self._tables))
-        self._l1s = self._tables[2:]
-        self.entry = self._tables[0] << 12 | _SUPERVISOR_RW
+        self.tables = read_xen_frames(tables, "tables", self._frames, len(self.tables))
+        self._l1s = self.tables[2:]
+        self.entry = self.tables[0] << 12 | _SUPERVISOR_RW
 
     def free(self, frames: FrameTable) -> None:
         """Free the area's own tables."""
-        for mfn in self._tables:
+        for mfn in self.tables:
             frames.drop(mfn)
 
 
@@ -257,6 +257,10 @@ class L4Cache:
             if copy is not None:
                 self._free.append(copy)
 
+    def frames(self) -> list[Mfn]:
+        """Every frame that it has, used or not."""
+        return [*self._free, *self._copies.values()]
+
     def copies(self) -> Iterator[tuple[Mfn, int, Mfn]]:
         """Every copy that is kept: (guest L4, variant, frame of the copy)."""
         for (l4, variant), copy in self._copies.items():
@@ -302,7 +306,7 @@ class L4Cache:
 
     def free(self, frames: FrameTable) -> None:
         """Free all copies."""
-        for mfn in [*self._free, *self._copies.values()]:
+        for mfn in self.frames():
             frames.drop(mfn)
         self._free.clear()
         self._copies.clear()

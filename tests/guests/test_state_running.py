@@ -38,8 +38,9 @@ def put_back(made: Machine) -> None:
     """Give each part the state that it has, which drops all its caches."""
     for part in parts(made):
         restore(part, packed(part))
-    for resident in made.residents:
-        resident.domain.events.check_peers()
+
+
+COUPLES = [("ping", "pong"), ("fifo", "ticker"), ("code", "pages32"), ("smp32", "grants")]
 
 
 def digest_of(names: tuple[str, ...], scheduler: str, stops: list[int]) -> tuple[str, bytes, int]:
@@ -59,7 +60,9 @@ def digest_of(names: tuple[str, ...], scheduler: str, stops: list[int]) -> tuple
 
 
 @pytest.mark.parametrize("scheduler", ["credit", "rr"])
-@pytest.mark.parametrize("names", [("ping", "pong"), ("fifo", "ticker"), ("code", "pages32"), ("smp32", "grants")])
+@pytest.mark.parametrize(
+    "names", [("ping", "pong"), ("fifo", "ticker"), ("code", "pages32"), ("smp32", "grants")]
+)
 def test_a_machine_put_back_to_where_it_is_goes_on_as_if_it_had_not(
     names: tuple[str, ...], scheduler: str
 ) -> None:

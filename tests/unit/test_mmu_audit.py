@@ -138,6 +138,23 @@ DAMAGE: dict[str, tuple[Callable[[Sound], object], str]] = {
         lambda s: s.entry(s.guest.area._l1s[0], 0, PTE_RW),
         "descriptor page 0",
     ),
+    "windows that lead elsewhere": (
+        lambda s: s.entry(s.guest.area.tables[0], 0, 1 << 12),
+        "lead elsewhere",
+    ),
+    "windows that lead beyond RAM": (
+        lambda s: s.entry(s.guest.area.tables[0], 0, 1 << 50),
+        "a table of the hypervisor's leads to",
+    ),
+    "windows of two domains in one table": (
+        lambda s: s.guest.area.tables.__setitem__(2, s.other.area.tables[2]),
+        "serves it for two purposes",
+    ),
+    "a copy in a guest's frame": (
+        lambda s: s.guest.cache._free.__setitem__(0, s.page),
+        "is not the hypervisor's, or serves it for two purposes",
+    ),
+    "a descriptor page beyond RAM": (lambda s: s.entry(s.guest.area._l1s[0], 5, 1 << 50 | 1), "page 5 of"),
     "a wrong frame in the window": (lambda s: s.guest.area.map(0, 0, s.page), "shows frame"),
     "an LDT page that is gone": (lambda s: s.guest.area.map(0, 18, None), "descriptor page 18"),
     "an LDT page too many": (lambda s: s.guest.area.map(0, 19, s.page), "descriptor page 19"),

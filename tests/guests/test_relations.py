@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What domains know of each other must agree: what is made to differ is found."""
+
+from typing import Any
+
+from guest_machine import PAGES, Paused, machine
+
+from pyhv.abi.grants import MapFlag
+from pyhv.address import Mfn
+from pyhv.grants.maptrack import Mapping
+from pyhv.state import restore, state
+
+
+def test_accounts_that_do_not_agree_are_found() -> None:
+    with machine(pages=2 * PAGES) as made:
+        lender, borrower = Paused(made), Paused(made)
+        assert made.audit() == []
+        borrower.domain.maptrack.add(Mapping(lender.domain.domid, 8, MapFlag.DEVICE, Mfn(0)))
+        assert [line for line in made.audit() if "grant 8" in line] == [
+            "d2 has the DEVICE half of grant 8 of d1 1 times writable, d1 counts 0"
+        ]
+
+
+def test_ports_that_do_not_agree_are_found() -> None:
+    with machine(pages=2 * PAGES) as made:
+        guest = Paused(made)
+        said: Any = state(guest.domain.events)
+        said["ports"][0][1]["peer_port"] += 1
+        restore(guest.domain.events, said)
+        assert "port 1 of d1 is connected to a port that is not connected to it" in made.audit()
