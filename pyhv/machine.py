@@ -336,7 +336,9 @@ class Machine:
         self._execute(turn)
         if self._has_left(turn) or not self.clock.pause(turn.resident.domain.engine):
             self._end(turn)
-        elif limit is not None and not self._interrupted:
+            return True
+        turn.resident.wiring.flush()
+        if limit is not None and not self._interrupted:
             self._reached = limit
         return True
 
