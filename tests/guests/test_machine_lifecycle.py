@@ -183,7 +183,7 @@ def test_policies(made: Machine) -> None:
     counter(made)
     began = made.now()
     assert made.run(Forever() | Seconds(0.002)) is Outcome.TIMEOUT
-    assert made.now() - began == 2_000_000
+    assert 0 <= 2_000_000 - (made.now() - began) < 100, "or the next block would reach beyond it"
     asked: list[int] = []
     assert made.run(When(lambda: len(asked) == 2 or bool(asked.append(1)))) is Outcome.STOPPED
     assert made.run(Seconds(0.001) | AllEnded()) is Outcome.TIMEOUT
