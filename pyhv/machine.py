@@ -34,7 +34,6 @@ from pyhv.domain_builder import DomainBuilder
 from pyhv.errors import ConfigError, GuestCrash
 from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import Unshared
-from pyhv.hypercalls.vcpu import write_runstate
 from pyhv.loader.image import KernelImage
 from pyhv.mmu.audit import audit
 from pyhv.resident import Ended, Resident, Residents
@@ -412,7 +411,7 @@ class Machine:
     def _write_areas(self, vcpu: Vcpu, now: int) -> None:
         """Refresh what the guest reads of its time and runstate."""
         vcpu.update_time()
-        write_runstate(vcpu, now)
+        vcpu.update_runstate(now)
 
     def _reap(self) -> None:
         """Take domains apart that have ended: nothing of them is left here."""

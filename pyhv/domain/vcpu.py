@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pyhv.abi.layout import u32, u64
 from pyhv.abi.numbers import VcpuState
+from pyhv.abi.structs import VcpuRunstateInfo
 from pyhv.clock import Clock
 from pyhv.cpu.context import Context
 from pyhv.cpu.registers import Registers
@@ -129,6 +130,21 @@ class Vcpu:
         if self.areas.time:
             with suppress(XenError):  # an area that is not mapped now is written another time
                 self.memory.write(self.areas.time, record)
+
+    def runstate_info(self, now: int) -> VcpuRunstateInfo:
+        """What the vCPU does, since when, and how long it has done what, at system time `now` (ns)."""
+        record = self.runstate.snapshot(now)
+        running, runnable, blocked, offline = record.time
+        return VcpuRunstateInfo(
+            state=record.state, state_entry_time=record.state_entry_time,
+            time0=running, time1=runnable, time2=blocked, time3=offline,
+        )  # fmt: skip
+
+    def update_runstate(self, now: int) -> None:
+        """Write the runstate to where the guest may want it; not mapped now, it is written another time."""
+        if self.areas.runstate:
+            with suppress(XenError):
+                self.memory.write(self.areas.runstate, self.runstate_info(now).pack(self.width))
 
 
 def new_vcpu(

@@ -21,7 +21,6 @@ from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.cpustate import fix_rpl, set_trap
-from pyhv.hypercalls.debugreg import set_debugreg
 
 _MOST_GDT_FRAMES = 16
 _VECTORS = 256
@@ -261,7 +260,7 @@ class GuestContext:
             vcpu.other_gs_base, registers.gs.base = registers.gs.base, self.gs_base_user
         for number in (0, 1, 2, 3, 6, 7):
             try:
-                set_debugreg(vcpu, number, self.debug[number])
+                vcpu.debug.write(number, self.debug[number], vcpu.cr4)
             except XenError:
                 continue  # Xen clears what it does not accept
         vcpu.initial = registers

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """vcpu_op: bring vCPUs up and down, their timers, runstates and shared areas (public header `vcpu.h`)."""
 
-from contextlib import suppress
-
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall, VcpuOp
 from pyhv.abi.shared import CONTEXT_LAYOUT
@@ -69,20 +67,10 @@ def down(call: Call, vcpu: Vcpu, _argument: int) -> int:
     return 0
 
 
-def runstate_record(vcpu: Vcpu, now: int) -> bytes:
-    """The vCPU's runstate as `vcpu_runstate_info`."""
-    record = vcpu.runstate.snapshot(now)
-    running, runnable, blocked, offline = record.time
-    return VcpuRunstateInfo(
-        state=int(record.state), state_entry_time=record.state_entry_time,
-        time0=running, time1=runnable, time2=blocked, time3=offline,
-    ).pack(vcpu.width)  # fmt: skip
-
-
 @_commands.command(VcpuOp.GET_RUNSTATE_INFO, VcpuRunstateInfo)
 def get_runstate_info(call: Call, vcpu: Vcpu, argument: int) -> int:
     """Store what the vCPU does, since when, and its time in each state."""
-    call.memory.write(argument, runstate_record(vcpu, call.host.now()))
+    call.write(argument, vcpu.runstate_info(call.host.now()))
     return 0
 
 
@@ -100,15 +88,8 @@ def register_runstate_memory_area(call: Call, vcpu: Vcpu, argument: int) -> int:
     EFAULT: also for an address outside the guest's space.
     """
     vcpu.areas.runstate = _area(call, argument)
-    write_runstate(vcpu, call.host.now())
+    vcpu.update_runstate(call.host.now())
     return 0
-
-
-def write_runstate(vcpu: Vcpu, now: int) -> None:
-    """Write the vCPU's runstate to its area; one that is not mapped now is written another time."""
-    if vcpu.areas.runstate:
-        with suppress(XenError):
-            vcpu.memory.write(vcpu.areas.runstate, runstate_record(vcpu, now))
 
 
 @_commands.command(VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA, VcpuRegisterArea)

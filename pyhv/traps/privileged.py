@@ -33,7 +33,6 @@ from pyhv.cpu.decode import (
 )
 from pyhv.cpu.opcodes import MAX_LENGTH, Verdict, examine
 from pyhv.errors import XenError
-from pyhv.hypercalls.debugreg import get_debugreg, set_debugreg
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.msr import Refused, read_msr, write_msr
 
@@ -267,14 +266,14 @@ def _write_cr(cpu: GuestCpu, found: Privileged) -> None:
 
 def _read_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
-        cpu.vmcb.q[found.register] = get_debugreg(cpu.vcpu, found.number)
+        cpu.vmcb.q[found.register] = cpu.vcpu.debug.read(found.number, cpu.vcpu.cr4)
     except XenError as error:
         raise Refused from error
 
 
 def _write_dr(cpu: GuestCpu, found: Privileged) -> None:
     try:
-        set_debugreg(cpu.vcpu, found.number, cpu.vmcb.q[found.register])
+        cpu.vcpu.debug.write(found.number, cpu.vmcb.q[found.register], cpu.vcpu.cr4)
         cpu.rearrange = True
     except XenError as error:
         raise Refused from error

@@ -21,6 +21,7 @@ from pyhv.abi.numbers import Hypercall, Sched, Shutdown
 from pyhv.abi.x86 import PTE_RW
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.cpu.vmcb import RBX, RDI
+from pyhv.domain import debug as debug_registers
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ImageError, XenError
 from pyhv.events import channels
@@ -30,7 +31,7 @@ from pyhv.grants import entries
 from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.table import GrantTable
 from pyhv.guests.build import HOSTILE, build_builtin, source_of
-from pyhv.hypercalls import context, debugreg, exchange, grantmap
+from pyhv.hypercalls import context, exchange, grantmap
 from pyhv.hypercalls import cpustate as cpu_calls
 from pyhv.hypercalls import grants as grant_calls
 from pyhv.hypercalls import vcpu as vcpu_calls
@@ -222,7 +223,7 @@ MUTATIONS = [
     ("fifo", Fifo, "check_array", _always(None)),
     ("grants-v2", GrantTable, "_check_offer", _always(None)),
     ("grants-v2", entries, "_START_MASK", 0x7),
-    ("debug", debugreg, "guest_may_use", _always(True)),
+    ("debug", debug_registers, "guest_may_use", _always(True)),
 ]  # fmt: skip
 
 
