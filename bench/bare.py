@@ -81,7 +81,7 @@ class Bare:
             self._hook(binding.HOOK_BLOCK, budget.hook, budget.data)
 
     def _build_tables(self, first_data_page: int) -> None:
-        tables = self._ram.tables
+        tables = self._ram.writable.tables
         for level in range(3):
             tables[level][0] = (level + 1) << 12 | _P_RW_A
         for page in range(512):

@@ -248,7 +248,7 @@ class Attack:
         page = guest.machine.residents[guest.domain.domid].wiring.rings[self.source.below(2)] << 12
         offset = self.source.pick((2048, 2052, 2056, 2060, 2068, 3072, 3076, 3080, 3084, 0, 16))
         value = self.source.number(1) if self.source.chance(200) else self.source.number(4)
-        guest.domain.ram.d[(page + offset) >> 2] = value
+        guest.domain.physical.write_u32(page + offset, value)
         self.call(
             Hypercall.EVENT_CHANNEL_OP, Evtchn.SEND, guest.put(struct.pack("<I", 1 + self.source.below(2)))
         )

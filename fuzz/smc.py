@@ -74,7 +74,7 @@ class Stage:
         self.acts: list[Callable[[Stage], None]] = []
         """What the hypervisor does at each interrupt of the program."""
         self.end = ""
-        q = self.ram.q
+        q = self.ram.writable.q
         q[L4 << 9], q[L3 << 9], q[L2 << 9] = (mfn << 12 | _UPPER for mfn in (L3, L2, L1))
         for page in range(FRAMES):
             q[L1 << 9 | page] = page << 12 | _LEAF
@@ -283,7 +283,7 @@ class Program:
         self._poke(alias, at, value)
 
         def act(stage: Stage) -> None:
-            stage.ram.raw[mfn << 12 | offset] = value
+            stage.ram.writable.raw[mfn << 12 | offset] = value
             stage.engine.invalidate_code(mfn)
 
         self.acts.append(act)
@@ -295,7 +295,7 @@ class Program:
 
         def act(stage: Stage) -> None:
             entry = stage.ram.q[L1 << 9 | page]
-            stage.ram.q[L1 << 9 | page] = entry & PTE_NX | mfn << 12 | _LEAF
+            stage.ram.writable.q[L1 << 9 | page] = entry & PTE_NX | mfn << 12 | _LEAF
             stage.engine.flush_tlb()
 
         self.acts.append(act)
@@ -310,7 +310,7 @@ class Program:
 
         def act(stage: Stage) -> None:
             for page in (alias, alias + 1):
-                stage.ram.q[L1 << 9 | page] ^= PTE_NX
+                stage.ram.writable.q[L1 << 9 | page] ^= PTE_NX
             stage.engine.flush_tlb()
 
         self.acts.append(act)
@@ -370,7 +370,7 @@ class Smc(Target):
         stage = Stage(tuned=tuned, count_blocks=count_blocks, wide=wide, watched=self.watched)
         try:
             stage.acts = list(program.acts)
-            raw = stage.ram.raw
+            raw = stage.ram.writable.raw
             for mfn, content in program.start.items():
                 raw[mfn << 12 : mfn + 1 << 12] = content
             raw[PROGRAM << 12 : (PROGRAM << 12) + len(program.code)] = program.code

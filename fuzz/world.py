@@ -211,16 +211,16 @@ class World:
     def _prepare_victim(self) -> None:
         victim, ram = self.victim, self.machine.ram
         for frame in victim.frames[:24]:
-            ram.tables[frame] = _SECRET
+            ram.writable.tables[frame] = _SECRET
         table = victim.domain.grants.frames[0] << 12
         for ref, frame, flags in (
             (GRANTED_READ, victim.frames[24], 5),
             (GRANTED_WRITE, victim.frames[25], 1),
         ):
-            ram.tables[frame] = 0
+            ram.writable.tables[frame] = 0
             at = table + 8 * ref
             entry = struct.pack("<HHI", flags, self.guests[0].domain.domid, frame)
-            ram.raw[at : at + 8] = entry
+            ram.writable.raw[at : at + 8] = entry
         request = EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=self.guests[0].domain.domid, port=0)
         at = victim.put(request.pack())
         self.call(victim, Hypercall.EVENT_CHANNEL_OP, (Evtchn.ALLOC_UNBOUND, at, 0, 0, 0))

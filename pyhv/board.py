@@ -20,8 +20,8 @@ from pyhv.cpu.tsc import host_tsc
 from pyhv.cpu.tuning.gate import tuning
 from pyhv.errors import ConfigError
 from pyhv.mmu.frames import FrameTable
-from pyhv.mmu.memory import PhysicalMemory
 from pyhv.mmu.paging import MachineToPhysical
+from pyhv.mmu.physical import PhysicalMemory
 
 FRAMES_A_DOMAIN: Final = 64
 """Frames that the board adds for Xen for each domain that it is meant for: copies of its L4s, tables of its
@@ -70,7 +70,7 @@ class Board:
     def _gdt_page(self, descriptors: Mapping[int, int]) -> Mfn:
         (page,) = self.frames.allocate_xen()
         for selector, descriptor in descriptors.items():
-            self.ram.q[page << 9 | (selector & 0xFFF) >> 3] = descriptor
+            self.ram.store_u64(page << 12 | selector & 0xFF8, descriptor)
         return page
 
     def _frame_freed(self, mfn: int, owner: int) -> None:

@@ -34,9 +34,9 @@ from pyhv.grants.table import GrantTable
 from pyhv.loader.builder import FRAMES_BELOW_4G, BootState, build, check_cmdline, lower_l3
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import Layout, plan
-from pyhv.mmu.memory import FramePage, PhysicalMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
+from pyhv.mmu.physical import FramePage, PhysicalMemory
 from pyhv.mmu.tables import PageTables
 from pyhv.resident import Resident, Residents
 from pyhv.sched.base import SchedParameters, Scheduler
@@ -59,14 +59,14 @@ class BuilderPages:
 
     def __init__(self, physical: PhysicalMemory, p2m: npt.NDArray[np.uint64]) -> None:
         self.p2m = p2m
-        self._ram = physical.ram.raw
+        self._physical = physical
         self._contiguous = bool((np.diff(p2m) == 1).all())
 
     def write(self, pfn: Pfn, offset: int, data: bytes) -> None:
         """Store bytes from an offset in a page on, across pages."""
         if self._contiguous:
             at = (int(self.p2m[pfn]) << 12) + offset
-            self._ram[at : at + len(data)] = data
+            self._physical.write_new(at, data)
             return
         view = memoryview(data)
         page = pfn + (offset >> 12)
@@ -74,7 +74,7 @@ class BuilderPages:
         while view:
             step = min(len(view), PAGE_SIZE - offset)
             at = (int(self.p2m[page]) << 12) + offset
-            self._ram[at : at + step] = view[:step]
+            self._physical.write_new(at, view[:step])
             view, page, offset = view[step:], page + 1, 0
 
 

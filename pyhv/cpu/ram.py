@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The machine's RAM: one mapping that every engine maps and Python sees through views.
 
-Three views of the same bytes: `raw` (memoryview of bytes), `q` (64-bit words, for single entries) and
+Views of the same bytes, for reading: `raw` (memoryview of bytes), `q` and `d` (64- and 32-bit words) and
 `tables` (numpy, one row of 512 words a frame, for whole page tables). Who owns a frame is `mmu/`'s concern.
 
-Writing through these views does not tell the emulator: whoever writes to a frame that may hold translated
-code goes through `mmu.memory`, which invalidates.
+What the hypervisor stores goes through two doors, and each notes which frames were written (`take_dirty`).
+Frames of the hypervisor's own are written by the `store` methods here. Frames that a guest can see may hold
+translated code, which the emulator must hear of: `mmu/physical.py` stores there. Nobody else uses `writable`,
+the same views for writing (`tests/docs/test_layers.py`).
 
 RAM can be frozen (`freeze`), put back (`revert`) and shared by copies of itself (`Ram.of`) without copying
 more than what was written in between; `layers.py` tells how. The address never changes, so that engines and
@@ -14,7 +16,7 @@ views stay what they are. Nothing may execute or store meanwhile.
 
 import ctypes
 import mmap
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,15 @@ _FEW: Final = 16
 """So many frames are rather filled with zeros than mapped anew."""
 
 
+class Views(NamedTuple):
+    """The bytes of memory, as bytes, as words of 64 and 32 bits, and as rows of 512 words."""
+
+    raw: memoryview
+    q: memoryview
+    d: memoryview
+    tables: npt.NDArray[np.uint64]
+
+
 class Ram:
     """`frames` zeroed page frames of machine memory; the host provides a frame when it is first written."""
 
@@ -45,10 +56,11 @@ class Ram:
                 f"This host cannot provide {self.size >> 20} MiB of memory for the machine ({error});"
                 " ask for less with --memory."
             ) from error
-        self.raw = memoryview(self._map)
-        self.q = self.raw.cast("Q")
-        self.d = self.raw.cast("I")
-        self.tables: npt.NDArray[np.uint64] = np.frombuffer(self._map, dtype=np.uint64).reshape(frames, 512)
+        self.writable = _views(memoryview(self._map))
+        self.raw, self.q, self.d, self.tables = _views(memoryview(self._map).toreadonly())
+        self.dirty_np = np.zeros(frames, dtype=np.uint8)
+        self.dirty = self.dirty_np.data
+        """1 for each frame that the hypervisor has written since `take_dirty`."""
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._open: Layer | None = Layer(frames)
         """The file that is written directly, until it is frozen; None from then on."""
@@ -69,6 +81,45 @@ class Ram:
         """The bytes of one frame."""
         return self.raw[mfn << PAGE_SHIFT : (mfn << PAGE_SHIFT) + PAGE_SIZE]
 
+    # -- the hypervisor's stores -------------------------------------------------------------------------
+
+    def store_u64(self, address: int, value: int) -> None:
+        """Store an aligned 64-bit word into a frame of the hypervisor's own."""
+        self.writable.q[address >> 3] = value
+        self.dirty[address >> PAGE_SHIFT] = 1
+
+    def store_u32(self, address: int, value: int) -> None:
+        """The same for a 32-bit word."""
+        self.writable.d[address >> 2] = value
+        self.dirty[address >> PAGE_SHIFT] = 1
+
+    def store_row(self, mfn: int, row: npt.NDArray[np.uint64] | int) -> None:
+        """Store all 512 words of a frame of the hypervisor's own, or one value 512 times."""
+        self.writable.tables[mfn] = row
+        self.dirty[mfn] = 1
+
+    def store_words(
+        self,
+        first: int,
+        indices: npt.NDArray[np.int64],
+        values: npt.NDArray[np.uint64] | npt.NDArray[np.uint32] | int,
+        dtype: type[np.uint64] | type[np.uint32] = np.uint64,
+    ) -> None:
+        """Store many words of an array that lies in frames of the hypervisor's own from `first` on."""
+        words = self.writable.tables.reshape(-1)[first << 9 :].view(dtype)
+        words[indices] = values
+        self.dirty_np[first + indices // (PAGE_SIZE // words.itemsize)] = 1
+
+    def take_dirty(self) -> MfnArray:
+        """Frames that the hypervisor has written since this was last asked, ascending; none is dirty now.
+
+        Those that were given back or put back by `revert` are among them. What guests have stored themselves
+        is not: with that, `written` answers.
+        """
+        found = np.flatnonzero(self.dirty_np)
+        self.dirty_np[:] = 0
+        return found
+
     # -- giving back -------------------------------------------------------------------------------------
 
     def clear(self, mfns: MfnArray) -> None:
@@ -82,14 +133,15 @@ class Ram:
 
     def clear_run(self, first: int, count: int = 1) -> None:
         """`clear` for `count` frames from `first` on."""
+        self.dirty_np[first : first + count] = 1
         if self._open is not None:
             try:
                 # Reads as zeros again (madvise(2), MADV_REMOVE: a hole in the file).
                 self._map.madvise(mmap.MADV_REMOVE, first << PAGE_SHIFT, count << PAGE_SHIFT)
             except OSError:  # memory that the process has locked cannot be given back
-                self.tables[first : first + count] = 0
+                self.writable.tables[first : first + count] = 0
         elif count <= _FEW:
-            self.tables[first : first + count] = 0
+            self.writable.tables[first : first + count] = 0
         else:
             if self._holes is None:
                 self._holes = self._add(Layer(self.frames))
@@ -131,6 +183,7 @@ class Ram:
                     self._layers[number].view_at(self.address, first + start, length)
         changed[self._view(image)] = True
         self._open = None
+        self.dirty_np[changed] = 1
         return np.flatnonzero(changed)
 
     def _view(self, image: Image, differ: MfnArray | None = None) -> MfnArray:
@@ -184,6 +237,11 @@ class Ram:
             self._of_frame = np.searchsorted(used, self._of_frame).astype(np.int32)
             self._layers = [self._layers[number] for number in used.tolist()]
             self._holes = None
+
+
+def _views(raw: memoryview) -> Views:
+    tables = np.frombuffer(raw, dtype=np.uint64).reshape(-1, 512)
+    return Views(raw, raw.cast("Q"), raw.cast("I"), tables)
 
 
 def _with_gaps_closed(mfns: MfnArray, frames: int) -> MfnArray:

@@ -133,7 +133,7 @@ class Screen:
         is_wide: Callable[[], bool],
         forget: Callable[[int, int], None],
     ) -> None:
-        self._handle, self._raw = handle, ram.raw
+        self._handle, self._raw = handle, ram.writable.raw
         self._page_of, self._is_wide, self._forget = page_of, is_wide, forget
         self._found: list[int] = []
         """Machine addresses of the bytes to be replaced, of the block that was translated last."""

@@ -37,11 +37,11 @@ def _faults(trial: Trial) -> None:
     trial.expect("NX is honoured", event == ("exception", NO_EXECUTE << 12, 14 << 16 | 0x15))
     entry, store = L1 << 9 | DATA, b"\x48\x89\x03\x0f\x0b"  # mov [rbx], rax; ud2
     trial.run(store)
-    trial.ram.q[entry] &= ~PTE_RW
+    trial.ram.writable.q[entry] &= ~PTE_RW
     trial.engine.flush_page(DATA << 12)
     at, event = trial.run(store)
     trial.expect("a flushed page's entry is read again", event == ("exception", at, 14 << 16 | 7))
-    trial.ram.q[entry] |= PTE_RW
+    trial.ram.writable.q[entry] |= PTE_RW
     trial.engine.flush_tlb()
     for cpl in (3, 1):
         for code, name in ((b"\xfa", "CLI"), (b"\x0f\x20\xc0", "MOV from CR0")):
@@ -72,7 +72,7 @@ def _calls(trial: Trial) -> None:
         at, event = trial.run(b"\x0f\x31", cpl)
         trial.expect("RDTSC faults where CR4.TSD is set", event == ("exception", at, 13 << 16))
         trial.engine.trap_user_time(False)
-    trial.ram.q[DATA << 9] = 7
+    trial.ram.writable.q[DATA << 9] = 7
     # mov eax, 5; out 0x80, al; mov [rbx], rax; mov eax, 6; syscall
     at, event = trial.run(b"\xb8\x05\x00\x00\x00\xe6\x80\x48\x89\x03\xb8\x06\x00\x00\x00\x0f\x05")
     trial.expect(
@@ -96,7 +96,7 @@ def _flags(trial: Trial) -> None:
 
 def check_stops(trial: Trial) -> None:
     """Stopping executes nothing twice: neither when the byte budget is spent nor when asked at any moment."""
-    engine, q, data = trial.engine, trial.ram.q, DATA << 9
+    engine, q, data = trial.engine, trial.ram.writable.q, DATA << 9
     q[data] = 0
     # mov ecx, rounds; 1: lock inc qword [rbx]; dec ecx; jnz 1b; ud2
     loop = b"\xb9" + _ROUNDS.to_bytes(4, "little") + b"\xf0\x48\xff\x03\xff\xc9\x75\xf8\x0f\x0b"
@@ -132,7 +132,7 @@ def _stores(trial: Trial) -> None:
         engine.watch.add((CODE, CODE))
     trial.map(alias, CODE, LEAF | PTE_NX)
     function, through = CODE << 12 | 0xE00, alias << 12 | 0xE00
-    trial.ram.raw[function : function + 6] = b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
+    trial.ram.writable.raw[function : function + 6] = b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
     call = b"\xb9" + function.to_bytes(4, "little") + b"\xff\xd1"  # mov ecx, function; call rcx
     stores = b"".join(  # mov byte [through + 16], 2; mov byte [through + 1], 2
         b"\xc6\x04\x25" + address.to_bytes(4, "little") + b"\x02" for address in (through + 16, through + 1)

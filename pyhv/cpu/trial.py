@@ -112,14 +112,14 @@ class Trial:
         )  # fmt: skip
         self._next = CODE << 12
         self._free = _FIRST_FREE
-        q = self.ram.q
+        q = self.ram.writable.q
         q[L4 << 9], q[L3 << 9], q[L2 << 9] = (mfn << 12 | UPPER for mfn in (L3, L2, L1))
         for mfn in range(FRAMES):
             q[L1 << 9 | mfn] = mfn << 12 | LEAF
         q[L1 << 9 | SUPERVISOR] &= ~PTE_US
         q[L1 << 9 | READ_ONLY] &= ~PTE_RW
         q[L1 << 9 | NO_EXECUTE] |= PTE_NX
-        self.ram.raw[LANDING : LANDING + 2] = b"\x0f\x0b"
+        self.ram.writable.raw[LANDING : LANDING + 2] = b"\x0f\x0b"
         vmcb = self.engine.vmcb
         vmcb.q[v.CR + 3] = L4 << 12
         vmcb.set_segment(v.CS, FLAT_RING3_CS64, 0, _LIMIT, _CODE_FLAGS)
@@ -143,14 +143,14 @@ class Trial:
 
     def map(self, page: int, mfn: int, flags: int = LEAF) -> None:
         """Let a page of the first 2 MiB lead to a frame; the caller flushes."""
-        self.ram.q[L1 << 9 | page] = mfn << 12 | flags
+        self.ram.writable.q[L1 << 9 | page] = mfn << 12 | flags
 
     def run(self, code: bytes, cpl: int = 3) -> tuple[int, Event | None]:
         """Run `code`, with RBX at the data page, until its first exit; (address of the code, exit)."""
         at = self._next
         self._next += len(code) + 15 & ~15
         assert self._next <= LANDING
-        self.ram.raw[at : at + len(code)] = code
+        self.ram.writable.raw[at : at + len(code)] = code
         self.enter(at, cpl)
         return at, self.go()
 

@@ -13,7 +13,7 @@ from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
 from pyhv.mmu.frames import FrameTable
-from pyhv.mmu.memory import FramePage
+from pyhv.mmu.physical import FramePage
 from pyhv.xenstore.store import Store
 from pyhv.xenstore.wire import Connection
 

@@ -17,8 +17,9 @@ from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
 from pyhv.grants.maptrack import Maptrack
 from pyhv.grants.table import GrantTable
-from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
+from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.paging import DomainArea, L4Cache
+from pyhv.mmu.physical import FramePage, PhysicalMemory
 from pyhv.mmu.tables import PageTables
 
 

@@ -26,7 +26,8 @@ from pyhv.domain.ports import PortAccess
 from pyhv.errors import XenError
 from pyhv.events.timers import PeriodicTimer
 from pyhv.events.vcpu_info import VcpuInfo
-from pyhv.mmu.memory import FramePage, GuestMemory
+from pyhv.mmu.memory import GuestMemory
+from pyhv.mmu.physical import FramePage
 from pyhv.sched.runstate import Runstate
 from pyhv.state import given
 

@@ -16,7 +16,8 @@ from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.mmu.frames import FrameTable
-from pyhv.mmu.memory import GuestMemory, PhysicalMemory
+from pyhv.mmu.memory import GuestMemory
+from pyhv.mmu.physical import PhysicalMemory
 from pyhv.mmu.tables import PageTables
 
 _S = TypeVar("_S", bound=AbiStruct)

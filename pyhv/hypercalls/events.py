@@ -25,7 +25,7 @@ from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, Status, hypercall
-from pyhv.mmu.memory import FramePage
+from pyhv.mmu.physical import FramePage
 
 _commands = Commands[[int], None](Hypercall.EVENT_CHANNEL_OP, Evtchn)
 

@@ -20,7 +20,7 @@ from pyhv.hypercalls.cpustate import install_gdt
 from pyhv.hypercalls.guest_context import GuestContext
 from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, Status, hypercall
-from pyhv.mmu.memory import FramePage
+from pyhv.mmu.physical import FramePage
 
 _commands = Commands[[Vcpu, int], int](Hypercall.VCPU_OP, VcpuOp)
 

@@ -72,18 +72,16 @@ def _guest_selector(selector: int, width: int) -> bool:
     return selector & ~7 in ((0xE020, 0xE028, 0xE030) if width == 64 else (0xE018, 0xE028))
 
 
-def approve_page(row: npt.NDArray[np.uint64], width: int = 64) -> bool:
-    """Check and fix all descriptors of a frame in place; False (and nothing changed) if one is bad."""
+def approve_page(row: npt.NDArray[np.uint64], width: int = 64) -> list[tuple[int, int]] | None:
+    """Check all descriptors of a frame: (slot, what has to be there) of the present; None if one is bad."""
     present = np.flatnonzero((row & np.uint64(PRESENT)) != 0)
     fixed: list[tuple[int, int]] = []
     for index in present.tolist():
         value = fix_descriptor(int(row[index]), width)
         if value is None:
-            return False
+            return None
         fixed.append((index, value))
-    for index, value in fixed:
-        row[index] = value
-    return True
+    return fixed
 
 
 class Segment(NamedTuple):

@@ -66,26 +66,28 @@ class PfnTable:
     """The machine-to-physical table: the PFN of each frame, as 64-bit guests and as 32-bit guests see it."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("wide_np", "narrow_np", "_wide", "_narrow"), "a view of memory"
+        ("_ram", "wide_np", "narrow_np", "_wide", "_narrow"), "a view of memory"
     )
 
-    def __init__(self, wide: npt.NDArray[np.uint64], narrow: npt.NDArray[np.uint32]) -> None:
-        self.wide_np, self.narrow_np = wide, narrow
-        self._wide = wide.data.cast("B").cast("Q")
-        self._narrow = _words(narrow, "I")
+    def __init__(self, ram: Ram, wide: Mfn, narrow: Mfn) -> None:
+        """The tables are in the frames of `ram` from `wide` and from `narrow` on."""
+        self._ram, self._wide, self._narrow = ram, wide, narrow
+        words = ram.tables.reshape(-1)
+        self.wide_np: npt.NDArray[np.uint64] = words[wide << 9 :][: ram.frames]
+        self.narrow_np = words.view(np.uint32)[narrow << 10 :][: ram.frames]
 
     def __getitem__(self, mfn: int) -> int:
-        return self._wide[mfn]
+        return self._ram.q[(self._wide << 9) + mfn]
 
     def __setitem__(self, mfn: int, pfn: int) -> None:
-        self._wide[mfn] = pfn
-        self._narrow[mfn] = pfn & MASK32
+        self._ram.store_u64((self._wide << 12) + mfn * 8, pfn)
+        self._ram.store_u32((self._narrow << 12) + mfn * 4, pfn & MASK32)
 
     def set_many(self, mfns: MfnArray, pfns: npt.NDArray[np.uint64] | int) -> None:
         """Store the PFNs of many frames, or one for all of them."""
-        self.wide_np[mfns] = pfns
+        self._ram.store_words(self._wide, mfns, pfns)
         narrow = pfns & MASK32 if isinstance(pfns, int) else pfns.astype(np.uint32)
-        self.narrow_np[mfns] = narrow
+        self._ram.store_words(self._narrow, mfns, narrow, np.uint32)
 
 
 _COLUMNS: Final = (

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The one door through which the hypervisor reads and writes guest memory.
+"""A guest's memory by virtual address, as a hypercall's pointers name it.
 
-`PhysicalMemory` writes by machine address and tells every engine when the frame may hold translated code:
-the emulator sees the guest's own stores but not ours. `GuestMemory` reads and writes by virtual address, as
-a hypercall's pointers do: it walks the guest's current kernel tables, respects their RW bits, keeps to the
-guest's part of the address space, sets accessed and dirty bits, and fails with EFAULT.
+`GuestMemory` walks the guest's current kernel tables, respects their RW bits, keeps to the guest's part of
+the address space, sets accessed and dirty bits, and fails with EFAULT.
 
     va  47..39  38..30  29..21  20..12  11..0        guests have no superpages, so every
          L4  ->  L3  ->  L2  ->  L1  -> byte         walk has exactly four steps
 
-The tables of a 32-bit guest begin with an L3 of four entries; the rest is the same.
+The tables of a 32-bit guest begin with an L3 of four entries; the rest is the same. Whatever is stored goes
+through `physical.py`.
 """
 
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 from pyhv.abi.errno import Errno
-from pyhv.abi.layout import u32
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import (
     COMPAT_VIRT_START,
@@ -29,11 +27,9 @@ from pyhv.address import (
     Mfn,
     Va,
 )
-from pyhv.cpu.layers import MfnArray, runs
 from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
-from pyhv.mmu.frames import FrameTable
-from pyhv.shared_page import SharedPage
+from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, entries, refusal, typed
 
 LOWER_HALF_END = 0x0000_8000_0000_0000
@@ -42,106 +38,6 @@ _U64: Final = struct.Struct("<Q")
 _U32: Final = struct.Struct("<I")
 _L3_OF_COMPAT = PTE_P | PTE_RW | PTE_US
 """What an L4 entry over the L3 of a 32-bit guest would be: all rights."""
-
-
-class Executor(Protocol):
-    """What `PhysicalMemory` knows of the page tables of a domain."""
-
-    stale: bool
-    """The engine's TLB may allow more than the tables do."""
-
-    def lent(self, mfn: int) -> None:
-        """Another domain can write to the frame from now on."""
-
-
-class PhysicalMemory:
-    """Machine memory with the duty to tell engines about code that changes under them."""
-
-    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("ram", "frames", "invalidators", "executors"), "given"
-    )
-
-    def __init__(self, ram: Ram, frames: FrameTable) -> None:
-        self.ram = ram
-        self.frames = frames
-        self.invalidators: list[Callable[[int, int], None]] = []
-        """One per engine: forget the translated code of so many frames from a frame on."""
-        self.executors: list[Executor] = []
-        """One per engine: the page tables that it walks."""
-        self.shared_code: set[int] = set()
-        """Frames that one domain can execute while another one can write to them (`codewatch.py`)."""
-
-    def state(self) -> dict[str, Plain]:
-        """The frames that one domain can execute and another one write."""
-        return {"shared_code": list[Plain](sorted(self.shared_code))}
-
-    def restore(self, saved: Mapping[str, Plain]) -> None:
-        """Have the frames that were saved. StateError."""
-        shared = entries(dict(saved), "", {"shared_code": None})["shared_code"]
-        mfns = set(typed(list[u32], shared, "shared_code"))
-        if any(mfn >= self.frames.count for mfn in mfns):
-            raise refusal("shared_code", "has frames that do not exist")
-        self.shared_code = mfns
-
-    def code_written(self, mfn: int) -> None:
-        """Drop translations of a frame that the hypervisor has just written.
-
-        More may be made of it while a leaf or, after it, the TLB lets it be executed.
-        """
-        for invalidate in self.invalidators:
-            invalidate(mfn, 1)
-        if self.frames.exec_count[mfn] == 0 and not any(executor.stale for executor in self.executors):
-            self.frames.code[mfn] = 0
-
-    def code_gone(self, mfns: MfnArray) -> None:
-        """Drop translations of frames, ascending, that nobody maps, nor will by his TLB when he runs on."""
-        for first, count in runs(mfns[self.frames.code_np[mfns] == 1]):
-            for invalidate in self.invalidators:
-                invalidate(first, count)
-        self.frames.code_np[mfns] = 0
-
-    def lend(self, mfn: int) -> None:
-        """A domain that does not own the frame gets a writable mapping of it."""
-        self.frames.lent[mfn] += 1
-        for executor in self.executors:
-            executor.lent(mfn)
-        if self.frames.exec_count[mfn]:
-            self.shared_code.add(mfn)
-
-    def renew_shared(self) -> None:
-        """A vCPU's turn begins: drop what was translated of frames that others may have written since."""
-        for mfn in list(self.shared_code):
-            self.code_written(mfn)
-            if self.frames.exec_count[mfn] == 0:
-                self.shared_code.discard(mfn)
-
-    def write(self, address: int, data: bytes) -> None:
-        """Write within one frame."""
-        self.ram.raw[address : address + len(data)] = data
-        if self.frames.code[address >> 12]:
-            self.code_written(address >> 12)
-
-    def write_u64(self, address: int, value: int) -> None:
-        """Write an aligned 64-bit word."""
-        self.ram.q[address >> 3] = value
-        if self.frames.code[address >> 12]:
-            self.code_written(address >> 12)
-
-    def write_u32(self, address: int, value: int) -> None:
-        """Write an aligned 32-bit word."""
-        self.ram.d[address >> 2] = value
-        if self.frames.code[address >> 12]:
-            self.code_written(address >> 12)
-
-    def write_u8(self, address: int, value: int) -> None:
-        """Write one byte."""
-        self.ram.raw[address] = value
-        if self.frames.code[address >> 12]:
-            self.code_written(address >> 12)
-
-    def read(self, address: int, length: int) -> bytes:
-        """Read bytes within RAM."""
-        return bytes(self.ram.raw[address : address + length])
 
 
 class Translation:
@@ -259,7 +155,9 @@ class GuestMemory:
         if write and not granted & PTE_RW:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is mapped read-only")
         base = entry & PTE_MFN_MASK
-        q[at] = entry | (PTE_A | PTE_D if write else PTE_A)
+        touched = entry | (PTE_A | PTE_D if write else PTE_A)
+        if touched != entry:
+            self.physical.write_u64(at << 3, touched)
         if len(self.leaves) >= _MOST_LEAVES:
             self.forget()
         self.leaves.add(at)
@@ -298,7 +196,10 @@ class GuestMemory:
         """Copy to the guest; on EFAULT an earlier page may have been written, as on Xen."""
         offset = va & PAGE_MASK
         if offset + len(data) <= PAGE_SIZE:
-            self.physical.write(self.for_write(va), data)
+            base = self._writable.get(va >> 12)
+            if base is None:
+                base = self._miss(va, write=True)
+            self.physical.write(base | offset, data)
             return
         view = memoryview(data)
         while view:
@@ -346,65 +247,3 @@ class GuestMemory:
         if not entry & PTE_P:
             return None
         return MachineAddress(entry & PTE_MFN_MASK | (va >> 12 & 511) << 3)
-
-
-class FramePage(SharedPage):
-    """A frame of the machine's memory that guest and hypervisor share, by byte offset."""
-
-    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("_physical", "_ram", "mfn", "base"), "whoever holds a page says its frame"
-    )
-
-    def __init__(self, physical: PhysicalMemory, mfn: int) -> None:
-        self._physical = physical
-        self._ram = physical.ram
-        self.mfn = Mfn(mfn)
-        self.base = mfn << 12
-
-    def elsewhere(self, mfn: Mfn) -> "FramePage | None":
-        """Another frame of the machine; None if there is none of that number."""
-        return FramePage(self._physical, mfn) if 0 < mfn < self._physical.frames.count else None
-
-    def read(self, offset: int, length: int) -> bytes:
-        """A copy of `length` bytes."""
-        return bytes(self._ram.raw[self.base + offset : self.base + offset + length])
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store bytes."""
-        self._physical.write(self.base + offset, data)
-
-    def window(self, offset: int, length: int) -> memoryview:
-        """Some bytes as they are at any time, for reading only."""
-        return self._ram.raw[self.base + offset : self.base + offset + length].toreadonly()
-
-    def read_u8(self, offset: int) -> int:
-        """One byte."""
-        return self._ram.raw[self.base + offset]
-
-    def write_u8(self, offset: int, value: int) -> None:
-        """Store one byte."""
-        self._physical.write_u8(self.base + offset, value)
-
-    def read_u16(self, offset: int) -> int:
-        """One aligned 16-bit word."""
-        return self._ram.raw[self.base + offset] | self._ram.raw[self.base + offset + 1] << 8
-
-    def write_u16(self, offset: int, value: int) -> None:
-        """Store one 16-bit word."""
-        self._physical.write(self.base + offset, value.to_bytes(2, "little"))
-
-    def read_u32(self, offset: int) -> int:
-        """One aligned 32-bit word."""
-        return self._ram.d[(self.base + offset) >> 2]
-
-    def write_u32(self, offset: int, value: int) -> None:
-        """Store one aligned 32-bit word."""
-        self._physical.write_u32(self.base + offset, value)
-
-    def read_u64(self, offset: int) -> int:
-        """One aligned 64-bit word."""
-        return self._ram.q[(self.base + offset) >> 3]
-
-    def write_u64(self, offset: int, value: int) -> None:
-        """Store one aligned 64-bit word."""
-        self._physical.write_u64(self.base + offset, value)

@@ -71,9 +71,8 @@ class PaePageTables(PageTables):
         if level == L3:
             if mfn >= _BELOW_4_GIB and not self.l3_anywhere:
                 raise XenError(Errno.ERANGE, f"L3 at mfn {mfn:#x}, above 4 GiB, without pae_extended_cr3")
-            row = self.ram.tables[mfn]
-            row[L3_ENTRIES:] = 0
-            if not int(row[LAST_SLOT]) & PTE_P:
+            self.physical.write_slots(mfn, slice(L3_ENTRIES, None), 0)
+            if not self.ram.q[mfn << 9 | LAST_SLOT] & PTE_P:
                 raise XenError(Errno.EINVAL, "the L3 has no entry in slot 3, where the hypervisor lives")
 
     def may_go_ahead(self, level: int, slot: int) -> bool:
@@ -109,7 +108,7 @@ class PaePageTables(PageTables):
         except XenError:
             frames.last_l2[mfn] = 0
             raise
-        self.ram.tables[mfn][COMPAT_FIRST_SLOT:] = self.cache.m2p.compat_entries
+        self.physical.write_slots(mfn, slice(COMPAT_FIRST_SLOT, None), self.cache.m2p.compat_entries)
 
     def take_table(self, mfn: int, level: int) -> None:
         """As for 64-bit guests; an L3 has no linear entries, and the last L2 has its one place."""
@@ -127,4 +126,4 @@ class PaePageTables(PageTables):
         super()._demote(mfn, level)
         if level == L2 and self.frames.last_l2[mfn]:
             self.frames.last_l2[mfn] = 0
-            self.ram.tables[mfn][COMPAT_FIRST_SLOT:] = 0
+            self.physical.write_slots(mfn, slice(COMPAT_FIRST_SLOT, None), 0)

@@ -86,19 +86,16 @@ class MachineToPhysical:
     def __init__(self, ram: Ram, frames: FrameTable) -> None:
         self.frames, l1s = self._place(ram, frames, 8)
         self.compat_frames, compat_l1s = self._place(ram, frames, 4)
-        words = ram.tables.reshape(-1)
-        wide = words[self.frames[0] << 9 :][: frames.count]
-        narrow = words.view(np.uint32)[self.compat_frames[0] << 10 :][: frames.count]
-        frames.m2p = self.table = PfnTable(wide, narrow)
+        frames.m2p = self.table = PfnTable(ram, self.frames[0], self.compat_frames[0])
         upper = PTE_P | PTE_US | PTE_A
         self.compat_entries = np.zeros(ENTRIES - COMPAT_FIRST_SLOT, dtype=np.uint64)
         for index, mfn in enumerate(compat_l1s):
             self.compat_entries[index] = mfn << 12 | upper
         (l2,) = frames.allocate_xen()
         for index, l1 in enumerate(l1s):
-            ram.q[l2 << 9 | index] = l1 << 12 | upper
+            ram.store_u64(l2 << 12 | index << 3, l1 << 12 | upper)
         (l3,) = frames.allocate_xen()
-        ram.q[l3 << 9] = l2 << 12 | upper
+        ram.store_u64(l3 << 12, l2 << 12 | upper)
         self.user_entry = l3 << 12 | upper
         self.supervisor_entry = self.user_entry & ~PTE_US
 
@@ -121,10 +118,12 @@ class MachineToPhysical:
         pages = (frames.count * size + PAGE_MASK) >> PAGE_SHIFT
         table = frames.allocate_xen(pages)
         assert table[-1] == table[0] + pages - 1
-        ram.tables[table[0] : table[0] + pages] = INVALID_M2P
+        for page in table:
+            ram.store_row(page, INVALID_M2P)
         l1s = frames.allocate_xen((pages + ENTRIES - 1) // ENTRIES)
         for index, mfn in enumerate(table):
-            ram.q[l1s[index >> 9] << 9 | index & 511] = mfn << 12 | PTE_P | PTE_US | PTE_A | PTE_NX
+            entry = mfn << 12 | PTE_P | PTE_US | PTE_A | PTE_NX
+            ram.store_u64(l1s[index >> 9] << 12 | (index & 511) << 3, entry)
         return table, l1s
 
 
@@ -142,9 +141,9 @@ class DomainArea:
         self.tables = frames.allocate_xen(2 + (vcpus + 15) // 16)
         l3, l2, *self._l1s = self.tables
         upper = _SUPERVISOR_RW
-        ram.q[l3 << 9] = l2 << 12 | upper
+        ram.store_u64(l3 << 12, l2 << 12 | upper)
         for index, l1 in enumerate(self._l1s):
-            ram.q[l2 << 9 | index] = l1 << 12 | upper
+            ram.store_u64(l2 << 12 | index << 3, l1 << 12 | upper)
         self.entry = l3 << 12 | upper
 
     @staticmethod
@@ -160,7 +159,7 @@ class DomainArea:
         """
         index = vcpu * 32 + page
         entry = 0 if mfn is None else mfn << 12 | PTE_P | PTE_A | PTE_NX
-        self.ram.q[self._l1s[index >> 9] << 9 | index & 511] = entry
+        self.ram.store_u64(self._l1s[index >> 9] << 12 | (index & 511) << 3, entry)
 
     def leaf(self, vcpu: int, page: int) -> int:
         """The leaf entry of a page of the window."""
@@ -225,13 +224,11 @@ class L4Cache:
         return copy
 
     def _fill(self, l4: int, variant: int, copy: int) -> None:
-        tables = self.ram.tables
-        row = tables[copy]
         if variant == COMPAT:
-            row[:] = 0
+            row = np.zeros(ENTRIES, dtype=np.uint64)
             row[0] = l4 << 12 | _ALL_RIGHTS
         else:
-            row[:] = tables[l4]
+            row = self.ram.tables[l4].copy()
             row[256:272] = 0
         row[DOMAIN_SLOT] = self.area.entry
         if variant == MERGED:
@@ -239,6 +236,7 @@ class L4Cache:
             row[M2P_SLOT] = self.m2p.supervisor_entry
         elif variant == SPLIT_KERNEL:
             row[M2P_SLOT] = self.m2p.user_entry
+        self.ram.store_row(copy, row)
 
     def entry_changed(self, l4: int, slot: int, entry: int) -> None:
         """An approved change of a guest L4: let the copies follow."""
@@ -247,7 +245,7 @@ class L4Cache:
             copy = self._copies.get((l4, variant))
             if copy is not None:
                 high = variant == MERGED and slot >= 272
-                self.ram.q[copy << 9 | slot] = entry & ~PTE_US if high else entry
+                self.ram.store_u64(copy << 12 | slot << 3, entry & ~PTE_US if high else entry)
 
     def drop(self, l4: int) -> None:
         """The guest table is no longer an L4."""

@@ -17,10 +17,11 @@ def take_descriptor_page(tables: PageTables, mfn: int, width: int) -> bool:
     if not 0 < mfn < frames.count or frames.owner[mfn] != tables.domid or frames.xen_heap[mfn]:
         return False
     if frames.type_count[mfn] == 0:
-        if not descriptors.approve_page(tables.ram.tables[mfn], width):
+        fixed = descriptors.approve_page(tables.ram.tables[mfn], width)
+        if fixed is None:
             return False
-        if frames.code[mfn]:
-            tables.physical.code_written(mfn)
+        for slot, value in fixed:
+            tables.physical.write_u64(mfn << 12 | slot << 3, value)
         if tables.stale:
             tables.flush = True
         frames.type[mfn] = SEGDESC

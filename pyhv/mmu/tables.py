@@ -48,8 +48,9 @@ from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.mmu.codewatch import CodeWatch
 from pyhv.mmu.frames import L1, L2, L4, NONE, TYPE_NAMES, WRITABLE, FrameTable
-from pyhv.mmu.memory import GuestMemory, PhysicalMemory
+from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.paging import L4Cache
+from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, entries, refusal, restore, say, typed
 
 L1_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PAT
@@ -201,7 +202,7 @@ class PageTables:
     def prepare(self, mfn: int, level: int) -> None:
         """A frame is about to become a table: clear what no guest owns of it."""
         if level == L4:
-            self.ram.tables[mfn][XEN_SLOTS.start : XEN_SLOTS.stop] = 0
+            self.physical.write_slots(mfn, slice(XEN_SLOTS.start, XEN_SLOTS.stop), 0)
 
     def guest_slots(self, mfn: int, _level: int) -> list[int]:
         """The slots of an upper table that hold present entries of the guest."""
@@ -296,18 +297,16 @@ class PageTables:
                 self._take_leaf(new)
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
-        q[at] = new
-        self._leaf_changed(at)
+        self._store_leaf(at, new)
         if old & PTE_P:
             self.drop_leaf(old)
 
-    def _leaf_changed(self, at: int) -> None:
-        """The L1 entry with word index `at` has a new value."""
+    def _store_leaf(self, at: int, new: int) -> None:
+        """Give the L1 entry with word index `at` a new value."""
+        self.physical.write_u64(at << 3, new)
         self.updates += 1
         if at in self.memory.leaves:
             self.memory.forget()
-        if self.frames.code[at >> 9]:
-            self.physical.code_written(at >> 9)
 
     def map_granted(self, address: int, new: int) -> None:
         """Put an entry for a granted frame into an L1: the caller holds the references that it stands for.
@@ -324,8 +323,7 @@ class PageTables:
     def replace_leaf(self, address: int, new: int) -> None:
         """Put `new` into an L1 entry without approval: it is what `empty_leaf` found elsewhere, or absent."""
         old = self.ram.q[address >> 3]
-        self.ram.q[address >> 3] = new
-        self._leaf_changed(address >> 3)
+        self._store_leaf(address >> 3, new)
         if old & PTE_P:
             self.drop_leaf(old)
 
@@ -333,8 +331,7 @@ class PageTables:
         """Empty an L1 entry and return what it was; the references it stands for are the caller's now."""
         at = address >> 3
         entry = self.ram.q[at]
-        self.ram.q[at] = 0
-        self._leaf_changed(at)
+        self._store_leaf(at, 0)
         self.stale = self.flush = True
         return entry
 
@@ -397,11 +394,9 @@ class PageTables:
                 self._take_upper(table, level, slot, new)
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
-        q[at] = new
+        self.physical.write_u64(address, new)
         self.updates += 1
         self.memory.forget()
-        if self.frames.code[table]:
-            self.physical.code_written(table)
         if level == L4:
             self.cache.entry_changed(table, slot, new)
         self.flush = True
@@ -456,8 +451,6 @@ class PageTables:
             if isinstance(refusal, TooMuch):
                 refusal.root = (mfn, level)
             raise
-        if frames.code[mfn]:
-            self.physical.code_written(mfn)
 
     def _demote(self, mfn: int, level: int) -> None:
         self._work += 1
@@ -483,7 +476,7 @@ class PageTables:
                 entry = int(row[slot]) | extra
                 self._take_upper(mfn, level, slot, entry)
                 taken.append(entry)
-                row[slot] = entry
+                self.physical.write_u64(mfn << 12 | slot << 3, entry)
         except XenError:
             for entry in taken:
                 self._drop_upper(mfn, level, entry)
@@ -516,7 +509,7 @@ class PageTables:
             if unknown.size:
                 self.code.many_executable(unknown)
             frames.code_np[executable] = 1
-        row[slots] = self._adjust_leaves(entries)
+        self.physical.write_slots(mfn, slots, self._adjust_leaves(entries))
 
     def _adjust_leaves(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """`adjust_leaf` for many."""

@@ -58,8 +58,7 @@ class GuestCpu(ABC):
         self.domain = domain
         self.engine = engine
         self.vmcb = engine.vmcb
-        self._q, self._d, self._raw = engine.vmcb.q, engine.vmcb.d, domain.ram.raw
-        self._code = domain.physical.frames.code
+        self._q, self._d = engine.vmcb.q, engine.vmcb.d
         self.kernel_ring = 3 if domain.width == 64 else 1
         self.reserved_descriptors = (
             RESERVED_DESCRIPTORS if domain.width == 64 else RESERVED_DESCRIPTORS_COMPAT

@@ -33,7 +33,7 @@ from pyhv.abi.x86 import (
     FLAT_RING3_DS,
     Vector,
 )
-from pyhv.address import MASK32, MASK64, PAGE_SIZE, is_canonical
+from pyhv.address import MASK32, MASK64, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import R11, RAX, RCX, RIP, RSP
 from pyhv.domain.callbacks import CallbackEntry
@@ -42,8 +42,8 @@ from pyhv.mmu import descriptors
 from pyhv.mmu.paging import MERGED, SPLIT_KERNEL, SPLIT_USER
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT, IRET_FLAGS, GuestCpu
 
-_PUSH = struct.Struct("<7Q").pack_into
-_PUSH_ERROR = struct.Struct("<8Q").pack_into
+_FRAME = struct.Struct("<7Q").pack
+_FRAME_WITH_ERROR = struct.Struct("<8Q").pack
 _IRET = struct.Struct("<9Q")
 _DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
@@ -140,7 +140,7 @@ class LongModeCpu(GuestCpu):
         replaces (rip, cs, rsp, ss) in it altogether (SYSENTER). `extra` words go between R11 and RIP.
         `rflags` are the guest's if known. Crashes the domain when there is no handler or no stack.
         """
-        vcpu, q, d, raw = self.vcpu, self._q, self._d, self._raw
+        vcpu, q, d = self.vcpu, self._q, self._d
         if address == 0:
             raise GuestCrash("an event or exception has no handler")
         if rflags is None:
@@ -173,20 +173,17 @@ class LongModeCpu(GuestCpu):
         if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
             where = stack & (1 << 64) - 1
             raise GuestCrash(f"a bounce frame at {where:#x} would be in the hypervisor's area")
+        if extra:
+            words = [q[RCX], q[R11], *extra, rip, cs, saved_flags, rsp, ss]
+            if error is not None:
+                words.insert(2, error)
+            pushed = struct.pack(f"<{len(words)}Q", *words)
+        elif error is None:
+            pushed = _FRAME(q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
+        else:
+            pushed = _FRAME_WITH_ERROR(q[RCX], q[R11], error, rip, cs, saved_flags, rsp, ss)
         try:
-            if stack & 0xFFF <= PAGE_SIZE - size and not extra:
-                at = self.memory.for_write(stack)
-                if error is None:
-                    _PUSH(raw, at, q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
-                else:
-                    _PUSH_ERROR(raw, at, q[RCX], q[R11], error, rip, cs, saved_flags, rsp, ss)
-                if self._code[at >> 12]:
-                    self.domain.physical.code_written(at >> 12)
-            else:
-                words = [q[RCX], q[R11], *extra, rip, cs, saved_flags, rsp, ss]
-                if error is not None:
-                    words.insert(2, error)
-                self.memory.write(stack, struct.pack(f"<{len(words)}Q", *words))
+            self.memory.write(stack, pushed)
         except XenError as refusal:
             raise GuestCrash(f"no kernel stack for a bounce frame: {refusal.why}") from refusal
         if masks:

@@ -95,6 +95,37 @@ def test_only_cpu_knows_the_emulator(path: Path) -> None:
     assert not {found.split(".")[0] for found in imports(parsed(path))} & ENGINES
 
 
+DOORS = {"pyhv.cpu.ram", "pyhv.mmu.physical"}
+"""Who stores into the machine's memory through `Ram.writable`: each notes what was written."""
+BARE_ENGINES = {"pyhv.cpu.selftest", "pyhv.cpu.trial"}
+"""And what runs code of its own on a RAM of its own (`pyhv.cpu.tuning` does too)."""
+PUT_BACK = {"pyhv.cpu.screen"}
+"""And what changes bytes while the emulator translates them, and has put them back before anybody runs."""
+OWN_STORES = {"store_u64", "store_u32", "store_row", "store_words"}
+OWN_FRAMES = {"pyhv.cpu.ram", "pyhv.mmu.frames", "pyhv.mmu.paging", "pyhv.board"}
+"""Who writes frames that no guest can write or execute, so that no translated code can be in them."""
+
+
+def attributes(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_memory_is_written_through_its_doors(path: Path) -> None:
+    """Its other views are for reading (`tests/unit/test_ram.py`), so that a store needs one of these."""
+    name, used = name_of(path), attributes(parsed(path))
+    if name not in DOORS | BARE_ENGINES | PUT_BACK and not name.startswith("pyhv.cpu.tuning."):
+        assert "writable" not in used
+    if name not in OWN_FRAMES:
+        assert not used & OWN_STORES
+
+
+def test_the_doors_are_where_the_test_believes() -> None:
+    by_name = {name_of(path): attributes(parsed(path)) for path in MODULES}
+    assert all("writable" in by_name[name] for name in DOORS | BARE_ENGINES | PUT_BACK)
+    assert all(by_name[name] & OWN_STORES for name in OWN_FRAMES - {"pyhv.cpu.ram"})
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

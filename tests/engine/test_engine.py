@@ -130,7 +130,7 @@ def test_an_empty_table_faults_at_the_first_fetch(bare: Bare) -> None:
 
 def test_accessed_and_dirty_bits_are_set(bare: Bare) -> None:
     entry = L1 << 9 | DATA
-    bare.ram.q[entry] &= ~0x60
+    bare.ram.writable.q[entry] &= ~0x60
     bare.run("mov rax, [rbx]; ud2")
     assert bare.ram.q[entry] & 0x60 == 0x20
     bare.run("mov [rbx], rax; ud2")
@@ -478,7 +478,7 @@ def test_invalidation_reaches_code_that_begins_in_the_frame_before(bare: Bare) -
     bare.q[v.RIP] = at(CODE_2) - 2
     bare.go()
     assert bare.q[v.RAX] == 5
-    bare.ram.raw[at(CODE_2)] = 1  # the second byte of the immediate
+    bare.ram.writable.raw[at(CODE_2)] = 1  # the second byte of the immediate
     bare.engine.invalidate_code(CODE_2)
     bare.q[v.RIP] = at(CODE_2) - 2
     bare.go()
@@ -497,13 +497,13 @@ def test_the_guests_own_writes_to_code_are_seen(bare: Bare) -> None:
 def test_flushing_the_tlb_makes_a_narrowed_entry_felt(bare: Bare) -> None:
     entry = L1 << 9 | DATA
     bare.run("mov [rbx], rax; ud2")
-    bare.ram.q[entry] &= ~2
+    bare.ram.writable.q[entry] &= ~2
     bare.engine.flush_tlb()
     assert bare.run("mov [rbx], rax; ud2").vector == 14
-    bare.ram.q[entry] |= 2
+    bare.ram.writable.q[entry] |= 2
     bare.engine.flush_tlb()
     bare.run("mov [rbx], rax; ud2")
-    bare.ram.q[entry] &= ~2
+    bare.ram.writable.q[entry] &= ~2
     bare.engine.flush_page(at(DATA, 0x10))
     assert bare.run("mov [rbx], rax; ud2").vector == 14
 

@@ -46,7 +46,7 @@ def call(bare: Bare, address: int) -> int:
 
 def place(bare: Bare, address: int, code: bytes = RETURN_OLD) -> None:
     """Put code into RAM as the hypervisor does it."""
-    bare.ram.raw[address : address + len(code)] = code
+    bare.ram.writable.raw[address : address + len(code)] = code
     for frame in {address >> 12, address + len(code) - 1 >> 12}:
         bare.engine.invalidate_code(frame)
 
@@ -108,7 +108,7 @@ STORES = {
 @pytest.mark.parametrize("store", STORES.values(), ids=list(STORES))
 def test_code_that_is_overwritten_is_new(bare: Bare, store: str, ring: int, alias: str) -> None:
     page = CODE if alias == "itself" else ALIAS
-    bare.ram.q[L1 << 9 | ALIAS] = at(CODE) | USER | (PTE_NX if alias == "no-execute" else 0)
+    bare.ram.writable.q[L1 << 9 | ALIAS] = at(CODE) | USER | (PTE_NX if alias == "no-execute" else 0)
     for offset in (0x23E, 0x202):  # the number is aligned; it is not
         place(bare, at(CODE, offset))
         bare.ring(ring)
@@ -128,15 +128,15 @@ def test_code_that_is_overwritten_is_new(bare: Bare, store: str, ring: int, alia
 def test_a_store_across_two_pages(bare: Bare, size: int, before: bool) -> None:
     """Code on the second page only, on the first only; the pages' frames lie elsewhere and apart."""
     first, second = at(CODE), at(CODE_2 + 4)
-    bare.ram.q[L1 << 9 | 44] = first | USER | PTE_NX
-    bare.ram.q[L1 << 9 | 45] = second | USER | PTE_NX
+    bare.ram.writable.q[L1 << 9 | 44] = first | USER | PTE_NX
+    bare.ram.writable.q[L1 << 9 | 45] = second | USER | PTE_NX
     address = first + 4096 - 11 if before else at(47) - 2
     if before:
         place(bare, address)
     else:  # the function's opcode lies on the page before
-        bare.ram.q[L1 << 9 | 46], bare.ram.q[L1 << 9 | 47] = at(50) | USER, second | USER
-        bare.ram.raw[at(50, 4094) : at(51)] = RETURN_OLD[:2]
-        bare.ram.raw[second : second + 9] = RETURN_OLD[2:]
+        bare.ram.writable.q[L1 << 9 | 46], bare.ram.writable.q[L1 << 9 | 47] = at(50) | USER, second | USER
+        bare.ram.writable.raw[at(50, 4094) : at(51)] = RETURN_OLD[:2]
+        bare.ram.writable.raw[second : second + 9] = RETURN_OLD[2:]
     assert call(bare, address) == 0x1111
     reg = {2: "r14w", 4: "r14d", 8: "r14"}[size]
     bare.q[12], bare.q[14] = at(45) - size // 2, int.from_bytes(b"\xc3" * 8, "little")
@@ -163,10 +163,10 @@ def test_a_page_that_means_different_frames_in_user_and_kernel_mode(bare: Bare) 
     place(bare, at(CODE, 0x23E))
     call(bare, at(CODE, 0x23E))
     bare.q[12] = at(44, 0x240)
-    bare.ram.q[L1 << 9 | 44] = at(CODE) | USER | PTE_NX
+    bare.ram.writable.q[L1 << 9 | 44] = at(CODE) | USER | PTE_NX
     bare.ring(1)
     bare.run(touch, at(DRIVER_2))
-    bare.ram.q[L1 << 9 | 44] = at(CODE_2) | USER | PTE_NX
+    bare.ram.writable.q[L1 << 9 | 44] = at(CODE_2) | USER | PTE_NX
     bare.ring(3)
     bare.run(touch, at(DRIVER_2))
     frames = {(entry.mode, entry.frame) for entry in tlb.entries(bare) if entry.read == at(44)}
@@ -321,8 +321,8 @@ def test_memory_beyond_4_gib() -> None:
     bare = Bare(ram=Ram(frames), tuned=True)
     try:
         high = frames - 1
-        bare.ram.q[L1 << 9 | 44] = at(high) | USER
-        bare.ram.q[L1 << 9 | 45] = at(high) | USER | PTE_NX
+        bare.ram.writable.q[L1 << 9 | 44] = at(high) | USER
+        bare.ram.writable.q[L1 << 9 | 45] = at(high) | USER | PTE_NX
         place(bare, at(high, 0x23E))
         assert call(bare, at(44, 0x23E)) == 0x1111
         assert tlb.is_watched(bare, high)
@@ -363,7 +363,7 @@ class Programs(RuleBasedStateMachine):
         self.bare.engine.flush_tlb()
 
     def _map(self, page: int, frame: int, executable: bool) -> None:
-        self.bare.ram.q[L1 << 9 | page] = at(frame) | USER | (0 if executable else PTE_NX)
+        self.bare.ram.writable.q[L1 << 9 | page] = at(frame) | USER | (0 if executable else PTE_NX)
         self.pages[page] = frame, executable
 
     @rule(page=st.sampled_from(PAGES), frame=st.sampled_from(FRAMES), executable=st.booleans())

@@ -179,7 +179,7 @@ def test_code_that_is_overwritten_is_looked_at_again(plain: Bare, page: int) -> 
     frame = CODE_2 if page == CODE_2 else CODE
     plain.engine.watch.add((frame, frame))
     function = at(frame, 0x800)
-    plain.ram.raw[function : function + 4] = b"\x90\x89\xc0\xc3"
+    plain.ram.writable.raw[function : function + 4] = b"\x90\x89\xc0\xc3"
     code = f"""
         mov edi, {function}; mov esi, {at(page, 0x800)}
         call rdi; mov byte ptr [rsi], 0xf0; inc r8

@@ -216,7 +216,7 @@ def test_patches_share_a_slot_and_words_are_each_engine_s_own() -> None:
         assert made.active, made.why_not
         with Trial(made) as one, Trial(made) as other, Trial() as plain, Trial(tuning()) as differently:
             for trial in (one, other, plain, differently):
-                trial.ram.d[0x3000 // 4] = 333
+                trial.ram.writable.d[0x3000 // 4] = 333
             assert [load32(one) for _ in range(3)] == [333, 111, 333]
             assert one.engine.block is not None
             assert (one.engine.block["calls"], one.engine.block["passed"]) == (3, 64 + 2)
@@ -353,7 +353,7 @@ def test_the_whole_is_decided_quickly() -> None:
 def test_a_child_of_a_fork_has_engines_of_its_own() -> None:
     """Parent and child go on with the same engine and do different things to its code."""
     bare = Bare(tuned=True)
-    bare.ram.q[L1 << 9 | 50] = at(CODE) | 0x67
+    bare.ram.writable.q[L1 << 9 | 50] = at(CODE) | 0x67
     bare.run("mov eax, 1; ud2")
     reader, writer = os.pipe()
     child = os.fork()

@@ -37,7 +37,7 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Bare]:
 
 @pytest.fixture(params=[PTE_NX, 0], ids=["no-execute alias", "executable alias"])
 def alias(request: pytest.FixtureRequest, bare: Bare) -> None:
-    bare.ram.q[L1 << 9 | ALIAS] |= request.param
+    bare.ram.writable.q[L1 << 9 | ALIAS] |= request.param
 
 
 def put_function(bare: Bare, value: int) -> None:
@@ -52,7 +52,7 @@ def test_a_store_reaches_translations(bare: Bare, store: str, before: str) -> No
     put_function(bare, 1)
     bare.set_data(2)
     image = bytes(bare.ram.raw[at(CODE, OFFSET - 8) : at(CODE, OFFSET + 8)])
-    bare.ram.raw[at(DATA, 8) : at(DATA, 24)] = image[:9] + b"\x02" + image[10:]
+    bare.ram.writable.raw[at(DATA, 8) : at(DATA, 24)] = image[:9] + b"\x02" + image[10:]
     exit_ = bare.run(
         f"mov r12, {at(ALIAS, OFFSET + 1)}; mov r13, {at(CODE, OFFSET)}; {before}; call r13; mov ebp, eax;"
         f"{STORES[store]}; call r13; shl ebp, 8; or eax, ebp; ud2",

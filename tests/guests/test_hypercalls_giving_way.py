@@ -84,7 +84,7 @@ def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.Monkey
     for mfn in (*leaves, top):
         if frames.refs[mfn] > 1:  # still mapped by the builder's tables
             assert guest.update_va_mapping(int(frames.m2p_np[mfn]) << 12, 0, 2) == 0
-    guest.machine.ram.tables[top][: len(leaves)] = [mfn << 12 | TABLE for mfn in leaves]
+    guest.machine.ram.writable.tables[top][: len(leaves)] = [mfn << 12 | TABLE for mfn in leaves]
     approved = 0
     promote = tables._promote
 

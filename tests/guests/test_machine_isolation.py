@@ -334,7 +334,7 @@ class Lending:
         self.mfn = self.lender.mfn(self.lender.page(2))
         self.window = self.borrower.page(6)
         table = self.lender.domain.grants.frames[0]
-        self.machine.ram.raw[(table << 12) + 64 : (table << 12) + 72] = (
+        self.machine.ram.writable.raw[(table << 12) + 64 : (table << 12) + 72] = (
             (1).to_bytes(2, "little") + (2).to_bytes(2, "little") + self.mfn.to_bytes(4, "little")
         )
 

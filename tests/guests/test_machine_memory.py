@@ -51,7 +51,7 @@ def test_memory_that_no_guest_touched_costs_nothing(name: str) -> None:
 
 def test_what_a_guest_gives_back_the_host_gets_back() -> None:
     ram = Ram(64)
-    ram.tables[:] = 7
+    ram.writable.tables[:] = 7
     ram.clear(np.array([3, 4, 5, 9, 63], dtype=np.int64))
     assert resident(ram) == 64 - 5
     assert np.flatnonzero(~ram.tables.any(axis=1)).tolist() == [3, 4, 5, 9, 63]
@@ -66,7 +66,7 @@ def test_memory_that_the_process_has_locked_is_zeroed_all_the_same() -> None:
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] in range(ram.size):
         pytest.skip("this process may not lock memory")
     assert _libc.mlock(ctypes.c_void_p(ram.address), ctypes.c_size_t(ram.size)) == 0
-    ram.tables[:] = 7
+    ram.writable.tables[:] = 7
     ram.clear(np.array([3, 4, 9], dtype=np.int64))
     assert np.flatnonzero(~ram.tables.any(axis=1)).tolist() == [3, 4, 9]
 
@@ -99,7 +99,7 @@ def test_whoever_is_given_a_frame_finds_zeros(steps: list[tuple[str, int]]) -> N
         elif step == "die":
             frames.free_allocated(owner)
         assert not ram.tables[taken].any()
-        ram.tables[taken] = _SECRET
+        ram.writable.tables[taken] = _SECRET
         for mfn in taken[: number & 3]:
             frames.code[mfn] = 1
         assert not ram.tables[frames.free_list()].any()

@@ -81,7 +81,7 @@ def test_the_emulator_reports_them_at_the_start_of_the_block() -> None:
     """Why all this is needed: if this fails, it is not any more."""
     bare = Bare()
     code = STORE + NOPS
-    bare.ram.raw[at(DATA) - len(code) : at(DATA)] = code
+    bare.ram.writable.raw[at(DATA) - len(code) : at(DATA)] = code
     bare.engine.invalidate_code(CODE_2)
     bare.q[v.RIP], bare.q[v.RBX] = at(DATA) - len(code), at(DATA)
     exit_ = bare.go()

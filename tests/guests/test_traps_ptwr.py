@@ -91,7 +91,7 @@ def test_a_store_does_what_it_would_do_to_memory(guest: Paused, store: str, equa
     ordinary = guest.scratch + 0x1000 | target & 0xFFF
     outcome = []
     for where, home in ((ordinary, guest.domain.memory.for_write(ordinary)), (target, address)):
-        guest.domain.ram.q[home >> 3] = before
+        guest.domain.ram.writable.q[home >> 3] = before
         compared = before if equal else before ^ 1
         wanted = before ^ 1 << 10
         q, end = guest.q, guest.load(store)

@@ -56,11 +56,13 @@ def test_no_hypercall_is_left_out() -> None:
 
 
 def damage_victim(world: World) -> None:
-    world.machine.ram.q[world.victim.frames[3] << 9] ^= 1
+    world.machine.ram.writable.q[world.victim.frames[3] << 9] ^= 1
 
 
 def copy_secret(world: World) -> None:
-    world.machine.ram.tables[world.guests[0].frames[3]] = world.machine.ram.tables[world.victim.frames[3]]
+    world.machine.ram.writable.tables[world.guests[0].frames[3]] = world.machine.ram.tables[
+        world.victim.frames[3]
+    ]
 
 
 def lose_reference(world: World) -> None:

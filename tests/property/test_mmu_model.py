@@ -295,7 +295,7 @@ class TwoGuests(RuleBasedStateMachine):
         if used is None:
             entry = struct.pack("<HHI", 1, side.domid, mfn & 0xFFFF_FFFF)
             base = (lender.guest.domain.grants.frames[0] << 12) + 8 * REF
-            self.machine.ram.raw[base : base + 8] = entry
+            self.machine.ram.writable.raw[base : base + 8] = entry
         else:
             mfn = used.frame
         va = side.guest.page(FIRST + at)

@@ -48,7 +48,7 @@ class World:
 
     def take_over(self, saved: list[Any], world: "World", ram: bytes | None = None) -> None:
         """Be that world at that moment; what the bench keeps itself is copied."""
-        self.bench.ram.raw[:] = bytes(world.bench.ram.raw) if ram is None else ram
+        self.bench.ram.writable.raw[:] = bytes(world.bench.ram.raw) if ram is None else ram
         self.play = {domid: list(mfns) for domid, mfns in world.play.items()}
         for part, each in zip(self.parts(), saved, strict=True):
             restore(part, each)

@@ -114,7 +114,7 @@ class Bare:
         )  # fmt: skip
         self.sink.engine = self.engine
         self.vmcb, self.q = self.engine.vmcb, self.engine.vmcb.q
-        q = self.ram.q
+        q = self.ram.writable.q
         upper = PTE_P | PTE_RW | PTE_US | PTE_A
         q[L4 << 9], q[L3 << 9], q[L2 << 9] = at(L3) | upper, at(L2) | upper, at(L1) | upper
         for frame in range(64):
@@ -140,7 +140,7 @@ class Bare:
     def write(self, code: str | bytes, address: int = CODE << 12) -> bytes:
         """Put code into memory."""
         raw = code if isinstance(code, bytes) else assemble(code.replace(";", "\n"), address)
-        self.ram.raw[address : address + len(raw)] = raw
+        self.ram.writable.raw[address : address + len(raw)] = raw
         return raw
 
     def run(self, code: str | bytes, address: int = CODE << 12) -> Exit:
@@ -162,7 +162,7 @@ class Bare:
 
     def set_data(self, value: int, index: int = 0) -> None:
         """Write a word of the data page."""
-        self.ram.q[DATA << 9 | index] = value
+        self.ram.writable.q[DATA << 9 | index] = value
 
     def close(self) -> None:
         """Free the engine."""

@@ -57,7 +57,7 @@ def entry(guest: Paused, ref: int, flags: int, domid: int, frame: int, low: tupl
     )
     mfn = table.frames[ref * size // 4096]
     at = (mfn << 12) + ref * size % 4096
-    guest.machine.ram.raw[at : at + size] = raw
+    guest.machine.ram.writable.raw[at : at + size] = raw
 
 
 def flags_of(guest: Paused, ref: int) -> int:

@@ -18,9 +18,10 @@ from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
 from pyhv.mmu.audit import Holdings, MappedGrant, VcpuHoldings, audit
 from pyhv.mmu.frames import FrameTable
-from pyhv.mmu.memory import FramePage, GuestMemory, PhysicalMemory
+from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache, MachineToPhysical
+from pyhv.mmu.physical import FramePage, PhysicalMemory
 from pyhv.mmu.tables import PageTables
 
 RO = PTE_P | PTE_A | PTE_US | PTE_NX
@@ -72,7 +73,7 @@ class BareDomain:
         """A new frame that holds (slot, entry) pairs and is no table yet."""
         mfn = self.one()
         for slot, entry in entries:
-            self.bench.ram.q[mfn << 9 | slot] = entry
+            self.bench.ram.writable.q[mfn << 9 | slot] = entry
         return mfn
 
     def chain(self, leaf: int, *, slot: int = 0) -> tuple[int, int, int, int]:

@@ -64,12 +64,12 @@ class Emulated:
     def __init__(self, *, tuned: bool) -> None:
         self.bare = bare = Bare(ram=Ram(FRAMES), tuned=tuned)
         for frame in range(CASES_AT, FRAMES):
-            bare.ram.q[L1 << 9 | frame] = at(frame) | USER | PTE_NX
+            bare.ram.writable.q[L1 << 9 | frame] = at(frame) | USER | PTE_NX
 
     def __call__(self, code: bytes, cases: bytes, count: int) -> bytes:
         bare = self.bare
         outcomes = at(CASES_AT) + (len(cases) + 4095 & ~4095)
-        bare.ram.raw[at(CASES_AT) : at(CASES_AT) + len(cases)] = cases
+        bare.ram.writable.raw[at(CASES_AT) : at(CASES_AT) + len(cases)] = cases
         bare.q[v.RDI], bare.q[v.RSI], bare.q[v.RDX] = at(CASES_AT), outcomes, count
         assert bare.run(code + b"\x0f\x05").kind == "syscall"
         return bytes(bare.ram.raw[outcomes : outcomes + count * OUTCOME])
@@ -165,7 +165,7 @@ def either(request: pytest.FixtureRequest) -> Emulated:
 def run(emulated: Emulated, source: str, data: bytes) -> tuple[int, bytes]:
     """Run code on the data page: the vector of the exception that ends it, -1 for the SYSCALL behind it."""
     bare = emulated.bare
-    bare.ram.raw[at(DATA) : at(DATA) + len(data)] = data
+    bare.ram.writable.raw[at(DATA) : at(DATA) + len(data)] = data
     code, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(source)
     end = bare.run(bytes(code) + b"\x0f\x05")
     return end.vector, bytes(bare.ram.raw[at(DATA) : at(DATA) + len(data)])

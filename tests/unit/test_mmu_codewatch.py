@@ -156,10 +156,10 @@ class World:
         if self.bench.frames.type_count[l1]:
             guest.tables.unpin(l1)
             return
-        self.bench.ram.tables[l1] = 0
+        self.bench.ram.writable.tables[l1] = 0
         for slot, mfn in enumerate(self.frames if guest is self.owner else ()):
             flags = self.chance.choice((0, RO, RW, RX, RWX))
-            self.bench.ram.q[l1 << 9 | 2 * slot] = mfn << 12 | flags if flags else 0
+            self.bench.ram.writable.q[l1 << 9 | 2 * slot] = mfn << 12 | flags if flags else 0
         guest.tables.pin(l1, L1)
 
     def store(self, guest: Guest, at: int) -> None:

@@ -38,7 +38,7 @@ def test_more_than_there_is_cannot_be_had(frames: FrameTable) -> None:
 
 def test_a_frame_is_zeroed_and_nobodys_when_its_last_reference_goes(frames: FrameTable) -> None:
     (mfn,) = frames.allocate(1)
-    frames.ram.q[mfn << 9] = 0x5EC2E7
+    frames.ram.writable.q[mfn << 9] = 0x5EC2E7
     freed: list[tuple[int, int]] = []
     frames.on_free = lambda mfn, owner: freed.append((mfn, owner))
     frames.take(mfn)
@@ -106,7 +106,7 @@ def test_a_dead_domains_frames_are_free_but_for_those_that_others_map() -> None:
     frames.take_writable(kept)
     frames.code[code] = 1
     for mfn in (kept, code, *rest):
-        bench.ram.q[mfn << 9 | 5] = 0x5EC2E7
+        bench.ram.writable.q[mfn << 9 | 5] = 0x5EC2E7
     before = frames.free_count
     bench.dropped.clear()
     frames.free_allocated(first.domid)

@@ -11,7 +11,8 @@ from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.address import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, MASK64, Va
 from pyhv.errors import XenError
 from pyhv.mmu.frames import L4
-from pyhv.mmu.memory import FramePage, walk
+from pyhv.mmu.memory import walk
+from pyhv.mmu.physical import FramePage
 
 TOP = MASK64 + 1 - 0x1000
 """The last page of the address space."""
@@ -47,7 +48,7 @@ def test_a_walk_grants_what_all_levels_grant() -> None:
     for level in range(4):
         for missing in (PTE_P, PTE_RW, PTE_US, 0):
             l4, _l3, _l2, l1 = tables = guest.chain(page << 12 | PTE_P | PTE_RW | PTE_US)
-            bench.ram.q[tables[level] << 9] &= ~missing
+            bench.ram.writable.q[tables[level] << 9] &= ~missing
             found = walk(bench.ram, l4, 0xABC)
             if missing == PTE_P:
                 assert found is None
@@ -55,7 +56,7 @@ def test_a_walk_grants_what_all_levels_grant() -> None:
             assert found is not None
             assert (found.address, found.entry) == (page << 12 | 0xABC, l1 << 12)
             assert found.flags == (PTE_RW | PTE_US) & ~missing
-        bench.ram.q[tables[level] << 9] |= PTE_NX
+        bench.ram.writable.q[tables[level] << 9] |= PTE_NX
         found = walk(bench.ram, l4, 0)
         assert found is not None
         assert found.flags & PTE_NX
@@ -134,7 +135,7 @@ def test_an_upper_level_can_take_the_right_to_write() -> None:
     bench = Bench(domains=1)
     guest = bench.domains[0]
     l4, _, _, _ = guest.chain(guest.one() << 12 | RW)
-    bench.ram.q[l4 << 9] &= ~PTE_RW
+    bench.ram.writable.q[l4 << 9] &= ~PTE_RW
     guest.use(l4)
     with refused(Errno.EFAULT):
         guest.memory.write(0, b"x")
@@ -145,7 +146,7 @@ def test_page_tables_are_not_written_through_linear_entries() -> None:
     bench = Bench(domains=1)
     guest = bench.domains[0]
     l4, _, _, l1 = guest.chain(guest.one() << 12 | RW)
-    bench.ram.q[l4 << 9 | 1] = l4 << 12 | LINEAR
+    bench.ram.writable.q[l4 << 9 | 1] = l4 << 12 | LINEAR
     guest.use(l4)
     window = 1 << 39  # L4[1] = L4, then entries 0, 0, 0: the L1 as a page
     assert guest.memory.read_u64(window) == bench.q(l1, 0)
@@ -208,9 +209,10 @@ def test_writing_over_code_drops_its_translations(space: Space) -> None:
         lambda: physical.write((code << 12) + 5, b"\x90"),
         lambda: physical.write_u64(code << 12, 1),
         lambda: physical.write_u32(code << 12, 1),
-        lambda: physical.write_u8(code << 12, 1),
+        lambda: physical.write_slots(code, slice(0, 2), 7),
         lambda: FramePage(physical, code).write_u32(4, 1),
         lambda: FramePage(physical, code).write_u16(4, 1),
+        lambda: FramePage(physical, code).write_u8(4, 1),
         lambda: FramePage(physical, code).write_u64(8, 1),
     ):
         dropped.clear()

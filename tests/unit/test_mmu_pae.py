@@ -61,13 +61,13 @@ class TestTheTop:
 
     def test_the_rest_of_the_page_is_cleared(self, bench: Bench, guest: BareDomain) -> None:
         top, *_ = guest.pae(guest.one() << 12 | RO)
-        bench.ram.q[top << 9 | 4] = bench.ram.q[top << 9 | 511] = 0xDEAD_F00D_0000_0067
+        bench.ram.writable.q[top << 9 | 4] = bench.ram.writable.q[top << 9 | 511] = 0xDEAD_F00D_0000_0067
         guest.tables.pin(top, L3)
         assert not bench.ram.tables[top][4:].any()
 
     def test_slot_3_must_be_there(self, bench: Bench, guest: BareDomain) -> None:
         top, last, *_ = guest.pae(guest.one() << 12 | RO)
-        bench.ram.q[top << 9 | 3] = 0
+        bench.ram.writable.q[top << 9 | 3] = 0
         before = bench.counts()
         with refused(Errno.EINVAL):
             guest.tables.pin(top, L3)
@@ -80,7 +80,7 @@ class TestTheTop:
         self, bench: Bench, guest: BareDomain, slot: int, bit: int
     ) -> None:
         top, *_ = guest.pae(guest.one() << 12 | RO)
-        bench.ram.q[top << 9 | slot] |= bit
+        bench.ram.writable.q[top << 9 | slot] |= bit
         before = bench.counts()
         with refused(Errno.EINVAL):
             guest.tables.pin(top, L3)
@@ -88,7 +88,7 @@ class TestTheTop:
 
     def test_no_linear_entry(self, bench: Bench, guest: BareDomain) -> None:
         top, *_ = guest.pae(guest.one() << 12 | RO)
-        bench.ram.q[top << 9 | 1] = top << 12 | PTE_P
+        bench.ram.writable.q[top << 9 | 1] = top << 12 | PTE_P
         with refused(Errno.EINVAL):
             guest.tables.pin(top, L3)
         assert bench.audit() == []
@@ -105,7 +105,7 @@ class TestTheTop:
 class TestTheLastL2:
     def test_it_has_the_hypervisors_entries(self, bench: Bench, guest: BareDomain) -> None:
         top, last, *_ = guest.pae(guest.one() << 12 | RO)
-        bench.ram.q[last << 9 | 500] = 0xBAD
+        bench.ram.writable.q[last << 9 | 500] = 0xBAD
         guest.tables.pin(top, L3)
         assert list(bench.ram.tables[last][COMPAT_FIRST_SLOT:]) == list(bench.m2p.compat_entries)
 
@@ -145,7 +145,7 @@ class TestTheLastL2:
     def test_in_another_slot_too(self, bench: Bench, guest: BareDomain) -> None:
         top, last, *_ = guest.pae(guest.one() << 12 | RO)
         for slot in (0, 1, 2):
-            bench.ram.q[top << 9 | slot] = last << 12 | PTE_P
+            bench.ram.writable.q[top << 9 | slot] = last << 12 | PTE_P
             with refused(Errno.EINVAL):
                 guest.tables.pin(top, L3)
         assert bench.audit() == []
@@ -189,7 +189,7 @@ class TestTheLastL2:
     def test_a_bad_one(self, bench: Bench, guest: BareDomain) -> None:
         """Its entries are checked like any L2's, and a refusal leaves nothing behind."""
         top, last, *_ = guest.pae(guest.one() << 12 | RO)
-        bench.ram.q[last << 9 | 7] = bench.m2p.frames[0] << 12 | UPPER
+        bench.ram.writable.q[last << 9 | 7] = bench.m2p.frames[0] << 12 | UPPER
         before = bench.counts()
         with refused(Errno.EINVAL):
             guest.tables.pin(top, L3)
@@ -242,14 +242,14 @@ def test_hardware_table(bench: Bench, guest: BareDomain) -> None:
     present = [slot for slot in range(512) if bench.q(copy, slot) & PTE_P]
     assert present == [0, 260]
     assert bench.audit() == []
-    bench.ram.q[copy << 9 | 1] = bench.q(copy, 0)
+    bench.ram.writable.q[copy << 9 | 1] = bench.q(copy, 0)
     assert bench.audit() != []
 
 
 def test_the_audit_sees_changed_hypervisor_slots(bench: Bench, guest: BareDomain) -> None:
     top, last, *_ = guest.pae(guest.one() << 12 | RO)
     guest.tables.pin(top, L3)
-    bench.ram.q[last << 9 | COMPAT_FIRST_SLOT] ^= PTE_RW
+    bench.ram.writable.q[last << 9 | COMPAT_FIRST_SLOT] ^= PTE_RW
     assert any("hypervisor's slots" in finding for finding in bench.audit())
 
 
@@ -312,7 +312,7 @@ class PaeMachine(RuleBasedStateMachine):
         """The processor uses the base pointer, and sets accessed bits."""
         top = self.guest.vcpus[0].kernel_l4
         self.guest.cache.hardware_l4(top, COMPAT)
-        self.bench.ram.q[top << 9 | 3] |= PTE_A
+        self.bench.ram.writable.q[top << 9 | 3] |= PTE_A
 
     @staticmethod
     def _try(operation: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ def guest(bench: Bench) -> BareDomain:
 
 def test_the_processors_copies(bench: Bench, guest: BareDomain) -> None:
     l4, l3, _, _ = guest.chain(guest.one() << 12 | RW)
-    bench.ram.q[l4 << 9 | 300] = l3 << 12 | UPPER
+    bench.ram.writable.q[l4 << 9 | 300] = l3 << 12 | UPPER
     guest.use(l4)
     rows = {
         variant: bench.ram.tables[guest.cache.hardware_l4(l4, variant)]

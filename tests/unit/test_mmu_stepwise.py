@@ -92,7 +92,7 @@ def test_steps_change_nothing(
         mine = bench.domains[0].take(POOL)
         pool = [*mine, bench.domains[1].one()]
         for table, slot, target, bits in entries:
-            bench.ram.q[pool[table] << 9 | slot] = pool[target] << 12 | bits
+            bench.ram.writable.q[pool[table] << 9 | slot] = pool[target] << 12 | bits
         one = outcome(bench, pool[first], L1, how)
         two = outcome(bench, pool[at], level, how)
         assert bench.audit() == []
@@ -116,9 +116,9 @@ def tree(guest: Paused, *, bad: bool = False) -> tuple[int, int]:
     free = [int(mfn) for mfn in own if frames.refs[mfn] == 1 and not frames.xen_heap[mfn]]
     l2, spare, *l1s = free[:514]
     for slot, l1 in enumerate(l1s):
-        guest.domain.ram.q[l2 << 9 | slot] = l1 << 12 | UPPER
+        guest.domain.ram.writable.q[l2 << 9 | slot] = l1 << 12 | UPPER
     if bad:
-        guest.domain.ram.q[l2 << 9 | 511] = guest.machine.board.zero_frame << 12 | UPPER
+        guest.domain.ram.writable.q[l2 << 9 | 511] = guest.machine.board.zero_frame << 12 | UPPER
     return l2, spare
 
 

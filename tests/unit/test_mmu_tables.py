@@ -157,7 +157,7 @@ def test_preserve_ad_keeps_what_the_processor_set(bench: Bench, guest: BareDomai
     clean = PTE_P | PTE_RW | PTE_US | PTE_NX
     for target in (page, other):
         guest.tables.update_l1(l1 << 12, page << 12 | clean)
-        bench.ram.q[l1 << 9] |= PTE_A | PTE_D
+        bench.ram.writable.q[l1 << 9] |= PTE_A | PTE_D
         guest.tables.update_l1(l1 << 12, target << 12 | clean, preserve_ad=True)
         assert bench.q(l1, 0) & (PTE_A | PTE_D) == PTE_A | PTE_D
         guest.tables.update_l1(l1 << 12, target << 12 | clean)
@@ -243,10 +243,10 @@ def test_a_page_that_is_mapped_writable_is_no_table(bench: Bench, guest: BareDom
 def test_a_childs_refusal_is_the_answer(bench: Bench, guest: BareDomain) -> None:
     """PIN_L4 returns EBUSY because of a leaf three levels below."""
     l4, l3, l2, l1 = guest.chain(0)
-    bench.ram.q[l1 << 9 | 7] = l2 << 12 | RW
+    bench.ram.writable.q[l1 << 9 | 7] = l2 << 12 | RW
     with refused(Errno.EBUSY, bench):
         guest.tables.pin(l4, L4)
-    bench.ram.q[l1 << 9 | 7] = l2 << 12 | RO
+    bench.ram.writable.q[l1 << 9 | 7] = l2 << 12 | RO
     guest.tables.pin(l4, L4)
     assert [bench.frames.type[mfn] for mfn in (l4, l3, l2, l1)] == [L4, L3, L2, L1]
     assert bench.audit() == []
@@ -298,7 +298,7 @@ def test_the_hypervisors_slots(bench: Bench, guest: BareDomain) -> None:
 @pytest.mark.parametrize("level", [L2, L3, L4])
 def test_a_table_may_map_itself_read_only(bench: Bench, guest: BareDomain, level: int) -> None:
     table = guest.table()
-    bench.ram.q[table << 9 | 1] = table << 12 | LINEAR
+    bench.ram.writable.q[table << 9 | 1] = table << 12 | LINEAR
     guest.tables.pin(table, level)
     assert bench.frames.type_count[table] == 1
     assert bench.audit() == []
@@ -308,7 +308,7 @@ def test_a_table_may_map_itself_read_only(bench: Bench, guest: BareDomain, level
         guest.tables.update_upper(table << 12 | 16, level, table << 12 | LINEAR | PTE_RW)
     guest.tables.update_upper(table << 12 | 8, level, 0)
     guest.tables.unpin(table)
-    bench.ram.q[table << 9 | 1] = table << 12 | LINEAR | PTE_RW
+    bench.ram.writable.q[table << 9 | 1] = table << 12 | LINEAR | PTE_RW
     with refused(Errno.EINVAL, bench):
         guest.tables.pin(table, level)
 
@@ -338,7 +338,7 @@ def test_linear_entries_go_one_step(bench: Bench, guest: BareDomain, level: int)
 def test_a_linear_entry_keeps_its_target_a_table(bench: Bench, guest: BareDomain) -> None:
     a, b, l1 = guest.table(), guest.table(), pinned_l1(guest)
     guest.tables.pin(b, L2)
-    bench.ram.q[a << 9] = b << 12 | LINEAR
+    bench.ram.writable.q[a << 9] = b << 12 | LINEAR
     guest.tables.pin(a, L2)
     guest.tables.unpin(b)
     with refused(Errno.EBUSY, bench):
@@ -351,8 +351,8 @@ def test_a_linear_entry_keeps_its_target_a_table(bench: Bench, guest: BareDomain
 def test_a_failed_validation_forgets_its_linear_entries(bench: Bench, guest: BareDomain) -> None:
     a, b = guest.table(), guest.table()
     guest.tables.pin(b, L2)
-    bench.ram.q[a << 9] = b << 12 | LINEAR
-    bench.ram.q[a << 9 | 1] = bench.domains[1].one() << 12 | UPPER
+    bench.ram.writable.q[a << 9] = b << 12 | LINEAR
+    bench.ram.writable.q[a << 9 | 1] = bench.domains[1].one() << 12 | UPPER
     with refused(Errno.EINVAL, bench):
         guest.tables.pin(a, L2)
 

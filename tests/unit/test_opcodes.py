@@ -192,8 +192,8 @@ class Runner(Bare):
 
     def __init__(self, *, tuned: bool) -> None:
         super().__init__(count_blocks=True, tuned=tuned)
-        self.ram.q[L1 << 9 | CODE] &= ~PTE_RW
-        self.ram.raw[at(CODE) : at(CODE_2)] = b"\x0f\x0b" * 2048
+        self.ram.writable.q[L1 << 9 | CODE] &= ~PTE_RW
+        self.ram.writable.raw[at(CODE) : at(CODE_2)] = b"\x0f\x0b" * 2048
 
     def one(
         self, code: bytes, width: int = 64, operand: int = at(DATA, 0x800), stack: int | None = None
@@ -202,8 +202,8 @@ class Runner(Bare):
 
         All registers hold the operand's address, RSP if it is given that.
         """
-        self.ram.raw[at(CODE) : at(CODE, 32)] = (code + b"\x0f\x0b" * 16)[:32]
-        self.ram.raw[at(DATA) : at(DATA + 1)] = bytes(4096)
+        self.ram.writable.raw[at(CODE) : at(CODE, 32)] = (code + b"\x0f\x0b" * 16)[:32]
+        self.ram.writable.raw[at(DATA) : at(DATA + 1)] = bytes(4096)
         self.engine.invalidate_code(CODE)
         self.q[0:16] = memoryview(operand.to_bytes(8, "little") * 16).cast("Q")
         self.q[v.RIP] = at(CODE)
@@ -299,7 +299,7 @@ def test_an_operand_is_as_long_as_it_is(tuned: Runner, code: str, size: int, wid
     raw = b"\x66\x0f\xef\xc0\x0f\xef\xc0" + bytes.fromhex(code)
     raw += b"\x0f\x11\x44\x24\x80\x0f\x7f\x84\x24\x78\xff\xff\xff"
     for operand in (at(ABSENT) - size, at(CODE_2, 0x400)):
-        tuned.ram.raw[operand : operand + size] = bytes(range(0x41, 0x41 + size))
+        tuned.ram.writable.raw[operand : operand + size] = bytes(range(0x41, 0x41 + size))
         found = tuned.one(raw, width, operand, at(DATA, 0xF00))
         assert found == Exit("invalid", len(raw))
         results.append(bytes(tuned.ram.raw[at(DATA, 0xE78) : at(DATA, 0xE90)]))
@@ -339,10 +339,10 @@ def test_changing_any_byte_of_a_refused_instruction_is_seen(engine: Runner) -> N
     # mov byte ptr [rip + 0x1000 - 7 + 2], 0x03: the byte two behind the next page's start
     patch = b"\xc6\x05\xfb\x0f\x00\x00\x03"
     base = at(CODE_2)
-    engine.ram.raw[base : base + 5] = refused + b"\x0f\x0b"
+    engine.ram.writable.raw[base : base + 5] = refused + b"\x0f\x0b"
     jump = b"\xe9" + (0x1000 - len(patch) - 5).to_bytes(4, "little")
     for _ in range(2):
-        engine.ram.raw[base + 2] = 0xC3
+        engine.ram.writable.raw[base + 2] = 0xC3
         engine.engine.invalidate_code(CODE_2)
         engine.sink.exits.clear()
         engine.q[v.RIP] = base
@@ -366,7 +366,7 @@ def test_a_page_fault_comes_before_a_refusal_that_needs_the_missing_byte(engine:
         (b"\xf0\x90", Exit("invalid", end - 2)),
         (b"\xc5", Exit("invalid", end - 1)),
     ):
-        engine.ram.raw[end - 16 : end] = b"\x90" * (16 - len(code)) + code
+        engine.ram.writable.raw[end - 16 : end] = b"\x90" * (16 - len(code)) + code
         engine.engine.invalidate_code(CODE_2)
         engine.sink.exits.clear()
         engine.width(64)

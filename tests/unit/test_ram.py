@@ -44,7 +44,7 @@ def test_an_image_is_what_was_there(actions: list[tuple[str, int, int]], views: 
         patch.setattr(ram_module, "_MOST_VIEWS", views)
         for action, number, value in actions:
             if action == "write":
-                ram.tables[number] = model[number] = value
+                ram.writable.tables[number] = model[number] = value
             elif action == "clear":
                 count = min(value, FRAMES - number)
                 ram.clear_run(number, count)
@@ -70,9 +70,9 @@ def test_an_image_is_what_was_there(actions: list[tuple[str, int, int]], views: 
 def test_the_address_and_the_views_stay() -> None:
     ram = Ram(FRAMES)
     address, raw = ram.address, ram.raw
-    ram.q[512 * 5] = 1
+    ram.writable.q[512 * 5] = 1
     image = ram.freeze()
-    raw[5 << 12] = 2
+    ram.writable.raw[5 << 12] = 2
     assert ram.revert(image).tolist() == [5]
     assert (ram.address, raw[5 << 12], ram.d[1024 * 5]) == (address, 1, 1)
 
@@ -83,7 +83,7 @@ def test_what_was_written_since() -> None:
     ram.freeze()
     assert not ram.written().size
     for mfn in (1, 2, 9, 40):
-        ram.q[mfn << 9] = 1
+        ram.writable.q[mfn << 9] = 1
     assert ram.q[20 << 9] == 0  # reading is not writing
     assert ram.written().tolist() == [1, 2, 9, 40]
     ram.freeze()
@@ -92,12 +92,12 @@ def test_what_was_written_since() -> None:
 
 def test_copies_know_nothing_of_each_other() -> None:
     ram = Ram(FRAMES)
-    ram.tables[:] = 7
+    ram.writable.tables[:] = 7
     image = ram.freeze()
     one, other = Ram.of(image), Ram.of(image)
-    one.tables[3] = 1
+    one.writable.tables[3] = 1
     other.clear_run(0, FRAMES)
-    ram.tables[4] = 2
+    ram.writable.tables[4] = 2
     assert contents(one) == [7, 7, 7, 1] + [7] * (FRAMES - 4)
     assert contents(other) == [0] * FRAMES
     assert contents(ram) == [7, 7, 7, 7, 2] + [7] * (FRAMES - 5)
@@ -111,10 +111,10 @@ def test_files_in_memory_are_closed() -> None:
     before = count()
     ram = Ram(FRAMES)
     for value in range(1, 50):
-        ram.tables[value % 5] = value
+        ram.writable.tables[value % 5] = value
         image = ram.freeze()
     assert count() <= before + 6  # no layer without a frame is kept
-    ram.tables[9] = 1
+    ram.writable.tables[9] = 1
     ram.revert(image)
     del ram, image
     assert count() == before
@@ -122,7 +122,7 @@ def test_files_in_memory_are_closed() -> None:
 
 def test_a_frame_that_nobody_wrote_takes_no_room(tmp_path: Path) -> None:
     ram = Ram(1 << 18)  # 1 GiB
-    ram.tables[17] = 1
+    ram.writable.tables[17] = 1
     image = ram.freeze()
     assert image.existing().tolist() == [17]
     assert image.layers[0].exist.sum() == 1
@@ -135,3 +135,51 @@ def test_reading_a_layer_back() -> None:
     assert np.flatnonzero(layer.exist).tolist() == [3, 4]
     image = Image((layer,), np.zeros(8, dtype=np.int32))
     assert [piece[:1] for piece in image.read(4, 1)] == [b"\2"]
+
+
+# -- what the hypervisor has written -----------------------------------------------------------------------
+
+
+def test_what_was_stored_is_dirty_until_it_is_taken() -> None:
+    ram = Ram(FRAMES)
+    assert ram.take_dirty().tolist() == []
+    ram.store_u64((9 << 12) + 4088, 1)
+    ram.store_u32((3 << 12) + 4, 0xFFFF_FFFF)
+    ram.store_row(5, 7)
+    assert ram.take_dirty().tolist() == [3, 5, 9]
+    assert (ram.q[9 << 9 | 511], ram.q[3 << 9], ram.tables[5].tolist()) == (1, 0xFFFF_FFFF << 32, [7] * 512)
+    assert ram.take_dirty().tolist() == []
+
+
+@pytest.mark.parametrize(("dtype", "per_frame"), [(np.uint64, 512), (np.uint32, 1024)])
+def test_words_of_an_array_dirty_the_frames_that_they_are_in(
+    dtype: type[np.uint64] | type[np.uint32], per_frame: int
+) -> None:
+    ram = Ram(FRAMES)
+    ram.store_words(4, np.array([0, per_frame - 1, 3 * per_frame]), np.array([1, 2, 3], dtype=dtype), dtype)
+    assert ram.take_dirty().tolist() == [4, 7]
+    words = ram.tables.reshape(-1).view(dtype)[4 * per_frame :]
+    assert [int(words[index]) for index in (0, per_frame - 1, 3 * per_frame)] == [1, 2, 3]
+    assert np.count_nonzero(ram.tables) == 3 if dtype is np.uint64 else np.count_nonzero(words) == 3
+
+
+def test_what_is_given_back_or_put_back_is_dirty() -> None:
+    ram = Ram(FRAMES)
+    ram.store_row(6, 1)
+    image = ram.freeze()
+    ram.store_row(7, 1)
+    ram.take_dirty()
+    ram.clear_run(2, 3)
+    ram.clear(np.array([11, 12, 20]))
+    assert ram.take_dirty().tolist() == [2, 3, 4, 11, 12, 20]
+    ram.revert(image)
+    assert 7 in ram.take_dirty()
+    assert not ram.tables[7].any()
+
+
+def test_the_open_views_are_for_reading() -> None:
+    ram = Ram(FRAMES)
+    for view in (ram.raw, ram.q, ram.d, ram.frame(3), ram.tables.data):
+        assert view.readonly
+    with pytest.raises(ValueError, match="read-only"):
+        ram.tables[0] = 1

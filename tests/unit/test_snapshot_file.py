@@ -27,7 +27,7 @@ def image_of(values: dict[int, int]) -> Image:
     """Memory whose frames hold what `values` says, all words alike."""
     ram = Ram(FRAMES)
     for mfn, value in values.items():
-        ram.tables[mfn] = value
+        ram.writable.tables[mfn] = value
     return ram.freeze()
 
 

@@ -149,10 +149,10 @@ def _stopped_at(trial: Trial) -> list[tuple[int, int, int]]:
     # 1: inc dword [rbx]; jmp 2f; 2: jmp 3f; 3: nop; nop; jmp 1b
     code = b"\xff\x03\xeb\x00\xeb\x00\x90\x90\xeb\xf6"
     at = trial.take_frame() << 12
-    trial.ram.raw[at : at + len(code)] = code
+    trial.ram.writable.raw[at : at + len(code)] = code
     seen = []
     for budget in (0, 3, 4, 5, 6, 9, 10, 100, 101, 102, 103, 104, 105, 106):
-        trial.ram.q[DATA << 9] = 0
+        trial.ram.writable.q[DATA << 9] = 0
         trial.enter(at)
         trial.go(budget)
         seen.append((trial.engine.vmcb.rip - at, trial.budget[0], trial.ram.q[DATA << 9]))

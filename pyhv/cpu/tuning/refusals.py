@@ -280,7 +280,7 @@ def _prove_short_operands(trial: Trial) -> None:
     page = trial.take_frame()
     trial.map(trial.take_frame(), 0, 0)
     trial.engine.flush_tlb()
-    trial.ram.q[(page << 9) + 511] = 2 << 32 | 1
+    trial.ram.writable.q[(page << 9) + 511] = 2 << 32 | 1
     address = ((page + 1 << 12) - 8).to_bytes(4, "little")
     # cvtdq2pd xmm0, [address]; movups [rbx], xmm0; ud2
     at, event = trial.run(b"\xf3\x0f\xe6\x04\x25" + address + b"\x0f\x11\x03\x0f\x0b")

@@ -266,7 +266,7 @@ def routines() -> dict[str, str]:
 
 def _proof(trial: Trial) -> None:
     """1/0 sets ZE and nothing else; unmasked it is #XM, with the destination as it was."""
-    raw, data = trial.ram.raw, DATA << 12
+    raw, data = trial.ram.writable.raw, DATA << 12
     # xorps xmm1, xmm1; movss xmm0, [rbx]; ldmxcsr [rbx + 4]; divss xmm0, xmm1; movss [rbx], xmm0;
     # stmxcsr [rbx + 4]; ud2
     code = bytes.fromhex("0f57c9 f30f1003 0fae5304 f30f5ec1 f30f1103 0fae5b04 0f0b")

@@ -107,8 +107,8 @@ def _stopped_at(trial: Trial, one_operation: int) -> tuple[int, int]:
     add = b"\xf0\x48\x83\x03\x01"  # lock add qword [rbx], 1: ten operations
     code = b"\x90" * one_operation + add * _LONG
     at = trial.take_frame() << 12
-    trial.ram.raw[at : at + len(code)] = code
-    trial.ram.q[DATA << 9] = 0
+    trial.ram.writable.raw[at : at + len(code)] = code
+    trial.ram.writable.q[DATA << 9] = 0
     trial.enter(at)
     trial.go(len(add) * _LONG * 3 // 4)
     return (trial.engine.vmcb.rip - at - one_operation) // len(add), trial.ram.q[DATA << 9]

@@ -72,7 +72,7 @@ def _aliases(trial: Trial, code: int, alias: int, offset: int) -> None:
     """Overwrite the function at `offset` of the frames from `code` on through the pages from `alias` on."""
     at = code << 12 | offset
     for name, store in _STORES.items():
-        trial.ram.raw[at : at + 6] = b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
+        trial.ram.writable.raw[at : at + 6] = b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
         trial.engine.invalidate_code(code)
         trial.engine.invalidate_code(code + 1)
         q = trial.engine.vmcb.q
@@ -86,7 +86,7 @@ def _healing(trial: Trial) -> None:
     at = trial.take_frame() << 12
     q = trial.engine.vmcb.q
     for value in (1, 2):
-        trial.ram.raw[at : at + 6] = bytes([0xB8, value, 0, 0, 0, 0xC3])  # mov eax, value; ret
+        trial.ram.writable.raw[at : at + 6] = bytes([0xB8, value, 0, 0, 0, 0xC3])  # mov eax, value; ret
         trial.engine.invalidate_code(at >> 12)
         q[12], q[13] = at + 0x800, at
         trial.run(_code(_STORED_TO))

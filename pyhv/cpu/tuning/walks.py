@@ -27,13 +27,13 @@ _LOAD = f"""
 def _proof(trial: Trial) -> None:
     """A walk through RAM's last entry finds the page; one that leads behind RAM finds none."""
     table, page = FRAMES - 1, trial.take_frame()
-    trial.ram.q[page << 9] = 0x1234
-    trial.ram.q[table << 9 | 511] = page << 12 | LEAF
-    trial.ram.q[L2 << 9 | 1] = table << 12 | UPPER
+    trial.ram.writable.q[page << 9] = 0x1234
+    trial.ram.writable.q[table << 9 | 511] = page << 12 | LEAF
+    trial.ram.writable.q[L2 << 9 | 1] = table << 12 | UPPER
     load = b"\x48\x8b\x04\x25" + (1 << 21 | 511 << 12).to_bytes(4, "little") + b"\x0f\x0b"
     trial.run(load)  # mov rax, [address]; ud2
     trial.expect("a page walk reads RAM's last entry", trial.engine.vmcb.q[v.RAX] == 0x1234)
-    trial.ram.q[L2 << 9 | 1] = FRAMES << 12 | UPPER
+    trial.ram.writable.q[L2 << 9 | 1] = FRAMES << 12 | UPPER
     trial.engine.flush_tlb()
     at, event = trial.run(load)
     trial.expect("a page walk behind RAM finds nothing", event == ("exception", at, 14 << 16 | 4))

@@ -165,7 +165,7 @@ def _proof(trial: Trial) -> None:
     trial.engine.flush_tlb()
     # mov rcx, [rbx + 8]; mov [rbx], rcx; inc qword ptr [rbx + 8]; ud2
     code = bytes.fromhex("488b4b08 48890b 48ff4308 0f0b")
-    trial.ram.q[watched >> 3] = 5
+    trial.ram.writable.q[watched >> 3] = 5
     at, event = trial.run(code)
     trial.expect("a watched store is met before it is done", event == ("exception", at + 7, _DB << 16))
     met = trial.ram.q[watched >> 3] == 5 and trial.ram.q[(watched >> 3) - 1] == 5
