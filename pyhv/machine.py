@@ -329,8 +329,7 @@ class Machine:
             turn = self._begin(resident, resident.domain.vcpus[number], decision.slice_ns, limit)
         else:
             self.clock.resume(turn.resident.domain.engine, turn.deadline, limit)
-            if turn.vcpu.info.deliverable():  # it came from outside meanwhile
-                turn.resident.dispatcher.enter()
+            turn.resident.dispatcher.go_on(turn.vcpu)
         self._interrupted = False
         self._execute(turn)
         if self._has_left(turn) or not self.clock.pause(turn.resident.domain.engine):

@@ -35,6 +35,9 @@ class DebugState:
     done; the vCPU may be taken off the processor before."""
     unstepped: bool = False
     """The iret hypercall has set TF, and nothing has happened since: a trap comes before it is due."""
+    approach: tuple[u64, u64] = (0, 0)
+    """First and one behind the last linear address of code through which the vCPU is led step by step, before
+    a fetch that fails; for the rest of its turn at most."""
     swallow_step: bool = False
     """SYSENTER was executed with TF set: the single step that the emulator reports next is not one."""
 

@@ -23,7 +23,7 @@ All this is per vCPU, and costs one without breakpoints nothing: `GuestCpu.rearr
 every exit anyhow, stays set while there are some.
 
 In the same way a vCPU is led through the instructions before one whose bytes cannot be fetched
-(`pagefault.py`): `GuestCpu.approach`.
+(`pagefault.py`): `DebugState.approach`.
 
 What the hypervisor reads and writes for a guest (hypercall arguments, frames, page-table stores) is not seen
 by breakpoints; it is not with Xen either.
@@ -44,6 +44,7 @@ from pyhv.traps.privileged import fetch
 
 DR6_BS: Final = 1 << 14
 _INSTRUCTION, _WRITE, _PORT, _ACCESS = range(4)
+_NOWHERE: Final = (0, 0)
 _LENGTHS: Final = (1, 2, 8, 4)
 
 
@@ -109,12 +110,14 @@ class Breakpoints:
 
     # -- before an instruction ---------------------------------------------------------------------------
 
-    def loaded(self) -> None:
-        """Another vCPU is on the engine."""
+    def loaded(self, *, same_turn: bool = False) -> None:
+        """A vCPU's registers are on the engine, maybe for the rest of a turn that it has begun elsewhere."""
         cpu = self._cpu
-        cpu.approach = range(0)
+        if not same_turn:
+            cpu.vcpu.debug.approach = _NOWHERE
         if (
-            cpu.vcpu.debug.registers[7] & 0xFF
+            cpu.vcpu.debug.approach != _NOWHERE
+            or cpu.vcpu.debug.registers[7] & 0xFF
             or cpu.stepping
             or cpu.vmcb.d[v.HFLAGS] & v.HF_TF  # taken off in a step
             or (self._unit is not None and self._unit.is_watching)
@@ -144,7 +147,7 @@ class Breakpoints:
         self._touches.clear()
         self._hits = 0
         self._read_registers()
-        if self._misses_something:
+        if self.wait_for_entry:
             cpu.engine.stop()
         hits = self._stops_here()
         if hits and not q[v.EFLAGS] & FLAG_RF and not d[v.HFLAGS] & v.HF_INHIBIT:
@@ -187,7 +190,7 @@ class Breakpoints:
             ]
 
     @property
-    def _misses_something(self) -> bool:
+    def wait_for_entry(self) -> bool:
         """Whether the engine lacks something that `entering` will give it."""
         if self._unit is None:
             return bool(self._data) and not self._cpu.engine.watches_memory
@@ -214,11 +217,13 @@ class Breakpoints:
         return bool(self._instructions) and bool(flags & FLAG_RF)
 
     def _approaches(self) -> bool:
-        """Whether the guest is still on its way through `GuestCpu.approach`; it never turns back on it."""
-        cpu = self._cpu
-        at = cpu.linear_rip()
-        cpu.approach = range(at, cpu.approach.stop) if at in cpu.approach else range(0)
-        return bool(cpu.approach)
+        """Whether the guest is still on its way through `DebugState.approach`; it never turns back."""
+        cpu, debug = self._cpu, self._cpu.vcpu.debug
+        if debug.approach == _NOWHERE:
+            return False
+        at, (start, stop) = cpu.linear_rip(), debug.approach
+        debug.approach = (at, stop) if start <= at < stop else _NOWHERE
+        return debug.approach != _NOWHERE
 
     def _stops_here(self) -> int:
         """DR6 bits of the instruction breakpoints at RIP."""

@@ -121,6 +121,21 @@ class Dispatcher:
             self._crash(crash.why)
         self.breakpoints.loaded()
 
+    def go_on(self, vcpu: Vcpu) -> None:
+        """Before a vCPU runs on in a turn that was paused, and may have begun on another engine."""
+        is_elsewhere = not vcpu.context.is_loaded
+        if is_elsewhere:
+            self.call = self.calls[vcpu.number]
+            self.cpu.load(vcpu)
+            self.breakpoints.loaded(same_turn=True)
+            self.engine.flush_tlb()
+            self.domain.tables.flushed()
+        if self.cpu.rearrange and (is_elsewhere or self.breakpoints.wait_for_entry):
+            self.breakpoints.entering()
+            self._rearrange()
+        if vcpu.info.deliverable():  # it came from outside meanwhile
+            self.enter()
+
     def _reload_segments(self) -> None:
         try:
             segments.reload(self.cpu)

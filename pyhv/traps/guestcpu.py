@@ -73,8 +73,6 @@ class GuestCpu(ABC):
         """The instruction in execution is a step of `debug.py`: every exit ends with `rearrange` set."""
         self.has_breakpoints = False
         """The vCPU has enabled breakpoints, so that RF counts."""
-        self.approach = range(0)
-        """Linear addresses of code through which the vCPU is led step by step, before a fetch that fails."""
 
     # -- what depends on the guest's width ---------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def _comes_later(cpu: GuestCpu, address: int) -> bool:
     width = 64 if cpu.vmcb.d[v.HFLAGS] & v.HF_CS64 else 32
     before = decode.whole(privileged.fetch(cpu, here, address - here), width)
     if before:
-        cpu.approach = range(here, here + before)
+        cpu.vcpu.debug.approach = here, here + before
         cpu.rearrange = True
     return before > 0
 

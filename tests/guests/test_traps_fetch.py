@@ -74,7 +74,7 @@ def test_no_trap_is_left_behind(guest: Paused) -> None:
     assert run(guest, STORE + NOPS + HALF)[0] == PF
     assert not guest.cpu.vmcb.d[v.HFLAGS] & v.HF_TF
     assert not guest.cpu.stepping
-    assert not guest.cpu.approach
+    assert guest.vcpu.debug.approach == (0, 0)
 
 
 def test_the_emulator_reports_them_at_the_start_of_the_block() -> None:
