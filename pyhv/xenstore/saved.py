@@ -18,7 +18,7 @@ from pyhv.abi.layout import u16, u32, u64
 from pyhv.state import refusal
 from pyhv.xenstore.limits import DOM0, PATH_MAX, StoreError, canonical, is_component
 from pyhv.xenstore.permissions import Permissions
-from pyhv.xenstore.tree import Node, Tree
+from pyhv.xenstore.tree import Node, Tree, walk
 
 _LONGEST: Final = PATH_MAX + len("/local/domain/65535/")
 """No absolute path is longer."""
@@ -142,6 +142,8 @@ class Nodes:
         """Of each node, how many it and those below it are."""
         self._lengths: list[int] = []
         """Of each node, how long the longest path below it is."""
+        self._roots: set[int] = set()
+        """Those below which no node is twice."""
         known: dict[str, Permissions] = {}
         for number, each in enumerate(saved):
             where = f"nodes.{number}"
@@ -171,15 +173,20 @@ class Nodes:
                 raise refusal(where, f"has node {child} below it, which does not come before it")
             yield name, child
 
-    def node(self, number: int, where: str) -> Node:
-        """A node by its number."""
+    def root(self, number: int, where: str) -> Node:
+        """A tree's root by its number; no node is in two places of it."""
         if number >= len(self._nodes):
             raise refusal(where, f"is node {number}, of {len(self._nodes)}")
-        return self._nodes[number]
+        root = self._nodes[number]
+        if number not in self._roots:
+            if len({id(node) for _, node in walk(root, "/")}) != self._sizes[number]:
+                raise refusal(where, f"has a node twice in the tree below node {number}")
+            self._roots.add(number)
+        return root
 
     def tree(self, saved: SavedTree, where: str) -> Tree:
         """A tree, whose counts must add up."""
-        root = self.node(saved.root, where)
+        root = self.root(saved.root, where)
         owned = Counter(dict(saved.owned))
         if sum(owned.values()) != self._sizes[saved.root] or len(owned) != len(saved.owned):
             raise refusal(where, "counts its nodes wrong")

@@ -121,7 +121,7 @@ class Transaction:
     @classmethod
     def of(cls, saved: SavedTransaction, nodes: Nodes, nodes_max: int, where: str) -> Self:
         """The transaction that was saved; StateError."""
-        transaction = cls(Tree(nodes.node(saved.start, where)), nodes_max)
+        transaction = cls(Tree(nodes.root(saved.start, where)), nodes_max)
         transaction.tree = nodes.tree(saved.tree, where)
         transaction.changes = [_read_change(change, where) for change in saved.changes]
         transaction.failed = saved.failed

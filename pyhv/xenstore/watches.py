@@ -106,7 +106,7 @@ class WatchTable:
     def put_back(self, watches: list[Watch], registered: int) -> None:
         """Have these watches, which were saved, and no others. StateError."""
         orders = {watch.order for watch in watches}
-        if len(orders) != len(watches) or not orders <= set(range(1, registered + 1)):
+        if len(orders) != len(watches) or not all(0 < order <= registered for order in orders):
             raise refusal("watches_registered", "does not go with the order of the watches")
         for there in self._by_path.values():
             for watch in there:

@@ -275,3 +275,20 @@ def test_what_no_connection_can_have_been_is_refused(field, value):
     guest = World().guests[1]
     with pytest.raises(StateError, match=field):
         restore(guest, {**state(guest), field: value})
+
+
+def test_a_tree_that_has_a_node_twice_is_refused():
+    world = World()
+    saved: Any = packed(world.store)
+    top = saved["tree"][0]
+    saved["nodes"][top][3].append(["again", saved["nodes"][top][3][0][1]])
+    saved["nodes"] += [[b"", "n0", 0, []]] * 50
+    saved["tree"][1] = [[0, 12]]
+    with pytest.raises(StateError, match="has a node twice in the tree below node"):
+        restore(world.store, saved)
+
+
+def test_a_count_of_watches_costs_nothing():
+    world = World()
+    restore(world.store, {**state(world.store), "watches_registered": 2**63})
+    assert state(world.store)["watches_registered"] == 2**63
