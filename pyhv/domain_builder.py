@@ -222,8 +222,7 @@ class DomainBuilder:
         shared_info = frames.allocate_shared(domid, below=FRAMES_BELOW_4G if image.width == 32 else None)
         undo.callback(frames.drop_shared, shared_info)
         domain = Domain(domid, config, physical, board.clock, shared_info, image.width)
-        domain.zero_frame = board.zero_frame
-        domain.area = DomainArea(physical.ram, frames, config.vcpus)
+        domain.area = DomainArea(physical.ram, frames, config.vcpus, board.zero_frame)
         undo.callback(domain.area.free, frames)
         domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area)
         undo.callback(domain.cache.free, frames)

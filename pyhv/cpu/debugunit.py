@@ -12,12 +12,14 @@ affair.
 
 import ctypes
 import itertools
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, NamedTuple
 
+from pyhv.abi.layout import u64
 from pyhv.address import PAGE_SHIFT
 from pyhv.cpu import binding
 from pyhv.cpu.tuning import layout
+from pyhv.state import Plain, entries, typed
 
 if TYPE_CHECKING:
     from pyhv.cpu.tuning.block import Block
@@ -70,6 +72,11 @@ def of_one_operand(told: list[Access]) -> list[Access]:
 class DebugUnit:
     """The debug hardware of one tuned engine; `flush_page` is the engine's own."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("_block", "_processor", "_flush_page", "_insert", "_remove"), "the engine's"),
+        "_ranges": "set anew before each instruction that may meet one",
+    }
+
     def __init__(self, block: "Block", processor: int, flush_page: Callable[[int], None]) -> None:
         self._block = block
         self._processor = processor
@@ -106,6 +113,18 @@ class DebugUnit:
             if address not in known:
                 known[address] = 0
                 self._insert(self._processor, address, _FOR_PROCESSOR, None)
+
+    def state(self) -> dict[str, Plain]:
+        """The known addresses: arriving at one is an exit, also where no breakpoint is any more."""
+        return {"known": [[address, arrivals] for address, arrivals in self._known.items()]}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Know these addresses and no others. StateError. Not while the engine runs."""
+        known = entries(dict(saved), "", {"known": None})["known"]
+        wanted = typed(dict[u64, Annotated[int, range(PATIENCE + 1)]], known, "known")
+        self.close()
+        self.settle(wanted)
+        self._known.update(wanted)
 
     def close(self) -> None:
         """Forget all addresses: the engine is about to be freed."""

@@ -84,8 +84,6 @@ class Domain:
         self.events: EventChannels
         self.grants: GrantTable
         self.maptrack: Maptrack
-        self.zero_frame: Mfn
-        """Stands in for descriptor pages that the guest did not supply."""
 
     @property
     def loaded(self) -> Vcpu | None:

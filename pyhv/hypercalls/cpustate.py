@@ -96,7 +96,7 @@ def install_gdt(domain: Domain, vcpu: Vcpu, frames: tuple[int, ...], entries: in
 def drop_gdt(domain: Domain, vcpu: Vcpu) -> None:
     """Remove the vCPU's GDT: its pages read as null descriptors."""
     for page, mfn in enumerate(vcpu.descriptors.gdt_frames):
-        domain.area.map(vcpu.number, page, domain.zero_frame)
+        domain.area.map(vcpu.number, page, domain.area.empty)
         drop_descriptor_page(domain.tables, mfn)
     vcpu.descriptors.gdt_frames, vcpu.descriptors.gdt_entries = [], 0
     vcpu.descriptors.forget()

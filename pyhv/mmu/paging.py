@@ -131,13 +131,15 @@ class DomainArea:
     """The domain's slice of hypervisor address space: GDT and LDT windows of its vCPUs."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("ram", "_frames"), "the board's"),
+        **dict.fromkeys(("ram", "_frames", "empty"), "the board's"),
         **dict.fromkeys(("_l1s", "entry"), "follows from the tables"),
     }
 
-    def __init__(self, ram: Ram, frames: FrameTable, vcpus: int) -> None:
+    def __init__(self, ram: Ram, frames: FrameTable, vcpus: int, empty: Mfn = Mfn(0)) -> None:
         self.ram = ram
         self._frames = frames
+        self.empty = empty
+        """The frame that stands in for GDT pages that the guest did not supply; 0: nothing does."""
         self.tables = frames.allocate_xen(2 + (vcpus + 15) // 16)
         l3, l2, *self._l1s = self.tables
         upper = _SUPERVISOR_RW

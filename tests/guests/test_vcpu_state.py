@@ -107,6 +107,15 @@ def say_and_restore(domain: Domain) -> None:
     """Put all vCPUs into plain data, and back: their caches are empty then, their registers in new blocks."""
     if not domain.alive:
         return
+    unit = domain.engine.debug_unit
+    if unit is not None:
+        known = dict.fromkeys(unit.known)
+        said = state(unit)
+        restore(unit, {"known": []})
+        restore(unit, said)
+        assert dict.fromkeys(unit.known) == known
+        assert state(unit) == said
+        assert unexplained(unit) == []
     for vcpu in domain.vcpus:
         plain = state(vcpu)
         assert unexplained(vcpu) == []
