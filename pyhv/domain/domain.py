@@ -151,3 +151,17 @@ class Domain:
         page.write_u32(layout.wc_sec_hi, seconds >> 32)
         page.write_u32(layout.wc_nsec, rest)
         page.write_u32(layout.wc_version, (version + 1) & 0xFFFFFFFF)
+
+    def renew_time(self) -> None:
+        """Tell the guest anew what time it is, after its clock was restored.
+
+        In real time the host's counters are elsewhere than when the state was saved: with what the guest has
+        in memory, it would see system time jump by as much. Virtual time is what it was.
+        """
+        if self.clock.deterministic:
+            return
+        self.set_wallclock(self.clock.wall_ns())
+        for vcpu in self.vcpus:
+            vcpu.areas.written = -1  # its next turn begins with the time
+        if self.loaded is not None:
+            self.loaded.update_time()  # its turn may go on
