@@ -245,7 +245,7 @@ class Attack:
     def ring(self) -> None:
         """Words into a ring's indices, then the bell."""
         guest = self.guest
-        page = guest.machine.residents[guest.domain.domid].wiring.rings[self.source.below(2)] << 12
+        page = guest.machine.dom0.frames(guest.domain.domid)[self.source.below(2)] << 12
         offset = self.source.pick((2048, 2052, 2056, 2060, 2068, 3072, 3076, 3080, 3084, 0, 16))
         value = self.source.number(1) if self.source.chance(200) else self.source.number(4)
         guest.domain.physical.write_u32(page + offset, value)

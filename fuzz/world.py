@@ -107,7 +107,7 @@ class Guest:
         """Frames that it was given later."""
         self.windows: list[int] = []
         """Where it has asked for grants to be mapped."""
-        self.rings = list(machine.residents[self.domain.domid].wiring.rings)
+        self.rings = machine.dom0.frames(self.domain.domid)
         self._handlers()
 
     @property

@@ -23,7 +23,10 @@ from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.board import Board
 from pyhv.cpu.context import Context
 from pyhv.cpu.engine import Engine, ExitSink
-from pyhv.devices.wiring import CONSOLE_PORT, STORE_PORT, ConsoleSink, Wiring
+from pyhv.devices.console_backend import ConsoleBackend
+from pyhv.devices.console_log import ConsoleSink
+from pyhv.devices.store_backend import StoreBackend
+from pyhv.devices.toolstack import CONSOLE_PORT, STORE_PORT, ToolstackDomain
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, XenError
@@ -45,7 +48,6 @@ from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.startup import boot_registers, prepare_vcpu
 from pyhv.undertaker import drop_tables
 from pyhv.xenstore.domu import DomU, remove_domu, write_domu
-from pyhv.xenstore.store import Store
 
 MAX_VCPUS: Final = 32
 """Of a domain: so many have a vcpu_info in shared_info."""
@@ -145,7 +147,7 @@ class DomainBuilder:
         board: Board,
         services: Services,
         residents: Residents,
-        store: Store,
+        dom0: ToolstackDomain,
         *,
         sink_for: Callable[[Dispatcher], ExitSink],
         seed: int,
@@ -153,7 +155,7 @@ class DomainBuilder:
         self._board = board
         self._services = services
         self._residents = residents
-        self._store = store
+        self._dom0 = dom0
         self._sink_for = sink_for
         self._seed = seed
 
@@ -194,10 +196,11 @@ class DomainBuilder:
             console = FramePage(self._board.physical, int(p2m[boot.console_pfn]))
             store = FramePage(self._board.physical, int(p2m[boot.xenstore_pfn]))
             self._grant(domain, console, store, undo)
-            resident = self._power_on(domain, sink, undo)
+            resident = self._power_on(domain, undo)
             self._introduce(domain, console, store, undo)
-            undo.callback(resident.wiring.detach)
-            resident.wiring.connect(console, store)
+            undo.callback(self._dom0.detach, domid)
+            self._dom0.attach(ConsoleBackend(self._dom0.link, domid, sink), console, CONSOLE_PORT)
+            self._dom0.attach(StoreBackend(self._dom0.link, domid), store, STORE_PORT)
             undo.callback(drop_tables, frames, resident)
             self._first_vcpu(domain, boot)
             scheduler.add_domain(domid, SchedParameters(config.weight, config.cap))
@@ -286,9 +289,9 @@ class DomainBuilder:
 
     def _introduce(self, domain: Domain, console: FramePage, store: FramePage, undo: ExitStack) -> None:
         """Write the domain's nodes and tell the store of it."""
-        undo.callback(remove_domu, self._store, domain.domid)
+        undo.callback(remove_domu, self._dom0.store, domain.domid)
         write_domu(
-            self._store,
+            self._dom0.store,
             DomU(
                 domid=domain.domid, name=domain.name, uuid=domain.config.uuid,
                 memory_kib=domain.config.memory_pages * 4, vcpus=domain.config.vcpus,
@@ -296,9 +299,9 @@ class DomainBuilder:
                 console_ring_ref=console.mfn, console_port=CONSOLE_PORT,
             ),
         )  # fmt: skip
-        self._store.introduce(domain.domid)
+        self._dom0.store.introduce(domain.domid)
 
-    def _power_on(self, domain: Domain, sink: ConsoleSink, undo: ExitStack) -> Resident:
+    def _power_on(self, domain: Domain, undo: ExitStack) -> Resident:
         """Give the domain its engine, and each vCPU its descriptor windows; now others can find it."""
         board, physical = self._board, self._board.physical
         dispatcher = Dispatcher(self._services, domain)
@@ -321,8 +324,7 @@ class DomainBuilder:
                 area.map(vcpu.number, page, board.zero_frame)
             area.map(vcpu.number, RESERVED_PAGE, board.xen_gdt[domain.width])
             area.map(vcpu.number, RESERVED_PAGE + 1, board.zero_frame)
-        wiring = Wiring(domain, sink, board.frames, self._residents.dom0, self._store, board.clock)
-        resident = Resident(domain, dispatcher, wiring)
+        resident = Resident(domain, dispatcher)
         self._residents.add(resident)
         undo.callback(self._residents.remove, resident)
         return resident

@@ -23,7 +23,8 @@ from typing import Final
 from pyhv.abi.numbers import VcpuState, Virq
 from pyhv.board import USUAL_DOMAINS, Board
 from pyhv.cpu.engine import ExitSink
-from pyhv.devices.wiring import ConsoleSink
+from pyhv.devices.console_log import ConsoleSink
+from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.domain.holdings import holdings
@@ -32,8 +33,6 @@ from pyhv.domain.relations import relations
 from pyhv.domain.vcpu import Vcpu
 from pyhv.domain_builder import DomainBuilder
 from pyhv.errors import ConfigError, GuestCrash
-from pyhv.events.channels import EventChannels
-from pyhv.events.delivery import Unshared
 from pyhv.loader.image import KernelImage
 from pyhv.mmu.audit import audit
 from pyhv.resident import Ended, Resident, Residents
@@ -45,7 +44,6 @@ from pyhv.traps.stopwatch import Stopwatch
 from pyhv.undertaker import take_apart
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until
 from pyhv.xenstore.domu import request_shutdown
-from pyhv.xenstore.store import Store
 
 _TIME_REFRESH_NS: Final = 100_000_000
 _LONGEST_TURN_NS: Final = 30_000_000
@@ -71,6 +69,16 @@ class MachineConfig:
     tuned: bool = True
     max_domains: int = USUAL_DOMAINS
     """How many domains at once Xen's own frames are to suffice for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Something that came in from outside: when (ns), for whom, after how many bytes before, and what."""
+
+    time: int
+    domid: int
+    position: int
+    data: bytes
 
 
 @dataclass(slots=True)
@@ -105,16 +113,16 @@ class Machine:
         self.ram, self.frames, self.physical = board.ram, board.frames, board.physical
         self.clock = board.clock
         self.scheduler = scheduler
-        self.store = Store()
         self.residents = Residents(lambda domid: bool(self.frames.owned_by(domid).size))
-        self.services = Services(board, self.scheduler, self.residents)
-        self.dom0 = self.residents.dom0 = EventChannels(
-            0, 1, lookup=self.residents.channels, pending=Unshared(), wake=lambda _vcpu: None,
-            port_became_pending=lambda _port: None, privileged=True, max_port=4095,
-        )  # fmt: skip
+        self.dom0 = ToolstackDomain(self.frames, self.clock, self.residents.channels)
+        self.residents.dom0 = self.dom0.channels
+        self.store = self.dom0.store
+        self.services = Services(board, self.scheduler, self.residents, self.dom0)
         self.stopwatch = Stopwatch()
         self.engine_ns = 0
         """Host ns spent inside engines, handlers included."""
+        self.on_input: Callable[[Input], None] = lambda _input: None
+        """Sees all input, as it comes in."""
         self._observers: list[Observer] = []
         self._turn: Turn | None = None
         """The turn that is running, or is paused."""
@@ -123,7 +131,7 @@ class Machine:
         self._reached = 0
         """Where a turn has last paused for its limit: the next block of code lasts longer."""
         self._builder = DomainBuilder(
-            board, self.services, self.residents, self.store, sink_for=self._sink_for, seed=config.seed
+            board, self.services, self.residents, self.dom0, sink_for=self._sink_for, seed=config.seed
         )
 
     # -- domains -----------------------------------------------------------------------------------------
@@ -223,11 +231,20 @@ class Machine:
                 self.store.write(path, peer)
                 self.store.set_permissions(path, ["n0", f"r{domid}"])
 
-    def feed(self, domain: Domain, data: bytes) -> int:
-        """Offer console input; returns how many bytes the guest's ring took."""
-        if not domain.alive:
+    def input(self, domain: Domain, data: bytes) -> int:
+        """What is typed on a domain's console; returns how many bytes it had room for. Offer the rest later.
+
+        All input comes in here, at the present machine time, and `on_input` sees what was taken of it. For a
+        domain that is paused or suspended it waits in the ring; one that has ended takes all, and reads none.
+        """
+        if not (domain.alive or domain.suspended):
             return len(data)
-        return self.residents[domain.domid].wiring.console.feed(data)
+        console = self.dom0.console(domain.domid)
+        position = console.typed
+        taken = console.input(data)
+        if taken:
+            self.on_input(Input(self.clock.now(), domain.domid, position, data[:taken]))
+        return taken
 
     def now(self) -> int:
         """System time in ns."""
@@ -244,10 +261,10 @@ class Machine:
 
     def audit(self) -> list[str]:
         """Everything that is wrong with memory and accounts; empty if they are sound. Not while it runs."""
-        rings = [mfn for resident in self.residents for mfn in resident.wiring.rings]
+        rings = [mfn for domid in self.residents.domids() for mfn in self.dom0.frames(domid)]
         held = [holdings(resident.domain) for resident in self.residents]
         findings = audit(self.frames, self.ram, held, m2p=self.board.m2p, rings=rings)
-        return findings + relations((resident.domain for resident in self.residents), self.dom0)
+        return findings + relations((resident.domain for resident in self.residents), self.dom0.channels)
 
     def _frame_freed(self, mfn: int, owner: int) -> None:
         """A domain loses a frame: it has one less, and no stale translation may lead there."""
@@ -295,12 +312,19 @@ class Machine:
 
     def settle(self) -> None:
         """Do what is due: timers fire, and domains that have ended are taken apart."""
-        self.services.expire(self.clock.now())
+        now = self.clock.now()
+        self.services.expire(now)
+        self.dom0.expire(now)
+        self.dom0.go_on()
         self._reap()
 
     def next_deadline(self) -> int | None:
         """When something will happen by itself although nobody runs (ns); None: never."""
-        due = (self.services.timers.next_deadline(), self.scheduler.next_event(self.clock.now()))
+        due = (
+            self.services.timers.next_deadline(),
+            self.dom0.next_deadline(),
+            self.scheduler.next_event(self.clock.now()),
+        )
         return min((when for when in due if when is not None), default=None)
 
     def advance_to(self, when: int) -> None:
@@ -335,7 +359,7 @@ class Machine:
         if self._has_left(turn) or not self.clock.pause(turn.resident.domain.engine):
             self._end(turn)
             return True
-        turn.resident.wiring.flush()
+        self.dom0.turn_paused(turn.vcpu.domid)
         if limit is not None and not self._interrupted:
             self._reached = limit
         return True
@@ -359,7 +383,8 @@ class Machine:
         if start - vcpu.areas.written >= _TIME_REFRESH_NS or vcpu.areas.written < 0:
             self._write_areas(vcpu, start)
         deadline = start + min(slice_ns, _LONGEST_TURN_NS)
-        for due in (self.services.timers.next_deadline(), vcpu.periodic.next_deadline()):
+        timers, devices = self.services.timers.next_deadline(), self.dom0.next_deadline()
+        for due in (timers, devices, vcpu.periodic.next_deadline()):
             if due is not None:
                 deadline = min(deadline, due)
         dispatcher.call.reschedule = False
@@ -405,7 +430,7 @@ class Machine:
             vcpu.runstate.change(VcpuState.BLOCKED if vcpu.blocked else ready, end)
         if vcpu.blocked or not vcpu.online or not runs_on:
             self.scheduler.sleep(vcpu, end)
-        resident.wiring.settle(vcpu.polling)
+        self.dom0.turn_ended(vcpu.domid, vcpu.polling)
 
     def _write_areas(self, vcpu: Vcpu, now: int) -> None:
         """Refresh what the guest reads of its time and runstate."""
@@ -417,10 +442,11 @@ class Machine:
         for resident in [one for one in self.residents if one.domain.life.stage is Lifecycle.DYING]:
             if self._turn is not None and self._turn.resident is resident:
                 self._end(self._turn)
-            resident.wiring.console_event()
-            resident.wiring.settle()
+            domid = resident.domain.domid
+            self.dom0.last_words(domid)
+            self.dom0.turn_ended(domid, None)
             self.services.forget(resident.domain)
-            take_apart(self.board, resident, self.residents, self.store)
+            take_apart(self.board, resident, self.residents, self.dom0)
             resident.domain.life.become(Lifecycle.DEAD)
             self.residents.remove(resident)
             self.residents.past.add(resident.counts())
@@ -431,5 +457,4 @@ class Machine:
         for resident in self.residents:
             resident.domain.engine.close()
         self.board.close()
-        for resident in self.residents:
-            resident.wiring.flush()  # something is left where an exception has ended a turn
+        self.dom0.go_on()  # something is left where an exception has ended a turn

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pyhv.abi.domid import DOMID_FIRST_RESERVED
 from pyhv.abi.numbers import NR_HYPERCALLS
 from pyhv.cpu.exits import ExitKind
-from pyhv.devices.wiring import Wiring
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
@@ -63,11 +62,10 @@ class Ended:
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """A domain, with what the hypervisor has for it: its exits' handler and its back ends."""
+    """A domain, with what the hypervisor has for it: its exits' handler. Its devices are domain 0's."""
 
     domain: Domain
     dispatcher: Dispatcher
-    wiring: Wiring
     report: CrashReport | None = None
     """What was known of it when it crashed."""
     on_end: Callable[[Ended], None] = lambda _ended: None
@@ -128,6 +126,10 @@ class Residents:
             if domid not in self._by_domid and not self._remembered(domid):
                 return domid
         raise ConfigError("All domain numbers are in use.")
+
+    def domids(self) -> list[int]:
+        """The numbers of all domains."""
+        return list(self._by_domid)
 
     def get(self, domid: int) -> Resident | None:
         """The record of a domain, which may have ended."""

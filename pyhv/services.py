@@ -12,6 +12,7 @@ from pyhv.abi.layout import u16
 from pyhv.abi.numbers import Shutdown, VcpuState, Virq
 from pyhv.board import Board
 from pyhv.cpu import vmcb as v
+from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.domain import Domain
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
@@ -38,12 +39,15 @@ TimerKey = tuple[Timer, u16, u16]
 class Services:
     """One machine's services. The loop says in `running` which vCPU it lets run."""
 
-    def __init__(self, board: Board, scheduler: Scheduler, residents: Residents) -> None:
+    def __init__(
+        self, board: Board, scheduler: Scheduler, residents: Residents, dom0: ToolstackDomain
+    ) -> None:
         self.board = board
         self.frames, self.physical, self.clock = board.frames, board.physical, board.clock
         self.m2p_frames, self.compat_m2p_frames = board.m2p.frames, board.m2p.compat_frames
         self.scheduler = scheduler
         self.residents = residents
+        self.dom0 = dom0
         self.domain, self.any_domain = residents.domain, residents.any_domain
         self.timers: TimerQueue[TimerKey] = TimerQueue(TimerKey)
         self.running: Vcpu | None = None
@@ -154,7 +158,7 @@ class Services:
         if reason == Shutdown.CRASH:
             self._report(domain, "the guest reported a crash")
         elif domain.suspended:
-            self.residents[domain.domid].wiring.console_event()  # the end of this turn passes it on
+            self.dom0.last_words(domain.domid)  # the end of this turn passes it on
             domain.suspender = domain.loaded
             self._stop_running(domain)
 

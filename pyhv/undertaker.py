@@ -9,23 +9,23 @@ import numpy as np
 
 from pyhv.address import Mfn
 from pyhv.board import Board
+from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.domain import Domain
 from pyhv.mmu import stepwise
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.segdesc import drop_descriptor_page
 from pyhv.resident import Resident, Residents
 from pyhv.xenstore.domu import remove_domu
-from pyhv.xenstore.store import Store
 
 
-def take_apart(board: Board, resident: Resident, residents: Residents, store: Store) -> None:
+def take_apart(board: Board, resident: Resident, residents: Residents, dom0: ToolstackDomain) -> None:
     """Drop everything that a domain that has ended still holds."""
     frames, physical, domain = board.frames, board.physical, resident.domain
     domain.events.destroy()
     _end_mappings(frames, domain, residents)
-    remove_domu(store, domain.domid)
+    remove_domu(dom0.store, domain.domid)
     drop_tables(frames, resident)
-    resident.wiring.detach()
+    dom0.detach(domain.domid)
     physical.invalidators.remove(domain.engine.invalidate_code)
     physical.executors.remove(domain.tables)
     for mfn in domain.grants.destroy():

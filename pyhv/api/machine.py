@@ -212,7 +212,7 @@ class Machine:
         for domid, waiting in self._typed.items():
             resident = self.hypervisor.residents.get(domid)
             if waiting and resident is not None:
-                del waiting[: self.hypervisor.feed(resident.domain, bytes(waiting))]
+                del waiting[: self.hypervisor.input(resident.domain, bytes(waiting))]
 
     # -- looking on --------------------------------------------------------------------------------------
 

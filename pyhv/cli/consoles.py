@@ -20,6 +20,8 @@ MAX_PARTIAL = 4096
 """Longest line that is held back to be printed whole, in bytes."""
 TAIL_BYTES = 4096
 """How much of a console's end is remembered for a crash report."""
+_TERMINAL_TAKES = 256
+"""Bytes that a terminal takes at once when it is ready."""
 CHUNK = 4096
 """How much input is read at a time, in bytes."""
 
@@ -34,8 +36,11 @@ class OutputClosed(Exception):
 class Output(Protocol):
     """A place for bytes."""
 
-    def output(self, data: bytes) -> None:
-        """Take more bytes; raises OutputClosed if nobody is left to read them."""
+    def output(self, data: bytes) -> bool | None:
+        """Take more bytes, or none of them and return False: they are to be offered again later.
+
+        Raises OutputClosed if nobody is left to read them.
+        """
 
 
 class Stream:
@@ -45,18 +50,18 @@ class Stream:
         self._stream = stream
         self._name = name
         try:
-            self._fd: int | None = stream.fileno()
+            self.fd: int | None = stream.fileno()
         except (OSError, AttributeError):  # io.UnsupportedOperation is an OSError
-            self._fd = None
+            self.fd = None
 
     def output(self, data: bytes) -> None:
         """Write all of `data` now."""
         try:
-            if self._fd is None:
+            if self.fd is None:
                 self._stream.write(data)
                 self._stream.flush()
             else:
-                write_all(self._fd, data)
+                write_all(self.fd, data)
         except BrokenPipeError:
             raise OutputClosed from None
         except OSError as cause:
@@ -72,6 +77,62 @@ def write_all(fd: int, data: bytes) -> None:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             select.select([], [fd], [])
+
+
+class Outlet:
+    """Standard output that a guest's console goes to, at its reader's pace.
+
+    What comes is written as far as the reader takes it. The rest waits here, and nothing more is taken before
+    it has gone. A reader that has gone takes everything: `closed` says so, and the run is not worth going on.
+    With `patient`, writing waits for the reader.
+    """
+
+    def __init__(self, stream: Any, name: str, *, patient: bool) -> None:
+        self._stream = Stream(stream, name)
+        self._patient = patient
+        fd = self._stream.fd
+        self._at_once = _TERMINAL_TAKES if fd is not None and os.isatty(fd) else select.PIPE_BUF
+        """What the descriptor takes without waiting when it is ready for writing."""
+        self._waiting = b""
+        self.closed = False
+
+    @property
+    def waits_for(self) -> int | None:
+        """The descriptor that must become writable before more can go out; None: nothing waits."""
+        return self._stream.fd if self._waiting else None
+
+    def output(self, data: bytes) -> bool:
+        """Take `data` unless something waits."""
+        if not self.go_on():
+            return False
+        self._waiting = b"" if self.closed else data
+        self.go_on()
+        return True
+
+    def go_on(self) -> bool:
+        """Write what the reader takes; True if nothing waits any more."""
+        fd = self._stream.fd
+        if self._patient or fd is None:
+            self.finish()
+            return True
+        while self._waiting:
+            if not select.select([], [fd], [], 0)[1]:
+                return False
+            self._write(self._waiting[: self._at_once])
+        return True
+
+    def finish(self) -> None:
+        """Write all that waits, as long as it takes."""
+        if self._waiting:
+            self._write(self._waiting)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._stream.output(data)
+        except OutputClosed:
+            self.closed, self._waiting = True, b""
+        else:
+            self._waiting = self._waiting[len(data) :]
 
 
 class Nowhere:
@@ -96,19 +157,17 @@ class Prefixed:
         self._prefix = prefix.encode()
         self._partial = bytearray()
 
-    def output(self, data: bytes) -> None:
-        """Print the lines that are complete, and keep the rest."""
-        *complete, rest = data.split(b"\n")
-        lines = []
-        for part in complete:
-            lines.append(self._render(bytes(self._partial) + part))
-            self._partial.clear()
-        self._partial += rest
-        while len(self._partial) > MAX_PARTIAL:
-            lines.append(self._render(bytes(self._partial[:MAX_PARTIAL])))
-            del self._partial[:MAX_PARTIAL]
-        if lines:
-            self._target.output(b"".join(lines))
+    def output(self, data: bytes) -> bool | None:
+        """Print the lines that are complete, and keep the rest. False: nothing was taken."""
+        *complete, rest = (bytes(self._partial) + data).split(b"\n")
+        lines = [self._render(part) for part in complete]
+        while len(rest) > MAX_PARTIAL:
+            lines.append(self._render(rest[:MAX_PARTIAL]))
+            rest = rest[MAX_PARTIAL:]
+        if lines and self._target.output(b"".join(lines)) is False:
+            return False
+        self._partial = bytearray(rest)
+        return None
 
     def finish(self) -> None:
         """Print what is left although its line never ended."""
@@ -138,21 +197,25 @@ class Tail:
 
 
 class Fan:
-    """One guest's console: everything goes to each of `outputs`, in order."""
+    """One guest's console: what `target` takes goes to each of `others` too."""
 
-    def __init__(self, *outputs: Output) -> None:
-        self._outputs = outputs
+    def __init__(self, target: Output, *others: Output) -> None:
+        self._target = target
+        self._others = others
 
-    def output(self, data: bytes) -> None:
-        """Pass `data` on."""
-        for output in self._outputs:
+    def output(self, data: bytes) -> bool | None:
+        """Pass `data` on, unless the target takes nothing: False then."""
+        if self._target.output(data) is False:
+            return False
+        for output in self._others:
             output.output(data)
+        return None
 
 
-def open_console(choice: str, stdout: Any) -> Output:
+def open_console(choice: str, stdout: Any, *, patient: bool = False) -> Output:
     """The target of `--console stdio|file:PATH|none`. Raises ConfigError or EnvironmentProblem."""
     if choice == "stdio":
-        return Stream(stdout, "standard output")
+        return Outlet(stdout, "standard output", patient=patient)
     if choice == "none":
         return Nowhere()
     kind, _, path = choice.partition(":")

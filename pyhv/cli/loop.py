@@ -25,7 +25,17 @@ class InputSource(Protocol):
         """It is readable: take what there is. False at its end: it is asked no more."""
 
 
-def run(machine: Machine, until: Until, sources: list[InputSource]) -> Outcome:
+class Outgoing(Protocol):
+    """Output at its reader's pace."""
+
+    @property
+    def waits_for(self) -> int | None:
+        """The descriptor that must become writable before more can go out; None: nothing waits."""
+
+
+def run(
+    machine: Machine, until: Until, sources: list[InputSource], outgoing: Outgoing | None = None
+) -> Outcome:
     """Run until `until` says so, or nothing can ever happen again and there is no input to wait for.
 
     Sources that end are taken off the list.
@@ -41,34 +51,39 @@ def run(machine: Machine, until: Until, sources: list[InputSource]) -> Outcome:
             now, limit = machine.now(), until.limit()
             if sources and now >= next_look:
                 next_look = now + _LOOK_NS
-                _take_input(sources, 0.0)
-            if not machine.step(limit) and not _wait(machine, limit, sources):
+                _take_input(sources, [], 0.0)
+            if not machine.step(limit) and not _wait(machine, limit, sources, outgoing):
                 return Outcome.DEADLOCK
     finally:
         until.end(machine)
 
 
-def _wait(machine: Machine, limit: int | None, sources: list[InputSource]) -> bool:
+def _wait(machine: Machine, limit: int | None, sources: list[InputSource], outgoing: Outgoing | None) -> bool:
     """Nobody can run: let time pass, or input come. False if nothing will ever happen again."""
     due = machine.next_deadline()
-    if due is None and not sources:
+    busy = outgoing.waits_for if outgoing is not None else None
+    writers = [] if busy is None else [busy]
+    if due is None and not sources and not writers:
         return False
     now = machine.now()
     until = min((when for when in (due, limit) if when is not None), default=None)
     if machine.clock.deterministic and until is not None:
         if sources:
-            _take_input(sources, 0.0)
+            _take_input(sources, [], 0.0)
         machine.advance_to(max(until, now))
-    elif sources:
-        _take_input(sources, None if until is None else max(until - now, 0) / 1e9)
+    elif sources or writers:
+        _take_input(sources, writers, None if until is None else max(until - now, 0) / 1e9)
     elif until is not None:
         machine.advance_to(until)
     return True
 
 
-def _take_input(sources: list[InputSource], wait: float | None) -> None:
-    """Let readable sources feed their guests; `wait` in seconds, None for as long as it takes."""
-    ready, _, _ = select.select(sources, [], [], wait)
+def _take_input(sources: list[InputSource], writers: list[int], wait: float | None) -> None:
+    """Let readable sources feed their guests; `wait` in seconds, None for as long as it takes.
+
+    If one of `writers` becomes writable, the wait is over.
+    """
+    ready, _, _ = select.select(sources, writers, [], wait)
     for source in ready:
         if not source.pump():
             sources.remove(source)

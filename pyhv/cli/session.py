@@ -107,6 +107,7 @@ class Session:
 
     plan: Plan
     machine: Machine
+    target: consoles.Output
     seats: list[Seat] = field(default_factory=list)
     hypervisor_console: "HypervisorConsole" = field(init=False)
     left: bool = False
@@ -143,9 +144,14 @@ class Session:
                 stack.callback(source.close)
                 inputs = [signals, source]
 
+            outlet = self.target if isinstance(self.target, consoles.Outlet) else None
+
             def stop() -> bool:
                 if source is not None:
                     source.retry()
+                if outlet is not None:
+                    outlet.go_on()
+                    self.left = self.left or outlet.closed
                 return self.left or signals.received != 0
 
             gc.freeze()  # what exists now stays: the collector need not look at it at every turn
@@ -154,13 +160,25 @@ class Session:
                 until: Until = AllEnded()
                 if self.plan.timeout_ns is not None:
                     until |= Nanoseconds(self.plan.timeout_ns)
-                return loop.run(self.machine, until | When(stop), inputs)
-            except consoles.OutputClosed:
-                self.left = True
-                return Outcome.STOPPED
+                return loop.run(self.machine, until | When(stop), inputs, outlet)
             finally:
                 self.real_ns = time.monotonic_ns() - began
                 self.signal = signals.received
+
+    def finish(self) -> bool:
+        """All that was printed goes out, as long as its reader takes; False if the reader has gone."""
+        outlet = self.target if isinstance(self.target, consoles.Outlet) else None
+        while True:
+            more = self.machine.dom0.go_on()
+            if outlet is not None:
+                outlet.finish()
+            if not more:
+                break
+        for seat in self.seats:
+            seat.finish()
+            if outlet is not None:
+                outlet.finish()
+        return outlet is None or not outlet.closed
 
     def _keyboard_fd(self) -> int | None:
         """Standard input, if it is there and the console is ours."""
@@ -179,7 +197,7 @@ class Session:
         self.left = True
 
     def _feed(self, data: bytes) -> int:
-        return self.machine.feed(self.seats[0].domain, data)
+        return self.machine.input(self.seats[0].domain, data)
 
     def result(self, outcome: Outcome) -> int:
         """Say what is to be said about the end, and return the exit code.
@@ -269,7 +287,7 @@ class Session:
 def run(plan: Plan) -> int:
     """Carry out a plan and return the exit code. Raises PyhvError for what is wrong with the plan."""
     with ExitStack() as stack:
-        target = consoles.open_console(plan.console, sys.stdout.buffer)
+        target = consoles.open_console(plan.console, sys.stdout.buffer, patient=plan.virtual_time)
         digest_file = _output(plan.digest, "the digest", stack)
         trace_file = _output(plan.trace, "the trace", stack)
         machine = Machine(
@@ -291,17 +309,13 @@ def run(plan: Plan) -> int:
             trace = Trace(trace_file.output)
             machine.observe(trace)
             stack.callback(trace.flush)
-        session = Session(plan, machine)
+        session = Session(plan, machine, target)
         for guest in plan.guests:
             session.seats.append(_seat(session, guest, target))
         if len(session.seats) > 1:
             machine.introduce_peers(*_couples(session.seats))
-        try:
-            outcome = session.run()
-            if not session.left:
-                for seat in session.seats:
-                    seat.finish()
-        except consoles.OutputClosed:
+        outcome = session.run()
+        if not session.left and not session.signal and not session.finish():
             session.left, outcome = True, Outcome.STOPPED
         code = session.result(outcome)
         if digest_file is not None:
@@ -332,7 +346,7 @@ def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:
         guest.config,
         ramdisk=guest.ramdisk,
         cmdline=guest.command_line,
-        console=consoles.Fan(watcher, tail, prefixed or target),
+        console=consoles.Fan(prefixed or target, watcher, tail),
         on_end=session.domain_ended,
     )
     if plan.verbose:

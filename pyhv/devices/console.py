@@ -65,10 +65,13 @@ class ConsoleRing:
         broken, unheard = typed(str, found["broken"], "broken"), typed(bool, found["unheard"], "unheard")
         self.broken, self._unheard = broken, unheard
 
-    def drain(self) -> bytes:
-        """Take all that the guest has printed. If it may wait for room it hears so now, else by `settle`."""
+    def drain(self, limit: int | None = None) -> bytes:
+        """Take what the guest has printed, at most `limit` bytes.
+
+        If it may wait for room it hears so now, else by `settle`.
+        """
         try:
-            data = self._out.read()
+            data = self._out.read(limit)
         except RingBroken as broken:
             self.broken = f"console output ring: {broken}"
             return b""

@@ -12,8 +12,8 @@ The operations, their structures and states are those of the public header `even
 This module knows no guest memory (`PendingBits` keeps what is pending), no vCPU states (`wake` and
 `port_became_pending` are told) and no hypercall buffers: arguments are numbers, refusals are `XenError`.
 A domain begins with 2-level delivery; init_control switches it to FIFO, and only reset leads back.
-Back ends that live in the hypervisor own ports like everybody else, with a Python function in the place of
-an upcall. Every number is a guest's and is checked here.
+Back ends that live in the hypervisor have ports of domain 0, which name them: `device_event` is told the name
+in the place of an upcall. Every number is a guest's and is checked here.
 """
 
 import heapq
@@ -58,6 +58,15 @@ class PortStatus:
     virq: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceName:
+    """A back end in the hypervisor: the device's kind, its guest, and which one of those it is."""
+
+    kind: str
+    domid: u16
+    handle: u32 = 0
+
+
 @dataclass(slots=True, eq=False)
 class _Port:
     """A port that is not free."""
@@ -69,7 +78,8 @@ class _Port:
     peer: "EventChannels | None" = cache("found by `remote_dom`", default=None)
     peer_port: u32 = 0
     virq: u8 = 0
-    callback: Callable[[], None] | None = cache("set by the back end", default=None)
+    device: DeviceName | None = None
+    """The back end that hears of it, of domain 0."""
 
     @property
     def virq_key(self) -> tuple[int, int]:
@@ -90,7 +100,9 @@ class EventChannels:
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("domid", "vcpu_count", "max_port", "privileged"), "configured"),
-        **dict.fromkeys(("_lookup", "_wake", "_port_became_pending", "_drop_page", "_find_page"), "given"),
+        **dict.fromkeys(
+            ("_lookup", "_wake", "_port_became_pending", "_drop_page", "_find_page", "_device_event"), "given"
+        ),
         **dict.fromkeys(("pending", "_two_level", "_two_level_limit", "limit"), "follows from `fifo`"),
         **dict.fromkeys(("_virqs", "_closed"), "follows from the ports"),
     }
@@ -109,6 +121,7 @@ class EventChannels:
         privileged: bool = False,
         drop_page: Callable[[SharedPage], None] = lambda _page: None,
         find_page: Callable[[Mfn], SharedPage | None] = lambda _mfn: None,
+        device_event: Callable[[DeviceName], None] = lambda _name: None,
     ) -> None:
         self.domid = domid
         self.vcpu_count = vcpu_count
@@ -124,6 +137,7 @@ class EventChannels:
         self._wake = wake
         self._port_became_pending = port_became_pending
         self._drop_page, self._find_page = drop_page, find_page
+        self._device_event = device_event
         self._two_level, self._two_level_limit = pending, self.limit
         self._ports: dict[int, _Port] = {}
         self._virqs: dict[tuple[int, int], int] = {}
@@ -153,14 +167,14 @@ class EventChannels:
         self._set_pending(port)
         return port
 
-    def bind_callback(self, remote_dom: int, remote_port: int, callback: Callable[[], None]) -> int:
-        """`bind_interdomain` for a back end inside the hypervisor: each notification calls `callback()`.
+    def bind_device(self, device: DeviceName, remote_port: int) -> int:
+        """`bind_interdomain` for a back end inside the hypervisor: `device_event` is told of notifications.
 
-        It runs at once, inside the sender's hypercall, and must not wait. It is not called for the binding
+        That is at once, inside the sender's hypercall, and must not wait. It is not called for the binding
         itself: a back end looks at its ring once when it has connected. A peer that closes and binds anew
-        finds the same callback.
+        finds the same device.
         """
-        return self._connect(remote_dom, remote_port, callback)
+        return self._connect(device.domid, remote_port, device)
 
     def bind_virq(self, virq: int, vcpu: int) -> int:
         """EVTCHNOP_bind_virq: a new port on which the hypervisor raises `virq`.
@@ -360,7 +374,7 @@ class EventChannels:
     # ---- state
 
     def state(self) -> dict[str, Plain]:
-        """Ports, and FIFO delivery if it was chosen. Peers are named, callbacks are the back ends' to set."""
+        """Ports, and FIFO delivery if it was chosen. Peers and back ends are named."""
         return {
             "ports": say(dict[u32, _Port], self._ports),
             "unused": self._unused,
@@ -474,7 +488,7 @@ class EventChannels:
         """Give `entry` the lowest free port."""
         return self._open(self._free_port(), entry)
 
-    def _connect(self, remote_dom: int, remote_port: int, callback: Callable[[], None] | None) -> int:
+    def _connect(self, remote_dom: int, remote_port: int, device: DeviceName | None) -> int:
         """Make a new port and an offered one each other's peers."""
         domid = self.domid if remote_dom == DOMID_SELF else remote_dom
         remote = self if domid == self.domid else self._lookup(domid)
@@ -488,7 +502,7 @@ class EventChannels:
             )
         entry = _Port(PortState.INTERDOMAIN, remote_dom=domid, peer_port=remote_port)
         entry.peer = remote
-        entry.callback = callback
+        entry.device = device
         self._open(port, entry)
         offered.state = PortState.INTERDOMAIN
         offered.peer = self
@@ -498,8 +512,8 @@ class EventChannels:
     def _set_pending(self, port: int) -> None:
         """An event has arrived on a port of this domain."""
         entry = self._ports[port]
-        if entry.callback is not None:
-            entry.callback()
+        if entry.device is not None:
+            self._device_event(entry.device)
             return
         effect = self.pending.set_pending(port, entry.vcpu)
         if effect is _NOTHING:

@@ -10,7 +10,7 @@ import pytest
 from guest_machine import Sink, machine
 
 from pyhv import domain_builder
-from pyhv.devices.wiring import Wiring
+from pyhv.devices.backend import Backend
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError, ImageError
 from pyhv.events.channels import EventChannels
@@ -55,7 +55,7 @@ class Whole:
             )
         ]
         self.store = made.store.dump()
-        self.ports = made.dom0.ports()
+        self.ports = made.dom0.channels.ports()
         self.scheduler = made.scheduler.state()
         self.engines = len(made.physical.invalidators), len(made.physical.executors)
         self.residents = [resident.domain.domid for resident in made.residents]
@@ -83,7 +83,7 @@ STEPS = [
     (domain_builder, "Engine", 1), (domain_builder, "Resident", 1), (domain_builder, "write_domu", 1),
     (Store, "introduce", 1), (FrameTable, "take_writable", 1), (FrameTable, "take_writable", 2),
     (domain_builder, "boot_registers", 1), (PageTables, "pin", 1), (PageTables, "take_table", 1),
-    (Wiring, "connect", 1), (EventChannels, "bind_callback", 1), (EventChannels, "bind_callback", 2),
+    (Backend, "attach", 1), (EventChannels, "bind_device", 1), (EventChannels, "bind_device", 2),
     (domain_builder, "prepare_vcpu", 1), (Credit, "add_domain", 1), (Credit, "add", 1), (Credit, "add", 2),
 ]  # fmt: skip
 

@@ -244,8 +244,7 @@ def mmuext(guest: Paused, command: int, argument: int, second: int = 0) -> int:
 @pytest.mark.parametrize("ring", ["console", "store"])
 def test_a_ring_cannot_become_a_page_table(guest: Paused, ring: str) -> None:
     """The back end writes into it, and would write page-table entries."""
-    wiring = guest.machine.residents[1].wiring
-    mfn = next(mfn for mfn in wiring.rings if (mfn == wiring.rings[0]) == (ring == "console"))
+    mfn = next(device.frames()[0] for device in guest.machine.dom0.devices(1) if device.kind == ring)
     va = int(guest.machine.frames.m2p_np[mfn]) << 12
     guest.domain.memory.write(va + 2064, bytes(16))
     assert guest.update_va_mapping(va, mfn << 12 | READ_ONLY, 2) == 0
@@ -257,7 +256,7 @@ def test_a_ring_cannot_become_a_page_table(guest: Paused, ring: str) -> None:
 
 def test_a_ring_that_is_given_back_is_not_given_away(guest: Paused) -> None:
     frames = guest.machine.frames
-    for mfn in guest.machine.residents[1].wiring.rings:
+    for mfn in guest.machine.dom0.frames(1):
         va = int(frames.m2p_np[mfn]) << 12
         listed = guest.put(mfn.to_bytes(8, "little"), 64)
         request = MemoryReservation(extent_start=listed, nr_extents=1, domid=DOMID_SELF).pack()

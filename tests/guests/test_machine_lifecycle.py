@@ -74,7 +74,7 @@ def test_what_is_left_of_a_domain(made: Machine) -> None:
 
 def test_many_come_and_go_in_flat_memory(made: Machine) -> None:
     """Half of them shut down, half are destroyed; what grows would be seen after a few hundred."""
-    free, ports = made.frames.free_count, len(made.dom0.ports())
+    free, ports = made.frames.free_count, len(made.dom0.channels.ports())
     ends: list[Ended] = []
     image = load_image(build_builtin("hello"), "hello")
 
@@ -97,7 +97,7 @@ def test_many_come_and_go_in_flat_memory(made: Machine) -> None:
     assert len(gc.get_objects()) - objects < 240, "less than one object for each"
     assert resident_bytes() - resident < 24 << 20
     assert (made.store.dump(), len(made.services.timers)) == (store, timers)
-    assert (made.frames.free_count, len(made.dom0.ports())) == (free, ports)
+    assert (made.frames.free_count, len(made.dom0.channels.ports())) == (free, ports)
     assert made.audit() == []
 
 

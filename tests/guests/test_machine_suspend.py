@@ -82,8 +82,8 @@ def test_events_for_a_suspended_domain_wait() -> None:
         made.run()
         assert domain.suspended
         assert made.residents.channels(domain.domid) is domain.events
-        assert made.feed(domain, b"x") == 1, "nobody reads it"
-        made.dom0.send(domain.events.status(domain.domid, 2).remote_port)
+        assert made.input(domain, b"x") == 1, "it waits for it"
+        made.dom0.channels.send(domain.events.status(domain.domid, 2).remote_port)
         assert made.run() is Outcome.ENDED
         assert domain.suspended, "it does not wake"
         made.resume(domain, cancelled=True)

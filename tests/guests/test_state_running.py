@@ -27,11 +27,12 @@ def parts(made: Machine) -> Iterator[Any]:
     yield from (made.clock, made.scheduler, made.store, made.services.timers)
     yield from (made.frames, made.physical, made.board.m2p)
     for resident in made.residents:
-        domain, wiring = resident.domain, resident.wiring
+        domain = resident.domain
+        devices = made.dom0.devices(domain.domid)
         yield from (domain.events, domain.grants, domain.maptrack)
         yield from (vcpu.info for vcpu in domain.vcpus)
         yield from (domain.memory, domain.tables, domain.area, domain.cache)
-        yield from (wiring.console, wiring.connection, wiring.store)
+        yield from devices
 
 
 def put_back(made: Machine) -> None:

@@ -11,8 +11,9 @@ from guest_machine import HEADER, START, TRAPS, Sink, image_of
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig, Outcome
+from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
+from pyhv.until import Outcome
 
 PAGES = 4096
 

@@ -62,9 +62,7 @@ class Side:
         found += [(mfn, SEGDESC) for mfn in self.gdt]
         found += [(mfn, WRITABLE if writable else 0) for mfn, writable in self.devices]
         shared = [domain.shared_info.mfn, *domain.grants.frames]
-        return found + [
-            (mfn, WRITABLE) for mfn in (*shared, *self.guest.machine.residents[self.domid].wiring.rings)
-        ]
+        return found + [(mfn, WRITABLE) for mfn in (*shared, *self.guest.machine.dom0.frames(self.domid))]
 
 
 class Recount:

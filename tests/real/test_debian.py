@@ -132,7 +132,7 @@ def test_nmis_reach_the_other_cpu(files: debian.DebianFiles) -> None:
         assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
     began = machine.clock.now()
     for command in ("echo l >/proc/sysrq-trigger; echo D''ONE", "grep NMI: /proc/interrupts", "poweroff -f"):
-        machine.feed(domain, f"{command}\n".encode())
+        machine.input(domain, f"{command}\n".encode())
     assert machine.run(timeout_ns=began + 20 * 10**9) is Outcome.ENDED
     text = console.text
     asked = re.search(r"Sending NMI from CPU (\d) to CPUs (\d):", text)
@@ -206,7 +206,7 @@ def test_a_suspended_guest_is_resumed(files: debian.DebianFiles, vcpus: int) -> 
     assert machine.audit() == []
     machine.resume(domain, cancelled=True)
     assert machine.run(timeout_ns=10**9) is Outcome.TIMEOUT
-    machine.feed(domain, b"echo a''live; poweroff -f\n")
+    machine.input(domain, b"echo a''live; poweroff -f\n")
     assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
     assert not domain.suspended
     assert "alive" in console.text

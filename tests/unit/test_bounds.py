@@ -12,6 +12,8 @@ from pyhv.abi.xs_wire import Message
 from pyhv.address import Va
 from pyhv.board import MAX_MEMORY_PAGES
 from pyhv.cpu import engine as engine_module
+from pyhv.devices.console_log import LIMIT, PIECE
+from pyhv.devices.store_backend import StoreBackend
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
 from pyhv.loader.elf import load_image
@@ -97,22 +99,54 @@ def test_text_for_the_hypervisors_console_comes_in_pieces(guest: Paused) -> None
 
 def test_console_output_is_never_held_back(guest: Paused) -> None:
     """One ring is all that a notification moves, and nothing of it stays when the turn ends."""
-    wiring = guest.machine.residents[guest.domain.domid].wiring
-    page = wiring.console._out._page
+    dom0, domid = guest.machine.dom0, guest.domain.domid
+    console = dom0.console(domid)
+    page = console.page
+    assert page is not None
     page.write_u32(3080, 0)
     for claimed, moved in ((2048, 2048), (2049, 0), (0xFFFF_FFFF, 0)):
         guest.sink.data = b""
         page.write_u32(3080, 0)
         page.write_u32(3084, claimed)
-        wiring.console_event()
-        wiring.settle()
+        dom0.event(console.name)
+        assert guest.sink.data == b"", "it goes on between two turns"
+        dom0.turn_ended(domid, None)
         assert len(guest.sink.data) == moved
-    guest.sink.data = b""
-    for turn in range(1, 4):  # or when much has come together
-        page.write_u32(3080, 0)
-        page.write_u32(3084, 2000)
-        wiring.console_event()
-        assert len(guest.sink.data) == (6000 if turn == 3 else 0)
+
+
+def test_a_sink_that_takes_nothing_holds_back_its_guest_alone(guest: Paused) -> None:
+    """The log fills up to its limit; then the ring is left as it is."""
+    dom0, domid = guest.machine.dom0, guest.domain.domid
+    console = dom0.console(domid)
+    page = console.page
+    assert page is not None
+    taken: list[bytes] = []
+    willing = False
+
+    class Unwilling:
+        def output(self, data: bytes) -> bool:
+            if willing:
+                taken.append(data)
+            return willing
+
+    console.log.sink = Unwilling()
+    page.write_u32(3080, 0)
+    page.write_u32(3084, 0)
+    written = 0
+    while page.read_u32(3080) == written & 0xFFFFFFFF:
+        written += 2048
+        page.write_u32(3084, written)
+        dom0.event(console.name)
+        dom0.turn_ended(domid, None)
+        assert len(console.log) <= LIMIT
+    assert written == LIMIT + 2048
+    assert page.read_u32(3080) == LIMIT
+    assert dom0.go_on()
+    willing = True
+    assert not dom0.go_on()
+    assert page.read_u32(3080) == written, "the ring is consumed again"
+    assert sum(map(len, taken)) == written
+    assert max(map(len, taken)) <= PIECE
 
 
 @pytest.mark.parametrize(("vcpus", "fine"), [(0, False), (1, True), (32, True), (33, False)])
@@ -160,12 +194,14 @@ def test_requests_to_the_store_are_charged(guest: Paused) -> None:
     store.introduce(77)
     store.write("/shared", "")
     store.set_permissions("/shared", ["b0"])
-    wiring = guest.machine.residents[guest.domain.domid].wiring
+    store_end = next(
+        end for end in guest.machine.dom0.devices(guest.domain.domid) if isinstance(end, StoreBackend)
+    )
     listener = Connection(store, 77)
     for number in range(100):
         listener.feed(encode(Message.WATCH, 0, 0, b"/shared\0%d\0" % number))
         listener.take(1 << 16)
     before = store.work
-    wiring.connection.feed(encode(Message.WRITE, 1, 0, b"/shared\0x"))
-    assert b"OK" in wiring.connection.take(100)
+    store_end.connection.feed(encode(Message.WRITE, 1, 0, b"/shared\0x"))
+    assert b"OK" in store_end.connection.take(100)
     assert store.work - before == 101

@@ -12,7 +12,7 @@ from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import PortState, Virq
 from pyhv.errors import XenError
-from pyhv.events.channels import EventChannels
+from pyhv.events.channels import DeviceName, EventChannels
 from pyhv.events.delivery import Effect, Unshared
 
 
@@ -44,6 +44,7 @@ class World:
         self.domains: dict[int, EventChannels] = {}
         self.bits: dict[int, Bits] = {}
         self.log: list[tuple[int, str, int]] = []
+        self.heard: list[DeviceName] = []
 
     def domain(self, domid: int, vcpus: int = 2, max_port: int = 1023, width: int = 64) -> EventChannels:
         self.bits[domid] = Bits()
@@ -57,6 +58,7 @@ class World:
             max_port=max_port,
             width=width,
             privileged=domid == 0,
+            device_event=lambda name: self.heard.append(name),
         )
         return self.domains[domid]
 
@@ -247,15 +249,15 @@ def test_unmask_delivers_to_the_ports_vcpu(world: World) -> None:
     assert len(world.log) == 2
 
 
-def test_a_back_end_gets_its_callback(world: World) -> None:
+def test_a_back_end_hears_by_its_name(world: World) -> None:
     dom0, d1 = world.domains[0], world.domains[1]
-    seen: list[str] = []
     front = d1.alloc_unbound(DOMID_SELF, 0)
-    back = dom0.bind_callback(1, front, lambda: seen.append("called"))
-    assert seen == []
+    name = DeviceName("toy", 1)
+    back = dom0.bind_device(name, front)
+    assert world.heard == []
     d1.send(front)
     d1.send(front)
-    assert seen == ["called", "called"]
+    assert world.heard == [name, name]
     assert world.log == []
     dom0.send(back)
     assert world.log == [(1, "wake", 0), (1, "pending", front)]
@@ -264,8 +266,8 @@ def test_a_back_end_gets_its_callback(world: World) -> None:
     dom0.send(back)
     again = d1.bind_interdomain(0, back)
     d1.send(again)
-    assert seen == ["called"] * 3
-    assert errno_of(lambda: dom0.bind_callback(1, again, lambda: None)) == Errno.EINVAL
+    assert world.heard == [name] * 3
+    assert errno_of(lambda: dom0.bind_device(name, again)) == Errno.EINVAL
 
 
 def test_reset_and_destroy(world: World) -> None:
