@@ -7,11 +7,11 @@ with `on_free` what is to happen when one changes hands.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import ClassVar, Final
 
-from pyhv.abi.domid import DOMID_FIRST_RESERVED
+from pyhv.abi.domid import DOMID_FIRST_RESERVED, DOMID_XEN
 from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
-from pyhv.address import Mfn
+from pyhv.address import ENTRIES, Mfn
 from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import can_stop_at_any_time
 from pyhv.cpu.ram import Ram
@@ -38,7 +38,16 @@ class Board:
     For more than `max_domains` at once, Xen may want frames that were meant for guests. `tuned`: change the
     emulator's hot paths where that is proven to be right (`cpu/tuning/`). ConfigError: a size that is not
     possible, here or on this host.
+
+    Its own frames are at the same numbers on every board of this size, and what is in them is in memory.
     """
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("ram", "frames", "physical", "m2p", "clock"), "says its own"),
+        **dict.fromkeys(("tuning", "counts_blocks"), "of this process"),
+        "on_free": "given",
+        **dict.fromkeys(("zero_frame", "xen_gdt"), "the same on every board of this size"),
+    }
 
     def __init__(self, memory_pages: int, *, max_domains: int, virtual_time: bool, tuned: bool) -> None:
         if not 0 < memory_pages <= MAX_MEMORY_PAGES:
@@ -72,6 +81,22 @@ class Board:
         for selector, descriptor in descriptors.items():
             self.ram.store_u64(page << 12 | selector & 0xFF8, descriptor)
         return page
+
+    def audit(self) -> list[str]:
+        """What of the frames that Xen keeps for itself is not as it was made; empty if nothing."""
+        expected: dict[Mfn, dict[int, int]] = {
+            self.zero_frame: {},
+            self.xen_gdt[64]: RESERVED_DESCRIPTORS,
+            self.xen_gdt[32]: RESERVED_DESCRIPTORS_COMPAT,
+        }
+        findings = []
+        for mfn, descriptors in expected.items():
+            words = [0] * ENTRIES
+            for selector, descriptor in descriptors.items():
+                words[(selector & 0xFFF) >> 3] = descriptor
+            if self.frames.owner[mfn] != DOMID_XEN or self.ram.tables[mfn].tolist() != words:
+                findings.append(f"{self.frames.describe(mfn)} is not as the board has made it")
+        return findings
 
     def _frame_freed(self, mfn: int, owner: int) -> None:
         """Before a frame changes hands: no stale translation of it, no stale code from it."""

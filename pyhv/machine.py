@@ -264,6 +264,7 @@ class Machine:
         rings = [mfn for domid in self.residents.domids() for mfn in self.dom0.frames(domid)]
         held = [holdings(resident.domain) for resident in self.residents]
         findings = audit(self.frames, self.ram, held, m2p=self.board.m2p, rings=rings)
+        findings += self.board.audit()
         return findings + relations((resident.domain for resident in self.residents), self.dom0.channels)
 
     def _frame_freed(self, mfn: int, owner: int) -> None:

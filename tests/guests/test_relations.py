@@ -28,3 +28,13 @@ def test_ports_that_do_not_agree_are_found() -> None:
         said["ports"][0][1]["peer_port"] += 1
         restore(guest.domain.events, said)
         assert "port 1 of d1 is connected to a port that is not connected to it" in made.audit()
+
+
+def test_what_the_board_keeps_for_itself_is_looked_at() -> None:
+    with machine() as made:
+        board = made.board
+        assert made.audit() == []
+        made.ram.store_u64(board.zero_frame << 12 | 8, 1)
+        board.frames.owner[board.xen_gdt[32]] = 1
+        told = [line for line in made.audit() if "as the board has made it" in line]
+        assert len(told) == 2
