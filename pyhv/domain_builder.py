@@ -8,8 +8,8 @@ knows of images is used here; who runs the domain is not known.
 
 import hashlib
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import ClassVar, Final
 
@@ -37,6 +37,7 @@ from pyhv.grants.table import GrantTable
 from pyhv.loader.builder import FRAMES_BELOW_4G, BootState, build, check_cmdline, lower_l3
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import Layout, plan
+from pyhv.mmu.frames import NoFrames
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
 from pyhv.mmu.physical import FramePage, PhysicalMemory
@@ -93,7 +94,7 @@ class GrantPages:
         """A zeroed frame; None when memory is short."""
         try:
             mfn = self._physical.frames.allocate_shared(self._domain.domid)
-        except ConfigError:
+        except NoFrames:
             return None
         return FramePage(self._physical, mfn)
 
@@ -139,6 +140,15 @@ def identifier(seed: int, domid: int) -> str:
     return str(uuid.UUID(int=seed << 32 | domid))
 
 
+@contextmanager
+def _no_frames_is_for_people(name: str) -> Iterator[None]:
+    """Memory that is not there refuses a configuration here, not a hypercall."""
+    try:
+        yield
+    except NoFrames as refusal:
+        raise ConfigError(f"{name}: {refusal.why}.") from refusal
+
+
 class DomainBuilder:
     """One machine's builder. `sink_for` wraps what an engine shows its exits; `seed` makes identifiers."""
 
@@ -178,7 +188,7 @@ class DomainBuilder:
             )
         domid = self._residents.next_domid()
         config = replace(config, uuid=self._uuid(config, domid))
-        with ExitStack() as undo:
+        with _no_frames_is_for_people(config.name), ExitStack() as undo:
             domain = self._allocate(domid, image, config, undo)
             p2m = self._memory(domain, image, layout, undo)
             self._connect_events(domain)

@@ -12,7 +12,7 @@ from pyhv.abi.domid import DOMID_SELF
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.mmu import stepwise
-from pyhv.mmu.tables import MOST_AT_ONCE, NO_LIMIT, TooMuch
+from pyhv.mmu.budget import IN_STEPS, ONE_STEP, TooMuch
 
 _CONTINUED = 1 << 31
 """In a count: this is the rest of a list whose beginning is done."""
@@ -39,8 +39,8 @@ def perform_each(
 ) -> int:
     """Perform each structure of a list; (list, count, done*, domain) are the hypercall's arguments.
 
-    The first refusal ends the list. `tables.in_steps` is on meanwhile: a table that is dropped leaves those
-    below it to `settle`.
+    The first refusal ends the list. The budget is `ONE_STEP` meanwhile: few tables are approved at once,
+    and a table that is dropped leaves those below it to `settle`.
     """
     at, count, done, foreigndom = arguments
     before = 0
@@ -49,27 +49,25 @@ def perform_each(
         count &= ~_CONTINUED
         before = call.memory.read_u32(done) if done else 0
     completed, tables = 0, call.tables
-    tables.in_steps = True
-    try:
-        in_time = stepwise.settle(tables, call.gives_way_to_tables)
-        if in_time and continued:
-            in_time = stepwise.go_on(tables, call.gives_way_to_tables)
-        while in_time and completed < count:
-            in_time = _perform(call, call.memory.read(at + size * completed, size), perform)
-            if in_time:
-                completed += 1
-                in_time = stepwise.settle(tables, call.gives_way_to_tables)
-                in_time = in_time and not call.gives_way(completed, count)
-        if not in_time:
+    with tables.within(ONE_STEP):
+        try:
+            in_time = stepwise.settle(tables, call.gives_way_to_tables)
+            if in_time and continued:
+                in_time = stepwise.go_on(tables, call.gives_way_to_tables)
+            while in_time and completed < count:
+                in_time = _perform(call, call.memory.read(at + size * completed, size), perform)
+                if in_time:
+                    completed += 1
+                    in_time = stepwise.settle(tables, call.gives_way_to_tables)
+                    in_time = in_time and not call.gives_way(completed, count)
+            if not in_time:
+                tell_done(call, done, before + completed)
+                raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
+        except XenError:
+            stepwise.drop_ahead(tables)
+            stepwise.settle_some(tables)
             tell_done(call, done, before + completed)
-            raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
-    except XenError:
-        stepwise.drop_ahead(tables)
-        stepwise.settle_some(tables)
-        tell_done(call, done, before + completed)
-        raise
-    finally:
-        tables.in_steps = False
+            raise
     tell_done(call, done, before + completed)
     return 0
 
@@ -82,7 +80,6 @@ def _perform(call: Call, raw: bytes, perform: Callable[[bytes], None]) -> bool:
     """
     tables = call.tables
     tables.take_work()
-    tables.limit = MOST_AT_ONCE
     try:
         perform(raw)
         if tables.ahead_of and call.frames.type_count[tables.ahead_of]:
@@ -90,12 +87,11 @@ def _perform(call: Call, raw: bytes, perform: Callable[[bytes], None]) -> bool:
         return True
     except TooMuch as big:
         root = big.root
-    finally:
-        tables.limit = NO_LIMIT
     if not stepwise.approve(tables, *root, call.gives_way_to_tables):
         return False
     try:
-        perform(raw)  # nothing is left below but what will be refused
+        with tables.within(IN_STEPS):
+            perform(raw)  # nothing is left below but what will be refused
     finally:
         stepwise.drop_ahead(tables)
     return True

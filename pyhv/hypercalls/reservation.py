@@ -12,10 +12,10 @@ from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
 from pyhv.abi.structs import MemoryReservation
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT, Mfn, guest_may_use
 from pyhv.clock import STEPS_A_LOOK
-from pyhv.errors import ConfigError, XenError
+from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.memory import commands, existing
-from pyhv.mmu.frames import INVALID_M2P
+from pyhv.mmu.frames import INVALID_M2P, NoFrames
 
 MAX_ORDER = 9
 """Largest extent of a plain domain: 2 MiB."""
@@ -51,7 +51,7 @@ def take_extent(call: Call, order: int, limit: int | None, *, exchanging: bool =
         return None
     try:
         extent = call.frames.allocate_extent(domain.domid, order)
-    except ConfigError:
+    except NoFrames:
         return None
     domain.tot_pages += 1 << order
     if limit is not None and extent[-1] >= limit:

@@ -27,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
+from pyhv.abi.errno import Errno
 from pyhv.address import MASK32, Mfn
 from pyhv.cpu.layers import MfnArray
 from pyhv.cpu.ram import Ram
-from pyhv.errors import ConfigError
+from pyhv.errors import XenError
 from pyhv.state import Plain, entries, refusal, typed
 
 NONE: Final = 0
@@ -60,6 +61,13 @@ def read_column(
 def _words(array: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], code: Literal["H", "I"]) -> memoryview:
     """The array's bytes as a memoryview of 16- or 32-bit words."""
     return array.data.cast("B").cast(code)
+
+
+class NoFrames(XenError):
+    """The machine has no such frames left: ENOMEM for a guest, and for a builder the reason in `why`."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(Errno.ENOMEM, why)
 
 
 class PfnTable:
@@ -167,11 +175,11 @@ class FrameTable:
         return self._free[: self.free_count].astype(np.int64)
 
     def allocate_many(self, owner: int, count: int) -> MfnArray:
-        """Take `count` zeroed frames for `owner`; ConfigError when so many are not left."""
+        """Take `count` zeroed frames for `owner`; NoFrames when so many are not left."""
         if count > self.free_count:
-            raise ConfigError(
-                f"The machine has {self.free_count} free page frames and {count} are wanted;"
-                " give it more memory or boot fewer guests."
+            raise NoFrames(
+                f"the machine has {self.free_count} free page frames and {count} are wanted;"
+                " give it more memory or boot fewer guests"
             )
         rest = self.free_count - count
         taken = self._free[rest : self.free_count][::-1].astype(np.int64)
@@ -188,7 +196,7 @@ class FrameTable:
         return [Mfn(mfn) for mfn in self.allocate_many(owner, count).tolist()]
 
     def allocate_extent(self, owner: int, order: int) -> list[Mfn]:
-        """Take 2**order contiguous, naturally aligned frames for `owner`; ConfigError if there are none."""
+        """Take 2**order contiguous, naturally aligned frames for `owner`; NoFrames if there are none."""
         if order == 0:
             return self.allocate(owner)
         size = 1 << order
@@ -202,7 +210,7 @@ class FrameTable:
             stack[: others.size] = others
             stack[others.size :] = np.arange(first + size - 1, first - 1, -1)
             return self.allocate(owner, size)
-        raise ConfigError(f"The machine has no {size} contiguous free page frames.")
+        raise NoFrames(f"the machine has no {size} contiguous free page frames")
 
     def allocate_xen(self, count: int = 1) -> list[Mfn]:
         """Frames of the hypervisor itself, invisible to every guest."""
@@ -214,7 +222,7 @@ class FrameTable:
     def allocate_shared(self, owner: int, below: int | None = None) -> Mfn:
         """A hypervisor page that `owner` may map writable but never give back (shared_info, grants).
 
-        `below` is a bound for its frame number: what a 32-bit guest must name in 32 bits. ConfigError.
+        `below` is a bound for its frame number: what a 32-bit guest must name in 32 bits. NoFrames.
         """
         stack = self._free[: self.free_count]
         if below is not None and stack.size and stack[-1] >= below:
@@ -223,9 +231,9 @@ class FrameTable:
             stack[at:-1] = stack[at + 1 :].copy()
             stack[-1] = low
             if low >= below:
-                raise ConfigError(
-                    "The machine has no free page frame below 4 GiB, where a 32-bit guest needs one;"
-                    " create 32-bit guests first."
+                raise NoFrames(
+                    "the machine has no free page frame below 4 GiB, where a 32-bit guest needs one;"
+                    " create 32-bit guests first"
                 )
         (mfn,) = self.allocate(owner)
         self.xen_heap[mfn] = 1

@@ -3,7 +3,7 @@
 
 Approving a table approves all that it leads to, and dropping its last reference drops all of that again: with
 a guest's whole memory made into tables that is seconds of work in one entry of one hypercall. So whoever has
-to give way in between (`hypercalls/mmulists.py`) switches `PageTables.in_steps` on, and then
+to give way in between (`hypercalls/mmulists.py`) does its work within a `Budget`, and then
 
     approving     stops at more than `MOST_AT_ONCE` tables with `TooMuch`, all undone. `approve` then takes
                   the tables below one by one, deepest first, and holds them (`ahead`); in later turns `go_on`
@@ -21,8 +21,9 @@ import numpy as np
 
 from pyhv.abi.x86 import PTE_MFN_MASK
 from pyhv.errors import XenError
+from pyhv.mmu.budget import IN_STEPS, MOST_AT_ONCE
 from pyhv.mmu.frames import L1
-from pyhv.mmu.tables import MOST_AT_ONCE, PageTables
+from pyhv.mmu.tables import PageTables
 
 Pause = Callable[[], bool]
 """Asked after each step: whether to stop for now."""
@@ -33,7 +34,8 @@ def approve(tables: PageTables, mfn: int, level: int, pause: Pause) -> bool:
     if tables.ahead_of != mfn:
         drop_ahead(tables)
         tables.ahead_of, tables.ahead_level = mfn, level
-    return _approve_below(tables, mfn, level, pause)
+    with tables.within(IN_STEPS):  # each of them alone is one step
+        return _approve_below(tables, mfn, level, pause)
 
 
 def go_on(tables: PageTables, pause: Pause) -> bool:
@@ -91,5 +93,7 @@ def settle(tables: PageTables, pause: Pause | None = None) -> bool:
 
 def settle_some(tables: PageTables) -> None:
     """Drop as many of the doomed as may go at once; after a refusal the rest waits for the next call."""
-    left = iter(range(MOST_AT_ONCE))
-    settle(tables, lambda: next(left, None) is None)
+    for _ in range(MOST_AT_ONCE):
+        if not tables.doomed:
+            break
+        tables.drop_table(tables.doomed.pop())

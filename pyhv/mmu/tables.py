@@ -19,7 +19,8 @@ This module changes frames and tables. Which mapping the processor uses is `pagi
 for (`flush`) and done by whoever runs the vCPU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
@@ -46,6 +47,7 @@ from pyhv.abi.x86 import (
 )
 from pyhv.address import Mfn
 from pyhv.errors import XenError
+from pyhv.mmu.budget import UNBOUNDED, Budget, TooMuch
 from pyhv.mmu.codewatch import CodeWatch
 from pyhv.mmu.frames import L1, L2, L4, NONE, TYPE_NAMES, WRITABLE, FrameTable
 from pyhv.mmu.memory import GuestMemory
@@ -63,19 +65,7 @@ FIRST_GUEST_SLOT_ABOVE: Final = 272
 MOST_FLUSH_PAGES: Final = 32
 """Single pages flushed in one exit; also what keeps a guest's list of them from growing without bound."""
 
-NO_LIMIT: Final = 1 << 62
-MOST_AT_ONCE: Final = 64
-"""Tables that are approved in one step where large trees are approved in several."""
-
 _u64 = np.uint64
-
-
-class TooMuch(XenError):
-    """More tables would have to be approved than may be at once; `root` is the (frame, level) asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(Errno.EAGAIN, "a large tree of page tables")
-        self.root = (0, 0)
 
 
 class PageTables:
@@ -103,7 +93,7 @@ class PageTables:
     }
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("domid", "frames", "physical", "memory", "cache", "ram"), "given"),
-        **dict.fromkeys(("in_steps", "limit"), "set within a hypercall only"),
+        "budget": "other than unbounded within a hypercall only",
     }
 
     def __init__(
@@ -124,10 +114,8 @@ class PageTables:
         self.updates = 0
         """Entries changed since the domain was created, for the statistics."""
         self._work = 0
-        self.in_steps = False
-        """What is below a dropped table is dropped in steps (`stepwise.py`), not at once."""
-        self.limit = NO_LIMIT
-        """Tables that may be approved at once; one more is `TooMuch`."""
+        self.budget = UNBOUNDED
+        """Of the request that is being done; set with `within` alone."""
         self.ahead: list[int] = []
         """Tables approved ahead of the one that is to refer to them, `ahead_of`: one reference each."""
         self.ahead_of = self.ahead_level = 0
@@ -161,6 +149,15 @@ class PageTables:
     def may_go_ahead(self, _level: int, _slot: int) -> bool:
         """Whether the table in a slot may be approved before the one that it is in."""
         return True
+
+    @contextmanager
+    def within(self, budget: Budget) -> Iterator[None]:
+        """Do what the block does within `budget`; whatever ends the block, the one before is back then."""
+        before, self.budget = self.budget, budget
+        try:
+            yield
+        finally:
+            self.budget = before
 
     def take_work(self) -> int:
         """How many whole tables were approved or dropped since the last time this was asked."""
@@ -372,7 +369,7 @@ class PageTables:
         if self.frames.type[mfn] == level:
             self.frames.linear_out[table] -= 1
             self.frames.linear_in[mfn] -= 1
-        elif self.in_steps and self.frames.type_count[mfn] == 1:
+        elif self.budget.in_steps and self.frames.type_count[mfn] == 1:
             self.doomed.append(mfn)
             return
         self.drop_table(mfn)
@@ -439,7 +436,7 @@ class PageTables:
         self._work += 1
         self.memory.forget()
         try:
-            if self._work > self.limit:
+            if self._work > self.budget.approve:
                 raise TooMuch
             if level == L1:
                 self._validate_l1(mfn)

@@ -14,7 +14,7 @@ from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64
 from pyhv.cpu import vmcb as v
 from pyhv.hypercalls.context import Again
-from pyhv.mmu.tables import MOST_AT_ONCE
+from pyhv.mmu.budget import MOST_AT_ONCE
 
 TABLE = PTE_P | PTE_RW | PTE_US | PTE_A
 READ_ONLY, READ_WRITE = PTE_P | PTE_A, PTE_P | PTE_A | PTE_RW | PTE_D

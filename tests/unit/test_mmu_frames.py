@@ -6,8 +6,7 @@ from mmu_bench import Bench
 
 from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
 from pyhv.cpu.ram import Ram
-from pyhv.errors import ConfigError
-from pyhv.mmu.frames import INVALID_M2P, L1, NONE, SEGDESC, WRITABLE, FrameTable
+from pyhv.mmu.frames import INVALID_M2P, L1, NONE, SEGDESC, WRITABLE, FrameTable, NoFrames
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def test_an_allocated_frame_has_one_reference_and_no_type(frames: FrameTable) ->
 
 def test_more_than_there_is_cannot_be_had(frames: FrameTable) -> None:
     before = frames.free_count
-    with pytest.raises(ConfigError, match="63 free page frames and 64 are wanted"):
+    with pytest.raises(NoFrames, match="63 free page frames and 64 are wanted"):
         frames.allocate(1, 64)
     assert frames.free_count == before
 

@@ -17,8 +17,8 @@ from pyhv.abi.x86 import PTE_P, PTE_RW
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again
 from pyhv.mmu import stepwise
+from pyhv.mmu.budget import IN_STEPS, UNBOUNDED, Budget, TooMuch
 from pyhv.mmu.frames import L1, L2, L3, L4
-from pyhv.mmu.tables import NO_LIMIT, TooMuch
 
 PIN_L2, PIN_L3, UNPIN = 1, 2, 4
 EINVAL = -Errno.EINVAL
@@ -35,29 +35,32 @@ def outcome(bench: Bench, mfn: int, level: int, pauses: list[bool] | None) -> in
         if pauses is None:
             owner.pin(mfn, level)
             return 0
-        left = iter(pauses)
-        owner.in_steps = True
-        owner.take_work()
-        owner.limit = 1
-        try:
-            owner.pin(mfn, level)
-            return 0
-        except TooMuch as big:
-            root = big.root
-        finally:
-            owner.limit = NO_LIMIT
-        while not stepwise.approve(owner, *root, lambda: next(left, False)):
-            assert bench.audit() == []
-        try:
-            owner.pin(mfn, level)
-        finally:
-            stepwise.drop_ahead(owner)
+        with owner.within(IN_STEPS):
+            _pin_in_steps(bench, mfn, level, pauses)
     except XenError as error:
         return error.errno
     finally:
-        stepwise.settle(owner)
-        owner.in_steps = False
+        with owner.within(IN_STEPS):
+            stepwise.settle(owner)
+        assert owner.budget == UNBOUNDED
     return 0
+
+
+def _pin_in_steps(bench: Bench, mfn: int, level: int, pauses: list[bool]) -> None:
+    owner, left = bench.domains[0].tables, iter(pauses)
+    owner.take_work()
+    try:
+        with owner.within(Budget(approve=1, in_steps=True)):
+            owner.pin(mfn, level)
+        return
+    except TooMuch as big:
+        root = big.root
+    while not stepwise.approve(owner, *root, lambda: next(left, False)):
+        assert bench.audit() == []
+    try:
+        owner.pin(mfn, level)
+    finally:
+        stepwise.drop_ahead(owner)
 
 
 ENTRIES = st.lists(

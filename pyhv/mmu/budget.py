@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How much of a guest's page tables one request may approve or drop before others get their turn.
+
+`PageTables.within` sets the budget of what is being done; `stepwise.py` does what is beyond it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from pyhv.abi.errno import Errno
+from pyhv.errors import XenError
+
+NO_LIMIT: Final = 1 << 62
+MOST_AT_ONCE: Final = 64
+"""Tables that are approved in one step where large trees are approved in several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much one request may do to whole tables at once."""
+
+    approve: int = NO_LIMIT
+    """Tables that may be approved; one more is `TooMuch`."""
+    in_steps: bool = False
+    """What is below a dropped table is left in `PageTables.doomed` (`stepwise.py`), not dropped at once."""
+
+
+UNBOUNDED: Final = Budget()
+IN_STEPS: Final = Budget(in_steps=True)
+ONE_STEP: Final = Budget(approve=MOST_AT_ONCE, in_steps=True)
+
+
+class TooMuch(XenError):
+    """More tables would have to be approved than may be at once; `root` is the (frame, level) asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(Errno.EAGAIN, "a large tree of page tables")
+        self.root = (0, 0)
