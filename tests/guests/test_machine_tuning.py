@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Capture
-from guest_machine import image_of
+from guest_machine import Sink, image_of
 
 import pyhv.guests
 from pyhv.cpu.tuning import gate
@@ -37,13 +36,15 @@ def run(*names: str, tuned: bool) -> str:
     consoles = []
     try:
         for name in names:
-            consoles.append(Capture())
+            consoles.append(Sink())
             config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
             domain = machine.create(load_image(build_builtin(name), name), config, console=consoles[-1])
             assert domain.engine.tuned == tuned
         machine.introduce_peers()
         outcome = machine.run(timeout_ns=20 * SECOND)
-        return f"{digest.summary()}{outcome}\n" + "".join(console.text for console in consoles)
+        return f"{digest.summary()}{outcome}\n" + "".join(
+            console.data.decode(errors="replace") for console in consoles
+        )
     finally:
         machine.close()
 
@@ -110,7 +111,7 @@ def test_the_variable_makes_machines_plain(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("pyhv.board.tuning", lambda: gate.make_tuning(()))
     machine = Machine(MachineConfig(PAGES))
     domain = machine.create(
-        load_image(build_builtin("hello"), "hello"), DomainConfig("hello", PAGES), console=Capture()
+        load_image(build_builtin("hello"), "hello"), DomainConfig("hello", PAGES), console=Sink()
     )
     assert not domain.engine.tuned
     machine.close()
