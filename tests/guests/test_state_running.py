@@ -25,7 +25,7 @@ PAGES = 1024
 def parts(made: Machine) -> Iterator[Any]:
     """Everything that says its state and is not a vCPU's or an engine's."""
     yield from (made.clock, made.scheduler, made.store, made.services.timers)
-    yield from (made.frames, made.physical, made.board.m2p)
+    yield from (made.frames, made.physical, made.board.m2p, made.dom0.channels)
     for resident in made.residents:
         domain = resident.domain
         devices = made.dom0.devices(domain.domid)
