@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fuzz.grammar import Grammar
-from fuzz.requests import NUMBERS, REQUESTS, ask, pack, raw
+from fuzz.requests import NUMBERS, REQUESTS, pack, raw
 from fuzz.source import Source
 from fuzz.target import Target
 from fuzz.world import FIRST_GRANT, World
@@ -94,7 +94,7 @@ class Attack:
 
     def mmuext(self, command: int, first: int, second: int = 0) -> None:
         """One operation."""
-        at = self.guest.put(pack(ask(MmuextOp, cmd=command, arg1=first, arg2=second), self.guest.width))
+        at = self.guest.put(pack(MmuextOp(cmd=command, arg1=first, arg2=second), self.guest.width))
         self.call(Hypercall.MMUEXT_OP, at, 1, 0, DOMID_SELF)
 
     def pin(self) -> None:
@@ -105,7 +105,7 @@ class Attack:
 
     def link(self, table: int, slot: int, value: int) -> None:
         """One mmu_update."""
-        at = self.guest.put(pack(ask(MmuUpdate, ptr=table << 12 | slot << 3, val=value), self.guest.width))
+        at = self.guest.put(pack(MmuUpdate(ptr=table << 12 | slot << 3, val=value), self.guest.width))
         self.call(Hypercall.MMU_UPDATE, at, 1, 0, DOMID_SELF)
 
     def chain(self) -> None:
@@ -178,8 +178,7 @@ class Attack:
         flags = self.source.pick((2, 6, 3, 7, 1, 5))
         page = self.source.below(26)
         self.guest.windows = [*self.guest.windows[-7:], self.guest.page(page)]
-        request = ask(
-            GnttabMapGrantRef,
+        request = GnttabMapGrantRef(
             host_addr=self.guest.page(page),
             flags=flags,
             ref=self.grammar.ref(),
@@ -213,7 +212,7 @@ class Attack:
                 self.call(Hypercall.UPDATE_VA_MAPPING, guest.page(page), 0, 2)
         code = "Q" if guest.width == 64 else "I"
         listed = guest.put(struct.pack(f"<{count}{code}", *(guest.frames[page] for page in pages)), 1024)
-        request = ask(MemoryReservation, extent_start=listed, nr_extents=count, domid=DOMID_SELF)
+        request = MemoryReservation(extent_start=listed, nr_extents=count, domid=DOMID_SELF)
         self.call(Hypercall.MEMORY_OP, command, guest.put(pack(request, guest.width)))
         if command != 1:
             self._remember(listed, count)

@@ -25,11 +25,6 @@ _LISTS = 1024
 _RESULT = 4096 + 2048
 
 
-def ask(kind: type[_S], **fields: int) -> _S:
-    """A structure with some fields set, the others 0."""
-    return kind(**fields)
-
-
 def pack(item: AbiStruct, width: int) -> bytes:
     """The structure's bytes, each number cut to its field."""
     layout = item.layout(width)
@@ -76,7 +71,7 @@ def mmu_update(g: Grammar) -> Arguments:
     for _ in range(_several(g)):
         command = g.source.pick((0, 0, 0, 2, 3, 1, 4, 7))
         pointer = g.frame() << 12 | g.slot() << 3 | command
-        updates.append(ask(structs.MmuUpdate, ptr=pointer & (1 << 64) - 1, val=g.entry()))
+        updates.append(structs.MmuUpdate(ptr=pointer & (1 << 64) - 1, val=g.entry()))
     return _store(g, *updates), len(updates), _done(g), _foreign(g)
 
 
@@ -92,7 +87,7 @@ def mmuext_op(g: Grammar) -> Arguments:
             first, second = g.va(), g.va()
         elif command == Mmuext.TLB_FLUSH_MULTI:
             second = g.va()
-        operations.append(ask(structs.MmuextOp, cmd=command, arg1=first, arg2=second))
+        operations.append(structs.MmuextOp(cmd=command, arg1=first, arg2=second))
     return _store(g, *operations), len(operations), _done(g), _foreign(g)
 
 
@@ -152,7 +147,7 @@ def iret(g: Grammar) -> Arguments:
 def callback_op(g: Grammar) -> Arguments:
     """Register and unregister."""
     kind = g.source.pick([*Callback, 3, 99])
-    request = ask(structs.CallbackRegister, type=kind, flags=g.source.below(4), address=g.va())
+    request = structs.CallbackRegister(type=kind, flags=g.source.below(4), address=g.va())
     return g.source.pick((0, 0, 0, 1, 2)), _store(g, request)
 
 
@@ -180,8 +175,7 @@ def memory_op(g: Grammar) -> Arguments:
     if command == Memory.EXCHANGE:
         out = given if g.source.chance(64) else _words(g, frames) + 256
         out_order = order if not g.source.chance(64) else g.source.below(4)
-        request: AbiStruct = ask(
-            structs.MemoryExchange,
+        request: AbiStruct = structs.MemoryExchange(
             in_extent_start=given,
             in_nr_extents=extents,
             in_extent_order=order,
@@ -193,10 +187,9 @@ def memory_op(g: Grammar) -> Arguments:
             nr_exchanged=g.source.pick((0, 0, 0, 1, 5)),
         )
     elif command in (Memory.MACHPHYS_MFN_LIST, Memory.MEMORY_MAP):
-        request = ask(structs.MachphysMfnList, max_extents=extents & MASK32, extent_start=given)
+        request = structs.MachphysMfnList(max_extents=extents & MASK32, extent_start=given)
     else:
-        request = ask(
-            structs.MemoryReservation,
+        request = structs.MemoryReservation(
             extent_start=given,
             nr_extents=extents,
             extent_order=order,
@@ -220,22 +213,20 @@ def _grant_request(g: Grammar, command: int) -> AbiStruct:
         flags = (2, 2, 2, 6, 1, 3, 7, 18, 22, 10, 0, 2 | 7 << 16)[how % 12] if how < 240 else MASK32
         where = (g.frame() << 12 | g.slot() << 3) & (1 << 64) - 1 if flags & 16 else g.va()
         g.guest.windows = [*g.guest.windows[-7:], where]
-        return ask(structs.GnttabMapGrantRef, host_addr=where, flags=flags, ref=g.ref(), dom=g.domid())
+        return structs.GnttabMapGrantRef(host_addr=where, flags=flags, ref=g.ref(), dom=g.domid())
     if command in (Gnttab.UNMAP_GRANT_REF, Gnttab.UNMAP_AND_REPLACE):
         mapping = dict(g.guest.domain.maptrack.all()).get(handle := g.handle())
         windows = g.guest.windows
         host = g.source.pick(windows) if windows and g.source.chance(200) else g.va()
         device = (mapping.frame << 12 if mapping is not None else 0) if g.source.chance(128) else 0
-        return ask(
-            structs.GnttabUnmapGrantRef,
+        return structs.GnttabUnmapGrantRef(
             host_addr=0 if g.source.chance(24) else host,
             dev_bus_addr=device,
             handle=handle,
         )
     if command == Gnttab.COPY:
         flags = g.source.below(4)
-        return ask(
-            structs.GnttabCopy,
+        return structs.GnttabCopy(
             source=g.ref() if flags & 1 else g.frame(),
             source_domid=g.domid() if flags & 1 else DOMID_SELF,
             source_offset=g.source.pick((0, 0, 8, 4095, 4096, 65535)),
@@ -246,27 +237,24 @@ def _grant_request(g: Grammar, command: int) -> AbiStruct:
             flags=flags,
         )
     if command == Gnttab.SWAP_GRANT_REF:
-        return ask(structs.GnttabSwapGrantRef, ref_a=g.ref(), ref_b=g.ref())
+        return structs.GnttabSwapGrantRef(ref_a=g.ref(), ref_b=g.ref())
     if command == Gnttab.CACHE_FLUSH:
-        return ask(
-            structs.GnttabCacheFlush,
+        return structs.GnttabCacheFlush(
             address=g.frame() << 12 & (1 << 64) - 1,
             offset=g.source.number(2),
             length=g.source.number(2),
             op=g.source.below(9),
         )
     if command == Gnttab.GET_STATUS_FRAMES:
-        return ask(
-            structs.GnttabGetStatusFrames,
+        return structs.GnttabGetStatusFrames(
             nr_frames=g.count() & MASK32,
             dom=g.domid(),
             frame_list=g.guest.arguments + _LISTS,
         )
     if command in (Gnttab.SET_VERSION, Gnttab.GET_VERSION, Gnttab.QUERY_SIZE):
-        return ask(structs.GnttabSetVersion, version=g.source.pick((1, 2, 2, 0, DOMID_SELF, 3)))
+        return structs.GnttabSetVersion(version=g.source.pick((1, 2, 2, 0, DOMID_SELF, 3)))
     frames = g.source.pick((1, 2, 4, 0, 63, 64, 65, MASK32)) if g.source.chance(64) else 1
-    return ask(
-        structs.GnttabSetupTable,
+    return structs.GnttabSetupTable(
         dom=DOMID_SELF if not g.source.chance(32) else g.domid(),
         nr_frames=frames,
         frame_list=g.guest.arguments + _LISTS if not g.source.chance(16) else g.va(),
@@ -280,31 +268,26 @@ def event_channel_op(g: Grammar) -> Arguments:
     """Bind, close, signal."""
     command = g.source.u8() % 15
     items: dict[int, Callable[[], AbiStruct]] = {
-        Evtchn.ALLOC_UNBOUND: lambda: ask(structs.EvtchnAllocUnbound, dom=DOMID_SELF, remote_dom=g.domid()),
-        Evtchn.BIND_INTERDOMAIN: lambda: ask(
-            structs.EvtchnBindInterdomain, remote_dom=g.domid(), remote_port=g.port()
+        Evtchn.ALLOC_UNBOUND: lambda: structs.EvtchnAllocUnbound(dom=DOMID_SELF, remote_dom=g.domid()),
+        Evtchn.BIND_INTERDOMAIN: lambda: structs.EvtchnBindInterdomain(
+            remote_dom=g.domid(), remote_port=g.port()
         ),
-        Evtchn.BIND_VIRQ: lambda: ask(structs.EvtchnBindVirq, virq=g.source.u8() % 28, vcpu=g.vcpu()),
-        Evtchn.BIND_IPI: lambda: ask(structs.EvtchnBindIpi, vcpu=g.vcpu()),
-        Evtchn.BIND_PIRQ: lambda: ask(structs.EvtchnBindPirq, pirq=g.source.u8()),
-        Evtchn.STATUS: lambda: ask(structs.EvtchnStatus, dom=g.domid(), port=g.port()),
-        Evtchn.BIND_VCPU: lambda: ask(structs.EvtchnBindVcpu, port=g.port(), vcpu=g.vcpu()),
-        Evtchn.RESET: lambda: ask(
-            structs.EvtchnReset, dom=g.domid() if not g.source.chance(8) else DOMID_SELF
-        ),
-        Evtchn.INIT_CONTROL: lambda: ask(
-            structs.EvtchnInitControl,
+        Evtchn.BIND_VIRQ: lambda: structs.EvtchnBindVirq(virq=g.source.u8() % 28, vcpu=g.vcpu()),
+        Evtchn.BIND_IPI: lambda: structs.EvtchnBindIpi(vcpu=g.vcpu()),
+        Evtchn.BIND_PIRQ: lambda: structs.EvtchnBindPirq(pirq=g.source.u8()),
+        Evtchn.STATUS: lambda: structs.EvtchnStatus(dom=g.domid(), port=g.port()),
+        Evtchn.BIND_VCPU: lambda: structs.EvtchnBindVcpu(port=g.port(), vcpu=g.vcpu()),
+        Evtchn.RESET: lambda: structs.EvtchnReset(dom=g.domid() if not g.source.chance(8) else DOMID_SELF),
+        Evtchn.INIT_CONTROL: lambda: structs.EvtchnInitControl(
             control_gfn=g.frame(),
             offset=g.source.pick((0, 64, 4096 - 72, 4096 - 64, 7, MASK32)),
             vcpu=g.vcpu(),
         ),
-        Evtchn.EXPAND_ARRAY: lambda: ask(structs.VcpuSetPeriodicTimer, period_ns=g.frame()),
-        Evtchn.SET_PRIORITY: lambda: ask(
-            structs.EvtchnSetPriority, port=g.port(), priority=g.source.below(20)
-        ),
+        Evtchn.EXPAND_ARRAY: lambda: structs.VcpuSetPeriodicTimer(period_ns=g.frame()),
+        Evtchn.SET_PRIORITY: lambda: structs.EvtchnSetPriority(port=g.port(), priority=g.source.below(20)),
     }
     make = items.get(command)
-    return command, _store(g, make() if make else ask(structs.EvtchnSend, port=g.port()))
+    return command, _store(g, make() if make else structs.EvtchnSend(port=g.port()))
 
 
 def event_channel_op_compat(g: Grammar) -> Arguments:
@@ -318,15 +301,15 @@ def sched_op(g: Grammar) -> Arguments:
     if command == Sched.POLL:
         ports = struct.pack("<8I", *(g.port() for _ in range(8)))
         listed = g.guest.put(ports, _LISTS)
-        request: AbiStruct = ask(
-            structs.SchedPoll, ports=listed, nr_ports=g.source.pick((0, 1, 2, 8, 128, 129)), timeout=g.time()
+        request: AbiStruct = structs.SchedPoll(
+            ports=listed, nr_ports=g.source.pick((0, 1, 2, 8, 128, 129)), timeout=g.time()
         )
     elif command == Sched.WATCHDOG:
-        request = ask(
-            structs.SchedWatchdog, id=g.source.below(4), timeout=g.source.pick((0, 0, 1, 1000, MASK32, 1000))
+        request = structs.SchedWatchdog(
+            id=g.source.below(4), timeout=g.source.pick((0, 0, 1, 1000, MASK32, 1000))
         )
     else:
-        request = ask(structs.SchedShutdown, reason=g.source.u8() % 7)
+        request = structs.SchedShutdown(reason=g.source.u8() % 7)
     return command, _store(g, request)
 
 
@@ -339,13 +322,13 @@ def vcpu_op(g: Grammar) -> Arguments:
         return command, number, guest.put(_context(g))
     if command == VcpuOp.REGISTER_VCPU_INFO:
         offset = g.source.pick((0, 64, 2048, 4096 - 64, 4096 - 63, 4095, 12, MASK32))
-        return command, number, _store(g, ask(structs.VcpuRegisterVcpuInfo, mfn=g.frame(), offset=offset))
+        return command, number, _store(g, structs.VcpuRegisterVcpuInfo(mfn=g.frame(), offset=offset))
     if command in (VcpuOp.REGISTER_RUNSTATE_MEMORY_AREA, VcpuOp.REGISTER_VCPU_TIME_MEMORY_AREA):
         return command, number, _words(g, [g.va()])
     period = g.time()
     if command == VcpuOp.DOWN and number == 0 and not g.source.chance(32):
         number = 1
-    return command, number, _store(g, ask(structs.VcpuSetSingleshotTimer, timeout_abs_ns=period, flags=0))
+    return command, number, _store(g, structs.VcpuSetSingleshotTimer(timeout_abs_ns=period, flags=0))
 
 
 def _context(g: Grammar) -> bytes:
@@ -383,7 +366,7 @@ def physdev_op(g: Grammar) -> Arguments:
     """IOPL and I/O bitmap."""
     if g.source.chance(128):
         return 6, g.guest.put(struct.pack("<I", g.source.below(5)))
-    request = ask(physdev.PhysdevSetIobitmap, bitmap=g.va(), nr_ports=g.source.pick((0, 1024, 65536, 65537)))
+    request = physdev.PhysdevSetIobitmap(bitmap=g.va(), nr_ports=g.source.pick((0, 1024, 65536, 65537)))
     return g.source.pick((7, 7, 7, 8)), _store(g, request)
 
 
@@ -401,8 +384,7 @@ def multicall(g: Grammar) -> Arguments:
         padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
         mask = (1 << g.guest.width) - 1
         entries.append(
-            ask(
-                structs.MulticallEntry,
+            structs.MulticallEntry(
                 op=number,
                 **{f"arg{index}": value & mask for index, value in enumerate(padded)},
             )
@@ -414,9 +396,7 @@ def multicall(g: Grammar) -> Arguments:
 def xen_version(g: Grammar) -> Arguments:
     """Questions; two of them take a structure."""
     command = g.source.u8() % 12
-    return command, _store(
-        g, ask(structs.FeatureInfo, submap_idx=g.source.below(2))
-    ) if command == 6 else g.va()
+    return command, _store(g, structs.FeatureInfo(submap_idx=g.source.below(2))) if command == 6 else g.va()
 
 
 def console_io(g: Grammar) -> Arguments:

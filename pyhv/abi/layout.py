@@ -9,7 +9,7 @@ knows what a field means.
 
 import struct
 import typing
-from typing import Annotated, Any, ClassVar, Self, dataclass_transform
+from typing import Annotated, Any, ClassVar, Self
 
 u8 = Annotated[int, "B", "B", 1, 1]
 s8 = Annotated[int, "b", "b", 1, 1]
@@ -53,11 +53,11 @@ class Layout:
         self.packer = struct.Struct(pattern + (f"{tail}x" if tail else ""))
 
 
-@dataclass_transform(kw_only_default=True)
 class AbiStruct:
     """Base of all ABI structures; subclasses only annotate their fields.
 
     `layout64` and `layout32` are class attributes. `unpack` and `pack` take the guest's width (64 or 32).
+    Fields that are not given to the constructor are 0.
     """
 
     layout64: ClassVar[Layout]
@@ -75,7 +75,7 @@ class AbiStruct:
         cls.names = tuple(name for name, _, _ in wide)
         cls.layout64, cls.layout32 = Layout(wide), Layout(narrow)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: int | bytes) -> None:
         for name in self.names:
             setattr(self, name, values.pop(name, 0))
         if values:

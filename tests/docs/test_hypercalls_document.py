@@ -56,8 +56,8 @@ def test_errors_are_errnos_and_refusals_name_theirs(row: Entry | SubOperation) -
 
 
 def test_what_is_partial_says_so() -> None:
-    partial = [row.number.name for row in [*ENTRIES, *OPERATIONS] if row.status is Status.PARTIAL]
-    assert partial == []
+    rows: list[Entry | SubOperation] = [*ENTRIES, *OPERATIONS]
+    assert [row.number.name for row in rows if row.status is Status.PARTIAL] == []
 
 
 # -- what the page says in general, held against the handlers ----------------------------------------------

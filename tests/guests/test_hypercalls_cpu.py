@@ -170,8 +170,8 @@ def test_vm_assist(guest: Paused) -> None:
         assert kind in guest.domain.assists
         assert guest.vm_assist(AssistCommand.DISABLE, kind) == 0
         assert kind not in guest.domain.assists
-    for kind in (6, 7, 31, 33, 63, 64, 0xFFFFFFFF):
-        assert guest.vm_assist(AssistCommand.ENABLE, kind) == -Errno.EINVAL
+    for unknown in (6, 7, 31, 33, 63, 64, 0xFFFFFFFF):
+        assert guest.vm_assist(AssistCommand.ENABLE, unknown) == -Errno.EINVAL
     assert guest.vm_assist(2, Assist.WRITABLE_PAGETABLES) == -Errno.ENOSYS
 
 

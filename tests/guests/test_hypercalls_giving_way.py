@@ -94,7 +94,8 @@ def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.Monkey
         promote(mfn, level)
 
     monkeypatch.setattr(tables, "_promote", counting)
-    arguments = (guest.put(MmuextOp(cmd=Mmuext.PIN_L2_TABLE, arg1=top).pack()), 1, 0, DOMID_SELF)
+    operation = guest.put(MmuextOp(cmd=Mmuext.PIN_L2_TABLE, arg1=top).pack())
+    arguments: tuple[int, ...] = (operation, 1, 0, DOMID_SELF)
     turns = 1
     while in_a_turn(guest, Hypercall.MMUEXT_OP, *arguments):
         arguments = tuple(guest.q[register] for register in (v.RDI, v.RSI, v.RDX, v.R10))

@@ -35,7 +35,10 @@ def test_map_and_unmap(trio: Trio, version: int) -> None:
     set_version(a, version)
     mfn = a.mfn(a.page(2))
     entry(a, 8, PERMIT, 2, mfn)
-    seen = (lambda: flags_of(a, 8) & IN_USE) if version == 1 else (lambda: status_of(a, 8))
+
+    def seen() -> int:
+        return flags_of(a, 8) & IN_USE if version == 1 else status_of(a, 8)
+
     done = map_ref(b)
     assert (done.status, done.dev_bus_addr, seen()) == (0, mfn << 12, IN_USE)
     assert set_version(a, 3 - version) == (-Errno.EBUSY, version)

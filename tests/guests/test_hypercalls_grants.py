@@ -10,6 +10,7 @@ from guest_machine import UNMAPPED, Paused
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import GrantStatus
+from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import Gnttab, Hypercall
 from pyhv.abi.structs import (
     GnttabCacheFlush,
@@ -111,16 +112,16 @@ def test_counts_and_commands(trio: Trio) -> None:
         assert guest.call(Hypercall.GRANT_TABLE_OP, command, at, 1) == -Errno.ENOSYS
 
 
-SIZES = {
+LISTED: dict[Gnttab, type[AbiStruct]] = {
     Gnttab.MAP_GRANT_REF: GnttabMapGrantRef, Gnttab.UNMAP_GRANT_REF: GnttabUnmapGrantRef,
     Gnttab.UNMAP_AND_REPLACE: GnttabUnmapAndReplace, Gnttab.TRANSFER: GnttabTransfer, Gnttab.COPY: GnttabCopy,
     Gnttab.SWAP_GRANT_REF: GnttabSwapGrantRef, Gnttab.CACHE_FLUSH: GnttabCacheFlush,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", SIZES)
-def test_long_lists_give_way(trio: Trio, command: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest, size = trio.a, SIZES[command].size()
+@pytest.mark.parametrize("command", LISTED)
+def test_long_lists_give_way(trio: Trio, command: Gnttab, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, size = trio.a, LISTED[command].size()
     count = 3 * STEPS_A_LOOK + 5
     at = guest.put(bytes(size * count))
     monkeypatch.setattr(guest.dispatcher.call, "preempted", lambda _steps: True)

@@ -71,7 +71,7 @@ def test_addresses_of_32_bit_guests(narrow: Trio) -> None:
         assert op(b, request).status == GrantStatus.GENERAL_ERROR
     done = op(b, GnttabMapGrantRef(host_addr=b.page(6), flags=HOST, ref=8, dom=1))
     assert done.status == 0
-    request = GnttabUnmapAndReplace(host_addr=b.page(6), new_addr=1 << 32 | b.page(5), handle=done.handle)
-    assert op(b, request).status == GrantStatus.GENERAL_ERROR
-    request.new_addr = b.page(5)
-    assert op(b, request).status == 0
+    undo = GnttabUnmapAndReplace(host_addr=b.page(6), new_addr=1 << 32 | b.page(5), handle=done.handle)
+    assert op(b, undo).status == GrantStatus.GENERAL_ERROR
+    undo.new_addr = b.page(5)
+    assert op(b, undo).status == 0

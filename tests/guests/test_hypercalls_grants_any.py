@@ -57,6 +57,7 @@ def step(trio: Trio, what: str, *numbers: int) -> None:
     guests = (trio.a, trio.b, trio.c)
     guest, peer = guests[who], guests[other]
     frames = trio.machine.frames
+    request: GnttabMapGrantRef | GnttabUnmapGrantRef | GnttabUnmapAndReplace | GnttabCopy
     named = trio.machine.ram.q[guest.entry(guest.page(page)) >> 3] >> 12 & 0xFFFFF
     if what == "entry" and ref * 8 * guest.domain.grants.version < 4096:
         flags = FLAGS[flags % len(FLAGS)]

@@ -54,7 +54,9 @@ def test_a_domain_whose_last_vcpu_goes_down_has_halted(guest: Paused) -> None:
     """Unless it has announced how it would end."""
     assert guest.vcpu_op(VcpuOp.DOWN, 0) == 0
     assert guest.domain.halted
-    assert guest.machine.residents[guest.domain.domid].report.cause.startswith("it halted for good")
+    report = guest.machine.residents[guest.domain.domid].report
+    assert report is not None
+    assert report.cause.startswith("it halted for good")
 
 
 @pytest.mark.parametrize("code", [0, 1])
