@@ -13,16 +13,14 @@ affair.
 import ctypes
 import itertools
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple
 
 from pyhv.abi.layout import u64
 from pyhv.address import PAGE_SHIFT
 from pyhv.cpu import binding
+from pyhv.cpu.changed import TunedBlock
 from pyhv.cpu.tuning import layout
 from pyhv.state import Plain, entries, typed
-
-if TYPE_CHECKING:
-    from pyhv.cpu.tuning.block import Block
 
 MET_WATCH, MET_BREAKPOINT, MET_IRET = 1, 2, 3
 """Causes of an exit: access to a watched range, known address, IRET. The instruction is yet to be done."""
@@ -77,7 +75,7 @@ class DebugUnit:
         "_ranges": "set anew before each instruction that may meet one",
     }
 
-    def __init__(self, block: "Block", processor: int, flush_page: Callable[[int], None]) -> None:
+    def __init__(self, block: TunedBlock, processor: int, flush_page: Callable[[int], None]) -> None:
         self._block = block
         self._processor = processor
         self._flush_page = flush_page

@@ -16,12 +16,13 @@ This module knows registers and callbacks. It knows no hypercall, no domain and 
 import ctypes
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from pyhv.abi.x86 import PF_I, PTE_MFN_MASK, PTE_P
 from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
 from pyhv.cpu import binding, fpu
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.changed import EngineTuning, TunedBlock
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
 from pyhv.cpu.debugunit import DebugUnit
 from pyhv.cpu.guard import guard
@@ -32,10 +33,6 @@ from pyhv.cpu.stops import Seat, posted_stops
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.cpu.watch import StoreWatch
 from pyhv.errors import GuestCrash
-
-if TYPE_CHECKING:
-    from pyhv.cpu.tuning.block import Block
-    from pyhv.cpu.tuning.gate import Tuning
 
 _NOWHERE = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL = 7
@@ -104,7 +101,7 @@ class Engine:
         hole: int,
         trap_time: bool = True,
         native: bool = True,
-        tuning: "Tuning | None" = None,
+        tuning: EngineTuning | None = None,
     ) -> None:
         self.sink = sink
         self.holder: object = None
@@ -152,7 +149,7 @@ class Engine:
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
         self._invalidate = _invalidator()
-        self.block: Block | None = None
+        self.block: TunedBlock | None = None
         """What the changed paths of this engine know of it; None if it is as the library made it."""
         if tuning is not None and looks_once:
             counter = (0, 0) if self.budget is None else self.budget.addresses

@@ -8,15 +8,13 @@ it: `selftest.py` for the emulator as it is, `tuning/` for what pyhv changes in 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from pyhv.abi.x86 import FLAT_RING3_CS64, FLAT_RING3_DS, PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.changed import EngineTuning
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.ram import Ram
-
-if TYPE_CHECKING:
-    from pyhv.cpu.tuning.gate import Tuning
 
 FRAMES: Final = 64
 HOLE, L4, L3, L2, L1 = range(1, 6)
@@ -104,7 +102,7 @@ class BrokenPromise(Exception):
 class Trial:
     """The throwaway engine with its page tables. Close it: it is a context manager."""
 
-    def __init__(self, tuning: Tuning | None = None) -> None:
+    def __init__(self, tuning: EngineTuning | None = None) -> None:
         self.ram = Ram(FRAMES)
         self.sink = _Recorder()
         self.engine = self.sink.engine = Engine(

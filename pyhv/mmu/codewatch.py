@@ -27,7 +27,7 @@ alike on both.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +35,9 @@ import numpy.typing as npt
 from pyhv.abi.layout import u32
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.watch import Run, StoreWatch
-from pyhv.mmu.frames import read_column
+from pyhv.mmu.frames import FrameTable, read_column
+from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, entries, refusal, typed
-
-if TYPE_CHECKING:
-    from pyhv.mmu.tables import PageTables
 
 MOST_RUNS: Final = 64
 """Runs of frames that are watched at most; laid out anew they are half as many."""
@@ -47,6 +45,15 @@ MOST_RELEASED: Final = 256
 """Frames that may cease to be executable before the runs are laid out anew."""
 
 _Index = npt.NDArray[np.int64]
+
+
+class WatchedTables(Protocol):
+    """Of a domain's page tables, what is looked at and set here."""
+
+    domid: int
+    frames: FrameTable
+    physical: PhysicalMemory
+    flush: bool
 
 
 class CodeWatch:
@@ -58,7 +65,7 @@ class CodeWatch:
         **dict.fromkeys(("_store_watch", "_forget"), "the engine's: watches are laid out anew"),
     }
 
-    def __init__(self, tables: "PageTables") -> None:
+    def __init__(self, tables: WatchedTables) -> None:
         self.tables = tables
         self._frames = tables.frames
         self.known_np = np.zeros(self._frames.count, dtype=np.uint8)

@@ -24,7 +24,6 @@ import functools
 import itertools
 import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import keystone
@@ -32,31 +31,13 @@ import keystone
 from pyhv.cpu import binding
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.tuning import layout
-from pyhv.cpu.tuning.form import Patch, Word
+from pyhv.cpu.tuning.form import Facts, Patch, Word
 
 _MAGIC: Final = 0x7079_6876_4E61_0000
 _tunings = itertools.count(1)
 _CODE_AT: Final = 2048
 _CODE_SIZE: Final = mmap.PAGESIZE - _CODE_AT
 _MOST_WORDS: Final = _CODE_AT // 8
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What an initial value of a word may depend on."""
-
-    ram: Ram
-    processor: int
-    """Address of the engine's `CPUState`."""
-    region: int
-    """Address of the library's description of RAM as a memory region."""
-    find_region: int
-    """Address of the library's function that the engine's own one replaces."""
-    magic: int
-    counter: tuple[int, int]
-    """Addresses of the native block hook and of its budget, 0 if it has none."""
-    allocate: Callable[[int], int]
-    """Zeroed memory of so many bytes for as long as the engine lives; its address."""
 
 
 COMMON: Final = (

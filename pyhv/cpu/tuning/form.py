@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The form of a change to the emulator: what a patch declares (the package tells how to write one)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from pyhv.cpu.ram import Ram
+from pyhv.cpu.trial import Trial
 from pyhv.cpu.tuning import layout
 
-if TYPE_CHECKING:
-    from pyhv.cpu.trial import Trial
-    from pyhv.cpu.tuning.block import Facts
+
+@dataclass(frozen=True)
+class Facts:
+    """What an initial value of a word may depend on."""
+
+    ram: Ram
+    processor: int
+    """Address of the engine's `CPUState`."""
+    region: int
+    """Address of the library's description of RAM as a memory region."""
+    find_region: int
+    """Address of the library's function that the engine's own one replaces."""
+    magic: int
+    counter: tuple[int, int]
+    """Addresses of the native block hook and of its budget, 0 if it has none."""
+    allocate: Callable[[int], int]
+    """Zeroed memory of so many bytes for as long as the engine lives; its address."""
 
 
 @dataclass(frozen=True)

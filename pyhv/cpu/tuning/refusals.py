@@ -31,8 +31,7 @@ from pyhv.cpu import vmcb as v
 from pyhv.cpu.opcodes import Prefix, Verdict
 from pyhv.cpu.trial import DATA, Trial
 from pyhv.cpu.tuning import layout
-from pyhv.cpu.tuning.block import Facts
-from pyhv.cpu.tuning.form import OF_ENV, OF_TCG, Patch, Pointer, Stub, Word, find_block
+from pyhv.cpu.tuning.form import OF_ENV, OF_TCG, Facts, Patch, Pointer, Stub, Word, find_block
 
 _FILLER, _UNDEFINED = 0x3E, 0xF1
 _NO_UPPER_HALF: Final = max(verdict.value for verdict in Verdict) + 1

@@ -31,8 +31,7 @@ import mmap
 from typing import Final
 
 from pyhv.cpu.tuning import layout
-from pyhv.cpu.tuning.block import Facts
-from pyhv.cpu.tuning.form import OF_CPU, Patch, Stub, Word, find_block
+from pyhv.cpu.tuning.form import OF_CPU, Facts, Patch, Stub, Word, find_block
 from pyhv.cpu.tuning.stores_proof import prove_stores
 
 PATIENCE: Final = 255

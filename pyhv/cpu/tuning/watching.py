@@ -23,8 +23,7 @@ from typing import Final
 from pyhv.cpu.debugunit import LOG_ENTRIES, MET_BREAKPOINT, MET_IRET, MET_WATCH, RANGES
 from pyhv.cpu.trial import DATA, BrokenPromise, Trial
 from pyhv.cpu.tuning import layout
-from pyhv.cpu.tuning.block import Facts
-from pyhv.cpu.tuning.form import OF_CPU, Patch, Stub, Word, find_block
+from pyhv.cpu.tuning.form import OF_CPU, Facts, Patch, Stub, Word, find_block
 from pyhv.cpu.tuning.helpers import helper_stub
 
 _DB: Final = 1
