@@ -98,7 +98,7 @@ class Board:
                 findings.append(f"{self.frames.describe(mfn)} is not as the board has made it")
         return findings
 
-    def _frame_freed(self, mfn: int, owner: int) -> None:
+    def _frame_freed(self, mfn: Mfn, owner: int) -> None:
         """Before a frame changes hands: no stale translation of it, no stale code from it."""
         self.on_free(mfn, owner)
         if self.frames.code[mfn]:

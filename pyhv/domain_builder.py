@@ -203,8 +203,8 @@ class DomainBuilder:
                 ramdisk=ramdisk,
                 cmdline=cmdline,
             )
-            console = FramePage(self._board.physical, int(p2m[boot.console_pfn]))
-            store = FramePage(self._board.physical, int(p2m[boot.xenstore_pfn]))
+            console = FramePage(self._board.physical, Mfn(int(p2m[boot.console_pfn])))
+            store = FramePage(self._board.physical, Mfn(int(p2m[boot.xenstore_pfn])))
             self._grant(domain, console, store, undo)
             resident = self._power_on(domain, undo)
             self._introduce(domain, console, store, undo)

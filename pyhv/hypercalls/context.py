@@ -224,11 +224,12 @@ class Call:
         if domid != 0 and self.host.domain(domid) is None:
             raise XenError(Errno.ESRCH, f"no domain {domid}")
 
-    def own_frame(self, mfn: int) -> Mfn:
-        """Check that the caller owns a frame; EINVAL otherwise."""
-        if not 0 < mfn < self.frames.count or self.frames.owner[mfn] != self.domain.domid:
-            raise XenError(Errno.EINVAL, f"{self.frames.describe(mfn)} is not the caller's")
-        return Mfn(mfn)
+    def own_frame(self, number: int) -> Mfn:
+        """The caller's frame of that number; EINVAL if it is not the caller's."""
+        mfn = self.frames.owned(number, self.domain.domid)
+        if mfn is None:
+            raise XenError(Errno.EINVAL, f"{self.frames.describe(number)} is not the caller's")
+        return mfn
 
     def peer_vcpu(self, number: int) -> Vcpu:
         """A vCPU of the caller's domain by number; ENOENT if there is none."""

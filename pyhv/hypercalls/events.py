@@ -182,9 +182,10 @@ def reset_cont(call: Call, argument: int) -> None:
     raise XenError(Errno.EBUSY, "no reset is in progress")
 
 
-def _take_page(call: Call, mfn: int) -> FramePage:
+def _take_page(call: Call, number: int) -> FramePage:
     """A page of the guest's for pending events, with a writable reference; EINVAL."""
-    if not call.frames.take_writable(call.own_frame(mfn)):
+    mfn = call.own_frame(number)
+    if not call.frames.take_writable(mfn):
         raise XenError(Errno.EINVAL, f"{call.frames.describe(mfn)} cannot be written")
     return FramePage(call.host.physical, mfn)
 

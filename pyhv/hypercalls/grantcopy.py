@@ -8,7 +8,7 @@ from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.grants import CopyFlag, GrantStatus
 from pyhv.abi.numbers import Gnttab
 from pyhv.abi.structs import GnttabCopy, GnttabTransfer
-from pyhv.address import MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE, Mfn
+from pyhv.address import MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE
 from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.hypercalls.context import Call
@@ -74,9 +74,9 @@ def _check_side(call: Call, domid: int, granted: bool) -> None:
 def _claim(call: Call, name: int, domid: int, granted: bool, *, readonly: bool) -> _Side:
     """Hold the frame of one side of a copy."""
     if not granted:
-        check_granted(call, name, call.domain.domid)
-        take(call, name, readonly)
-        return _Side(name, 0, PAGE_SIZE, lambda: drop(call, name, readonly))
+        mfn = check_granted(call, name, call.domain.domid)
+        take(call, mfn, readonly)
+        return _Side(mfn, 0, PAGE_SIZE, lambda: drop(call, mfn, readonly))
     ref = name & MASK32
     table = call.domain.grants if domid == DOMID_SELF else table_of(call, domid, ref)
 
@@ -110,10 +110,10 @@ def transfer(call: Call, request: GnttabTransfer) -> None:
     back, and if the receiver does not want it, it is freed, as on Xen. GENERAL_ERROR: domain 0; BAD_DOMAIN;
     GENERAL_ERROR: the receiver has all the frames that it may have, or its entry does not wait for this one.
     """
-    frames, mfn, giver = call.frames, request.mfn, call.domain
-    mine = 0 < mfn < frames.count and frames.owner[mfn] == giver.domid
-    if not mine or frames.xen_heap[mfn] or not frames.allocated[mfn] or frames.refs[mfn] != 1:
-        raise GrantError(GrantStatus.BAD_PAGE, f"transfer of {frames.describe(mfn)}")
+    frames, giver = call.frames, call.domain
+    mfn = frames.owned(request.mfn, giver.domid)
+    if mfn is None or frames.xen_heap[mfn] or not frames.allocated[mfn] or frames.refs[mfn] != 1:
+        raise GrantError(GrantStatus.BAD_PAGE, f"transfer of {frames.describe(request.mfn)}")
     call.tables.flush = True
     try:
         if request.domid == 0:
@@ -127,6 +127,6 @@ def transfer(call: Call, request: GnttabTransfer) -> None:
         raise
     frames.change_owner(mfn, receiver.domid)
     receiver.tot_pages += 1
-    pfn = receiver.grants.complete_transfer(request.ref, Mfn(mfn))
+    pfn = receiver.grants.complete_transfer(request.ref, mfn)
     assert frames.m2p is not None
     frames.m2p[mfn] = pfn & MASK64

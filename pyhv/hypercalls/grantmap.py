@@ -10,7 +10,7 @@ from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.abi.numbers import Gnttab
 from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapAndReplace, GnttabUnmapGrantRef
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
-from pyhv.address import MASK32, PAGE_SHIFT, Va, guest_may_use
+from pyhv.address import MASK32, PAGE_SHIFT, Mfn, Va, guest_may_use
 from pyhv.grants.maptrack import Mapping
 from pyhv.grants.status import GrantError
 from pyhv.hypercalls.context import Call
@@ -24,14 +24,15 @@ _CONTAINS_PTE = MapFlag.CONTAINS_PTE.value
 _KEPT_FLAGS = 0x1F
 
 
-def check_granted(call: Call, mfn: int, owner: int) -> None:
-    """A granted frame must be the granter's own. BAD_PAGE."""
-    frames = call.frames
-    if not 0 < mfn < frames.count or frames.owner[mfn] != owner:
-        raise GrantError(GrantStatus.BAD_PAGE, f"granted {frames.describe(mfn)}")
+def check_granted(call: Call, number: int, owner: int) -> Mfn:
+    """The granted frame of that number, which must be the granter's own. BAD_PAGE."""
+    mfn = call.frames.owned(number, owner)
+    if mfn is None:
+        raise GrantError(GrantStatus.BAD_PAGE, f"granted {call.frames.describe(number)}")
+    return mfn
 
 
-def take(call: Call, mfn: int, readonly: bool) -> None:
+def take(call: Call, mfn: Mfn, readonly: bool) -> None:
     """Take a general reference, and a writable one if asked. GENERAL_ERROR: it is a page table, say."""
     if readonly:
         call.frames.take(mfn)
@@ -39,7 +40,7 @@ def take(call: Call, mfn: int, readonly: bool) -> None:
         raise GrantError(GrantStatus.GENERAL_ERROR, f"writable grant of {call.frames.describe(mfn)}")
 
 
-def drop(call: Call, mfn: int, readonly: bool) -> None:
+def drop(call: Call, mfn: Mfn, readonly: bool) -> None:
     """Drop what `take` took."""
     if readonly:
         call.frames.drop(mfn)

@@ -175,10 +175,11 @@ def set_ldt(call: Call, operation: MmuextOp) -> None:
     call.processor.load_ldtr()
 
 
-def _writable_page(call: Call, mfn: int) -> None:
-    call.own_frame(mfn)
+def _writable_page(call: Call, number: int) -> Mfn:
+    mfn = call.own_frame(number)
     if not call.frames.take_writable(mfn):
         raise XenError(Errno.EINVAL, f"{call.frames.describe(mfn)} cannot be written")
+    return mfn
 
 
 @_commands.command(Mmuext.CLEAR_PAGE)
@@ -187,9 +188,9 @@ def clear_page(call: Call, operation: MmuextOp) -> None:
 
     EINVAL: not the caller's, or it cannot be written.
     """
-    _writable_page(call, operation.arg1)
-    call.host.physical.write(operation.arg1 << 12, bytes(PAGE_SIZE))
-    call.frames.drop_writable(operation.arg1)
+    mfn = _writable_page(call, operation.arg1)
+    call.host.physical.write(mfn << 12, bytes(PAGE_SIZE))
+    call.frames.drop_writable(mfn)
 
 
 @_commands.command(Mmuext.COPY_PAGE)
@@ -199,9 +200,9 @@ def copy_page(call: Call, operation: MmuextOp) -> None:
     EINVAL: the source is not the caller's; the target is not, or cannot be written.
     """
     source = call.own_frame(operation.arg2)
-    _writable_page(call, operation.arg1)
-    call.host.physical.write(operation.arg1 << 12, call.host.physical.read(source << 12, PAGE_SIZE))
-    call.frames.drop_writable(operation.arg1)
+    target = _writable_page(call, operation.arg1)
+    call.host.physical.write(target << 12, call.host.physical.read(source << 12, PAGE_SIZE))
+    call.frames.drop_writable(target)
 
 
 _commands.refuse(Mmuext.FLUSH_CACHE, Errno.EACCES, "Write this vCPU's caches back: for one with devices.")

@@ -61,13 +61,14 @@ def take_extent(call: Call, order: int, limit: int | None, *, exchanging: bool =
     return extent
 
 
-def give_back(call: Call, mfn: int) -> bool:
+def give_back(call: Call, number: int) -> bool:
     """Take a frame out of the caller's reservation; False if it is not the caller's.
 
     A frame to which something still refers lives on until nothing does.
     """
     frames = call.frames
-    if not 0 < mfn < frames.count or frames.owner[mfn] != call.domain.domid or frames.xen_heap[mfn]:
+    mfn = frames.owned(number, call.domain.domid)
+    if mfn is None or frames.xen_heap[mfn]:
         return False
     assert frames.m2p is not None
     frames.m2p[mfn] = INVALID_M2P

@@ -207,11 +207,10 @@ def initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
     context = GuestContext.unpack(call.memory.read(argument, layout.size), call.width)
     context.check()
     tables = call.tables
-    kernel, user = context.kernel_l4, context.user_l4
-    tables.take_table(kernel, tables.top)
+    kernel, user = tables.take_table(context.kernel_l4, tables.top), None
     try:
-        if user:
-            tables.take_table(user, tables.top)
+        if context.user_l4:
+            user = tables.take_table(context.user_l4, tables.top)
     except XenError:
         tables.drop_table(kernel)
         raise
@@ -219,7 +218,7 @@ def initialise(call: Call, vcpu: Vcpu, argument: int) -> int:
         install_gdt(call.domain, vcpu, context.gdt_frames, context.gdt_entries)
     except XenError:
         tables.drop_table(kernel)
-        if user:
+        if user is not None:
             tables.drop_table(user)
         raise
     context.apply(vcpu)

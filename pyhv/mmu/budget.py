@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyhv.abi.errno import Errno
+from pyhv.address import Mfn
 from pyhv.errors import XenError
 
 NO_LIMIT: Final = 1 << 62
@@ -35,4 +36,4 @@ class TooMuch(XenError):
 
     def __init__(self) -> None:
         super().__init__(Errno.EAGAIN, "a large tree of page tables")
-        self.root = (0, 0)
+        self.root = (Mfn(0), 0)

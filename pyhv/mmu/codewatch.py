@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhv.abi.layout import u32
+from pyhv.address import Mfn
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.watch import Run, StoreWatch
 from pyhv.mmu.frames import FrameTable, read_column
@@ -84,7 +85,7 @@ class CodeWatch:
         """Connect to the engine, before the domain has any table."""
         self._forget, self._store_watch = engine.invalidate_code, engine.watch
 
-    def executable(self, mfns: Iterable[int]) -> None:
+    def executable(self, mfns: Iterable[Mfn]) -> None:
         """Frames that are not `known` become executable. They are watched after the next `flushed`."""
         frames, domid = self._frames, self.tables.domid
         for mfn in mfns:
@@ -108,7 +109,7 @@ class CodeWatch:
         new = mfns[unused]
         frames.code_np[new] = self.known_np[new] = 1
         self._fresh += new.tolist()
-        self.executable(mfns[~unused].tolist())
+        self.executable(map(Mfn, mfns[~unused].tolist()))
 
     def state(self) -> dict[str, Plain]:
         """Which frames are watched, and what is to be done about others."""

@@ -158,7 +158,7 @@ class FrameTable:
         self.free_count = count - 1
         """Frames that nobody owns."""
         self.m2p: PfnTable | None = None
-        self.on_free: Callable[[int, int], None] = lambda _mfn, _owner: None
+        self.on_free: Callable[[Mfn, int], None] = lambda _mfn, _owner: None
         """Called with (frame, owner) when a frame is about to be free: stale translations must go."""
         self.on_death: Callable[[MfnArray], None] = lambda _mfns: None
         """Called with all frames that are about to be free because their owner is gone: the same."""
@@ -243,20 +243,24 @@ class FrameTable:
         self.refs[mfn] = 1
         return mfn
 
+    def owned(self, number: int, owner: int) -> Mfn | None:
+        """The frame of that number, if `owner` owns it: here a number from outside becomes an `Mfn`."""
+        return Mfn(number) if 0 < number < self.count and self.owner[number] == owner else None
+
     # -- references --------------------------------------------------------------------------------------
 
-    def take(self, mfn: int) -> None:
+    def take(self, mfn: Mfn) -> None:
         """Take a general reference (Xen: get_page); the caller has checked the owner."""
         self.refs[mfn] += 1
 
-    def drop(self, mfn: int) -> None:
+    def drop(self, mfn: Mfn) -> None:
         """Drop a general reference (Xen: put_page) and free the frame with the last one."""
         left = self.refs[mfn] - 1
         self.refs[mfn] = left
         if left == 0:
             self._last_dropped(mfn)
 
-    def take_writable(self, mfn: int) -> bool:
+    def take_writable(self, mfn: Mfn) -> bool:
         """Take a general and a writable type reference (Xen: get_page_and_type); False if the frame is in use
         as something else."""
         if self.type_count[mfn] == 0:
@@ -267,17 +271,17 @@ class FrameTable:
         self.refs[mfn] += 1
         return True
 
-    def drop_writable(self, mfn: int) -> None:
+    def drop_writable(self, mfn: Mfn) -> None:
         """Drop what `take_writable` took (Xen: put_page_and_type)."""
         self.type_count[mfn] -= 1
         self.drop(mfn)
 
-    def deallocate(self, mfn: int) -> None:
+    def deallocate(self, mfn: Mfn) -> None:
         """The owner gives the frame back: its allocation reference goes."""
         self.allocated[mfn] = 0
         self.drop(mfn)
 
-    def change_owner(self, mfn: int, owner: int) -> None:
+    def change_owner(self, mfn: Mfn, owner: int) -> None:
         """Hand a frame, to which nothing refers but its allocation, to another domain, contents and all."""
         assert self.refs[mfn] == self.allocated[mfn] == 1
         self.on_free(mfn, self.owner[mfn])
@@ -301,12 +305,12 @@ class FrameTable:
         self._free[self.free_count : self.free_count + last.size] = last[::-1]
         self.free_count += last.size
 
-    def drop_shared(self, mfn: int) -> None:
+    def drop_shared(self, mfn: Mfn) -> None:
         """Undo `allocate_shared` when its domain has died."""
         self.type_count[mfn] -= 1
         self.drop(mfn)
 
-    def _last_dropped(self, mfn: int) -> None:
+    def _last_dropped(self, mfn: Mfn) -> None:
         assert self.type_count[mfn] == 0, f"frame {mfn:#x} freed while used as {TYPE_NAMES[self.type[mfn]]}"
         self.on_free(mfn, self.owner[mfn])
         self.owner[mfn] = DOMID_INVALID

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P, PTE_RW, PTE_US
+from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.mmu.frames import L2, L3
 from pyhv.mmu.paging import COMPAT_FIRST_SLOT
@@ -66,7 +67,7 @@ class PaePageTables(PageTables):
         if level == L2 and slot >= COMPAT_FIRST_SLOT and self.frames.last_l2[table]:
             raise XenError(Errno.EPERM, f"L2 slot {slot} belongs to the hypervisor")
 
-    def prepare(self, mfn: int, level: int) -> None:
+    def prepare(self, mfn: Mfn, level: int) -> None:
         """Clear an L3 beyond its four entries."""
         if level == L3:
             if mfn >= _BELOW_4_GIB and not self.l3_anywhere:
@@ -79,7 +80,7 @@ class PaePageTables(PageTables):
         """The last L2 is one only as that: its L3 has to be approved first."""
         return not (level == L3 and slot == LAST_SLOT)
 
-    def guest_slots(self, mfn: int, level: int) -> list[int]:
+    def guest_slots(self, mfn: Mfn, level: int) -> list[int]:
         """Present entries, without the hypervisor's."""
         slots = super().guest_slots(mfn, level)
         if level == L2 and self.frames.last_l2[mfn]:
@@ -96,7 +97,7 @@ class PaePageTables(PageTables):
         """Approve the entry of slot 3: an L2 that nothing else refers to."""
         if entry & self.forbidden(L3):
             raise XenError(Errno.EINVAL, f"L3 entry {entry:#x} has bits that no guest may set")
-        mfn = (entry & PTE_MFN_MASK) >> 12
+        mfn = Mfn((entry & PTE_MFN_MASK) >> 12)
         frames = self.frames
         if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid or frames.type_count[mfn]:
             raise XenError(
@@ -110,19 +111,19 @@ class PaePageTables(PageTables):
             raise
         self.physical.write_slots(mfn, slice(COMPAT_FIRST_SLOT, None), self.cache.m2p.compat_entries)
 
-    def take_table(self, mfn: int, level: int) -> None:
+    def take_table(self, number: int, level: int) -> Mfn:
         """As for 64-bit guests; an L3 has no linear entries, and the last L2 has its one place."""
         frames = self.frames
-        if 0 < mfn < frames.count and frames.last_l2[mfn] and level == L2:
-            raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} is the last L2 of some L3 already")
-        super().take_table(mfn, level)
+        if 0 < number < frames.count and frames.last_l2[number] and level == L2:
+            raise XenError(Errno.EINVAL, f"{frames.describe(number)} is the last L2 of some L3 already")
+        return super().take_table(number, level)
 
     def _take_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
         if level == L3:
             raise XenError(Errno.EINVAL, "an L3 of a 32-bit guest has no linear entries")
         super()._take_linear(table, level, mfn, entry)
 
-    def _demote(self, mfn: int, level: int) -> None:
+    def _demote(self, mfn: Mfn, level: int) -> None:
         super()._demote(mfn, level)
         if level == L2 and self.frames.last_l2[mfn]:
             self.frames.last_l2[mfn] = 0

@@ -19,7 +19,6 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pyhv.abi.layout import u32
 from pyhv.address import PAGE_MASK, Mfn
 from pyhv.cpu.layers import MfnArray, runs
 from pyhv.cpu.ram import Ram
@@ -55,7 +54,7 @@ class PhysicalMemory:
         """One per engine: forget the translated code of so many frames from a frame on."""
         self.executors: list[Executor] = []
         """One per engine: the page tables that it walks."""
-        self.shared_code: set[int] = set()
+        self.shared_code: set[Mfn] = set()
         """Frames that one domain can execute while another one can write to them (`codewatch.py`)."""
 
     def state(self) -> dict[str, Plain]:
@@ -65,12 +64,12 @@ class PhysicalMemory:
     def restore(self, saved: Mapping[str, Plain]) -> None:
         """Have the frames that were saved. StateError."""
         shared = entries(dict(saved), "", {"shared_code": None})["shared_code"]
-        mfns = set(typed(list[u32], shared, "shared_code"))
+        mfns = set(typed(list[Mfn], shared, "shared_code"))
         if any(mfn >= self.frames.count for mfn in mfns):
             raise refusal("shared_code", "has frames that do not exist")
         self.shared_code = mfns
 
-    def code_written(self, mfn: int) -> None:
+    def code_written(self, mfn: Mfn) -> None:
         """Drop translations of a frame that the hypervisor has just written.
 
         More may be made of it while a leaf or, after it, the TLB lets it be executed.
@@ -87,7 +86,7 @@ class PhysicalMemory:
                 invalidate(first, count)
         self.frames.code_np[mfns] = 0
 
-    def lend(self, mfn: int) -> None:
+    def lend(self, mfn: Mfn) -> None:
         """A domain that does not own the frame gets a writable mapping of it."""
         self.frames.lent[mfn] += 1
         for executor in self.executors:
@@ -110,7 +109,7 @@ class PhysicalMemory:
         mfn = address >> 12
         self._dirty[mfn] = 1
         if self._code[mfn]:
-            self.code_written(mfn)
+            self.code_written(Mfn(mfn))
 
     def write_u64(self, address: int, value: int) -> None:
         """Write an aligned 64-bit word."""
@@ -118,7 +117,7 @@ class PhysicalMemory:
         mfn = address >> 12
         self._dirty[mfn] = 1
         if self._code[mfn]:
-            self.code_written(mfn)
+            self.code_written(Mfn(mfn))
 
     def write_u32(self, address: int, value: int) -> None:
         """Write an aligned 32-bit word."""
@@ -126,10 +125,10 @@ class PhysicalMemory:
         mfn = address >> 12
         self._dirty[mfn] = 1
         if self._code[mfn]:
-            self.code_written(mfn)
+            self.code_written(Mfn(mfn))
 
     def write_slots(
-        self, mfn: int, slots: slice | npt.NDArray[np.int64], entries: npt.NDArray[np.uint64] | int
+        self, mfn: Mfn, slots: slice | npt.NDArray[np.int64], entries: npt.NDArray[np.uint64] | int
     ) -> None:
         """Write several of the 512 words of a frame, or one value to all of them."""
         self._tables[mfn][slots] = entries
@@ -154,11 +153,11 @@ class FramePage(SharedPage):
 
     NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(__slots__, "whoever holds a page says its frame")
 
-    def __init__(self, physical: PhysicalMemory, mfn: int) -> None:
+    def __init__(self, physical: PhysicalMemory, mfn: Mfn) -> None:
         self._physical = physical
         self._raw, self._q, self._d, _ = physical.ram.writable
         self._dirty, self._code = physical.ram.dirty, physical.frames.code
-        self.mfn = Mfn(mfn)
+        self.mfn = mfn
         self.base = mfn << 12
 
     def elsewhere(self, mfn: Mfn) -> "FramePage | None":

@@ -6,6 +6,7 @@ guest can map it writable. The frame table's rules are those of page tables; who
 trap layer, when a GDT is set or an LDT page is first used.
 """
 
+from pyhv.address import Mfn
 from pyhv.mmu import descriptors
 from pyhv.mmu.frames import SEGDESC
 from pyhv.mmu.tables import PageTables
@@ -32,7 +33,7 @@ def take_descriptor_page(tables: PageTables, mfn: int, width: int) -> bool:
     return True
 
 
-def drop_descriptor_page(tables: PageTables, mfn: int) -> None:
+def drop_descriptor_page(tables: PageTables, mfn: Mfn) -> None:
     """Drop what `take_descriptor_page` took."""
     tables.frames.type_count[mfn] -= 1
     tables.frames.drop(mfn)

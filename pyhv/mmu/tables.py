@@ -116,10 +116,10 @@ class PageTables:
         self._work = 0
         self.budget = UNBOUNDED
         """Of the request that is being done; set with `within` alone."""
-        self.ahead: list[int] = []
+        self.ahead: list[Mfn] = []
         """Tables approved ahead of the one that is to refer to them, `ahead_of`: one reference each."""
-        self.ahead_of = self.ahead_level = 0
-        self.doomed: list[int] = []
+        self.ahead_of, self.ahead_level = Mfn(0), 0
+        self.doomed: list[Mfn] = []
         """Tables that nothing refers to any more but this list, one reference each."""
 
     def state(self) -> dict[str, Plain]:
@@ -142,7 +142,7 @@ class PageTables:
             setattr(self, name, value)
         restore(self.code, found["code"], "code")
 
-    def held_tables(self) -> list[int]:
+    def held_tables(self) -> list[Mfn]:
         """Tables that are held by a reference for a large tree in the making or in dissolution."""
         return self.ahead + self.doomed
 
@@ -196,12 +196,12 @@ class PageTables:
         if level == L4 and slot in XEN_SLOTS:
             raise XenError(Errno.EINVAL, f"L4 slot {slot} belongs to the hypervisor")
 
-    def prepare(self, mfn: int, level: int) -> None:
+    def prepare(self, mfn: Mfn, level: int) -> None:
         """A frame is about to become a table: clear what no guest owns of it."""
         if level == L4:
             self.physical.write_slots(mfn, slice(XEN_SLOTS.start, XEN_SLOTS.stop), 0)
 
-    def guest_slots(self, mfn: int, _level: int) -> list[int]:
+    def guest_slots(self, mfn: Mfn, _level: int) -> list[int]:
         """The slots of an upper table that hold present entries of the guest."""
         slots: list[int] = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P)).tolist()
         return slots
@@ -214,7 +214,7 @@ class PageTables:
             entry |= PTE_US | PTE_GUEST_KERNEL
         return entry if entry & PTE_GUEST_KERNEL else entry | PTE_G
 
-    def _check_target(self, entry: int) -> int:
+    def _check_target(self, entry: int) -> Mfn:
         """The frame that a leaf may point to, or the refusal: EINVAL, EPERM, EBUSY."""
         mfn = (entry & PTE_MFN_MASK) >> 12
         if not 0 < mfn < self.frames.count:
@@ -225,7 +225,7 @@ class PageTables:
             raise XenError(
                 Errno.EBUSY, f"leaf entry points to {self.frames.describe(mfn)}, not the guest's own"
             )
-        return mfn
+        return Mfn(mfn)
 
     def _take_leaf(self, entry: int) -> None:
         """Take what a present, adjusted leaf needs (Xen: get_page_from_l1e)."""
@@ -239,7 +239,7 @@ class PageTables:
         if not entry & PTE_NX:
             self._take_execute(mfn)
 
-    def _take_execute(self, mfn: int) -> None:
+    def _take_execute(self, mfn: Mfn) -> None:
         """Count one more leaf that lets a frame be executed."""
         frames = self.frames
         frames.exec_count[mfn] += 1
@@ -256,7 +256,7 @@ class PageTables:
 
     def drop_leaf(self, entry: int) -> None:
         """Drop what a present leaf held (Xen: put_page_from_l1e)."""
-        mfn = (entry & PTE_MFN_MASK) >> 12
+        mfn = Mfn((entry & PTE_MFN_MASK) >> 12)
         frames = self.frames
         self.stale = True
         if frames.owner[mfn] != self.domid:
@@ -282,7 +282,7 @@ class PageTables:
             if old & PTE_P and not (old ^ new) & ~HARMLESS:
                 if (old ^ new) & PTE_NX:
                     change = self._drop_execute if new & PTE_NX else self._take_execute
-                    change((new & PTE_MFN_MASK) >> 12)
+                    change(Mfn((new & PTE_MFN_MASK) >> 12))
                 if old & ~new & (PTE_A | PTE_D | PTE_US) or ~old & new & PTE_NX:
                     self.stale = True
                 if old & ~new & (PTE_A | PTE_D) and not preserve_ad:
@@ -310,7 +310,7 @@ class PageTables:
 
         It is not executable; the guest can make it so.
         """
-        mfn = (new & PTE_MFN_MASK) >> 12
+        mfn = Mfn((new & PTE_MFN_MASK) >> 12)
         if self.frames.owner[mfn] != self.domid:
             self.borrowed += 1
             if new & PTE_RW:
@@ -363,7 +363,7 @@ class PageTables:
 
     def _drop_upper(self, table: int, level: int, entry: int) -> None:
         """Drop what a present upper entry held."""
-        mfn = (entry & PTE_MFN_MASK) >> 12
+        mfn = Mfn((entry & PTE_MFN_MASK) >> 12)
         if mfn == table:
             return
         if self.frames.type[mfn] == level:
@@ -402,14 +402,17 @@ class PageTables:
 
     # -- whole tables ------------------------------------------------------------------------------------
 
-    def take_table(self, mfn: int, level: int) -> None:
+    def take_table(self, number: int, level: int) -> Mfn:
         """Take a reference of type `level` on a frame of the domain, promoting it if it is the first.
 
         Xen: get_page_and_type. EINVAL: the frame cannot be such a table, or an entry of it is refused.
         """
         frames = self.frames
-        if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid:
-            raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} cannot be an L{level}: not the guest's own")
+        mfn = frames.owned(number, self.domid)
+        if mfn is None:
+            raise XenError(
+                Errno.EINVAL, f"{frames.describe(number)} cannot be an L{level}: not the guest's own"
+            )
         if frames.type_count[mfn] == 0:
             self._promote(mfn, level)
         elif frames.type[mfn] != level:
@@ -417,8 +420,9 @@ class PageTables:
         else:
             frames.type_count[mfn] += 1
         frames.refs[mfn] += 1
+        return mfn
 
-    def drop_table(self, mfn: int) -> None:
+    def drop_table(self, mfn: Mfn) -> None:
         """Drop a table reference (Xen: put_page_and_type); the last type reference demotes the frame."""
         frames = self.frames
         left = frames.type_count[mfn] - 1
@@ -427,7 +431,7 @@ class PageTables:
             self._demote(mfn, frames.type[mfn])
         frames.drop(mfn)
 
-    def _promote(self, mfn: int, level: int) -> None:
+    def _promote(self, mfn: Mfn, level: int) -> None:
         frames = self.frames
         if self.stale:
             self.flush = True
@@ -449,7 +453,7 @@ class PageTables:
                 refusal.root = (mfn, level)
             raise
 
-    def _demote(self, mfn: int, level: int) -> None:
+    def _demote(self, mfn: Mfn, level: int) -> None:
         self._work += 1
         self.memory.forget()
         self.flush = True
@@ -463,7 +467,7 @@ class PageTables:
                 self._drop_upper(mfn, level, int(row[slot]))
         self.frames.type[mfn] = NONE
 
-    def _validate_upper(self, mfn: int, level: int) -> None:
+    def _validate_upper(self, mfn: Mfn, level: int) -> None:
         self.prepare(mfn, level)
         row = self.ram.tables[mfn]
         extra = self.adjust_upper(level)
@@ -479,7 +483,7 @@ class PageTables:
                 self._drop_upper(mfn, level, entry)
             raise
 
-    def _validate_l1(self, mfn: int) -> None:
+    def _validate_l1(self, mfn: Mfn) -> None:
         """Approve a whole L1 at once; Xen goes entry by entry, so the first bad one gives the errno."""
         frames = self.frames
         row = self.ram.tables[mfn]
@@ -525,7 +529,7 @@ class PageTables:
                 raise XenError(Errno.EBUSY, f"writable mapping of {self.frames.describe(mfn)}")
         raise AssertionError("a table was refused without a cause")
 
-    def _invalidate_l1(self, mfn: int) -> None:
+    def _invalidate_l1(self, mfn: Mfn) -> None:
         """Drop the references of all entries of an L1."""
         frames = self.frames
         row = self.ram.tables[mfn]
@@ -555,19 +559,20 @@ class PageTables:
 
     # -- pinning -----------------------------------------------------------------------------------------
 
-    def pin(self, mfn: int, level: int) -> None:
+    def pin(self, number: int, level: int) -> None:
         """Keep a frame a table of `level` until it is unpinned."""
-        self.take_table(mfn, level)
+        mfn = self.take_table(number, level)
         if self.frames.pinned[mfn]:
             self.drop_table(mfn)
             raise XenError(Errno.EINVAL, f"{self.frames.describe(mfn)} is pinned already")
         self.frames.pinned[mfn] = 1
 
-    def unpin(self, mfn: int) -> None:
+    def unpin(self, number: int) -> None:
         """Undo `pin`."""
         frames = self.frames
-        if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid or not frames.pinned[mfn]:
-            raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} is not pinned")
+        mfn = frames.owned(number, self.domid)
+        if mfn is None or not frames.pinned[mfn]:
+            raise XenError(Errno.EINVAL, f"{frames.describe(number)} is not pinned")
         frames.pinned[mfn] = 0
         self.drop_table(mfn)
 
