@@ -121,8 +121,9 @@ DR0 to DR3 fire as on hardware, for whichever vCPU set them, in both modes: inst
 instruction unless RF is set, data breakpoints of 1, 2, 4 or 8 bytes after it, port breakpoints with CR4.DE.
 The guest runs at full speed until it meets one, which costs an exit or two; but accesses to a page with a
 data breakpoint take longer, and a vCPU with an enabled port breakpoint runs one instruction at a time.
-Where the engine is not tuned that is so with every breakpoint, about a hundred times slower, and with data
-breakpoints the other vCPUs of the domain run at about a fifth of their speed. See `traps/debug.py`. What the
+Where the engine is not tuned, all vCPUs of the domain run at about a fifth of their speed while one has data
+breakpoints, and a change of what is watched costs the domain its translated code; on other hosts than x86-64
+each instruction is a step there, a hundred times slower. See `traps/debug.py`. What the
 hypervisor reads and writes for the guest is not seen by them.
 
 ## Exceptions

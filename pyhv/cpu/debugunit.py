@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A tuned engine's breakpoints: where it stops by itself, and why (`tuning/watching.py` makes it do so).
+"""An engine's breakpoints: where it stops by itself, and why.
 
 Two things are told apart. An address that is *known* ends a block of translated code, and arriving there is
 an exit, for whichever vCPU and address space; making one known drops all translations, so addresses stay
 known after they have served, until many have arrived there for nothing. Ranges of data are *watched* for the
 vCPU that runs, and that changes at no cost.
 
-This module knows addresses. Whose they are, and whether an exit is the guest's #DB, is `traps/debug.py`'s
-affair.
+There are two such units: `TunedDebugUnit`, for engines whose paths `tuning/watching.py` has changed, and that
+of `debughooks.py` for others. This module knows addresses. Whose they are, and whether an exit is the guest's
+#DB, is `traps/debug.py`'s affair.
 """
 
 import ctypes
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, ClassVar, Final, NamedTuple
 
@@ -38,7 +40,7 @@ _NOTHING: Final = (~0 & (1 << 64) - 1, 0, 0)
 
 
 class Range(NamedTuple):
-    """Bytes that are watched: linear addresses, the last one included."""
+    """Bytes that are watched: addresses, the last one included."""
 
     first: int
     last: int
@@ -67,23 +69,15 @@ def of_one_operand(told: list[Access]) -> list[Access]:
     return kept
 
 
-class DebugUnit:
-    """The debug hardware of one tuned engine; `flush_page` is the engine's own."""
+class DebugUnit(ABC):
+    """The debug hardware of one engine."""
 
-    NOT_STATE: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("_block", "_processor", "_flush_page", "_insert", "_remove"), "the engine's"),
-        "_ranges": "set anew before each instruction that may meet one",
-    }
+    tells_linear: bool
+    """Whether ranges and accesses are linear addresses, else machine addresses: an access that crosses into
+    another page is then one that goes on behind the first."""
 
-    def __init__(self, block: TunedBlock, processor: int, flush_page: Callable[[int], None]) -> None:
-        self._block = block
-        self._processor = processor
-        self._flush_page = flush_page
-        assert binding.cpu_breakpoint_insert is not None  # or the engine would not be tuned
-        assert binding.cpu_breakpoint_remove is not None
-        self._insert, self._remove = binding.cpu_breakpoint_insert, binding.cpu_breakpoint_remove
+    def __init__(self) -> None:
         self._known: dict[int, int] = {}
-        self._ranges: tuple[Range, ...] = ()
 
     # -- addresses ---------------------------------------------------------------------------------------
 
@@ -98,19 +92,23 @@ class DebugUnit:
             self._known[address] += 1
         return self._known.get(address, 0) == PATIENCE
 
-    def settle(self, needed: Collection[int]) -> None:
-        """Make the addresses known that are needed, forget some of the others. Not while the engine runs."""
+    def is_settled(self, needed: Collection[int], *, data: bool) -> bool:
+        """Whether the engine can meet breakpoints at these addresses, and (`data`) of data."""
+        return all(address in self._known for address in needed)
+
+    def settle(self, needed: Collection[int], *, data: bool) -> None:
+        """Make it so, and forget some of what is not needed. Not while the engine runs."""
         known = self._known
         spare = [address for address in known if address not in needed]
         crowded = len(spare) > MOST_KNOWN
         for address in spare:
             if crowded or known[address] >= PATIENCE:
                 del known[address]
-                self._remove(self._processor, address, _FOR_PROCESSOR)
+                self._forget(address)
         for address in needed:
             if address not in known:
                 known[address] = 0
-                self._insert(self._processor, address, _FOR_PROCESSOR, None)
+                self._learn(address)
 
     def state(self) -> dict[str, Plain]:
         """The known addresses: arriving at one is an exit, also where no breakpoint is any more."""
@@ -121,27 +119,76 @@ class DebugUnit:
         known = entries(dict(saved), "", {"known": None})["known"]
         wanted = typed(dict[u64, Annotated[int, range(PATIENCE + 1)]], known, "known")
         self.close()
-        self.settle(wanted)
+        self.settle(wanted, data=False)
         self._known.update(wanted)
 
     def close(self) -> None:
         """Forget all addresses: the engine is about to be freed."""
         for address in self._known:
-            self._remove(self._processor, address, _FOR_PROCESSOR)
+            self._forget(address)
         self._known.clear()
+
+    @abstractmethod
+    def _learn(self, address: int) -> None:
+        """Let blocks end at an address."""
+
+    @abstractmethod
+    def _forget(self, address: int) -> None:
+        """... and no more."""
 
     # -- data and IRET -----------------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def is_watching(self) -> bool:
         """Whether any range is watched."""
-        return bool(self._ranges)
 
+    @abstractmethod
     def watch(self, ranges: tuple[Range, ...], *, iret: bool, record: bool) -> None:
         """Watch these ranges and no others, and IRET or not.
 
         `record`: what is met is no exit but written down, for `accesses` after one instruction.
         """
+
+    @abstractmethod
+    def accesses(self) -> list[Access]:
+        """What was written down since `watch`, of whatever may concern a range."""
+
+    @abstractmethod
+    def cause(self) -> int:
+        """Why the engine raised #DB by itself: a MET_ number, once; 0: it was none of ours."""
+
+
+class TunedDebugUnit(DebugUnit):
+    """The debug hardware of one tuned engine; `flush_page` is the engine's own."""
+
+    tells_linear = True
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("_block", "_processor", "_flush_page", "_insert", "_remove"), "the engine's"),
+        "_ranges": "set anew before each instruction that may meet one",
+    }
+
+    def __init__(self, block: TunedBlock, processor: int, flush_page: Callable[[int], None]) -> None:
+        super().__init__()
+        self._block = block
+        self._processor = processor
+        self._flush_page = flush_page
+        assert binding.cpu_breakpoint_insert is not None  # or the engine would not be tuned
+        assert binding.cpu_breakpoint_remove is not None
+        self._insert, self._remove = binding.cpu_breakpoint_insert, binding.cpu_breakpoint_remove
+        self._ranges: tuple[Range, ...] = ()
+
+    def _learn(self, address: int) -> None:
+        self._insert(self._processor, address, _FOR_PROCESSOR, None)
+
+    def _forget(self, address: int) -> None:
+        self._remove(self._processor, address, _FOR_PROCESSOR)
+
+    @property
+    def is_watching(self) -> bool:
+        return bool(self._ranges)
+
+    def watch(self, ranges: tuple[Range, ...], *, iret: bool, record: bool) -> None:
         block = self._block
         if ranges != self._ranges:
             for number in range(RANGES):
@@ -165,7 +212,6 @@ class DebugUnit:
         block["debug_cause"] = 0
 
     def accesses(self) -> list[Access]:
-        """What was written down since `watch`, accesses to whole pages that hold a range."""
         log = self._block["debug_log_at"]
         words = (ctypes.c_uint64 * (1 + 3 * LOG_ENTRIES)).from_address(log)
         told = [
@@ -175,7 +221,6 @@ class DebugUnit:
         return [one for one in told if one.size in _NATURAL]
 
     def cause(self) -> int:
-        """Why the engine raised #DB by itself: a MET_ number, once; 0: it was none of ours."""
         found = self._block["debug_cause"]
         if found:
             self._block["debug_cause"] = 0

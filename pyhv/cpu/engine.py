@@ -24,7 +24,8 @@ from pyhv.cpu import binding, fpu
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.changed import EngineTuning, TunedBlock
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
-from pyhv.cpu.debugunit import DebugUnit
+from pyhv.cpu.debughooks import HookedDebugUnit, native_hook
+from pyhv.cpu.debugunit import DebugUnit, TunedDebugUnit
 from pyhv.cpu.guard import guard
 from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
@@ -40,7 +41,7 @@ _MOST_CODE_PAGES = 4096
 _LONGEST_PREFIX = 13
 _CR4_TSD = 4
 _EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
-_PAGE_FAULT = 14
+_DEBUG, _PAGE_FAULT = 1, 14
 _TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
 _fast_reg_read, _fast_ctl = binding.fast_reg_read, binding.fast_ctl
 _fast_flush_page = binding.fast_tlb_flush_page
@@ -154,16 +155,17 @@ class Engine:
         if tuning is not None and looks_once:
             counter = (0, 0) if self.budget is None else self.budget.addresses
             self.block = tuning.attach(self.handle, ram, counter)
+        self.debug_unit: DebugUnit | None = None
         if self.block is None:
             self._screen = self._look_at_translations()
+            self.debug_unit = self._hooked_debug_unit(self._screen)
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
         """The frames to which stores are compared with translations; None where all stores are, anyway."""
-        self.debug_unit: DebugUnit | None = None
         self._translated: memoryview | None = None
         """A word for each frame: if it is zero, there are no translations of it (`tuning/stores.py`)."""
         if self.block is not None:
             self._translated = self.block.array("watched", ram.frames)
-            self.debug_unit = DebugUnit(self.block, self._processor.value or 0, self.flush_page)
+            self.debug_unit = TunedDebugUnit(self.block, self._processor.value or 0, self.flush_page)
         self.pristine = bytes(self.vmcb.raw)
         """The state block before any guest ran."""
 
@@ -226,6 +228,8 @@ class Engine:
             try:
                 if self._drained is not None:
                     self._end_port_fault()
+                elif self._met_stop():
+                    sink.exception(_DEBUG)
                 elif not self._blames_refused(self._has_aborted()):
                     sink.invalid_opcode()
             except BaseException as error:
@@ -336,7 +340,7 @@ class Engine:
         screen = Screen(
             self.handle, self._ram,
             page_of=self._code_page,
-            is_wide=lambda: bool(self.vmcb.d[v.HFLAGS] & v.HF_CS64),
+            flags=lambda: self.vmcb.d[v.HFLAGS],
             forget=functools.partial(self._invalidate, self.handle),
         )  # fmt: skip
 
@@ -352,6 +356,20 @@ class Engine:
         self._hook(binding.HOOK_BLOCK_TRANSLATED, binding.CB_TRANSLATED(translated))
         return screen
 
+    def _hooked_debug_unit(self, screen: Screen) -> HookedDebugUnit | None:
+        def install(function: int, argument: int) -> Callable[[], None]:
+            number = self._hook(
+                binding.HOOK_MEMORY, ctypes.c_void_p(function), data=ctypes.c_void_p(argument)
+            )
+            return lambda: binding.check(binding.uc_hook_del(self.handle, number), "removing a hook")
+
+        code = native_hook()
+        if code is None:
+            return None
+        return HookedDebugUnit(
+            code, screen, self._state, install, lambda: self._control(binding.CTL_FLUSH_TB)
+        )
+
     def _has_aborted(self) -> bool:
         """Whether the emulator would have ended the process since this was asked last (`guard.py`)."""
         if self._seat is None or not self._seat.aborts:
@@ -363,10 +381,18 @@ class Engine:
         """Whether an exception is none, because it came up in `translating` what is refused anyway."""
         if self._screen is None or not translating:
             return False
+        return self._screen.gave_up(self._linear_rip())
+
+    def _linear_rip(self) -> int:
         rip = self.vmcb.q[v.RIP]
         if not self.vmcb.d[v.HFLAGS] & v.HF_CS64:
             rip = rip + self.vmcb.q[v.SEG_BASE[v.CS]] & MASK32
-        return self._screen.gave_up(rip)
+        return rip
+
+    def _met_stop(self) -> bool:
+        """Whether an undefined instruction is none, but stands for one before which the engine shall stop."""
+        unit = self.debug_unit
+        return isinstance(unit, HookedDebugUnit) and unit.has_stopped(self._linear_rip())
 
     # -- running -----------------------------------------------------------------------------------------
 

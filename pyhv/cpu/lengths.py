@@ -63,7 +63,8 @@ def _forms() -> tuple[bytes, ...]:
 
 
 def length(code: bytes, width: int, start: int = 0) -> int:
-    """Length of the instruction at `start`, in 64- or 32-bit code; too large if `code` breaks it off."""
+    """Length of the instruction at `start`, in 64- or 32-bit code; if `code` breaks it off, not less than is
+    left, and never 0."""
     kinds, forms = prefix_kinds(width), _forms()
     end = len(code)
     at, data, short, wide = start, False, False, False
@@ -73,7 +74,7 @@ def length(code: bytes, width: int, start: int = 0) -> int:
         short = short or byte == 0x67
         at += 1
     if at + 1 >= end:
-        return end - start + (at >= end)
+        return max(end - start, 1) + (at >= end)
     opcode, number = code[at], 0
     at += 1
     if opcode == 0x0F:

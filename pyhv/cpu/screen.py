@@ -27,6 +27,7 @@ from typing import Final
 
 from pyhv.address import PAGE_MASK, PAGE_SIZE
 from pyhv.cpu import binding
+from pyhv.cpu import vmcb as v
 from pyhv.cpu.lengths import length
 from pyhv.cpu.opcodes import (
     LOCKABLE_SHIFT,
@@ -42,6 +43,7 @@ from pyhv.cpu.opcodes import (
 from pyhv.cpu.ram import Ram
 
 _FILLER, _UNDEFINED = 0x3E, 0xF1
+_IRET: Final = b"\xcf"
 _FIRST_BLOCK: Final = b"\xeb\x00\xf4"
 _ESCAPES: Final = (b"", rb"\x0f", rb"\x0f\x38", rb"\x0f\x3a")
 
@@ -61,6 +63,14 @@ def first_refused(code: bytes, size: int, width: int) -> tuple[int, int] | None:
             return at, looked_at
         at = behind
     return None
+
+
+def is_iret(code: bytes, width: int) -> bool:
+    """Whether the first instruction of `code` is IRET."""
+    kinds, at, end = prefix_kinds(width), 0, min(len(code), MAX_LENGTH)
+    while at < end and kinds[code[at]]:
+        at += 1
+    return code[at : at + 1] == _IRET
 
 
 @functools.cache
@@ -120,8 +130,7 @@ class Screen:
     """Who looks at one engine's blocks.
 
     `page_of` gives the machine address of the page that holds a linear one, as the processor has it,
-    `is_wide` says whether it executes 64-bit code, `forget` drops the translations of a range of machine
-    addresses.
+    `flags` its mode (HF_ bits), `forget` drops the translations of a range of machine addresses.
     """
 
     def __init__(
@@ -130,11 +139,14 @@ class Screen:
         ram: Ram,
         *,
         page_of: Callable[[int], int | None],
-        is_wide: Callable[[], bool],
+        flags: Callable[[], int],
         forget: Callable[[int, int], None],
     ) -> None:
         self._handle, self._raw = handle, ram.writable.raw
-        self._page_of, self._is_wide, self._forget = page_of, is_wide, forget
+        self._page_of, self._flags, self._forget = page_of, flags, forget
+        self.stops: set[int] = set()
+        """Linear addresses of instructions before which the engine shall stop; while there are any, it does
+        so before each IRET as well."""
         self._found: list[int] = []
         """Machine addresses of the bytes to be replaced, of the block that was translated last."""
         self._replaced: list[tuple[int, int]] = []
@@ -147,6 +159,14 @@ class Screen:
         else:
             self._look_at(start, size)
 
+    def stands_for_another(self, address: int) -> bool:
+        """Whether an undefined instruction was translated for the one at an address, as that is a stop."""
+        return (
+            bool(self.stops)
+            and not self._is_step()
+            and (address in self.stops or is_iret(self._code(address, MAX_LENGTH), self._width()))
+        )
+
     def gave_up(self, start: int) -> bool:
         """The emulator could not translate a block to its end: whether that is because of a refused
         instruction, for which it has no translation, or of which it reads more than decides."""
@@ -155,12 +175,37 @@ class Screen:
         return bool(self._found)
 
     def _look_at(self, start: int, size: int) -> None:
-        found = first_refused(self._code(start, size + MAX_LENGTH), size, 64 if self._is_wide() else 32)
+        code, width = self._code(start, size + MAX_LENGTH), self._width()
+        found = first_refused(code, size, width)
+        if self.stops and not self._is_step():
+            stop = self._first_stop(start, code, size if found is None else found[0] + 1, width)
+            found = found if stop is None else (stop, 1)
         if found is not None:
             offset, count = found
             addresses = (self._machine_address(start + offset + n) for n in range(count))
             self._found = [address for address in addresses if address is not None]
             binding.uc_emu_stop(self._handle)  # the block is not executed: the engine looks in between
+
+    def _first_stop(self, start: int, code: bytes, size: int, width: int) -> int | None:
+        """Where the first instruction begins that is a stop, in the first `size` bytes of a block's code."""
+        size = min(size, len(code))
+        if _IRET not in code and not any(start <= address < start + size for address in self.stops):
+            return None
+        at = 0
+        while at < size:
+            if start + at in self.stops or (
+                _IRET[0] in code[at : at + MAX_LENGTH] and is_iret(code[at:], width)
+            ):
+                return at
+            at += length(code, width, at)
+        return None
+
+    def _width(self) -> int:
+        return 64 if self._flags() & v.HF_CS64 else 32
+
+    def _is_step(self) -> bool:
+        """Whether one instruction is executed at a time; then none is a stop."""
+        return bool(self._flags() & v.HF_TF)
 
     def _machine_address(self, va: int) -> int | None:
         page = self._page_of(va)

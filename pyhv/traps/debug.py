@@ -9,14 +9,15 @@ that hardware looks at is at hand:
     after    the instruction touched a watched address or port, or     #DB, a trap
              the guest's own TF was set when it began
 
-A tuned engine comes by itself where a step is due (`cpu/debugunit.py`), with the instruction yet to be done:
-at the address of a breakpoint, at an access to watched memory, at IRET, as that may set RF for the next one.
-In between the guest runs at full speed. Port breakpoints are the exception: while one is enabled, every
-instruction is a step.
+An engine comes by itself where one is due (`cpu/debugunit.py`), with the instruction yet to be done: at the
+address of a breakpoint, at an access to watched memory, at IRET, as that may set RF for the next one. In
+between the guest runs, at full speed on a tuned engine. Port breakpoints are the exception: while one is
+enabled, every instruction is a step.
 
-An engine that is not tuned takes steps alone, a hundred times slower, for as long as the vCPU has enabled
-breakpoints. Data breakpoints need a hook there that sees every load and store (`Engine.watch_memory`). It
-tells *machine* addresses, while breakpoints name linear ones, so a hit counts only if the instruction's
+An engine without a debug unit, on hosts for which there is no native code, takes steps alone, a hundred times
+slower, for as long as the vCPU has enabled breakpoints. Data breakpoints need a hook there that sees every
+load and store (`Engine.watch_memory`). Hooks, those of the unit of an engine that is not tuned among them,
+tell *machine* addresses, while breakpoints name linear ones, so a hit counts only if the instruction's
 operands reach the watched linear address.
 
 All this is per vCPU, and costs one without breakpoints nothing: `GuestCpu.rearrange`, which is looked at in
@@ -29,6 +30,7 @@ What the hypervisor reads and writes for a guest (hypercall arguments, frames, p
 by breakpoints; it is not with Xen either.
 """
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from pyhv.abi.x86 import CR4_DE, FLAG_RF, FLAG_TF, Vector
@@ -46,6 +48,7 @@ DR6_BS: Final = 1 << 14
 _INSTRUCTION, _WRITE, _PORT, _ACCESS = range(4)
 _NOWHERE: Final = (0, 0)
 _LENGTHS: Final = (1, 2, 8, 4)
+_LONGEST_ACCESS: Final = 16
 
 
 class Watch(NamedTuple):
@@ -89,6 +92,7 @@ class Breakpoints:
     def __init__(self, cpu: GuestCpu) -> None:
         self._cpu = cpu
         self._unit = cpu.engine.debug_unit
+        self._tells_linear = self._unit is not None and self._unit.tells_linear
         self._instructions: list[tuple[int, int]] = []
         self._data: list[Watch] = []
         self._ports: list[Watch] = []
@@ -129,7 +133,10 @@ class Breakpoints:
         engine = self._cpu.engine
         if self._unit is not None:
             vcpus = self._cpu.domain.vcpus
-            self._unit.settle({address for vcpu in vcpus for _, address in instruction_breakpoints(vcpu)})
+            self._unit.settle(
+                {address for vcpu in vcpus for _, address in instruction_breakpoints(vcpu)},
+                data=self._watch_wanted,
+            )
             return
         wanted = self._watch_wanted
         if wanted != engine.watches_memory:
@@ -157,10 +164,7 @@ class Breakpoints:
                 raise GuestCrash("a breakpoint at the first instruction of the debug exception's handler")
         step = self._is_step_due
         if self._unit is not None:
-            ranges = tuple(
-                Range(watch.start, watch.start + watch.length - 1, watch.writes_only) for watch in self._data
-            )
-            self._unit.watch(ranges, iret=bool(self._instructions), record=step)
+            self._unit.watch(tuple(self._ranges()), iret=bool(self._instructions), record=step)
         cpu.stepping = step
         if not step:
             hooked = cpu.engine.watches_memory and not self._watch_wanted
@@ -174,6 +178,20 @@ class Breakpoints:
         self._guest_steps = bool(q[v.EFLAGS] & FLAG_TF)
         self._before = q[0:16].tolist()
         self._before.append(q[v.RIP])
+
+    def _ranges(self) -> Iterator[Range]:
+        """What the unit has to watch. Machine addresses hold until an exit: no mapping changes without."""
+        for watch in self._data:
+            offset = watch.start & PAGE_MASK
+            pages: list[int | None] = [watch.start - offset]
+            if not self._tells_linear:
+                pages = [self._machine_page(watch.start)]
+                if offset < _LONGEST_ACCESS:  # an access may begin in the page before
+                    before = self._machine_page(watch.start - PAGE_SIZE & MASK64)
+                    pages.append(None if before is None else before + PAGE_SIZE)
+            for page in pages:
+                if page is not None:
+                    yield Range(page + offset, page + offset + watch.length - 1, watch.writes_only)
 
     def _read_registers(self) -> None:
         """What the vCPU's debug registers enable."""
@@ -194,8 +212,7 @@ class Breakpoints:
         """Whether the engine lacks something that `entering` will give it."""
         if self._unit is None:
             return bool(self._data) and not self._cpu.engine.watches_memory
-        known = self._unit.known
-        return any(address not in known for _, address in self._instructions)
+        return not self._unit.is_settled([at for _, at in self._instructions], data=bool(self._data))
 
     @property
     def _is_step_due(self) -> bool:
@@ -308,7 +325,7 @@ class Breakpoints:
         hits = 0
         found = decode.accesses(fetch(self._cpu, self._began), self._bits)
         told = self._touches
-        if found is None and self._unit is not None:
+        if found is None and self._tells_linear:
             told = of_one_operand(told)
         for watch in self._data:
             touches = [touch for touch in told if touch.write or not watch.writes_only]
@@ -321,7 +338,7 @@ class Breakpoints:
 
         A hook tells machine addresses, and of an access that crosses into another page only the first one.
         """
-        if self._unit is not None:
+        if self._tells_linear:
             end = watch.start + watch.length
             return touch.address < end and watch.start < touch.address + touch.size
         page, offset = touch.address & ~PAGE_MASK, touch.address & PAGE_MASK

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pyhv.abi.x86 import FLAT_RING3_CS64, FLAT_RING3_DS
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.debugunit import MET_BREAKPOINT, MET_IRET
 from pyhv.cpu.lengths import length
 from pyhv.cpu.opcodes import Verdict, examine
 from pyhv.cpu.screen import Screen, first_refused, suspicion
@@ -48,6 +49,12 @@ def test_the_first_that_is_refused_is_found(before: list[bytes], refused: bytes,
     assert found[0] == len(code)
     assert examine((code + refused + behind)[len(code) :][: found[1]]) is Verdict.REFUSED
     assert first_refused(code + refused + behind, len(code), 64) is None
+
+
+@given(st.binary(max_size=20), st.integers(0, 25), st.sampled_from([64, 32]))
+def test_a_length_leads_on(code: bytes, start: int, width: int) -> None:
+    """Whatever the code, also behind its end."""
+    assert 1 <= length(code, width, start) <= 30
 
 
 @given(st.binary(min_size=1, max_size=15), st.sampled_from([64, 32]))
@@ -242,3 +249,55 @@ def test_a_stop_between_the_two_translations_loses_nothing(plain: Bare) -> None:
             break
     assert plain.sink.exits == [Exit("invalid", at(CODE, 14))]
     assert plain.q[v.RAX] == 4
+
+
+# -- stops -------------------------------------------------------------------------------------------------
+
+
+def stop_at(bare: Bare, *addresses: int) -> None:
+    assert bare.engine.debug_unit is not None
+    bare.engine.debug_unit.settle(addresses, data=False)
+
+
+def test_a_stop_is_an_exit_before_its_instruction(plain: Bare) -> None:
+    """And before IRET, but not where an instruction only contains the byte of one, nor in its middle."""
+    code = b"\x90\xb8\xcf\xcf\xcf\xcf\xff\xc0\x48\xcf"
+    unit = plain.engine.debug_unit
+    assert unit is not None
+    for address, expected, cause in (
+        (at(CODE, 6), at(CODE, 6), MET_BREAKPOINT),
+        (at(CODE), at(CODE), MET_BREAKPOINT),
+        (at(CODE, 3), at(CODE, 8), MET_IRET),
+    ):
+        stop_at(plain, address)
+        seen = plain.run(code)
+        assert (seen.kind, seen.vector, seen.rip) == ("exception", 1, expected)
+        assert unit.cause() == cause
+        assert plain.ram.raw[at(CODE) : at(CODE, len(code))] == code
+        unit.close()
+        plain.run(b"\x90")
+
+
+def test_a_step_goes_past_a_stop(plain: Bare) -> None:
+    stop_at(plain, at(CODE, 1))
+    plain.write(b"\x90\xff\xc0\x90")
+    for _ in range(2):
+        plain.q[v.RIP], plain.q[v.RAX] = at(CODE), 6
+        assert plain.go().rip == at(CODE, 1)
+        plain.vmcb.d[v.HFLAGS] |= v.HF_TF
+        assert (plain.go().rip, plain.q[v.RAX]) == (at(CODE, 3), 7)
+        plain.vmcb.d[v.HFLAGS] &= ~v.HF_TF
+
+
+def test_a_stop_in_a_block_that_cannot_be_fetched_to_its_end(plain: Bare) -> None:
+    """Three bytes of the last instruction are on a page that is not there; others look like IRET."""
+    end = at(DATA)
+    plain.ram.writable.raw[end - 7 : end] = b"\x90\xb0\xcf\xff\xc0\xb8\xcf"
+    for stop, expected in ((end - 4, (1, end - 4)), (end + 0x100, (14, end - 7))):
+        stop_at(plain, stop)
+        plain.q[v.RIP] = end - 7
+        seen = plain.go()
+        assert (seen.vector, seen.rip) == expected
+        assert plain.engine.debug_unit is not None
+        plain.engine.debug_unit.close()
+        plain.engine.invalidate_code(CODE_2)

@@ -24,7 +24,7 @@ PEERS = {"ping": ("ping", "pong")}
 REFUSED = ("opcodes", "opcodes32")
 """Guests that execute what the processor refuses; also operands that only a tuned engine wants aligned."""
 BREAKPOINTS = ("debug",)
-"""Guests with breakpoints: on a plain engine each of their instructions is an exit, which takes time."""
+"""Guests with breakpoints: what is an exit on the way to one differs."""
 GUESTS = [name for name in BUILTIN if name not in ("pong", *REFUSED, *BREAKPOINTS)]
 
 

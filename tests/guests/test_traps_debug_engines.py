@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Breakpoints that a tuned engine meets by itself: as one that takes steps alone meets them; and the cost."""
+"""Breakpoints that an engine meets by itself: as one that takes steps alone meets them; and the cost."""
 
 import random
 from collections.abc import Iterator
@@ -24,20 +24,20 @@ pytestmark = pytest.mark.skipif(not tuning().active, reason="the engine cannot b
 
 
 @contextmanager
-def guest_of(*, tuned: bool) -> Iterator[Paused]:
-    """A paused guest with handlers, on either engine."""
-    before, guest_machine.TUNED = guest_machine.TUNED, tuned
-    try:
+def guest_of(how: str) -> Iterator[Paused]:
+    """A paused guest with handlers, that meets breakpoints as a tuned engine, by hooks, or by steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guest_machine, "TUNED", how == "tuned")
+        if how == "steps":
+            patch.setattr("pyhv.cpu.engine.native_hook", lambda: None)
         with paused() as made:
             made.handlers()
             yield made
-    finally:
-        guest_machine.TUNED = before
 
 
-@pytest.fixture
-def guest() -> Iterator[Paused]:
-    with guest_of(tuned=True) as made:
+@pytest.fixture(params=["tuned", "hooks"])
+def guest(request: pytest.FixtureRequest) -> Iterator[Paused]:
+    with guest_of(request.param) as made:
         yield made
 
 
@@ -124,15 +124,16 @@ def story(
     return told
 
 
-def test_random_programs_meet_what_they_meet_step_by_step() -> None:
-    stories: dict[bool, list[list[tuple[int, ...]]]] = {True: [], False: []}
-    for tuned, told in stories.items():
-        with guest_of(tuned=tuned) as guest:
+@pytest.mark.parametrize("how", ["tuned", "hooks"])
+def test_random_programs_meet_what_they_meet_step_by_step(how: str) -> None:
+    stories: dict[str, list[list[tuple[int, ...]]]] = {how: [], "steps": []}
+    for engine, told in stories.items():
+        with guest_of(engine) as guest:
             for seed in range(40):
                 told.append(story(guest, *program(random.Random(seed))))
-    for seed, (by_itself, by_steps) in enumerate(zip(stories[True], stories[False], strict=True)):
+    for seed, (by_itself, by_steps) in enumerate(zip(stories[how], stories["steps"], strict=True)):
         assert by_itself == by_steps, (seed, program(random.Random(seed)))
-    assert sum(len(told) > 4 for told in stories[True]) > 20
+    assert sum(len(told) > 4 for told in stories[how]) > 20
 
 
 # -- what it costs -----------------------------------------------------------------------------------------

@@ -36,9 +36,6 @@ IN_PLAIN_ENGINES = {
     "float_flags": "exception flags of SSE and of some x87 instructions are a tuned engine's",
 }
 """Programs that a plain engine fails, as docs/cpu.md says."""
-ONLY_TUNED = ("breakpoints",)
-"""A plain engine runs one instruction at a time while a guest has breakpoints: minutes."""
-
 SETUPS = [
     Setup(vcpus=vcpus, virtual=virtual, tuned=tuned)
     for tuned in (True, False)
@@ -80,7 +77,7 @@ def test_every_program_is_run() -> None:
 
 def programs_of(setup: Setup) -> list[object]:
     """Every program that is run in a setup, as parameters: setup, name."""
-    marks = {name: [] for name in NAMES if setup.tuned or name not in ONLY_TUNED}
+    marks = {name: [] for name in NAMES}
     if not setup.tuned:
         for name, reason in IN_PLAIN_ENGINES.items():
             marks[name] = [pytest.mark.xfail(reason=reason, strict=True)]
