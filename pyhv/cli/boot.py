@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`pyhv boot`: from options to a `session.Plan`. What can be wrong with the words alone is refused here."""
+"""`pyhv boot`: from words to `session.BootOptions`. What is wrong with the words alone is refused here."""
 
 import importlib
 import itertools
@@ -17,7 +17,7 @@ from pyhv.cli.verdict import Builtin, Convention, Plain, Xtf
 from pyhv.images.debian import STOCK
 
 if TYPE_CHECKING:
-    from pyhv.cli.session import Guest
+    from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
 
 PAGES_PER_MIB = 256
@@ -208,9 +208,9 @@ def boot(
     from pyhv.cli import session
     from pyhv.domain.config import DomainConfig
 
-    def guest(source: "Source", called: str) -> "Guest":
+    def guest(source: "Source", called: str) -> "GuestOptions":
         initial = given or source.ramdisk
-        return session.Guest(
+        return session.GuestOptions(
             config=DomainConfig(
                 name=called,
                 memory_pages=(source.memory if memory is None else memory) * PAGES_PER_MIB,
@@ -224,7 +224,7 @@ def boot(
             convention=_convention(verdict, source.is_builtin),
         )
 
-    plan = session.Plan(
+    options = session.BootOptions(
         guests=[guest(source, called) for source, called in zip(found, names, strict=True)],
         scheduler=scheduler,
         seed=seed,
@@ -237,7 +237,7 @@ def boot(
         trace=trace,
         verbose=is_verbose(),
     )
-    click.get_current_context().exit(session.run(plan))
+    click.get_current_context().exit(session.run(options))
 
 
 def _import_meanwhile(module: str) -> None:

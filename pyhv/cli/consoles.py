@@ -196,7 +196,7 @@ class Tail:
         return [bytes(line) for line in found if line][-count:]
 
 
-class Fan:
+class Tee:
     """One guest's console: what `target` takes goes to each of `others` too."""
 
     def __init__(self, target: Output, *others: Output) -> None:

@@ -4,7 +4,7 @@
     open what is written  ->  build machine and guests  ->  run, with signals and keyboard  ->  report
 
 The order matters: files that cannot be written are noticed before anything runs, and the terminal is itself
-again before anything is reported. `boot.py` turns options into a `Plan`; what the codes mean is
+again before anything is reported. `boot.py` makes `BootOptions` of words; what the codes mean is
 `pyhv.errors.ExitCode`'s and their order `verdict.py`'s.
 """
 
@@ -40,7 +40,7 @@ TAIL_LINES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class GuestOptions:
     """One domain to be. `convention` is how its output is judged."""
 
     config: DomainConfig
@@ -51,10 +51,10 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BootOptions:
     """What to run and what to keep of it. `console` is the option's text; times in ns of machine time."""
 
-    guests: list[Guest]
+    guests: list[GuestOptions]
     scheduler: str = "credit"
     seed: int = 0
     virtual_time: bool = False
@@ -68,10 +68,10 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Seat:
+class BootedGuest:
     """A guest and its end of the console."""
 
-    guest: Guest
+    guest: GuestOptions
     domain: Domain
     """Not to be looked at when it has `ended`."""
     watcher: Watcher
@@ -105,10 +105,10 @@ class Seat:
 class Session:
     """A run in progress."""
 
-    plan: Plan
+    options: BootOptions
     machine: Machine
     target: consoles.Output
-    seats: list[Seat] = field(default_factory=list)
+    booted: list[BootedGuest] = field(default_factory=list)
     hypervisor_console: "HypervisorConsole" = field(init=False)
     left: bool = False
     """The person, or the reader of the output, has gone."""
@@ -116,20 +116,20 @@ class Session:
     real_ns: int = 0
 
     def __post_init__(self) -> None:
-        self.hypervisor_console = HypervisorConsole(shown=self.plan.verbose)
+        self.hypervisor_console = HypervisorConsole(shown=self.options.verbose)
         self.machine.services.debug_sink = self.hypervisor_console.output
 
     def domain_ended(self, ended: Ended) -> None:
         """A domain has been taken apart."""
-        for seat in self.seats:
-            if seat.domain.domid == ended.domid:
-                seat.ended = ended
+        for booted in self.booted:
+            if booted.domain.domid == ended.domid:
+                booted.ended = ended
 
     def run(self) -> Outcome:
         """Run until the machine has an outcome; the terminal is restored whatever happens."""
         with ExitStack() as stack:
             fd = self._keyboard_fd()
-            single = fd is not None and os.isatty(fd) and len(self.seats) == 1
+            single = fd is not None and os.isatty(fd) and len(self.booted) == 1
             raw = terminal.RawTerminal(fd) if fd is not None and single else None
             signals = stack.enter_context(terminal.Signals(raw))
             source: consoles.Input | None = None
@@ -158,8 +158,8 @@ class Session:
             began = time.monotonic_ns()
             try:
                 until: Until = AllEnded()
-                if self.plan.timeout_ns is not None:
-                    until |= Nanoseconds(self.plan.timeout_ns)
+                if self.options.timeout_ns is not None:
+                    until |= Nanoseconds(self.options.timeout_ns)
                 return loop.run(self.machine, until | When(stop), inputs, outlet)
             finally:
                 self.real_ns = time.monotonic_ns() - began
@@ -174,15 +174,15 @@ class Session:
                 outlet.finish()
             if not more:
                 break
-        for seat in self.seats:
-            seat.finish()
+        for booted in self.booted:
+            booted.finish()
             if outlet is not None:
                 outlet.finish()
         return outlet is None or not outlet.closed
 
     def _keyboard_fd(self) -> int | None:
         """Standard input, if it is there and the console is ours."""
-        if self.plan.console != "stdio":
+        if self.options.console != "stdio":
             return None
         try:
             fd = sys.stdin.fileno()
@@ -197,7 +197,7 @@ class Session:
         self.left = True
 
     def _feed(self, data: bytes) -> int:
-        return self.machine.input(self.seats[0].domain, data)
+        return self.machine.input(self.booted[0].domain, data)
 
     def result(self, outcome: Outcome) -> int:
         """Say what is to be said about the end, and return the exit code.
@@ -205,8 +205,8 @@ class Session:
         An interruption decides alone: the run was not over. Else the gravest of the machine's outcome and
         each guest's verdict.
         """
-        codes = [self._judge(seat) for seat in self.seats if not seat.goes_on]
-        running = ", ".join(seat.name for seat in self.seats if seat.goes_on)
+        codes = [self._judge(booted) for booted in self.booted if not booted.goes_on]
+        running = ", ".join(booted.name for booted in self.booted if booted.goes_on)
         if self.signal:
             return 128 + self.signal
         if outcome is Outcome.STOPPED:
@@ -214,91 +214,91 @@ class Session:
         if outcome is Outcome.DEADLOCK:
             say(f"deadlock: {running} wait for events, and nothing is left that could cause one")
             codes.append(ExitCode.DEADLOCK)
-            codes += [self._unfinished(seat) for seat in self.seats if seat.goes_on]
+            codes += [self._unfinished(booted) for booted in self.booted if booted.goes_on]
         elif outcome is Outcome.TIMEOUT:
             say(f"the time budget is spent; still running: {running}")
             codes.append(ExitCode.TIMEOUT)
-            codes += [self._unfinished(seat) for seat in self.seats if seat.goes_on]
+            codes += [self._unfinished(booted) for booted in self.booted if booted.goes_on]
         return worst(codes)
 
-    def _judge(self, seat: Seat) -> ExitCode:
+    def _judge(self, booted: BootedGuest) -> ExitCode:
         """One guest that has ended. Only one that powered off can have succeeded."""
-        ended = seat.ended
-        reason = seat.reason
+        ended = booted.ended
+        reason = booted.reason
         if reason in (Shutdown.CRASH, Shutdown.WATCHDOG) or (ended is not None and ended.halted):
-            self._tell_crash(seat)
+            self._tell_crash(booted)
             return ExitCode.CRASH
         code = ExitCode.OK
         if reason == Shutdown.POWEROFF:
-            if self.plan.verbose:
-                say(f"{seat.name} powered off")
+            if self.options.verbose:
+                say(f"{booted.name} powered off")
         elif reason in list(Shutdown):
-            say(f"{seat.name} {OTHER_ENDS[Shutdown(reason)]}")
+            say(f"{booted.name} {OTHER_ENDS[Shutdown(reason)]}")
             code = ExitCode.ENDED
         else:
-            say(f"{seat.name} ended itself: reason {reason}, which is none of Xen's")
+            say(f"{booted.name} ended itself: reason {reason}, which is none of Xen's")
             code = ExitCode.FAILURE
-        convention = seat.watcher.convention
+        convention = booted.watcher.convention
         verdict = convention.code()
         if verdict is not ExitCode.OK:
             reason_text = f": {convention.reason}" if convention.reason else ""
-            say(f"{seat.name} {convention.report.value}{reason_text}")
+            say(f"{booted.name} {convention.report.value}{reason_text}")
         code = worst([code, verdict])
         if code is not ExitCode.OK:
-            self._tell_last_words(seat)
+            self._tell_last_words(booted)
         return code
 
-    def _unfinished(self, seat: Seat) -> ExitCode:
+    def _unfinished(self, booted: BootedGuest) -> ExitCode:
         """One guest that has not ended but may have reported a failure already."""
-        self._tell_last_words(seat)
-        convention = seat.watcher.convention
+        self._tell_last_words(booted)
+        convention = booted.watcher.convention
         if convention.report is not Report.FAILURE:
             return ExitCode.OK
-        say(f"{seat.name} {convention.report.value}: {convention.reason}")
+        say(f"{booted.name} {convention.report.value}: {convention.reason}")
         return ExitCode.FAILURE
 
-    def _tell_crash(self, seat: Seat) -> None:
-        ended = seat.ended
+    def _tell_crash(self, booted: BootedGuest) -> None:
+        ended = booted.ended
         report = None if ended is None else ended.report
-        tail = seat.tail.lines(TAIL_LINES)
+        tail = booted.tail.lines(TAIL_LINES)
         if report is None:
             cause = (ended.cause if ended is not None else None) or "it said so itself"
-            say(f"{seat.name} crashed: {cause}")
-            for line in tail if self.plan.console == "none" else []:
+            say(f"{booted.name} crashed: {cause}")
+            for line in tail if self.options.console == "none" else []:
                 click.echo(f"  {readable(line)}", err=True)
         else:
             from pyhv.observe import crash
 
-            say(crash.render(report, seat.guest.image.symbols, tail).rstrip("\n"))
-        self._tell_last_words(seat)
+            say(crash.render(report, booted.guest.image.symbols, tail).rstrip("\n"))
+        self._tell_last_words(booted)
 
-    def _tell_last_words(self, seat: Seat) -> None:
+    def _tell_last_words(self, booted: BootedGuest) -> None:
         """What a guest that did not end well has last written to the hypervisor's console.
 
         A kernel that dies before it has a console of its own says why there, if anywhere.
         """
-        lines = self.hypervisor_console.tail(seat.domain, TAIL_LINES)
-        if lines and not self.plan.verbose:  # else all of it has been shown
-            say(f"last lines of {seat.name} on the hypervisor's console:")
+        lines = self.hypervisor_console.tail(booted.domain, TAIL_LINES)
+        if lines and not self.options.verbose:  # else all of it has been shown
+            say(f"last lines of {booted.name} on the hypervisor's console:")
             for line in lines:
                 click.echo(f"  {readable(line)}", err=True)
 
 
-def run(plan: Plan) -> int:
-    """Carry out a plan and return the exit code. Raises PyhvError for what is wrong with the plan."""
+def run(options: BootOptions) -> int:
+    """Boot, and return the exit code. Raises PyhvError for what is wrong with the options."""
     with ExitStack() as stack:
-        target = consoles.open_console(plan.console, sys.stdout.buffer, patient=plan.virtual_time)
-        digest_file = _output(plan.digest, "the digest", stack)
-        trace_file = _output(plan.trace, "the trace", stack)
+        target = consoles.open_console(options.console, sys.stdout.buffer, patient=options.virtual_time)
+        digest_file = _output(options.digest, "the digest", stack)
+        trace_file = _output(options.trace, "the trace", stack)
         machine = Machine(
             MachineConfig(
-                memory_pages=sum(guest.config.memory_pages for guest in plan.guests),
-                scheduler=plan.scheduler,
-                virtual_time=plan.virtual_time,
-                seed=plan.seed,
-                measure=plan.stats,
-                tuned=plan.tuned,
-                max_domains=max(USUAL_DOMAINS, len(plan.guests)),
+                memory_pages=sum(guest.config.memory_pages for guest in options.guests),
+                scheduler=options.scheduler,
+                virtual_time=options.virtual_time,
+                seed=options.seed,
+                measure=options.stats,
+                tuned=options.tuned,
+                max_domains=max(USUAL_DOMAINS, len(options.guests)),
             )
         )
         stack.callback(machine.close)
@@ -309,36 +309,36 @@ def run(plan: Plan) -> int:
             trace = Trace(trace_file.output)
             machine.observe(trace)
             stack.callback(trace.flush)
-        session = Session(plan, machine, target)
-        for guest in plan.guests:
-            session.seats.append(_seat(session, guest, target))
-        if len(session.seats) > 1:
-            machine.introduce_peers(*_couples(session.seats))
+        session = Session(options, machine, target)
+        for guest in options.guests:
+            session.booted.append(_boot(session, guest, target))
+        if len(session.booted) > 1:
+            machine.introduce_peers(*_couples(session.booted))
         outcome = session.run()
         if not session.left and not session.signal and not session.finish():
             session.left, outcome = True, Outcome.STOPPED
         code = session.result(outcome)
         if digest_file is not None:
             digest_file.output(digest.summary().encode())
-        if plan.stats:
+        if options.stats:
             _print_statistics(machine, session.real_ns)
         return code
 
 
-def _couples(seats: list[Seat]) -> list[tuple[Domain, Domain]]:
+def _couples(booted: list[BootedGuest]) -> list[tuple[Domain, Domain]]:
     """Each ping and the pong that comes next to it."""
     return [
         (one.domain, other.domain)
-        for one, other in pairwise(seats)
+        for one, other in pairwise(booted)
         if (one.guest.image.name, other.guest.image.name) == ("ping", "pong")
     ]
 
 
-def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:
-    plan, number = session.plan, len(session.seats)
+def _boot(session: Session, guest: GuestOptions, target: consoles.Output) -> BootedGuest:
+    options, number = session.options, len(session.booted)
     prefixed = None
-    if len(plan.guests) > 1:
-        colour = number if plan.console == "stdio" and _colourful() else None
+    if len(options.guests) > 1:
+        colour = number if options.console == "stdio" and _colourful() else None
         prefixed = consoles.Prefixed(target, guest.config.name, colour)
     watcher, tail = Watcher(guest.convention()), consoles.Tail()
     domain = session.machine.create(
@@ -346,13 +346,13 @@ def _seat(session: Session, guest: Guest, target: consoles.Output) -> Seat:
         guest.config,
         ramdisk=guest.ramdisk,
         cmdline=guest.command_line,
-        console=consoles.Fan(prefixed or target, watcher, tail),
+        console=consoles.Tee(prefixed or target, watcher, tail),
         on_end=session.domain_ended,
     )
-    if plan.verbose:
+    if options.verbose:
         pages = guest.config.memory_pages
         say(f"domain {domain.domid} is {domain.name}: {guest.image.name}, {pages} pages")
-    return Seat(guest, domain, watcher, tail, prefixed)
+    return BootedGuest(guest, domain, watcher, tail, prefixed)
 
 
 class HypervisorConsole:

@@ -95,7 +95,7 @@ def test_tail_keeps_the_end():
 
 def test_fan_reaches_everybody():
     one, two = Memory(), Memory()
-    consoles.Fan(one, two).output(b"x")
+    consoles.Tee(one, two).output(b"x")
     assert one.data == two.data == b"x"
 
 
