@@ -193,6 +193,8 @@ class DomainBuilder:
             p2m = self._memory(domain, image, layout, undo)
             self._connect_events(domain)
             undo.callback(domain.events.destroy)
+            for port in (STORE_PORT, CONSOLE_PORT):
+                assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
             boot = build(
                 BuilderPages(self._board.physical, p2m),
                 image,
@@ -220,6 +222,40 @@ class DomainBuilder:
             undo.pop_all()
         return resident
 
+    def rebuild(self, domid: int, width: int, config: DomainConfig, shared_info: Mfn) -> Resident:
+        """A domain that has an engine and nothing else: memory, and what was saved of it, are yet to come.
+
+        It is taken in among the residents, and holds no frame.
+        """
+        board, frames, physical = self._board, self._board.frames, self._board.physical
+        domain = Domain(domid, config, physical, board.clock, shared_info, width)
+        domain.area = DomainArea(physical.ram, frames, config.vcpus, board.zero_frame, allocate=False)
+        domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area, allocate=False)
+        tables = PageTables if width == 64 else PaePageTables
+        domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
+        self._connect_events(domain)
+        domain.grants = GrantTable(domid, GrantPages(physical, domain))
+        domain.maptrack = Maptrack()
+        with ExitStack() as undo:
+            resident = self._power_on(domain, undo)
+            undo.pop_all()
+        self._services.scheduler.add_domain(domid, SchedParameters(config.weight, config.cap))
+        for vcpu in domain.vcpus:
+            self._services.scheduler.add(vcpu)
+        return resident
+
+    def let_go(self, resident: Resident) -> None:
+        """The machine is put back to when a domain was not there: what it holds is no longer its affair."""
+        domain, physical = resident.domain, self._board.physical
+        scheduler = self._services.scheduler
+        for vcpu in domain.vcpus:
+            scheduler.remove(vcpu)
+        scheduler.remove_domain(domain.domid)
+        self._residents.remove(resident)
+        physical.invalidators.remove(domain.engine.invalidate_code)
+        physical.executors.remove(domain.tables)
+        domain.engine.close()
+
     def _uuid(self, config: DomainConfig, domid: int) -> str:
         if not config.uuid:
             return identifier(self._seed, domid)
@@ -241,6 +277,11 @@ class DomainBuilder:
         undo.callback(domain.cache.free, frames)
         tables = PageTables if image.width == 64 else PaePageTables
         domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
+        for number in range(config.vcpus):
+            for page in range(_GDT_GUEST_PAGES):
+                domain.area.map(number, page, board.zero_frame)
+            domain.area.map(number, RESERVED_PAGE, board.xen_gdt[image.width])
+            domain.area.map(number, RESERVED_PAGE + 1, board.zero_frame)
         if image.width == 32 and image.l3_anywhere:
             domain.assists.enabled.add(Assist.PAE_EXTENDED_CR3)
         for vcpu in range(MAX_VCPUS):
@@ -280,7 +321,7 @@ class DomainBuilder:
             self._board.frames.drop_shared(mfn)
 
     def _connect_events(self, domain: Domain) -> None:
-        """Event channels, and the two toolstack ports."""
+        """Event channels, none of them open."""
         domid = domain.domid
         domain.events = EventChannels(
             domid,
@@ -294,8 +335,6 @@ class DomainBuilder:
             drop_page=lambda page: self._board.frames.drop_writable(page.mfn),
             find_page=domain.shared_info.elsewhere,
         )
-        for port in (STORE_PORT, CONSOLE_PORT):
-            assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
 
     def _introduce(self, domain: Domain, console: FramePage, store: FramePage, undo: ExitStack) -> None:
         """Write the domain's nodes and tell the store of it."""
@@ -312,7 +351,7 @@ class DomainBuilder:
         self._dom0.store.introduce(domain.domid)
 
     def _power_on(self, domain: Domain, undo: ExitStack) -> Resident:
-        """Give the domain its engine, and each vCPU its descriptor windows; now others can find it."""
+        """Give the domain its engine; now others can find it."""
         board, physical = self._board, self._board.physical
         dispatcher = Dispatcher(self._services, domain)
         engine = Engine(
@@ -329,11 +368,6 @@ class DomainBuilder:
         dispatcher.attach(engine)
         for vcpu in domain.vcpus:
             vcpu.context = Context(engine)
-            area = domain.area
-            for page in range(_GDT_GUEST_PAGES):
-                area.map(vcpu.number, page, board.zero_frame)
-            area.map(vcpu.number, RESERVED_PAGE, board.xen_gdt[domain.width])
-            area.map(vcpu.number, RESERVED_PAGE + 1, board.zero_frame)
         resident = Resident(domain, dispatcher)
         self._residents.add(resident)
         undo.callback(self._residents.remove, resident)

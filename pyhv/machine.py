@@ -124,13 +124,13 @@ class Machine:
         self.on_input: Callable[[Input], None] = lambda _input: None
         """Sees all input, as it comes in."""
         self._observers: list[Observer] = []
-        self._turn: Turn | None = None
+        self.turn: Turn | None = None
         """The turn that is running, or is paused."""
         self._interrupted = False
         """An exit of that turn has asked for it to pause."""
         self._reached = 0
         """Where a turn has last paused for its limit: the next block of code lasts longer."""
-        self._builder = DomainBuilder(
+        self.builder = DomainBuilder(
             board, self.services, self.residents, self.dom0, sink_for=self._sink_for, seed=config.seed
         )
 
@@ -153,8 +153,8 @@ class Machine:
         `pyhv.loader.ramdisk` unpacks what Xen's toolstack would. `on_end` gets what is left of it when it
         has ended: the machine keeps nothing.
         """
-        resident = self._builder.build(image, config, ramdisk, cmdline, console)
-        resident.dispatcher.observers = self._observers
+        resident = self.builder.build(image, config, ramdisk, cmdline, console)
+        self.show_exits_of(resident)
         resident.on_end = on_end
         domain = resident.domain
         self.services.start_vcpu(domain.vcpus[0])
@@ -204,6 +204,10 @@ class Machine:
     def _check_stage(domain: Domain, verb: str, *stages: Lifecycle) -> None:
         if domain.life.stage not in stages:
             raise ConfigError(f"{domain.name} is {domain.life.stage.value}, so it cannot be {verb}.")
+
+    def show_exits_of(self, resident: Resident) -> None:
+        """A domain is new here: observers see its exits."""
+        resident.dispatcher.observers = self._observers
 
     def observe(self, observer: Observer) -> None:
         """Show every exit of every domain to `observer`."""
@@ -337,14 +341,14 @@ class Machine:
 
         May be called by observers. In virtual time the guest does what it would have done uninterrupted.
         """
-        if self._turn is not None:
+        if self.turn is not None:
             self._interrupted = True
             self.clock.interrupt()
-            self._turn.resident.domain.engine.stop()
+            self.turn.resident.domain.engine.stop()
 
     def _run_somebody(self, limit: int | None) -> bool:
         """One turn, or the rest of one that was paused. False: nobody can run."""
-        turn = self._turn
+        turn = self.turn
         if turn is None:
             decision = self.scheduler.pick(self.clock.now())
             if decision.vcpu is None:
@@ -367,7 +371,7 @@ class Machine:
 
     def has_reached(self, when: int) -> bool:
         """Whether it has run up to a time (ns): not to the very nanosecond, for code comes in blocks."""
-        return self.clock.now() >= when or (self._turn is not None and self._reached >= when)
+        return self.clock.now() >= when or (self.turn is not None and self._reached >= when)
 
     def _begin(self, resident: Resident, vcpu: Vcpu, slice_ns: int, limit: int | None) -> Turn:
         """Put a vCPU on the processor, until its slice or the next deadline ends, or it leaves by itself."""
@@ -392,7 +396,7 @@ class Machine:
         dispatcher.enter()
         deadline = max(deadline, start + 1)
         self.clock.begin(domain.engine, deadline, limit)
-        self._turn = turn = Turn(resident, vcpu, start, deadline)
+        self.turn = turn = Turn(resident, vcpu, start, deadline)
         return turn
 
     def _execute(self, turn: Turn) -> None:
@@ -421,7 +425,7 @@ class Machine:
         vcpu, resident = turn.vcpu, turn.resident
         self.clock.end()
         end = self.clock.now()
-        self.services.running = self._turn = None
+        self.services.running = self.turn = None
         if vcpu.areas.runstate:
             self._write_areas(vcpu, end)
         self.scheduler.charge(vcpu, end - turn.start, end)
@@ -441,8 +445,8 @@ class Machine:
     def _reap(self) -> None:
         """Take domains apart that have ended: nothing of them is left here."""
         for resident in [one for one in self.residents if one.domain.life.stage is Lifecycle.DYING]:
-            if self._turn is not None and self._turn.resident is resident:
-                self._end(self._turn)
+            if self.turn is not None and self.turn.resident is resident:
+                self._end(self.turn)
             domid = resident.domain.domid
             self.dom0.last_words(domid)
             self.dom0.turn_ended(domid, None)

@@ -4,33 +4,38 @@
 A domain is found here from the moment at which it is complete to the one at which it has been taken apart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 from pyhv.abi.domid import DOMID_FIRST_RESERVED
+from pyhv.abi.layout import u64
 from pyhv.abi.numbers import NR_HYPERCALLS
 from pyhv.cpu.exits import ExitKind
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
+from pyhv.state import Plain, construct, entries, state, typed
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
+
+_Domid = Annotated[int, range(1, DOMID_FIRST_RESERVED)]
 
 
 @dataclass(slots=True)
 class Counts:
     """What domains have done."""
 
-    exits: list[int] = field(default_factory=lambda: [0] * len(ExitKind))
+    exits: Annotated[list[u64], len(ExitKind)] = field(default_factory=lambda: [0] * len(ExitKind))
     """By kind."""
-    hypercalls: list[int] = field(default_factory=lambda: [0] * NR_HYPERCALLS)
+    hypercalls: Annotated[list[u64], NR_HYPERCALLS] = field(default_factory=lambda: [0] * NR_HYPERCALLS)
     """By number, those inside multicalls included."""
-    unknown_hypercalls: int = 0
-    emulated: int = 0
+    unknown_hypercalls: u64 = 0
+    emulated: u64 = 0
     """Privileged instructions and page-table stores done for them."""
-    events: int = 0
+    events: u64 = 0
     """Delivered."""
-    table_updates: int = 0
+    table_updates: u64 = 0
 
     def add(self, other: "Counts") -> None:
         """Count what others have done too."""
@@ -83,6 +88,14 @@ class Resident:
             table_updates=self.domain.tables.updates,
         )
 
+    def count_on(self, counts: Counts) -> None:
+        """Go on from counts that were saved."""
+        dispatcher = self.dispatcher
+        dispatcher.counts[:], dispatcher.hypercalls[:] = counts.exits, counts.hypercalls
+        dispatcher.unknown_hypercalls, dispatcher.emulated = counts.unknown_hypercalls, counts.emulated
+        dispatcher.events_delivered = counts.events
+        self.domain.tables.updates = counts.table_updates
+
     def ended(self) -> Ended:
         """What is to be remembered of it."""
         domain, life = self.domain, self.domain.life
@@ -98,6 +111,12 @@ class Residents:
     as frames are that another domain has mapped.
     """
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "_by_domid": "each says its own state",
+        "_remembered": "the machine's",
+        "dom0": "says its own state",
+    }
+
     def __init__(self, remembered: Callable[[int], bool]) -> None:
         self._by_domid: dict[int, Resident] = {}
         self._remembered = remembered
@@ -105,6 +124,16 @@ class Residents:
         self.dom0: EventChannels
         self.past = Counts()
         """What those have done that are gone."""
+
+    def state(self) -> dict[str, Plain]:
+        """What is remembered of those that are gone; the others say theirs themselves."""
+        return {"next_domid": self._next_domid, "past": state(self.past)}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Remember what was saved. StateError."""
+        found = entries(dict(saved), "", {"next_domid": None, "past": None})
+        self._next_domid = typed(_Domid, found["next_domid"], "next_domid")
+        self.past = construct(Counts, found["past"], "past")
 
     def __iter__(self) -> Iterator[Resident]:
         return iter(self._by_domid.values())

@@ -60,6 +60,8 @@ from pyhv.errors import StateError
 
 Plain: TypeAlias = "bool | int | str | bytes | list[Plain] | dict[str, Plain] | None"
 """What state consists of."""
+Said = Annotated[Any, None]
+"""Plain data of any form: what another object has said, which that one will check."""
 Nanoseconds = Annotated[int, range(1 << 62)]
 """A time, or how long something takes: so far below what 64 bits hold that sums of them fit as well."""
 _T = TypeVar("_T")
@@ -252,6 +254,8 @@ def _form(hint: Any) -> _Form:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         kind, bound = arguments[:2]
+        if bound is None:
+            return _Form(_same, lambda saved, _where: saved)
         if kind is bytes:
             return _bytes_of_length(bound)
         return _of_length(_form(kind), bound) if isinstance(bound, int) else _whole_number(bound)
@@ -281,7 +285,8 @@ def _scalar(kind: type) -> _Form:
             raise refusal(where, f"is not of the type {stored.__name__}")
         return kind(saved)  # a copy of what is mutable
 
-    return _Form(stored if kind is bytearray else _same, read)
+    # A member of an enumeration may stand for its number.
+    return _Form(stored if kind in (bytearray, int) else _same, read)
 
 
 def _same(value: Any) -> Any:

@@ -10,13 +10,14 @@ A back end does not run its guest and does not wait. What it writes it writes th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.address import Mfn
 from pyhv.clock import Clock
+from pyhv.devices.console_log import ConsoleSink
 from pyhv.errors import ConfigError
 from pyhv.events.channels import DeviceName, EventChannels
 from pyhv.mmu.frames import FrameTable
@@ -61,7 +62,22 @@ class Backend(ABC):
         if not self.link.frames.take_writable(page.mfn):
             raise ConfigError(f"The image wants the page of its {self.kind}'s ring for something else.")
         self.page = page
+        self.use(page)
         self.port = self.link.channels.bind_device(self.name, remote_port)
+
+    def attach_again(self, page: FramePage, port: int) -> None:
+        """Be attached as it was when it was saved: reference and port are restored by their owners."""
+        self.page, self.port = page, port
+        self.use(page)
+
+    def use(self, _page: FramePage) -> None:
+        """Begin to use the page that it shares with the guest."""
+        return
+
+    @classmethod
+    def made_again(cls, link: Link, name: DeviceName, _sink_for: Callable[[int], ConsoleSink]) -> Self:
+        """A device for what was saved of one of this kind."""
+        return cls(link, name.domid, name.handle)
 
     def detach(self) -> None:
         """The guest is gone, or does without: give up port and page. Also of one that is half attached."""
@@ -69,6 +85,10 @@ class Backend(ABC):
             self.link.channels.close(self.port)
         if self.page is not None:
             self.link.frames.drop_writable(self.page.mfn)
+        self.port, self.page = 0, None
+
+    def let_go(self) -> None:
+        """The machine is put back to when it was not there: frames and ports are no longer its affair."""
         self.port, self.page = 0, None
 
     def notify(self) -> None:

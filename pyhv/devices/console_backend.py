@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The console as a device: its ring (`console.py`), the log of what was printed, and what is typed."""
 
-from collections.abc import Collection, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar, Self
 
 from pyhv.devices.backend import Backend, Link
 from pyhv.devices.console import ConsoleRing
 from pyhv.devices.console_log import ConsoleLog, ConsoleSink
+from pyhv.events.channels import DeviceName
 from pyhv.mmu.physical import FramePage
 from pyhv.state import Plain, entries, restore, typed
 
@@ -23,10 +24,14 @@ class ConsoleBackend(Backend):
         self.typed = 0
         """Bytes of input that the guest has been given since the beginning."""
 
-    def attach(self, page: FramePage, remote_port: int) -> None:
-        """`Backend.attach`."""
+    @classmethod
+    def made_again(cls, link: Link, name: DeviceName, sink_for: Callable[[int], ConsoleSink]) -> Self:
+        """`Backend.made_again`."""
+        return cls(link, name.domid, sink_for(name.domid))
+
+    def use(self, page: FramePage) -> None:
+        """`Backend.use`."""
         self.ring = ConsoleRing(page, self.notify)
-        super().attach(page, remote_port)
 
     def event(self) -> None:
         """Take what the guest has printed, as far as the log has room."""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A guest's connection to the store as a device: its ring (`xenstore_ring.py`) and its connection."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final, Self
 
 from pyhv.devices.backend import Backend, Link
+from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.xenstore_ring import XenstoreRing
+from pyhv.events.channels import DeviceName
 from pyhv.mmu.physical import FramePage
 from pyhv.state import Plain, entries, restore
 from pyhv.xenstore.wire import Connection
@@ -24,10 +26,19 @@ class StoreBackend(Backend):
         self.connection = Connection(link.store, domid)
         self.ring: XenstoreRing
 
-    def attach(self, page: FramePage, remote_port: int) -> None:
-        """`Backend.attach`."""
+    @classmethod
+    def made_again(cls, link: Link, name: DeviceName, _sink_for: Callable[[int], ConsoleSink]) -> Self:
+        """`Backend.made_again`."""
+        return cls(link, name.domid)
+
+    def use(self, page: FramePage) -> None:
+        """`Backend.use`."""
         self.ring = XenstoreRing(page, self.connection, self.notify)
-        super().attach(page, remote_port)
+
+    def let_go(self) -> None:
+        """`Backend.let_go`."""
+        super().let_go()
+        self.connection.close()
 
     def event(self) -> None:
         """Serve the guest's requests, and let it pay for them and for the events that they cause."""

@@ -6,19 +6,22 @@ guest notifies a port of domain 0, that port names a device, which is looked up 
 the guest's hypercall.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
+from pyhv.abi.layout import u16, u32
 from pyhv.address import Mfn
 from pyhv.clock import Clock
 from pyhv.devices.backend import Backend, Link
 from pyhv.devices.console_backend import ConsoleBackend
-from pyhv.devices.console_log import ConsoleLog
+from pyhv.devices.console_log import ConsoleLog, ConsoleSink
 from pyhv.devices.store_backend import StoreBackend
 from pyhv.events.channels import DeviceName, EventChannels
 from pyhv.events.delivery import Unshared
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.physical import FramePage
+from pyhv.state import Plain, Said, entries, refusal, restore, state, typed
 from pyhv.xenstore.store import Store
 
 STORE_PORT, CONSOLE_PORT = 1, 2
@@ -26,9 +29,30 @@ STORE_PORT, CONSOLE_PORT = 1, 2
 KINDS: Final[dict[str, type[Backend]]] = {one.kind: one for one in (ConsoleBackend, StoreBackend)}
 """All kinds of devices, by name."""
 
+SinkFor = Callable[[int], ConsoleSink]
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A device as plain data."""
+
+    kind: str
+    domid: u16
+    handle: u32
+    page: Mfn
+    port: u32
+    state: Said
+
 
 class ToolstackDomain:
     """Domain 0. `lookup` finds other domains' event channels by domid."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "link": "what it has for its devices",
+        "_deadlines": "asked of the devices",
+        "_unfinished": "all are asked once",
+        "_left_behind": "of no guest that is there",
+    }
 
     def __init__(
         self, frames: FrameTable, clock: Clock, lookup: Callable[[int], EventChannels | None]
@@ -122,6 +146,54 @@ class ToolstackDomain:
             if isinstance(device, ConsoleBackend) and device.log:
                 self._left_behind.append(device.log)
             self._remove(device)
+
+    def state(self) -> dict[str, Plain]:
+        """The store, the channels, and all devices."""
+        return {
+            "store": self.store.state(),
+            "channels": self.channels.state(),
+            "devices": [
+                state(_Saved(name.kind, name.domid, name.handle, mfn, device.port, device.state()))
+                for devices in self._devices.values()
+                for name, device in devices.items()
+                for mfn in device.frames()
+            ],
+        }
+
+    def put_back(self, saved: Plain, find_page: Callable[[Mfn], FramePage], sink_for: SinkFor) -> None:
+        """Be what was saved; that frames are referred to is memory's to say. StateError.
+
+        A console that is not here prints to what `sink_for` gives for its domid.
+        """
+        found = entries(saved, "dom0", {"store": None, "channels": None, "devices": None})
+        records = typed(list[_Saved], found["devices"], "devices")
+        wanted = {DeviceName(record.kind, record.domid, record.handle): record for record in records}
+        if len(wanted) != len(records):
+            raise refusal("devices", "has one twice")
+        for device in [device for domid in list(self._devices) for device in self.devices(domid)]:
+            if device.name not in wanted:
+                device.let_go()
+        devices = [self._device(name, sink_for) for name in wanted]
+        restore(self.store, found["store"], "store")
+        restore(self.channels, found["channels"], "channels")
+        self._devices, self._deadlines = {}, {}
+        for device, record in zip(devices, records, strict=True):
+            if not 0 < record.page < self.link.frames.count:
+                raise refusal("devices", f"has one with page {record.page}, which does not exist")
+            device.attach_again(find_page(record.page), record.port)
+            restore(device, record.state, f"devices.{record.kind}-{record.domid}")
+            self._devices.setdefault(record.domid, {})[device.name] = device
+            self._note_deadline(device)
+        self._unfinished = set(wanted)  # the next look tells which have something left
+
+    def _device(self, name: DeviceName, sink_for: SinkFor) -> Backend:
+        """A device that is here, or a new one. StateError: there is no such kind."""
+        found = self._devices.get(name.domid, {}).get(name)
+        if found is not None:
+            return found
+        if name.kind not in KINDS:
+            raise refusal("devices", f"has one of the kind {name.kind!r}, which is none")
+        return KINDS[name.kind].made_again(self.link, name, sink_for)
 
     def _remove(self, device: Backend) -> None:
         device.detach()

@@ -135,18 +135,27 @@ class DomainArea:
         **dict.fromkeys(("_l1s", "entry"), "follows from the tables"),
     }
 
-    def __init__(self, ram: Ram, frames: FrameTable, vcpus: int, empty: Mfn = Mfn(0)) -> None:
+    def __init__(
+        self, ram: Ram, frames: FrameTable, vcpus: int, empty: Mfn = Mfn(0), *, allocate: bool = True
+    ) -> None:
+        """Without `allocate` it has no tables before those that were saved are restored."""
         self.ram = ram
         self._frames = frames
         self.empty = empty
         """The frame that stands in for GDT pages that the guest did not supply; 0: nothing does."""
-        self.tables = frames.allocate_xen(2 + (vcpus + 15) // 16)
+        count = 2 + (vcpus + 15) // 16
+        self.tables = frames.allocate_xen(count) if allocate else [Mfn(0)] * count
         l3, l2, *self._l1s = self.tables
+        self.entry = l3 << 12 | _SUPERVISOR_RW
+        if allocate:
+            self._fill(l3, l2)
+
+    def _fill(self, l3: Mfn, l2: Mfn) -> None:
+        ram = self.ram
         upper = _SUPERVISOR_RW
         ram.store_u64(l3 << 12, l2 << 12 | upper)
         for index, l1 in enumerate(self._l1s):
             ram.store_u64(l2 << 12 | index << 3, l1 << 12 | upper)
-        self.entry = l3 << 12 | upper
 
     @staticmethod
     def address(vcpu: int) -> int:
@@ -199,12 +208,21 @@ class L4Cache:
         "_mergeable": "follows from the tables",
     }
 
-    def __init__(self, ram: Ram, frames: FrameTable, m2p: MachineToPhysical, area: DomainArea) -> None:
+    def __init__(
+        self,
+        ram: Ram,
+        frames: FrameTable,
+        m2p: MachineToPhysical,
+        area: DomainArea,
+        *,
+        allocate: bool = True,
+    ) -> None:
+        """Without `allocate` it has no frames before those that were saved are restored."""
         self.ram = ram
         self._frames = frames
         self.m2p = m2p
         self.area = area
-        self._free = frames.allocate_xen(CACHE_FRAMES)
+        self._free = frames.allocate_xen(CACHE_FRAMES) if allocate else []
         self._copies: OrderedDict[tuple[int, int], Mfn] = OrderedDict()
         self._mergeable: dict[tuple[int, int], bool] = {}
         self.generation = 0

@@ -112,6 +112,13 @@ class Dispatcher:
         self.call = self.calls[0]
         engine.instruction_length = self._instruction_length
 
+    def begin_anew(self) -> None:
+        """The domain was put back to another moment: of what was under way here, nothing is any more."""
+        self._recent, self._exits = [(ExitKind.BUDGET, 0, 0)] * _RECENT, 0
+        for call in self.calls:
+            call.reschedule = call.left_context = False
+        self.cpu.begin_anew()
+
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine."""
         self.call = self.calls[vcpu.number]

@@ -133,6 +133,11 @@ class GuestCpu(ABC):
     def load_return_segments(self, cs: int, ss: int) -> None:
         """Load CS and SS as a return to the guest does; an exception at the target if one cannot be."""
 
+    def begin_anew(self) -> None:
+        """The domain was put back to another moment, and none of its vCPUs is on the engine."""
+        self.rearrange = self.stepping = self.has_breakpoints = False
+        self.approach = range(0)
+
     # -- loading -----------------------------------------------------------------------------------------
 
     def load(self, vcpu: Vcpu) -> None:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A snapshot: a machine's memory and state at one moment, in this process or in a file.
+
+Taking one costs what was written since the last one: memory is shared with the machine that goes on. `notes`
+is what whoever takes it wants to find again, plain data of his own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pyhv import __version__
+from pyhv.abi.layout import u32
+from pyhv.cpu.layers import Image
+from pyhv.devices.toolstack import SinkFor
+from pyhv.errors import SnapshotError, StateError
+from pyhv.machine import Machine
+from pyhv.snapshot import container
+from pyhv.snapshot.pages import PageWriter, read_pages
+from pyhv.snapshot.whole import put_back, rebuild, say
+from pyhv.state import Plain, entries, typed
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of a machine. Nothing changes it; any number of machines can go on from it."""
+
+    image: Image
+    state: Plain
+    notes: Plain
+    about: dict[str, Any]
+    """What a person wants to know of it: `pyhv inspect` shows that."""
+
+    def __repr__(self) -> str:
+        return f"<Snapshot at {self.about['time_ns'] / 1e9:.6f} s of {len(self.about['guests'])} guests>"
+
+    def save(self, path: Path | str) -> None:
+        """Write it to a file, which is replaced whole or stays what it was. SnapshotError."""
+        head = {**self.about, "written": datetime.now(UTC).isoformat(timespec="seconds")}
+        body = {"machine": self.state, "notes": self.notes}
+        container.write(Path(path), head, body, PageWriter(self.image))
+
+    def put_back(self, machine: Machine, sink_for: SinkFor) -> None:
+        """Make `machine`, from which it was taken, what it was. SnapshotError."""
+        with _told():
+            put_back(machine, self.state, self.image, sink_for)
+
+    def rebuild(self, sink_for: SinkFor, *, tuned: bool = True) -> Machine:
+        """A machine of its own that goes on from here. SnapshotError."""
+        with _told():
+            return rebuild(self.state, self.image, sink_for, tuned=tuned)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What saved state cannot be is a SnapshotError to whoever wants to go on from it."""
+    try:
+        yield
+    except StateError as error:
+        raise SnapshotError(str(error)) from error
+
+
+def take(machine: Machine, notes: Plain = None) -> Snapshot:
+    """The machine as it is now; it must not be running. SnapshotError."""
+    said = say(machine)
+    about = {
+        "pyhv": __version__,
+        "time_ns": machine.now(),
+        "frames": machine.ram.frames,
+        "virtual_time": machine.config.virtual_time,
+        "guests": [
+            {
+                "name": resident.domain.name,
+                "domid": resident.domain.domid,
+                "memory_pages": resident.domain.tot_pages,
+                "vcpus": len(resident.domain.vcpus),
+                "width": resident.domain.width,
+                "stage": resident.domain.life.stage.value,
+            }
+            for resident in machine.residents
+        ],
+    }
+    return Snapshot(machine.ram.freeze(), said, notes, about)
+
+
+def load(path: Path | str) -> Snapshot:
+    """A snapshot from a file. SnapshotError: it is none, or damaged, or of another pyhv."""
+    content = container.read(Path(path))
+    try:
+        body = entries(content.state, "", {"machine": None, "notes": None})
+        frames = typed(u32, content.head.get("frames"), "frames")
+        image = read_pages(frames, content.table, content.blocks)
+    except (StateError, SnapshotError) as error:
+        raise SnapshotError(f"{path}: {error}") from error
+    return Snapshot(image, body["machine"], body["notes"], content.head)

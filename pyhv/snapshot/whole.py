@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The state of a whole machine as plain data, and a machine that goes on from it.
+
+Memory is not in it: that is an image (`cpu/layers.py`), which belongs to the state as a page table belongs to
+CR3. `say` may be called whenever the machine does not run, also when a turn is paused: the vCPU that was on
+the processor goes on with the time that it had left.
+
+Restoring has one way for all cases. What the machine lacks of what was saved - domains, that is - is made
+anew, empty, with an engine; what it has too much is let go; then memory becomes that of the image, and each
+object takes over what it said. So a machine is put back, copied, and rebuilt in another process by the same
+code. Engines that exist keep what they have translated of frames that have not changed.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyhv.abi.layout import u8, u16, u32, u64
+from pyhv.address import Mfn
+from pyhv.cpu.layers import Image
+from pyhv.devices.toolstack import SinkFor
+from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
+from pyhv.errors import SnapshotError
+from pyhv.machine import Machine, MachineConfig, Turn
+from pyhv.mmu.physical import FramePage
+from pyhv.resident import Counts, Resident
+from pyhv.sched import SCHEDULERS
+from pyhv.state import Nanoseconds, Plain, Said, construct, entries, items, refusal, restore, state
+
+_WHOLE: Final = dict.fromkeys(
+    ("config", "clock", "frames", "physical", "m2p", "residents", "timers", "scheduler", "dom0",
+     "domains", "turn")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _ConfigRecord:
+    """What of a machine's configuration its guests can feel."""
+
+    memory_pages: u32
+    max_domains: u16
+    scheduler: str
+    virtual_time: bool
+    seed: str
+
+
+@dataclass(frozen=True)
+class DomainRecord:
+    """A domain as plain data; `parts` are the objects that say their own state."""
+
+    domid: u16
+    width: u8
+    config: DomainConfig
+    shared_info: Mfn
+    max_pages: u64
+    tot_pages: u64
+    e820: bytes | None
+    suspender: u8 | None
+    parts: dict[str, Said]
+    vcpus: list[Said]
+    debug_unit: Said
+    """What a tuned engine stops at; None: it is none."""
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class _TurnRecord:
+    domid: u16
+    vcpu: u8
+    start: Nanoseconds
+    deadline: Nanoseconds
+
+
+# -- saying ------------------------------------------------------------------------------------------------
+
+
+def say(machine: Machine) -> dict[str, Plain]:
+    """All that a guest can see or feel of a machine, but for memory. SnapshotError: it cannot be said."""
+    return {
+        "config": state(_config(machine)),
+        **{name: state(part) for name, part in _machine_parts(machine).items()},
+        "dom0": machine.dom0.state(),
+        "domains": [state(_record(resident)) for resident in machine.residents],
+        "turn": None
+        if machine.turn is None
+        else state(
+            _TurnRecord(
+                machine.turn.vcpu.domid, machine.turn.vcpu.number, machine.turn.start, machine.turn.deadline
+            )
+        ),
+    }
+
+
+def _config(machine: Machine) -> _ConfigRecord:
+    config = machine.config
+    names = [name for name, kind in SCHEDULERS.items() if type(machine.scheduler) is kind]
+    if not names:
+        raise SnapshotError("a machine with a scheduler that was made for it cannot be saved")
+    return _ConfigRecord(
+        config.memory_pages, config.max_domains, names[0], config.virtual_time, str(config.seed)
+    )
+
+
+def _record(resident: Resident) -> DomainRecord:
+    domain = resident.domain
+    return DomainRecord(
+        domid=domain.domid,
+        width=domain.width,
+        config=domain.config,
+        shared_info=domain.shared_info.mfn,
+        max_pages=domain.max_pages,
+        tot_pages=domain.tot_pages,
+        e820=domain.e820,
+        suspender=None if domain.suspender is None else domain.suspender.number,
+        parts={name: state(part) for name, part in _domain_parts(domain).items()},
+        vcpus=[state(vcpu) for vcpu in domain.vcpus],
+        debug_unit=None if domain.engine.debug_unit is None else domain.engine.debug_unit.state(),
+        counts=resident.counts(),
+    )
+
+
+def _domain_parts(domain: Domain) -> dict[str, Any]:
+    """What of a domain says its own state, but for its vCPUs, in the order in which it is restored."""
+    return {
+        "life": domain.life,
+        "assists": domain.assists,
+        "port_latches": domain.port_latches,
+        "memory": domain.memory,
+        "tables": domain.tables,
+        "area": domain.area,
+        "cache": domain.cache,
+        "events": domain.events,
+        "grants": domain.grants,
+        "maptrack": domain.maptrack,
+    }
+
+
+# -- restoring ---------------------------------------------------------------------------------------------
+
+
+def rebuild(saved: Plain, image: Image, sink_for: SinkFor, *, tuned: bool = True) -> Machine:
+    """A machine of its own that goes on from what was saved. StateError: it is none; nothing is left then."""
+    wanted = construct(_ConfigRecord, entries(saved, "", _WHOLE)["config"], "config")
+    if not re.fullmatch("[0-9]{1,400}", wanted.seed):
+        raise refusal("config.seed", "is no number")
+    machine = Machine(
+        MachineConfig(
+            wanted.memory_pages,
+            max_domains=wanted.max_domains,
+            scheduler=wanted.scheduler,
+            virtual_time=wanted.virtual_time,
+            seed=int(wanted.seed),
+            tuned=tuned,
+        )
+    )
+    try:
+        put_back(machine, saved, image, sink_for)
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) -> None:
+    """Make a machine what it was, or another one was; domains that it does not have get a sink.
+
+    StateError: what was saved does not fit to this machine, or cannot be. Then the machine is of no use any
+    more and should be closed.
+    """
+    found = entries(saved, "", _WHOLE)
+    if image.frames != machine.ram.frames:
+        raise refusal("memory", f"has {image.frames} frames, the machine has {machine.ram.frames}")
+    listed = items(found["domains"], "domains")
+    records = [construct(DomainRecord, record, f"domains.{at}") for at, record in enumerate(listed)]
+    machine.turn = machine.services.running = None
+    _make_residents(machine, records)
+    _put_memory_back(machine, image)
+    for name, part in _machine_parts(machine).items():
+        restore(part, found[name], name)
+    for record in records:
+        _restore_domain(machine.residents[record.domid], record)
+    machine.dom0.put_back(found["dom0"], lambda mfn: FramePage(machine.physical, mfn), sink_for)
+    machine.turn = _turn(machine, found["turn"])
+    wrong = machine.audit()
+    if wrong:
+        raise refusal("memory", f"is not sound: {wrong[0]}")
+
+
+def _make_residents(machine: Machine, records: list[DomainRecord]) -> None:
+    """Let domains go that were not there, and make those that are not here; none of them holds anything."""
+    wanted = {record.domid: record for record in records}
+    if len(wanted) != len(records):
+        raise refusal("domains", "has one domid twice")
+    for resident in list(machine.residents):
+        record = wanted.get(resident.domain.domid)
+        if record is None or not _is_same(resident, record):
+            machine.builder.let_go(resident)
+    for record in records:
+        if machine.residents.get(record.domid) is None:
+            machine.show_exits_of(
+                machine.builder.rebuild(record.domid, record.width, record.config, record.shared_info)
+            )
+
+
+def _is_same(resident: Resident, record: DomainRecord) -> bool:
+    """Whether an object that is there can become what was saved."""
+    domain = resident.domain
+    return (domain.width, domain.config, domain.shared_info.mfn) == (
+        record.width, record.config, record.shared_info
+    )  # fmt: skip
+
+
+def _put_memory_back(machine: Machine, image: Image) -> None:
+    """Memory, and what engines know of it."""
+    for resident in machine.residents:
+        for vcpu in resident.domain.vcpus:
+            vcpu.context.rest()
+    machine.physical.code_gone(machine.ram.revert(image))
+    for resident in machine.residents:
+        resident.domain.engine.flush_tlb()
+
+
+def _machine_parts(machine: Machine) -> dict[str, Any]:
+    """What says its own state and is not a domain's, in the order in which it is restored."""
+    return {
+        "clock": machine.clock,
+        "frames": machine.frames,
+        "physical": machine.physical,
+        "m2p": machine.board.m2p,
+        "residents": machine.residents,
+        "timers": machine.services.timers,
+        "scheduler": machine.scheduler,
+    }
+
+
+def _restore_domain(resident: Resident, record: DomainRecord) -> None:
+    domain, where = resident.domain, f"domain {record.domid}"
+    domain.max_pages, domain.tot_pages, domain.e820 = record.max_pages, record.tot_pages, record.e820
+    for name, part in _domain_parts(domain).items():
+        restore(part, record.parts.get(name), f"{where}: {name}")
+    if len(record.vcpus) != len(domain.vcpus):
+        raise refusal(where, f"has {len(record.vcpus)} vCPUs, its configuration {len(domain.vcpus)}")
+    for vcpu, saved in zip(domain.vcpus, record.vcpus, strict=True):
+        restore(vcpu, saved, f"{where}: {vcpu.name}")
+    if record.suspender is not None and record.suspender >= len(domain.vcpus):
+        raise refusal(where, f"was suspended by vCPU {record.suspender}, which it does not have")
+    domain.suspender = None if record.suspender is None else domain.vcpus[record.suspender]
+    if domain.engine.debug_unit is not None and record.debug_unit is not None:
+        restore(domain.engine.debug_unit, record.debug_unit, f"{where}: debug_unit")
+    resident.count_on(record.counts)
+    resident.dispatcher.begin_anew()
+
+
+def _turn(machine: Machine, saved: Plain) -> Turn | None:
+    """The turn that was paused. Its vCPU is put on its engine when it goes on."""
+    if saved is None:
+        return None
+    record = construct(_TurnRecord, saved, "turn")
+    resident = machine.residents.get(record.domid)
+    if resident is None or record.vcpu >= len(resident.domain.vcpus):
+        raise refusal("turn", "is of a vCPU that is not there")
+    vcpu = resident.domain.vcpus[record.vcpu]
+    if vcpu.context.is_empty or not resident.domain.alive:
+        raise refusal("turn", "is of a vCPU that cannot run")
+    machine.services.running = vcpu
+    return Turn(resident, vcpu, record.start, record.deadline)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A machine that goes on from a snapshot does what it would have done, exit for exit and to the nanosecond."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import go_on
+import pytest
+from go_on import History, finish
+from guest_machine import SECOND, Sink, machine
+
+from pyhv.domain.config import DomainConfig
+from pyhv.errors import ConfigError, SnapshotError
+from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.loader.elf import load_image
+from pyhv.machine import Machine
+from pyhv.observe.digest import Digest
+from pyhv.snapshot.snapshot import Snapshot, load, take
+from pyhv.until import Exits, Outcome
+
+PAGES = 1024
+COUPLES = [("ping", "pong"), ("smp32", "ticker"), ("code", "grants32")]
+GROUPS = [(name,) for name in sorted(BUILTIN) if name not in ("ping", "pong")] + COUPLES
+CUTS = 3
+NEW_PROCESS = Path(go_on.__file__)
+
+
+@dataclass
+class Cut:
+    """A moment of a run: what had been printed, and what came afterwards."""
+
+    snapshot: Snapshot
+    printed: int
+    file: Path
+    digest: Digest = field(default_factory=Digest)
+
+
+@dataclass
+class Run:
+    """A run that was interrupted for snapshots, which nobody inside has noticed."""
+
+    cuts: list[Cut]
+    now: int
+    text: str
+
+    def rest(self, cut: Cut) -> History:
+        return [cut.digest.summary(), self.now, self.text[cut.printed :]]
+
+
+def boot(made: Machine, names: tuple[str, ...]) -> Sink:
+    sink = Sink()
+    for name in names:
+        image = load_image(build_builtin(name), name)
+        made.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
+    made.introduce_peers()
+    return sink
+
+
+def whole(names: tuple[str, ...]) -> tuple[str, int, int, str]:
+    """The run that was never stopped: digest, exits, time, text."""
+    with machine(pages=len(names) * PAGES) as made:
+        digest, sink = Digest(), boot(made, names)
+        made.observe(digest)
+        finish(made, 0)
+        return digest.summary(), digest.count, made.now(), sink.data.decode("latin-1")
+
+
+def cut_up(names: tuple[str, ...], at: list[int], directory: Path) -> tuple[Run, str]:
+    """The same run, with a snapshot after each of so many exits; and the digest over all of it."""
+    with machine(pages=len(names) * PAGES) as made:
+        digest, sink = Digest(), boot(made, names)
+        made.observe(digest)
+        cuts = []
+        for stop in at:
+            made.run(Exits(stop - digest.count), timeout_ns=60 * SECOND)
+            cut = Cut(take(made), len(sink.data), directory / f"{'-'.join(names)}-{stop}")
+            cut.snapshot.save(cut.file)
+            made.observe(cut.digest)
+            cuts.append(cut)
+        finish(made, 0)
+        return Run(cuts, made.now(), sink.data.decode("latin-1")), digest.summary()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Run]:
+    directory = tmp_path_factory.mktemp("snapshots")
+    found = {}
+    for names in GROUPS:
+        digest, exits, now, text = whole(names)
+        chance = random.Random(repr(names))
+        at = sorted(chance.sample(range(1, exits), CUTS))
+        found[names], again = cut_up(names, at, directory)
+        assert (again, found[names].now, found[names].text) == (digest, now, text)
+        assert "FAILURE" not in text
+    return found
+
+
+@pytest.fixture(scope="module")
+def elsewhere(runs: dict[tuple[str, ...], Run]) -> dict[Path, History]:
+    """What machines made of the files do in another process, whose hashes are others."""
+    files = [cut.file for run in runs.values() for cut in run.cuts]
+    done = subprocess.run(
+        [sys.executable, str(NEW_PROCESS), "0", *map(str, files)],
+        stdout=subprocess.PIPE,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "77"},
+    )
+    return dict(zip(files, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("names", GROUPS, ids="-".join)
+def test_a_new_process_goes_on_as_if_nothing_had_been(
+    runs: dict[tuple[str, ...], Run], elsewhere: dict[Path, History], names: tuple[str, ...]
+) -> None:
+    run = runs[names]
+    for cut in run.cuts:
+        assert elsewhere[cut.file] == run.rest(cut)
+
+
+@pytest.mark.parametrize("names", GROUPS, ids="-".join)
+def test_any_number_of_machines_goes_on_from_one_moment(
+    runs: dict[tuple[str, ...], Run], names: tuple[str, ...]
+) -> None:
+    run = runs[names]
+    for cut in [*run.cuts, run.cuts[0]]:
+        assert go_on.go_on(cut.snapshot) == run.rest(cut)
+
+
+@pytest.mark.parametrize("names", [*COUPLES, ("pages",)], ids="-".join)
+def test_a_machine_is_put_back_again_and_again(names: tuple[str, ...]) -> None:
+    """To before its guests had ended too, and from one moment to another."""
+    chance = random.Random(repr(names))
+    with machine(pages=len(names) * PAGES) as made:
+        boot(made, names)
+        kept: list[tuple[Snapshot, str]] = []
+        for _ in range(4):
+            made.run(Exits(chance.randrange(1, 15)))
+            kept.append((take(made), self_said(made)))
+        finish(made, 0)
+        digest = end_of(made)
+        for _ in range(8):
+            snapshot, said = chance.choice(kept)
+            snapshot.put_back(made, lambda _domid: Sink())
+            assert self_said(made) == said
+            assert made.audit() == []
+            if chance.random() < 0.7:
+                made.run(Exits(chance.randrange(1, 30)), timeout_ns=SECOND)
+            if chance.random() < 0.4:
+                finish(made, 0)
+                assert end_of(made) == digest
+
+
+def self_said(made: Machine) -> str:
+    return repr((take(made).state, made.ram.tables.tobytes().__hash__()))
+
+
+def end_of(made: Machine) -> tuple[int, list[int]]:
+    return made.now(), made.residents.past.exits
+
+
+def test_a_snapshot_costs_what_was_written_since_the_last_one() -> None:
+    with machine() as made:
+        boot(made, ("ticker",))
+        made.run(Exits(5))
+        first = take(made)
+        made.run(Exits(5))
+        second = take(made)
+        assert first.image.layers[0] is second.image.layers[0]
+        assert second.image.layers[1].exist.sum() < 60
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with machine() as made, machine(pages=64 * PAGES) as other:
+        boot(made, ("hello",))
+        made.run(Exits(3))
+        snapshot = take(made)
+        with pytest.raises(SnapshotError, match="memory has"):
+            snapshot.put_back(other, lambda _domid: Sink())
+    broken = Snapshot(snapshot.image, {**snapshot.state, "turn": {}}, None, snapshot.about)
+    with pytest.raises(SnapshotError, match="turn should not have, or lacks"):
+        broken.rebuild(lambda _domid: Sink())
+
+
+def test_memory_that_was_tampered_with_is_found(tmp_path: Path) -> None:
+    """With a right digest: only the audit knows that no such machine can have been."""
+    with machine() as made:
+        boot(made, ("pages",))
+        made.run(Exits(20))
+        leaf = next(
+            at for at in made.frames.owned_by(1).tolist() if made.frames.type[at] == 1 and made.ram.q[at << 9]
+        )
+        made.ram.store_u64(leaf << 12, made.board.zero_frame << 12 | 7)
+        snapshot = take(made)
+    path = tmp_path / "tampered"
+    snapshot.save(path)
+    with pytest.raises(SnapshotError, match="is not sound"):
+        load(path).rebuild(lambda _domid: Sink())
+
+
+def test_a_restored_machine_takes_new_guests() -> None:
+    with machine(pages=3 * PAGES) as made:
+        boot(made, ("ticker",))
+        made.run(Exits(9))
+        snapshot = take(made)
+    again = snapshot.rebuild(lambda _domid: Sink())
+    try:
+        sink = Sink()
+        image = load_image(build_builtin("hello"), "hello")
+        domain = again.create(image, DomainConfig("hello", PAGES), console=sink)
+        assert domain.domid == 2
+        assert again.run() is Outcome.ENDED
+        assert b"SUCCESS" in sink.data
+        assert again.audit() == []
+        with pytest.raises(ConfigError):
+            again.create(image, DomainConfig("big", 64 * PAGES), console=sink)
+    finally:
+        again.close()
