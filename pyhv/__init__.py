@@ -14,18 +14,21 @@ with pyhv.Machine(memory="1G", virtual_time=True, seed=1) as machine:
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Guest", "GuestFailed", "Machine", "NotMapped", "PyhvError", "__version__"]
+__all__ = ["Guest", "GuestFailed", "Machine", "NotMapped", "PyhvError", "Snapshot", "__version__", "load"]
 
 if TYPE_CHECKING:
     from pyhv.api.guest import Guest, GuestFailed
-    from pyhv.api.machine import Machine
+    from pyhv.api.machine import Machine, load
     from pyhv.api.memory import NotMapped
     from pyhv.errors import PyhvError
+    from pyhv.snapshot.snapshot import Snapshot
 
 _HOMES = {
     "Guest": "pyhv.api.guest",
     "GuestFailed": "pyhv.api.guest",
     "Machine": "pyhv.api.machine",
+    "Snapshot": "pyhv.snapshot.snapshot",
+    "load": "pyhv.api.machine",
     "NotMapped": "pyhv.api.memory",
     "PyhvError": "pyhv.errors",
 }

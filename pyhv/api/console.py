@@ -9,8 +9,19 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from pyhv.abi.layout import u64
+
 KEPT: Final = 1 << 20
 """Bytes of a console's end that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleNotes:
+    """A console as plain data."""
+
+    kept: bytes
+    dropped: u64
+    seen: u64
 
 
 @dataclass(frozen=True)
@@ -76,11 +87,11 @@ class Console:
         """Whether a pattern is found in what was printed after `position`; nothing is consumed."""
         return pattern.search(self._kept, max(position - self._dropped, 0)) is not None
 
-    def rewind(self, position: int) -> None:
-        """The machine was put back to when so much had been printed: forget what came later.
+    def notes(self) -> ConsoleNotes:
+        """What is kept, for a snapshot."""
+        return ConsoleNotes(bytes(self._kept), self._dropped, self._seen)
 
-        What was printed before and is no longer kept stays lost.
-        """
-        del self._kept[max(position - self._dropped, 0) :]
-        self._dropped = min(self._dropped, position)
-        self._seen = min(self._seen, position)
+    def put_back(self, notes: ConsoleNotes) -> None:
+        """Have printed what was noted, and nothing after it."""
+        self._kept[:] = notes.kept
+        self._dropped, self._seen = notes.dropped, notes.seen

@@ -8,12 +8,12 @@ machine is put back to another moment. Times are seconds of the machine.
 import functools
 import re
 import shlex
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
+from pyhv.abi.layout import u16, u64
 from pyhv.abi.numbers import Hypercall, Shutdown
-from pyhv.api.console import Console, Found
+from pyhv.api.console import Console, ConsoleNotes, Found
 from pyhv.api.memory import Memory
 from pyhv.api.words import expression
 from pyhv.cpu.registers import Registers
@@ -77,6 +77,19 @@ class End:
         return cls(reason, ended.cause)
 
 
+@dataclass(frozen=True, slots=True)
+class GuestNotes:
+    """A guest as plain data, but for its domain."""
+
+    domid: u16
+    name: str
+    uuid: str
+    console: ConsoleNotes
+    runs: u64
+    """Commands that were run in its shell."""
+    symbols: list[tuple[str, u64]]
+
+
 class Host(Protocol):
     """What a guest needs of its machine."""
 
@@ -91,22 +104,6 @@ class Host(Protocol):
 
     def perform(self, verb: Verb, guest: "Guest") -> None:
         """A toolstack's verb on a guest."""
-
-
-class Symbols(Mapping[str, int]):
-    """Addresses of an image's symbols by name. KeyError: no such symbol."""
-
-    def __init__(self, image: KernelImage) -> None:
-        self._found = {symbol.name: symbol.va for symbol in image.symbols}
-
-    def __getitem__(self, name: str) -> int:
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
 
 
 class Processor:
@@ -135,7 +132,7 @@ class Guest:
     """One guest of a machine."""
 
     def __init__(
-        self, host: Host, domid: int, name: str, uuid: str, image: KernelImage, console: Console
+        self, host: Host, domid: int, name: str, uuid: str, console: Console, image: KernelImage | None = None
     ) -> None:
         self._host = host
         self.domid = domid
@@ -183,9 +180,14 @@ class Guest:
         return self.vcpus[0].memory
 
     @functools.cached_property
-    def symbols(self) -> Symbols:
-        """Addresses of its kernel's symbols; empty where the image has none."""
-        return Symbols(self.image)
+    def symbols(self) -> dict[str, int]:
+        """Addresses of its kernel's symbols by name; empty where the image has none."""
+        return {} if self.image is None else {symbol.name: symbol.va for symbol in self.image.symbols}
+
+    @property
+    def width(self) -> int:
+        """Bits of its registers: 64, or 32."""
+        return self._there.domain.width
 
     @property
     def _there(self) -> Resident:
@@ -232,6 +234,21 @@ class Guest:
         self.expect(f"\n@{mark}@\r?\n", timeout)
         done = self.expect(rf"\r?\n@{mark}=(\d+)@\r?\n", timeout)
         return Ran(command, int(done.groups[0] or "0"), done.before)
+
+    # -- being put back ----------------------------------------------------------------------------------
+
+    def notes(self) -> GuestNotes:
+        """What it is to its user, for a snapshot."""
+        return GuestNotes(
+            self.domid, self.name, self.uuid, self.console.notes(), self._runs, list(self.symbols.items())
+        )
+
+    def put_back(self, notes: GuestNotes) -> None:
+        """Be again what was noted."""
+        self.end = None
+        self.console.put_back(notes.console)
+        self._runs = notes.runs
+        self.symbols = dict(notes.symbols)
 
     # -- verbs -------------------------------------------------------------------------------------------
 

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, overload
+from weakref import WeakValueDictionary
 
+from pyhv.abi.layout import u16
 from pyhv.abi.numbers import Hypercall
 from pyhv.api.console import Console
-from pyhv.api.guest import End, Guest, Pattern, Verb
+from pyhv.api.guest import End, Guest, GuestNotes, Pattern, Verb
 from pyhv.api.words import expression, pages
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain.config import DomainConfig
-from pyhv.errors import ConfigError
+from pyhv.errors import ConfigError, SnapshotError, StateError
 from pyhv.images import source as images
 from pyhv.images.archive import SilentProgress
 from pyhv.loader.elf import load_image
@@ -31,6 +33,9 @@ from pyhv.loader.ramdisk import Ramdisk, prepare
 from pyhv.machine import Machine as Hypervisor
 from pyhv.machine import MachineConfig
 from pyhv.resident import Ended, Resident
+from pyhv.snapshot.snapshot import Snapshot, take
+from pyhv.snapshot.snapshot import load as read_snapshot
+from pyhv.state import construct, state
 from pyhv.until import AllEnded, Exits, Outcome, Runnable, Seconds, Until, When
 
 Cancel: TypeAlias = Callable[[], None]
@@ -70,13 +75,17 @@ class Machine:
         seed: int = 0,
         tuned: bool = True,
     ) -> None:
-        self.hypervisor = Hypervisor(
-            MachineConfig(
-                pages(memory), scheduler=scheduler, virtual_time=virtual_time, seed=seed, tuned=tuned
-            )
+        config = MachineConfig(
+            pages(memory), scheduler=scheduler, virtual_time=virtual_time, seed=seed, tuned=tuned
         )
+        self._begin(Hypervisor(config))
+
+    def _begin(self, hypervisor: Hypervisor) -> None:
+        self.hypervisor = hypervisor
         """What does the work: the whole of `pyhv.machine`, for whoever looks deeper."""
         self._guests: dict[int, Guest] = {}
+        self._known: WeakValueDictionary[tuple[int, str], Guest] = WeakValueDictionary()
+        """Handles that somebody has, by domid and UUID: their guest may be put back to life."""
         self._typed: dict[int, bytearray] = {}
         self._on_end: list[Callable[[Guest, End], None]] = []
 
@@ -132,8 +141,8 @@ class Machine:
             paused=paused,
             on_end=self._has_ended,
         )
-        guest = Guest(self, domain.domid, domain.name, domain.config.uuid, found.image, console)
-        self._guests[guest.domid] = guest
+        guest = Guest(self, domain.domid, domain.name, domain.config.uuid, console, found.image)
+        self._known[guest.domid, guest.uuid] = self._guests[guest.domid] = guest
         return guest
 
     def create(self, image: str | Path | bytes | KernelImage, **options: Any) -> Guest:
@@ -214,6 +223,68 @@ class Machine:
             if waiting and resident is not None:
                 del waiting[: self.hypervisor.input(resident.domain, bytes(waiting))]
 
+    # -- moments -----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The machine with all its guests as it is now. SnapshotError.
+
+        Memory is shared with it, so that this takes as long as the pages are many that were written since
+        the last time. In virtual time, what goes on from a snapshot does what the machine would have done.
+        """
+        notes = _Notes(
+            [guest.notes() for guest in self._guests.values()],
+            {domid: bytes(waiting) for domid, waiting in self._typed.items() if waiting},
+        )
+        return take(self.hypervisor, state(notes))
+
+    def revert(self, snapshot: Snapshot) -> None:
+        """Put the machine back to a moment of its own. SnapshotError.
+
+        Handles stay valid: a guest that has ended since lives again, one that came later is gone.
+        """
+        notes = _read_notes(snapshot)
+        consoles = {one.domid: self._handle(one).console for one in notes.guests}
+        snapshot.put_back(self.hypervisor, lambda domid: consoles.get(domid) or Console())
+        self._take_over(notes)
+
+    def fork(self) -> "Machine":
+        """Another machine that goes on from here, as this one does. SnapshotError."""
+        return Machine.of(self.snapshot(), tuned=self.hypervisor.config.tuned)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, *, tuned: bool = True) -> Self:
+        """A new machine that goes on from a snapshot. SnapshotError."""
+        machine = cls.__new__(cls)
+        notes = _read_notes(snapshot)
+        consoles = {one.domid: Console() for one in notes.guests}
+        machine._begin(snapshot.rebuild(lambda domid: consoles.setdefault(domid, Console()), tuned=tuned))
+        for one in notes.guests:
+            machine._known[one.domid, one.uuid] = machine._guests[one.domid] = Guest(
+                machine, one.domid, one.name, one.uuid, consoles[one.domid]
+            )
+        machine._take_over(notes)
+        return machine
+
+    def _handle(self, notes: GuestNotes) -> Guest:
+        """The handle of a guest that is to be put back: the one that somebody has, or a new one."""
+        found = self._known.get((notes.domid, notes.uuid))
+        if found is None:
+            found = Guest(self, notes.domid, notes.name, notes.uuid, Console())
+            self._known[notes.domid, notes.uuid] = found
+        return found
+
+    def _take_over(self, notes: "_Notes") -> None:
+        """The hypervisor is what it was; now its guests' handles become so too."""
+        there = [self._handle(one) for one in notes.guests]
+        for guest in self._guests.values():
+            if guest not in there:
+                guest.end = End("undone", "the machine was put back to before it was there")
+        self._guests = {guest.domid: guest for guest in there}
+        for guest, one in zip(there, notes.guests, strict=True):
+            guest.put_back(one)
+            self.hypervisor.residents[guest.domid].on_end = self._has_ended
+        self._typed = {domid: bytearray(waiting) for domid, waiting in notes.typed.items()}
+
     # -- looking on --------------------------------------------------------------------------------------
 
     def audit(self) -> list[str]:
@@ -247,7 +318,7 @@ class Machine:
                 return
             guest = self._guests[record.domid]
             name = Hypercall(record.detail).name.lower() if record.detail in _NUMBERS else str(record.detail)
-            words = tuple(record.registers[register] for register in _ARGUMENTS[guest.image.width])
+            words = tuple(record.registers[register] for register in _ARGUMENTS[guest.width])
             listener(HypercallMade(guest, record.vcpu, record.time, name, words))
 
         return tell
@@ -279,6 +350,35 @@ class Machine:
             machine.settle()
         else:
             machine.shutdown(domain, verb)
+
+
+@dataclass(frozen=True, slots=True)
+class _Notes:
+    """What a machine's user knows of it, for a snapshot."""
+
+    guests: list[GuestNotes]
+    typed: dict[u16, bytes]
+    """What was typed on consoles that had no room for it yet, by domid."""
+
+
+def _read_notes(snapshot: Snapshot) -> _Notes:
+    """SnapshotError: they do not belong to its domains, or are none."""
+    try:
+        notes = construct(_Notes, snapshot.notes, "notes")
+    except StateError as error:
+        raise SnapshotError(str(error)) from error
+    if sorted(guest.domid for guest in notes.guests) != sorted(snapshot.domids):
+        raise SnapshotError("has notes on guests that are not there")
+    return notes
+
+
+def load(path: Path | str, *, tuned: bool = True) -> Machine:
+    """A machine that goes on from a snapshot's file. SnapshotError."""
+    try:
+        return Machine.of(read_snapshot(path), tuned=tuned)
+    except SnapshotError as error:
+        text = str(error)
+        raise SnapshotError(text if text.startswith(str(path)) else f"{path}: {text}") from error
 
 
 class _Listener:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyhv import __version__
-from pyhv.abi.layout import u32
+from pyhv.abi.layout import u16, u32
 from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
 from pyhv.errors import SnapshotError, StateError
@@ -21,7 +21,7 @@ from pyhv.machine import Machine
 from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter, read_pages
 from pyhv.snapshot.whole import put_back, rebuild, say
-from pyhv.state import Plain, entries, typed
+from pyhv.state import Plain, entries, items, typed
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return f"<Snapshot at {self.about['time_ns'] / 1e9:.6f} s of {len(self.about['guests'])} guests>"
+
+    @property
+    def domids(self) -> list[int]:
+        """Of the domains that were there. SnapshotError: the state is none."""
+        with _told():
+            domains = items(entries(self.state, "", None).get("domains"), "domains")
+            return [typed(u16, entries(one, "domains").get("domid"), "domains.domid") for one in domains]
 
     def save(self, path: Path | str) -> None:
         """Write it to a file, which is replaced whole or stays what it was. SnapshotError."""

@@ -201,6 +201,7 @@ def _make_residents(machine: Machine, records: list[DomainRecord]) -> None:
             machine.show_exits_of(
                 machine.builder.rebuild(record.domid, record.width, record.config, record.shared_info)
             )
+    machine.residents.put_in_order(list(wanted))
 
 
 def _is_same(resident: Resident, record: DomainRecord) -> bool:

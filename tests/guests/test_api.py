@@ -173,3 +173,71 @@ def test_only_what_is_named_is_there() -> None:
     assert all(getattr(pyhv, name) for name in pyhv.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = pyhv.Nothing
+
+
+# -- moments -----------------------------------------------------------------------------------------------
+
+
+def test_back_to_a_moment_and_forth(machine: pyhv.Machine) -> None:
+    guest = machine.boot("ticker", memory="4M")
+    guest.expect("tick 2")
+    before, registers, text = machine.snapshot(), guest.registers, guest.console.text
+    late = machine.boot("hello", memory="4M")
+    assert guest.wait().reason == "poweroff"
+    first = guest.console.text
+    machine.revert(before)
+    assert (guest.end, guest.registers, guest.console.text) == (None, registers, text)
+    assert machine.domains == {"ticker": guest}
+    assert late.end is not None
+    guest.expect("tick 3")
+    guest.wait()
+    assert guest.console.text == first
+    assert machine.audit() == []
+
+
+def test_forks_go_their_own_ways(machine: pyhv.Machine) -> None:
+    guest = machine.boot("ticker", memory="4M")
+    guest.expect("tick 1")
+    with machine.fork() as one, machine.fork() as other:
+        mine, its = one.domains["ticker"], other.domains["ticker"]
+        assert (mine.uuid, mine.console.text, mine.symbols) == (guest.uuid, guest.console.text, guest.symbols)
+        mine.memory[guest.symbols["_start"] : guest.symbols["_start"] + 4] = b"mine"
+        assert its.memory.read(guest.symbols["_start"], 4) != b"mine"
+        its.destroy()
+        assert other.domains == {}
+        assert mine.wait().reason == guest.wait().reason == "poweroff"
+        assert mine.console.text == guest.console.text
+        assert one.audit() == other.audit() == []
+
+
+def test_a_file_is_a_machine(machine: pyhv.Machine, tmp_path: Path) -> None:
+    path = tmp_path / "two.snap"
+    machine.boot("ping", memory="4M")
+    machine.boot("pong", memory="4M")
+    machine.introduce_peers()
+    machine.run(exits=30)
+    machine.snapshot().save(path)
+    machine.run()
+    with pyhv.load(path) as again:
+        assert list(again.domains) == ["ping", "pong"]
+        ping = again.domains["ping"]
+        assert again.run() is Outcome.ENDED
+        assert "SUCCESS" in ping.console.text
+        assert again.time == machine.time
+
+
+def test_what_is_no_snapshot(machine: pyhv.Machine, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(pyhv.PyhvError, match=rf"^{path}: cannot be read"):
+        pyhv.load(path)
+    path.write_bytes(b"junk")
+    with pytest.raises(pyhv.PyhvError, match=rf"^{path}: is no snapshot of pyhv"):
+        pyhv.load(path)
+    machine.boot("hello")
+    snapshot = machine.snapshot()
+    hollow = pyhv.Snapshot(snapshot.image, snapshot.state, {}, snapshot.about)
+    with pytest.raises(pyhv.PyhvError, match="notes should not have, or lacks"):
+        machine.revert(hollow)
+    hollow.save(path)
+    with pytest.raises(pyhv.PyhvError, match=rf"^{path}: .*notes"):
+        pyhv.load(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A machine that goes on from a snapshot does what it would have done, exit for exit and to the nanosecond."""
+"""A machine that goes on from a snapshot does what it would have done, exit for exit, to the nanosecond."""
 
 import json
 import os
