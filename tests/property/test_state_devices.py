@@ -172,3 +172,13 @@ def test_what_no_timers_can_have_been_is_refused(armed, told):
     with pytest.raises(StateError) as refused:
         restore(TimerQueue(TimerKey), {"armed": armed})
     assert told in str(refused.value)
+
+
+def test_what_is_owed_to_a_guest_is_not_forgotten():
+    world = World()
+    for step in (("print", 1, b"x"), ("drain", 0, b"")):
+        world.perform(step)
+    assert world.console.state()["unheard"]
+    other = world.rebuild()
+    assert other.perform(("settle", 0, b"")) == world.perform(("settle", 0, b""))
+    assert other.rung == ["console"]

@@ -135,7 +135,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(DOMIDS),
         st.sampled_from(WHAT),
-        st.integers(0, 9),
+        st.integers(1, 4),
         st.integers(0, VCPUS - 1),
         st.integers(0, 70),
     ),
@@ -147,10 +147,11 @@ STEPS = st.lists(
 @given(st.sampled_from([64, 32]), STEPS, STEPS, st.booleans())
 def test_rebuilt_channels_go_on_as_the_saved_ones(width, before, after, fifo):
     world = World(width)
-    if fifo:
-        for domain in world.domains.values():
-            for step in (("control", 0, 0, 0), ("control", 0, 1, 1), ("expand", 0, 0, 2)):
-                domain.perform(*step)
+    for domain in world.domains.values():
+        for step in (("ipi", 0, 0, 0), ("ipi", 0, 1, 0), ("offer", 0, 0, 0), ("virq", 0, 1, 0)):
+            domain.perform(*step)
+        for step in (("control", 0, 0, 0), ("control", 0, 1, 1), ("expand", 0, 0, 2)) if fifo else ():
+            domain.perform(*step)
     for domid, *step in before:
         world.domains[domid].perform(*step)
     other = world.rebuild()
@@ -255,3 +256,30 @@ def test_events_that_nobody_takes_are_remembered():
     assert_restored(bits, other)
     assert other.is_pending(7)
     assert unexplained_from(bits) == []
+
+
+def test_a_port_that_was_closed_is_free_again():
+    world = World(64)
+    one = world.domains[1].channels
+    assert [one.bind_ipi(0) for _ in range(3)] == [1, 2, 3]
+    one.close(2)
+    other = world.rebuild().domains[1].channels
+    assert [other.bind_ipi(0) for _ in range(2)] == [one.bind_ipi(0) for _ in range(2)] == [2, 4]
+
+
+def test_what_is_known_of_a_queue_survives():
+    world = busy()
+    one = world.domains[1]
+    for step in (
+        ("ipi", 0, 0, 0),
+        ("ipi", 0, 0, 0),
+        ("priority", 3, 0, 5),
+        ("send", 3, 0, 0),
+        ("send", 4, 0, 0),
+    ):
+        one.perform(*step)
+    saved: Any = packed(one.channels)
+    assert saved["fifo"]["queue_of"]
+    assert saved["fifo"]["priorities"] == [[3, 5]]
+    assert any(saved["fifo"]["tails"])
+    world.rebuild()

@@ -92,7 +92,7 @@ STEPS = st.lists(
 @given(st.sampled_from(NAMES), STEPS, STEPS)
 def test_a_rebuilt_scheduler_decides_as_the_saved_one(name, before, after):
     world = World(name, set(range(6)))
-    for step in before:
+    for step in [("wake", 0, 0), ("wake", 3, 0), ("wake", 5, 0), ("run", 0, 29 * MILLISECOND), *before]:
         world.perform(step)
     other = world.rebuild()
     assert unexplained_from(other.scheduler) == []
@@ -144,3 +144,13 @@ def test_runstates_and_periodic_timers():
     assert_restored(PeriodicTimer(7, 1_000_000), PeriodicTimer(0))
     with pytest.raises(StateError, match="period"):
         restore(PeriodicTimer(0), {"last": 0, "period": -1})
+
+
+def test_what_the_accounting_has_come_to_survives():
+    world = busy("credit")
+    for _ in range(8):
+        world.perform(("run", 0, 20 * MILLISECOND))
+    saved: Any = packed(world.scheduler)
+    assert saved["balance"] != 0
+    assert saved["next_accounting"] > 100 * MILLISECOND
+    world.rebuild()

@@ -74,6 +74,7 @@ class World:
 
 PATHS = st.sampled_from(["a", "a/b", "a/b/c", "b", "/local/domain/3/a", "/tool", "@releaseDomain"])
 PERMISSIONS = st.sampled_from([["n0", "b3"], ["b3"], ["r0", "w1"], ["n1", "r3"]])
+VALUES = st.sampled_from(["v", "v", "too long for this quota " * 3])
 TX = st.sampled_from([0, 0, 1, 2, 3])
 
 
@@ -82,7 +83,7 @@ def message(kind: Message, *parts: str, tx: int = 0) -> bytes:
 
 
 MESSAGES = st.one_of(
-    st.builds(lambda path, tx: message(Message.WRITE, path, "v", tx=tx), PATHS, TX),
+    st.builds(lambda path, v, tx: message(Message.WRITE, path, v, tx=tx), PATHS, VALUES, TX),
     st.builds(lambda path, tx: message(Message.MKDIR, path, tx=tx), PATHS, TX),
     st.builds(lambda path, tx: message(Message.RM, path, tx=tx), PATHS, TX),
     st.builds(lambda path, tx: message(Message.READ, path, tx=tx), PATHS, TX),
@@ -292,3 +293,26 @@ def test_a_count_of_watches_costs_nothing():
     world = World()
     restore(world.store, {**state(world.store), "watches_registered": 2**63})
     assert state(world.store)["watches_registered"] == 2**63
+
+
+def test_a_transaction_that_has_failed_stays_failed():
+    world = busy_world()
+    world.guests[1].feed(message(Message.WRITE, "a/c", "x" * 200, tx=1))
+    world.guests[1].take(1000)
+    other = world.rebuild()
+    for one in (world, other):
+        one.guests[1].feed(message(Message.TRANSACTION_END, "T", tx=1))
+        assert one.guests[1].take(1000).endswith(b"ENOMEM\0")
+
+
+def test_events_that_wait_count_against_the_quota():
+    world = busy_world()
+    for number in range(4):
+        world.store.write(f"/local/domain/1/a/{number}")
+    assert world.guests[1].events_dropped == 0
+    other = world.rebuild()
+    for one in (world, other):
+        for number in range(4, 9):
+            one.store.write(f"/local/domain/1/a/{number}")
+    assert other.guests[1].events_dropped == world.guests[1].events_dropped > 0
+    assert other.guests[1].take(1000) == world.guests[1].take(1000)
