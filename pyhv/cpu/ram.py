@@ -216,7 +216,7 @@ class Ram:
             existing = Image(tuple(self._layers), self._of_frame).existing()
             self._store(layer, runs(np.union1d(existing, written)))
             layer.view_at(self.address, 0, self.frames)
-            self._layers = [layer]
+            self._layers, self._holes = [layer], None
             self._of_frame[:] = 0
             return
         self._store(layer, pieces)

@@ -142,7 +142,7 @@ def _stores(trial: Trial) -> None:
 
 
 def _refusals(trial: Trial) -> None:
-    """A block is looked at when it has been translated, and translated otherwise if it must be."""
+    """a block is looked at when it has been translated, and translated otherwise if it must be"""
     code = b"\x90\xf0\x89\xc0"  # nop; lock mov eax, eax
     at, event = trial.run(code)
     trial.expect("an instruction that is refused is #UD", event == ("invalid opcode", at + 1, 0))
@@ -155,7 +155,7 @@ CHECKS: Final[Mapping[str, Callable[[Trial], None]]] = {
     "flags": _flags,
     "stops": check_stops,
     "stores to code": _stores,
-    "refused instructions": _refusals,
+    "looks at translation": _refusals,
 }
 """What is tried, in this order; each raises BrokenPromise."""
 
