@@ -15,8 +15,8 @@ import ctypes
 import functools
 import mmap
 import platform
-from collections.abc import Callable, Collection
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar, Final
 
 from pyhv.abi.x86 import Vector
 from pyhv.cpu import binding
@@ -124,6 +124,11 @@ class HookedDebugUnit(DebugUnit):
     """
 
     tells_linear = False
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("_screen", "_install", "_remove", "_drop_all", "_code"), "the engine's"),
+        **dict.fromkeys(("_cell", "_log"), "set anew before each instruction that may meet a breakpoint"),
+        "_unneeded": "decides when a hook goes that no exit comes from",
+    }
 
     def __init__(
         self,
