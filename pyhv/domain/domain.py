@@ -152,8 +152,8 @@ class Domain:
         page.write_u32(layout.wc_nsec, rest)
         page.write_u32(layout.wc_version, (version + 1) & 0xFFFFFFFF)
 
-    def renew_time(self) -> None:
-        """Tell the guest anew what time it is, after its clock was restored.
+    def renew_time(self, running: Vcpu | None) -> None:
+        """Tell the guest anew what time it is, after its clock was restored; `running` goes on with its turn.
 
         In real time the host's counters are elsewhere than when the state was saved: with what the guest has
         in memory, it would see system time jump by as much. Virtual time is what it was.
@@ -163,5 +163,5 @@ class Domain:
         self.set_wallclock(self.clock.wall_ns())
         for vcpu in self.vcpus:
             vcpu.areas.written = -1  # its next turn begins with the time
-        if self.loaded is not None:
-            self.loaded.update_time()  # its turn may go on
+            if vcpu is running:
+                vcpu.update_time()

@@ -79,6 +79,7 @@ def say(machine: Machine) -> dict[str, Plain]:
     """All that a guest can see or feel of a machine, but for memory. SnapshotError: it cannot be said."""
     return {
         "config": state(_config(machine)),
+        "clock": machine.clock.state(),
         **{name: state(part) for name, part in _machine_parts(machine).items()},
         "dom0": machine.dom0.state(),
         "domains": [state(_record(resident)) for resident in machine.residents],
@@ -174,6 +175,8 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) ->
     listed = items(found["domains"], "domains")
     records = [construct(DomainRecord, record, f"domains.{at}") for at, record in enumerate(listed)]
     machine.turn = machine.services.running = None
+    # Engines are made for a TSC that exits or does not.
+    restore(machine.clock, found["clock"], "clock")
     _make_residents(machine, records)
     _put_memory_back(machine, image)
     for name, part in _machine_parts(machine).items():
@@ -182,6 +185,8 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) ->
         _restore_domain(machine.residents[record.domid], record)
     machine.dom0.put_back(found["dom0"], lambda mfn: FramePage(machine.physical, mfn), sink_for)
     machine.turn = _turn(machine, found["turn"])
+    for resident in machine.residents:
+        resident.domain.renew_time(machine.services.running)
     wrong = machine.audit()
     if wrong:
         raise refusal("memory", f"is not sound: {wrong[0]}")
@@ -223,9 +228,8 @@ def _put_memory_back(machine: Machine, image: Image) -> None:
 
 
 def _machine_parts(machine: Machine) -> dict[str, Any]:
-    """What says its own state and is not a domain's, in the order in which it is restored."""
+    """What says its own state and is not a domain's, in the order in which it is restored after the clock."""
     return {
-        "clock": machine.clock,
         "frames": machine.frames,
         "physical": machine.physical,
         "m2p": machine.board.m2p,
