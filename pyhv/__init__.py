@@ -13,7 +13,9 @@ with pyhv.Machine(memory="1G", virtual_time=True, seed=1) as machine:
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pyhv.version import VERSION
+
+__version__ = VERSION
 __all__ = ["Guest", "GuestFailed", "Machine", "NotMapped", "PyhvError", "Snapshot", "__version__", "load"]
 
 if TYPE_CHECKING:

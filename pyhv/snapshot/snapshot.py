@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pyhv import __version__
 from pyhv.abi.layout import u16, u32
 from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
@@ -22,6 +21,7 @@ from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter, read_pages
 from pyhv.snapshot.whole import put_back, rebuild, say
 from pyhv.state import Plain, entries, items, typed
+from pyhv.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def take(machine: Machine, notes: Plain = None) -> Snapshot:
     """The machine as it is now; it must not be running. SnapshotError."""
     said = say(machine)
     about = {
-        "pyhv": __version__,
+        "pyhv": VERSION,
         "time_ns": machine.now(),
         "frames": machine.ram.frames,
         "virtual_time": machine.config.virtual_time,
