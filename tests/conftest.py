@@ -5,11 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bare_engine
-import guest_machine
 import pytest
-from compat_machine import RING1_CS, SYSENTER, Paused32, paused32
-from granting import Trio
-from guest_machine import Paused, paused
 from hypothesis import settings
 from linux_guest import Setup
 
@@ -19,6 +15,10 @@ from pyhv.domain.domain import Domain
 from pyhv.guests.build import BUILTIN, build, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
+from pyhv.testing import guest_machine
+from pyhv.testing.compat_machine import RING1_CS, SYSENTER, Paused32, paused32
+from pyhv.testing.granting import Trio
+from pyhv.testing.guest_machine import Paused, paused
 from pyhv.until import Outcome
 
 settings.register_profile("default", deadline=None)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guest_machine import UNMAPPED, Paused, paused
-from verbs import Verbs
 
 from docgen import hypercalls, numbers
 from pyhv.abi.errno import Errno
@@ -15,6 +13,8 @@ from pyhv.abi.grants import GrantStatus
 from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall, Memory
 from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
 from pyhv.hypercalls.table import Entry, Status, SubOperation
+from pyhv.testing.guest_machine import UNMAPPED, Paused, paused
+from pyhv.testing.verbs import Verbs
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = [entry for entry in HYPERCALLS if entry is not None]

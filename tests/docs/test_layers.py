@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"domain_builder"},
     {"machine"},
     {"observe", "guests", "snapshot"},
+    {"testing"},
     {"images"},
     {"api"},
     {"cli"},

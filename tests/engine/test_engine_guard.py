@@ -8,10 +8,10 @@ import threading
 
 import pytest
 from bare_engine import CODE, Bare, Exit, at
-from guest_machine import paused
 
 from pyhv.abi.x86 import Vector
 from pyhv.cpu.guard import guard
+from pyhv.testing.guest_machine import paused
 
 LOCKED = {
     "bt": "f0480fa3db",

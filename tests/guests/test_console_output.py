@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from guest_machine import HEADER, PAGES, SECOND, START, Sink, image_of, machine
 
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
+from pyhv.testing.guest_machine import HEADER, PAGES, SECOND, START, Sink, image_of, machine
 from pyhv.until import Outcome, When
 
 LINES = 3000

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import pytest
-from guest_machine import HEADER, SECOND, START, Paused, Sink, image_of, machine, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.cli import consoles
@@ -21,6 +20,7 @@ from pyhv.machine import Input, Machine
 from pyhv.mmu.physical import FramePage
 from pyhv.resident import Ended
 from pyhv.state import Plain
+from pyhv.testing.guest_machine import HEADER, SECOND, START, Paused, Sink, image_of, machine, paused
 from pyhv.until import Outcome, When
 
 PAGES = 1024

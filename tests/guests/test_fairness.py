@@ -9,13 +9,13 @@ import gc
 import tracemalloc
 
 import pytest
-from guest_machine import HEADER, PAGES, image_of, machine
 
 from pyhv.abi.numbers import VcpuState
 from pyhv.domain.config import DomainConfig
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.sched.credit import Credit
+from pyhv.testing.guest_machine import HEADER, PAGES, image_of, machine
 from pyhv.until import Outcome
 
 VICTIM = """

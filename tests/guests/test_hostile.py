@@ -12,7 +12,6 @@ from struct import error as struct_error
 from typing import Any
 
 import pytest
-from guest_machine import Run, Sink, image_of, run
 
 from docgen.hostile import document, read
 from pyhv.abi.errno import Errno
@@ -43,6 +42,7 @@ from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.tables import PageTables
+from pyhv.testing.guest_machine import Run, Sink, image_of, run
 from pyhv.traps import longmode, msr
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu

@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import UNMAPPED, Paused, paused
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import (
@@ -21,6 +20,7 @@ from pyhv.abi.physdev import PhysdevSetIobitmap, PhysdevSetIopl
 from pyhv.abi.structs import CallbackRegister, CallbackUnregister, TrapInfo, XennmiCallback
 from pyhv.abi.x86 import FLAT_RING3_CS64
 from pyhv.cpu import vmcb as v
+from pyhv.testing.guest_machine import UNMAPPED, Paused, paused
 
 HOLE = 0xFFFF800000000000
 BASES = (SegmentBase.FS, SegmentBase.GS_USER, SegmentBase.GS_KERNEL)

@@ -5,8 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import UNMAPPED, Paused, paused
-from vectors import GP, PF
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import (
@@ -15,6 +13,8 @@ from pyhv.abi.numbers import (
 )
 from pyhv.cpu import vmcb as v
 from pyhv.mmu.frames import SEGDESC, WRITABLE
+from pyhv.testing.guest_machine import UNMAPPED, Paused, paused
+from pyhv.testing.vectors import GP, PF
 
 HOLE = 0xFFFF800000000000
 

@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, image_of, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -27,6 +26,7 @@ from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
 from pyhv.hypercalls.context import Again
 from pyhv.loader.elf import load_image
+from pyhv.testing.guest_machine import Paused, image_of, paused
 
 NO_FRAME = 0xFFFFFFFFFFFFFFFE
 

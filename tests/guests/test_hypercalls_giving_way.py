@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.numbers import Hypercall, Memory, Mmuext
@@ -15,6 +14,7 @@ from pyhv.address import MASK64
 from pyhv.cpu import vmcb as v
 from pyhv.hypercalls.context import Again
 from pyhv.mmu.budget import MOST_AT_ONCE
+from pyhv.testing.guest_machine import Paused, paused
 
 TABLE = PTE_P | PTE_RW | PTE_US | PTE_A
 READ_ONLY, READ_WRITE = PTE_P | PTE_A, PTE_P | PTE_A | PTE_RW | PTE_D

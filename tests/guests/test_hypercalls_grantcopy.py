@@ -4,7 +4,17 @@
 import struct
 
 import pytest
-from granting import (
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.grants import EntryFlag, GrantStatus
+from pyhv.abi.numbers import Gnttab, Hypercall
+from pyhv.abi.structs import (
+    GnttabCopy,
+    GnttabMapGrantRef,
+    GnttabTransfer,
+)
+from pyhv.testing.granting import (
     ACCEPT,
     DEST_GREF,
     DEVICE,
@@ -26,17 +36,7 @@ from granting import (
     set_version,
     status_of,
 )
-from guest_machine import Paused
-
-from pyhv.abi.domid import DOMID_SELF
-from pyhv.abi.errno import Errno
-from pyhv.abi.grants import EntryFlag, GrantStatus
-from pyhv.abi.numbers import Gnttab, Hypercall
-from pyhv.abi.structs import (
-    GnttabCopy,
-    GnttabMapGrantRef,
-    GnttabTransfer,
-)
+from pyhv.testing.guest_machine import Paused
 
 
 def test_grant_copy_within_the_domain(guest: Paused) -> None:

@@ -2,7 +2,16 @@
 """grant_table_op: mapping and unmapping grants, and who dies first."""
 
 import pytest
-from granting import (
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.grants import EntryFlag, GrantStatus
+from pyhv.abi.structs import (
+    GnttabMapGrantRef,
+    GnttabUnmapAndReplace,
+    GnttabUnmapGrantRef,
+)
+from pyhv.testing.granting import (
     CONTAINS_PTE,
     DEVICE,
     HOST,
@@ -17,16 +26,7 @@ from granting import (
     set_version,
     status_of,
 )
-from guest_machine import UNMAPPED, Paused
-
-from pyhv.abi.domid import DOMID_SELF
-from pyhv.abi.errno import Errno
-from pyhv.abi.grants import EntryFlag, GrantStatus
-from pyhv.abi.structs import (
-    GnttabMapGrantRef,
-    GnttabUnmapAndReplace,
-    GnttabUnmapGrantRef,
-)
+from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -4,8 +4,6 @@
 import struct
 
 import pytest
-from granting import ACCEPT, DEVICE, PERMIT, READ_WRITE, Trio, entry, map_ref, op, set_version
-from guest_machine import UNMAPPED, Paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -27,6 +25,8 @@ from pyhv.abi.structs import (
 )
 from pyhv.clock import STEPS_A_LOOK
 from pyhv.hypercalls.context import Again
+from pyhv.testing.granting import ACCEPT, DEVICE, PERMIT, READ_WRITE, Trio, entry, map_ref, op, set_version
+from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 
 def test_version_and_status_frames(trio: Trio) -> None:

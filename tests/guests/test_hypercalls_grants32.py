@@ -4,7 +4,6 @@
 import struct
 
 import pytest
-from granting import ACCEPT, HOST, PERMIT, SOURCE_GREF, SUB_PAGE, Trio, entry, free_page, op, set_version
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -17,6 +16,18 @@ from pyhv.abi.structs import (
     GnttabSetupTable,
     GnttabTransfer,
     GnttabUnmapAndReplace,
+)
+from pyhv.testing.granting import (
+    ACCEPT,
+    HOST,
+    PERMIT,
+    SOURCE_GREF,
+    SUB_PAGE,
+    Trio,
+    entry,
+    free_page,
+    op,
+    set_version,
 )
 
 

@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """grant_table_op: whatever three guests do, in any order."""
 
-from granting import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.structs import (
+    GnttabCopy,
+    GnttabMapGrantRef,
+    GnttabSwapGrantRef,
+    GnttabTransfer,
+    GnttabUnmapAndReplace,
+    GnttabUnmapGrantRef,
+)
+from pyhv.testing.granting import (
     ACCEPT,
     CONTAINS_PTE,
     GTF_READONLY,
@@ -14,18 +26,6 @@ from granting import (
     entry,
     op,
     set_version,
-)
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from pyhv.abi.domid import DOMID_SELF
-from pyhv.abi.structs import (
-    GnttabCopy,
-    GnttabMapGrantRef,
-    GnttabSwapGrantRef,
-    GnttabTransfer,
-    GnttabUnmapAndReplace,
-    GnttabUnmapGrantRef,
 )
 
 REFS = st.sampled_from([3, 8, 8, 9, 9, 10, 255, 256])

@@ -5,13 +5,13 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import UNMAPPED, Paused, paused
 
 from pyhv.abi import shared
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import VcpuOp
 from pyhv.cpu import vmcb as v
 from pyhv.hypercalls.guest_context import GuestContext
+from pyhv.testing.guest_machine import UNMAPPED, Paused, paused
 
 
 @pytest.fixture

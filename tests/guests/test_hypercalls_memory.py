@@ -4,7 +4,6 @@
 import struct
 
 import pytest
-from guest_machine import UNMAPPED, Paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -22,6 +21,7 @@ from pyhv.abi.structs import (
     RemoveFromPhysmap,
     VnumaTopologyInfo,
 )
+from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 RAM, RESERVED = 1, 2
 SPACE_GRANT_TABLE, SPACE_GMFN_RANGE, SPACE_GMFN_FOREIGN = 1, 3, 4

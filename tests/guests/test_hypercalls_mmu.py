@@ -5,11 +5,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import UNMAPPED, Paused, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.structs import MmuUpdate
+from pyhv.testing.guest_machine import UNMAPPED, Paused, paused
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import UNMAPPED, Paused, paused
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall, Sched, Shutdown, Xenver
@@ -15,6 +14,7 @@ from pyhv.abi.structs import (
 )
 from pyhv.cpu import vmcb as v
 from pyhv.hypercalls.context import Again
+from pyhv.testing.guest_machine import UNMAPPED, Paused, paused
 
 
 @pytest.fixture

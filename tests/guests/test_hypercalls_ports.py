@@ -4,7 +4,6 @@
 import struct
 
 import pytest
-from guest_machine import UNMAPPED, Paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -28,6 +27,7 @@ from pyhv.abi.structs import (
     EvtchnStatus,
     EvtchnUnmask,
 )
+from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 CONSOLE = 2
 """The port of the console; 1 and 2 are the toolstack's."""

@@ -4,12 +4,12 @@
 import struct
 
 import pytest
-from guest_machine import UNMAPPED, Paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall, Physdev
 from pyhv.hypercalls.registry import HYPERCALLS
+from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 DOMCTL_CREATE, DOMCTL_DESTROY, DOMCTL_GETINFO = 1, 2, 5
 SYSCTL_VERSION, DOMCTL_VERSION, PLATFORM_VERSION = 0x15, 0x15, 0x03000001

@@ -4,13 +4,13 @@
 import struct
 
 import pytest
-from guest_machine import UNMAPPED, Paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
 from pyhv.abi.structs import MemoryExchange, MemoryReservation
 from pyhv.hypercalls.context import Again
+from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 INCREASE, DECREASE, POPULATE = (
     Memory.INCREASE_RESERVATION,

@@ -4,7 +4,6 @@
 import struct
 
 import pytest
-from guest_machine import HEADER, SECOND, START, UNMAPPED, Paused, run
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Sched, Shutdown
@@ -16,6 +15,7 @@ from pyhv.abi.structs import (
     SchedShutdown,
     SchedWatchdog,
 )
+from pyhv.testing.guest_machine import HEADER, SECOND, START, UNMAPPED, Paused, run
 from pyhv.until import Outcome
 
 

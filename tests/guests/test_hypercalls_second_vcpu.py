@@ -2,8 +2,8 @@
 """Second vCPUs that run: turns, memory, code and events that two of them share."""
 
 import pytest
-from guest_machine import HEADER, START, passes, run
 
+from pyhv.testing.guest_machine import HEADER, START, passes, run
 from pyhv.until import Outcome
 
 SECOND_VCPU = """

@@ -5,8 +5,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from compat_machine import HEADER as HEADER32
-from guest_machine import HEADER, START, UNMAPPED, Paused, Sink, image_of, machine, passes, paused, run
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall, Sched, VcpuOp, VcpuState
@@ -21,6 +19,19 @@ from pyhv.abi.structs import (
 from pyhv.domain.config import DomainConfig
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
+from pyhv.testing.compat_machine import HEADER as HEADER32
+from pyhv.testing.guest_machine import (
+    HEADER,
+    START,
+    UNMAPPED,
+    Paused,
+    Sink,
+    image_of,
+    machine,
+    passes,
+    paused,
+    run,
+)
 from pyhv.until import Outcome
 
 

@@ -4,12 +4,12 @@
 import struct
 
 import pytest
-from guest_machine import UNMAPPED, Paused
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Assist, Feature, Physdev, Xenver
 from pyhv.abi.physdev import PhysdevSetIopl
 from pyhv.abi.structs import FeatureInfo
+from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 DIRTY = b"\xaa" * 4096
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 from elf_maker import BOOTABLE_PAE, note32, pae_kernel
-from guest_machine import Sink
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.structs import StartInfo
@@ -17,6 +16,7 @@ from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.frames import L1, L2, L3
+from pyhv.testing.guest_machine import Sink
 from pyhv.traps.startup import boot_registers
 
 PAGES = 2048

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from guest_machine import Sink, machine
 
 from pyhv import domain_builder
 from pyhv.devices.backend import Backend
@@ -22,6 +21,7 @@ from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.tables import PageTables
 from pyhv.sched.base import SchedParameters
 from pyhv.sched.credit import Credit
+from pyhv.testing.guest_machine import Sink, machine
 from pyhv.until import Outcome
 from pyhv.xenstore.store import Store
 

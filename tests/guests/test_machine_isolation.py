@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from guest_machine import HEADER, START, TRAPS, Paused, Sink, image_of, paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -28,6 +27,7 @@ from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.frames import L1, SEGDESC, WRITABLE
+from pyhv.testing.guest_machine import HEADER, START, TRAPS, Paused, Sink, image_of, paused
 from pyhv.until import AllEnded, Outcome, When
 
 PAGES = 1024

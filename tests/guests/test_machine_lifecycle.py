@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guest_machine import HEADER, SECOND, START, TRAPS, Sink, image_of, machine
 
 from pyhv.abi.numbers import Shutdown
 from pyhv.domain.config import DomainConfig
@@ -19,6 +18,7 @@ from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
 from pyhv.resident import Ended
+from pyhv.testing.guest_machine import HEADER, SECOND, START, TRAPS, Sink, image_of, machine
 from pyhv.until import AllEnded, Exits, Forever, Outcome, Seconds, When
 
 PAGES = 1024

@@ -6,7 +6,6 @@ import resource
 
 import numpy as np
 import pytest
-from guest_machine import HEADER, START, TRAPS, Sink, run
 from hypothesis import given
 from hypothesis import strategies as st
 from mmu_bench import Bench
@@ -16,6 +15,7 @@ from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
+from pyhv.testing.guest_machine import HEADER, START, TRAPS, Sink, run
 from pyhv.until import Outcome
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -2,7 +2,6 @@
 """A domain that suspends itself, and is resumed."""
 
 import pytest
-from guest_machine import HEADER, PAGES, START, Sink, image_of, machine
 
 from pyhv.abi.numbers import Shutdown
 from pyhv.domain.config import DomainConfig
@@ -10,6 +9,7 @@ from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
+from pyhv.testing.guest_machine import HEADER, PAGES, START, Sink, image_of, machine
 from pyhv.until import Outcome
 
 SUSPEND = """

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guest_machine import Sink, image_of
 
 import pyhv.guests
 from pyhv.cpu.tuning import gate
@@ -15,6 +14,7 @@ from pyhv.guests.build import BUILTIN, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
+from pyhv.testing.guest_machine import Sink, image_of
 
 SOURCES = Path(pyhv.guests.__file__).parent
 PAGES = 4096

@@ -3,12 +3,11 @@
 
 from typing import Any
 
-from guest_machine import PAGES, Paused, machine
-
 from pyhv.abi.grants import MapFlag
 from pyhv.address import Mfn
 from pyhv.grants.maptrack import Mapping
 from pyhv.state import restore, state
+from pyhv.testing.guest_machine import PAGES, Paused, machine
 
 
 def test_accounts_that_do_not_agree_are_found() -> None:

@@ -9,10 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import go_on
 import pytest
-from go_on import History, finish
-from guest_machine import SECOND, Sink, machine
 
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError, SnapshotError
@@ -21,13 +18,14 @@ from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
 from pyhv.snapshot.snapshot import Snapshot, load, take
+from pyhv.testing.go_on import History, finish, go_on
+from pyhv.testing.guest_machine import SECOND, Sink, machine
 from pyhv.until import Exits, Outcome
 
 PAGES = 1024
 COUPLES = [("ping", "pong"), ("smp32", "ticker"), ("code", "grants32")]
 GROUPS = [(name,) for name in sorted(BUILTIN) if name not in ("ping", "pong")] + COUPLES
 CUTS = 3
-NEW_PROCESS = Path(go_on.__file__)
 
 
 @dataclass
@@ -105,7 +103,7 @@ def elsewhere(runs: dict[tuple[str, ...], Run]) -> dict[Path, History]:
     """What machines made of the files do in another process, whose hashes are others."""
     files = [cut.file for run in runs.values() for cut in run.cuts]
     done = subprocess.run(
-        [sys.executable, str(NEW_PROCESS), "0", *map(str, files)],
+        [sys.executable, "-m", "pyhv.testing.go_on", "0", *map(str, files)],
         stdout=subprocess.PIPE,
         check=True,
         env={**os.environ, "PYTHONHASHSEED": "77"},
@@ -128,7 +126,7 @@ def test_any_number_of_machines_goes_on_from_one_moment(
 ) -> None:
     run = runs[names]
     for cut in [*run.cuts, run.cuts[0]]:
-        assert go_on.go_on(cut.snapshot) == run.rest(cut)
+        assert go_on(cut.snapshot) == run.rest(cut)
 
 
 @pytest.mark.parametrize("names", [*COUPLES, ("pages",)], ids="-".join)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from guest_machine import SECOND, Sink, machine
 from test_state_running import PAGES, parts
 
 from pyhv.domain.config import DomainConfig
@@ -15,6 +14,7 @@ from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.state import restore, state
+from pyhv.testing.guest_machine import SECOND, Sink, machine
 from pyhv.until import Exits
 
 NAMES = ("ping", "pong", "fifo", "grants32")

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from guest_machine import SECOND, Sink, machine
-from saving import packed, unexplained_from
 
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.ram import Ram
@@ -17,6 +15,8 @@ from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
 from pyhv.state import restore
+from pyhv.testing.guest_machine import SECOND, Sink, machine
+from pyhv.testing.saving import packed, unexplained_from
 from pyhv.until import Exits, Outcome
 
 PAGES = 1024

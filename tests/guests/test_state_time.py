@@ -6,8 +6,6 @@ import struct
 import time
 
 import pytest
-from guest_machine import Paused, Sink, machine
-from saving import packed
 
 from pyhv.abi.shared import VI_TIME
 from pyhv.clock import RealClock
@@ -16,6 +14,8 @@ from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.snapshot.snapshot import take
 from pyhv.state import restore
+from pyhv.testing.guest_machine import Paused, Sink, machine
+from pyhv.testing.saving import packed
 from pyhv.until import When
 
 RECORD = struct.Struct("<IIQQIbBxx")

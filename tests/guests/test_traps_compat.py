@@ -2,7 +2,12 @@
 """Into the kernel of a 32-bit guest: frames, stacks, exceptions, INT n, SYSENTER, what a handler needs."""
 
 import pytest
-from compat_machine import (
+
+from pyhv.abi.numbers import Assist
+from pyhv.abi.x86 import ERROR_CODE_VECTORS
+from pyhv.cpu import vmcb as v
+from pyhv.domain.callbacks import CallbackEntry
+from pyhv.testing.compat_machine import (
     CODE1,
     DATA1,
     G_ABSENT_CODE,
@@ -17,12 +22,7 @@ from compat_machine import (
     Paused32,
     with_base,
 )
-from vectors import BP, BR, DE, GP, IF, NM, OF, PF, RF, UD
-
-from pyhv.abi.numbers import Assist
-from pyhv.abi.x86 import ERROR_CODE_VECTORS
-from pyhv.cpu import vmcb as v
-from pyhv.domain.callbacks import CallbackEntry
+from pyhv.testing.vectors import BP, BR, DE, GP, IF, NM, OF, PF, RF, UD
 
 
 @pytest.fixture

@@ -4,7 +4,13 @@
 import struct
 
 import pytest
-from compat_machine import (
+
+from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.abi.numbers import Assist, Hypercall
+from pyhv.address import MASK32
+from pyhv.cpu import vmcb as v
+from pyhv.testing.compat_machine import (
     DATA1,
     DATA3,
     G_DATA1,
@@ -16,13 +22,7 @@ from compat_machine import (
     paused32,
     with_base,
 )
-from vectors import DB, PF
-
-from pyhv.abi.domid import DOMID_SELF
-from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Assist, Hypercall
-from pyhv.address import MASK32
-from pyhv.cpu import vmcb as v
+from pyhv.testing.vectors import DB, PF
 
 
 @pytest.fixture

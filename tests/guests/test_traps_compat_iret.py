@@ -4,7 +4,10 @@
 import struct
 
 import pytest
-from compat_machine import (
+
+from pyhv.abi.numbers import Assist, Hypercall
+from pyhv.cpu import vmcb as v
+from pyhv.testing.compat_machine import (
     CODE1,
     DATA1,
     EVENT,
@@ -23,10 +26,7 @@ from compat_machine import (
     RING3_DS,
     Paused32,
 )
-from vectors import DB, GP, IF, NP, RF, SS, TF, UD
-
-from pyhv.abi.numbers import Assist, Hypercall
-from pyhv.cpu import vmcb as v
+from pyhv.testing.vectors import DB, GP, IF, NP, RF, SS, TF, UD
 
 
 @pytest.fixture

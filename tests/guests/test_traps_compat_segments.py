@@ -4,7 +4,10 @@
 import struct
 
 import pytest
-from compat_machine import (
+
+from pyhv.address import MASK32
+from pyhv.cpu import vmcb as v
+from pyhv.testing.compat_machine import (
     CODE3,
     DATA1,
     DATA3,
@@ -25,10 +28,7 @@ from compat_machine import (
     with_base,
     with_limit,
 )
-from vectors import GP, NP, PF, UD
-
-from pyhv.address import MASK32
-from pyhv.cpu import vmcb as v
+from pyhv.testing.vectors import GP, NP, PF, UD
 
 
 @pytest.fixture

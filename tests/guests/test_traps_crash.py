@@ -2,9 +2,9 @@
 """What ends a domain: each fatal cause gives a report and an orderly end of the machine, and nothing else."""
 
 import pytest
-from guest_machine import HEADER, START, TRAPS, Run, run
 
 from pyhv.cpu.exits import ExitKind
+from pyhv.testing.guest_machine import HEADER, START, TRAPS, Run, run
 from pyhv.until import Outcome
 
 

@@ -3,11 +3,7 @@
 
 from collections.abc import Iterator
 
-import guest_machine
 import pytest
-from guest_machine import PAGES, SECOND, Paused, Sink, machine, paused
-from guest_machine import run as run_guest
-from vectors import DB, GP, PF, RF, TF, UD
 
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
@@ -15,6 +11,10 @@ from pyhv.cpu.exits import ExitKind
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
+from pyhv.testing import guest_machine
+from pyhv.testing.guest_machine import PAGES, SECOND, Paused, Sink, machine, paused
+from pyhv.testing.guest_machine import run as run_guest
+from pyhv.testing.vectors import DB, GP, PF, RF, TF, UD
 from pyhv.until import Outcome
 
 pytestmark = pytest.mark.usefixtures("engines")

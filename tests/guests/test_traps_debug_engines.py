@@ -5,10 +5,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import guest_machine
 import pytest
-from compat_machine import CODE3, paused32, with_base
-from guest_machine import Paused, paused
 from test_traps_debug import ACCESS, BS, CODE, DB, EXECUTE, FREE, IDLE, RF, TF, WRITE, arm, disarm
 
 from pyhv.cpu import debugunit, decode
@@ -16,6 +13,9 @@ from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 from pyhv.cpu.exits import ExitKind
 from pyhv.cpu.tuning.gate import tuning
+from pyhv.testing import guest_machine
+from pyhv.testing.compat_machine import CODE3, paused32, with_base
+from pyhv.testing.guest_machine import Paused, paused
 
 DATA = FREE + 64
 CF_ZF = 0x41

@@ -4,12 +4,12 @@ guest is there, not before, and everything before it has been done."""
 
 import pytest
 from bare_engine import CODE_2, DATA, Bare, at
-from compat_machine import paused32
-from guest_machine import Paused, paused
-from vectors import DB, GP, PF
 
 from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
+from pyhv.testing.compat_machine import paused32
+from pyhv.testing.guest_machine import Paused, paused
+from pyhv.testing.vectors import DB, GP, PF
 
 STORE = b"\xc7\x03\x05\x00\x00\x00"  # mov dword ptr [rbx], 5
 HALF = b"\xb8\x01"  # mov eax, ...

@@ -4,13 +4,13 @@
 import struct
 
 import pytest
-from compat_machine import paused32
-from guest_machine import paused
 
 from pyhv.abi import shared
 from pyhv.abi.numbers import VcpuOp
 from pyhv.abi.shared import CONTEXT_LAYOUT
 from pyhv.cpu import vmcb as v
+from pyhv.testing.compat_machine import paused32
+from pyhv.testing.guest_machine import paused
 
 SAVE = {64: b"\x48\x0f\xae\x03", 32: b"\x0f\xae\x03"}  # FXSAVE64 or FXSAVE at RBX
 

@@ -5,13 +5,13 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
-from vectors import BP, DB, GP, IF, NM, NP, PF, RF, SS, UD
 
 from pyhv.abi.numbers import Hypercall
 from pyhv.abi.x86 import ERROR_CODE_VECTORS
 from pyhv.cpu import vmcb as v
 from pyhv.domain.callbacks import CallbackEntry
+from pyhv.testing.guest_machine import Paused, paused
+from pyhv.testing.vectors import BP, DB, GP, IF, NM, NP, PF, RF, SS, UD
 
 EVENT, SYSCALL, SYSENTER, FAILSAFE = 256, 257, 258, 259
 

@@ -5,7 +5,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from compat_machine import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyhv.cpu import vmcb as v
+from pyhv.testing.compat_machine import (
     CODE1,
     CODE3,
     CONFORMING1,
@@ -23,12 +27,8 @@ from compat_machine import (
     with_base,
     with_limit,
 )
-from guest_machine import paused
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from vectors import DB, GP, NP, PF, TS
-
-from pyhv.cpu import vmcb as v
+from pyhv.testing.guest_machine import paused
+from pyhv.testing.vectors import DB, GP, NP, PF, TS
 
 K_CODE, U_CODE, CONF, K_LIMITED, K_DATA, U_BASED, ABSENT_CODE, GATE = range(8, 72, 8)
 TARGET = 0x9000

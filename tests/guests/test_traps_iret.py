@@ -4,12 +4,12 @@
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
-from vectors import DB, GP, IF, RF, UD
 
 from pyhv.abi.numbers import Assist, VcpuOp
 from pyhv.cpu import vmcb as v
 from pyhv.domain.callbacks import CallbackEntry
+from pyhv.testing.guest_machine import Paused, paused
+from pyhv.testing.vectors import DB, GP, IF, RF, UD
 
 EVENT, SYSCALL, SYSENTER, FAILSAFE = 256, 257, 258, 259
 

@@ -8,12 +8,12 @@ values may be written. Everything else is #GP(0).
 from collections.abc import Callable, Iterator
 
 import pytest
-from compat_machine import paused32
-from guest_machine import TRAPS, Paused, passes, paused
-from vectors import GP
 
 from pyhv.address import MASK64
 from pyhv.cpu import vmcb as v
+from pyhv.testing.compat_machine import paused32
+from pyhv.testing.guest_machine import TRAPS, Paused, passes, paused
+from pyhv.testing.vectors import GP
 from pyhv.traps.msr import Refused, read_msr, write_msr
 
 Value = int | None

@@ -4,12 +4,12 @@
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
-from vectors import GP, NM, PF, UD
 
 from pyhv.abi.numbers import Assist, Physdev
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
+from pyhv.testing.guest_machine import Paused, paused
+from pyhv.testing.vectors import GP, NM, PF, UD
 
 CODE = 0x8000
 

@@ -4,12 +4,12 @@
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
-from vectors import PF
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import PTE_AVAIL, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW
 from pyhv.cpu import vmcb as v
+from pyhv.testing.guest_machine import Paused, paused
+from pyhv.testing.vectors import PF
 
 REGISTERS = (v.RAX, v.RCX, v.RDX, v.RBX, v.RSI, v.RDI, v.R8)
 

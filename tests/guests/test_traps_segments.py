@@ -5,13 +5,13 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import PAGES, Paused, Sink, machine, paused
 
 from pyhv.cpu import vmcb as v
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
+from pyhv.testing.guest_machine import PAGES, Paused, Sink, machine, paused
 
 FAILSAFE = 259
 DATA, READ_ONLY, CODE, EXECUTE_ONLY, CONFORMING = (

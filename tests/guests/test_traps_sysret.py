@@ -7,15 +7,15 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from compat_machine import SYSENTER as SYSENTER32
-from compat_machine import Paused32, paused32
-from guest_machine import Paused, paused
-from vectors import BP, DB, GP, IF, PF, RF, TF, UD
 
 from pyhv.abi.numbers import Hypercall
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain.callbacks import CallbackEntry
+from pyhv.testing.compat_machine import SYSENTER as SYSENTER32
+from pyhv.testing.compat_machine import Paused32, paused32
+from pyhv.testing.guest_machine import Paused, paused
+from pyhv.testing.vectors import BP, DB, GP, IF, PF, RF, TF, UD
 
 EVENT, SYSCALL, SYSENTER = 256, 257, 258
 FLAT_CS, FLAT_CS32, FLAT_SS = 0xE033, 0xE023, 0xE02B

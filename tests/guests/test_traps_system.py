@@ -9,10 +9,10 @@ the instruction for a kernel.
 from typing import NamedTuple
 
 import pytest
-from compat_machine import Paused32, paused32
-from guest_machine import Paused, paused
 
 from pyhv.abi.x86 import CR4_DE, Vector
+from pyhv.testing.compat_machine import Paused32, paused32
+from pyhv.testing.guest_machine import Paused, paused
 
 GP, UD = Vector.GP, Vector.UD
 

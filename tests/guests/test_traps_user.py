@@ -4,10 +4,10 @@
 """
 
 import pytest
-from guest_machine import run
-from user_guest import process, source
 
 from pyhv.cpu.exits import ExitKind
+from pyhv.testing.guest_machine import run
+from pyhv.testing.user_guest import process, source
 
 BOTH = pytest.mark.parametrize("merged", [False, True], ids=["split", "merged"])
 

@@ -5,10 +5,10 @@ What a guest's kernel sees of a process that has done so must not look like the 
 """
 
 import pytest
-from guest_machine import Paused, paused
 
 from pyhv.abi.x86 import FLAG_IOPL, FLAG_VM
 from pyhv.cpu import vmcb as v
+from pyhv.testing.guest_machine import Paused, paused
 
 UD, AT = 6, 0x10
 IRET_TO_VM86 = """

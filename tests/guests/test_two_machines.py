@@ -6,13 +6,12 @@ import sys
 import threading
 from collections.abc import Callable
 
-from guest_machine import HEADER, START, TRAPS, Sink, image_of
-
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
+from pyhv.testing.guest_machine import HEADER, START, TRAPS, Sink, image_of
 from pyhv.until import Outcome
 
 PAGES = 4096
@@ -141,7 +140,7 @@ def test_the_first_two_machines_of_a_process_may_come_at_once() -> None:
     """What belongs to the process - the library's pointers, proofs - is found out once."""
     code = """
 import sys; sys.path.insert(0, "tests/support"); sys.path.insert(0, "tests/guests")
-from guest_machine import image_of
+from pyhv.testing.guest_machine import image_of
 from test_two_machines import ABORTING, CRASHING, in_threads, run
 from pyhv.cpu import stops
 image_of(ABORTING), image_of(CRASHING)

@@ -6,8 +6,6 @@ hidden segment, no mode of the FPU, no pending step may be forgotten.
 import random
 
 import pytest
-from guest_machine import Sink, image_of
-from user_guest import source
 
 from pyhv.cpu.registers import Registers
 from pyhv.domain.config import DomainConfig
@@ -17,6 +15,8 @@ from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
 from pyhv.state import restore, state, unexplained
+from pyhv.testing.guest_machine import Sink, image_of
+from pyhv.testing.user_guest import source
 from pyhv.until import Exits, Outcome
 
 PAGES = 4096

@@ -3,11 +3,11 @@
 end soon, and the reading goes on counting for whoever never stops."""
 
 import pytest
-from guest_machine import HEADER, START, paused, run
 
 from pyhv.clock import BYTES_PER_NS, EXIT_NS, TSC_READ_NS, VirtualClock
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind
+from pyhv.testing.guest_machine import HEADER, START, paused, run
 
 pytestmark = pytest.mark.usefixtures("both_engines")
 

@@ -13,7 +13,6 @@ import struct
 from collections import Counter
 
 import numpy as np
-from guest_machine import PAGES, Paused
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -25,6 +24,7 @@ from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapGrantRef, MemoryReser
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_PCD, PTE_RW, PTE_US
 from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
+from pyhv.testing.guest_machine import PAGES, Paused
 
 DEEP = bool(os.environ.get("PYHV_DEEP"))
 READ, WRITE = PTE_P | PTE_A | PTE_NX, PTE_P | PTE_RW | PTE_A | PTE_D | PTE_NX

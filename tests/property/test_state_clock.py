@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saving import assert_restored, packed, unexplained_from
 
 from pyhv.clock import RealClock, VirtualClock
 from pyhv.cpu.tsc import TscRate, rate
 from pyhv.errors import StateError
 from pyhv.state import restore
+from pyhv.testing.saving import assert_restored, packed, unexplained_from
 
 SECOND = 1_000_000_000
 

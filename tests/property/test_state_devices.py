@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saving import assert_restored, packed, unexplained_from
-from shared_pages import BytesPage
 
 from pyhv.abi.xs_wire import Message
 from pyhv.devices.console import ConsoleRing
@@ -17,6 +15,8 @@ from pyhv.errors import StateError
 from pyhv.events.timers import TimerQueue
 from pyhv.services import Timer, TimerKey
 from pyhv.state import restore
+from pyhv.testing.saving import assert_restored, packed, unexplained_from
+from pyhv.testing.shared_pages import BytesPage
 from pyhv.xenstore.store import Store
 from pyhv.xenstore.wire import Connection, encode
 

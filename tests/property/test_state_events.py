@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saving import assert_restored, packed, unexplained_from
-from shared_pages import BytesPage
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.numbers import Virq
@@ -17,6 +15,8 @@ from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel, Unshared
 from pyhv.events.vcpu_info import VcpuInfo
 from pyhv.state import restore
+from pyhv.testing.saving import assert_restored, packed, unexplained_from
+from pyhv.testing.shared_pages import BytesPage
 
 VCPUS = 2
 DOMIDS = (1, 2)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saving import assert_restored, packed, unexplained_from
 
 from pyhv.abi.grants import MapFlag
 from pyhv.address import Mfn
@@ -17,6 +16,7 @@ from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.state import restore
+from pyhv.testing.saving import assert_restored, packed, unexplained_from
 
 HOST, DEVICE = MapFlag.HOST, MapFlag.DEVICE
 

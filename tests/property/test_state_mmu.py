@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmu_bench import LINEAR, RO, RW, RX, UPPER, BareDomain, Bench
-from saving import assert_restored, packed, unexplained_from
 
 from pyhv.abi.x86 import PTE_P, PTE_US
 from pyhv.address import Mfn
@@ -18,6 +17,7 @@ from pyhv.mmu.frames import L1, L4
 from pyhv.mmu.paging import CACHE_FRAMES, MERGED, SPLIT_KERNEL, SPLIT_USER
 from pyhv.mmu.stepwise import approve, settle_some
 from pyhv.state import restore, state
+from pyhv.testing.saving import assert_restored, packed, unexplained_from
 
 PLAY = 14
 """Frames of each domain that it plays with."""

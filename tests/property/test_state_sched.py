@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saving import assert_restored, packed, unexplained_from
 
 from pyhv.abi.numbers import VcpuState
 from pyhv.errors import StateError
@@ -17,6 +16,7 @@ from pyhv.sched import SCHEDULERS, Scheduler
 from pyhv.sched.base import MILLISECOND, SchedParameters
 from pyhv.sched.runstate import Runstate
 from pyhv.state import restore, state
+from pyhv.testing.saving import assert_restored, packed, unexplained_from
 
 NAMES = sorted(SCHEDULERS)
 

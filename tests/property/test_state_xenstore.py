@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saving import assert_restored, packed, unexplained_from
 
 from pyhv.abi.xs_wire import LinkError, Message
 from pyhv.errors import StateError
 from pyhv.state import restore, state
+from pyhv.testing.saving import assert_restored, packed, unexplained_from
 from pyhv.xenstore.limits import Quota, StoreError
 from pyhv.xenstore.store import Store
 from pyhv.xenstore.wire import Connection, encode

@@ -4,7 +4,6 @@
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import PAGES, Paused, Sink, image_of, machine, paused
 
 from pyhv.abi.numbers import ConsoleIo, Hypercall
 from pyhv.abi.x86 import PTE_P
@@ -22,6 +21,7 @@ from pyhv.mmu import memory as memory_module
 from pyhv.mmu import paging
 from pyhv.mmu.tables import MOST_FLUSH_PAGES
 from pyhv.sched.credit import Credit
+from pyhv.testing.guest_machine import PAGES, Paused, Sink, image_of, machine, paused
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import STACK_WORDS, capture
 from pyhv.xenstore.wire import Connection, encode

@@ -2,7 +2,8 @@
 """Real time where the engine may not be stopped at any moment: it must stop itself, exactly and in time."""
 
 import pytest
-from guest_machine import HEADER, SECOND, START, run
+
+from pyhv.testing.guest_machine import HEADER, SECOND, START, run
 
 COUNT = """
     mov ebx, 400000

@@ -3,10 +3,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_pages import BytesPage
 
 from pyhv.events.delivery import Effect, TwoLevel, Unshared
 from pyhv.events.vcpu_info import VcpuInfo
+from pyhv.testing.shared_pages import BytesPage
 
 BOTH = Effect.NEWLY_PENDING | Effect.UPCALL
 

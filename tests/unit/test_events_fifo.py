@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from shared_pages import BytesPage
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -17,6 +16,7 @@ from pyhv.events.channels import EventChannels
 from pyhv.events.delivery import TwoLevel
 from pyhv.events.fifo import DEFAULT_PRIORITY
 from pyhv.events.vcpu_info import VcpuInfo
+from pyhv.testing.shared_pages import BytesPage
 
 PENDING, MASKED, LINKED, BUSY = 1 << 31, 1 << 30, 1 << 29, 1 << 28
 LINK = (1 << 17) - 1

@@ -4,12 +4,12 @@
 import struct
 
 import pytest
-from shared_pages import BytesPage
 
 from pyhv.abi.errno import Errno
 from pyhv.errors import XenError
 from pyhv.events.delivery import Effect, TwoLevel
 from pyhv.events.vcpu_info import VcpuInfo
+from pyhv.testing.shared_pages import BytesPage
 
 BOTH = Effect.NEWLY_PENDING | Effect.UPCALL
 

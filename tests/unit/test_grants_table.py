@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared_pages import BytesPage
 
 from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.address import Mfn
 from pyhv.grants.status import GrantError
 from pyhv.grants.table import MAX_PINS, GrantTable
+from pyhv.testing.shared_pages import BytesPage
 
 HOST, DEVICE = MapFlag.HOST, MapFlag.DEVICE
 

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_pages import BytesPage
 from test_grants_table import Lender
 
 from pyhv.abi.errno import Errno
@@ -15,6 +14,7 @@ from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.grants.status import GrantError
 from pyhv.grants.table import MAX_PINS, GrantTable
+from pyhv.testing.shared_pages import BytesPage
 
 PERMIT, ACCEPT, TRANSITIVE, READONLY, READING, WRITING, SUB_PAGE = 1, 2, 3, 4, 8, 16, 256
 PER_FRAME = 256

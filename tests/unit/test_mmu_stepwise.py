@@ -4,7 +4,6 @@
 from collections.abc import Iterator
 
 import pytest
-from guest_machine import Paused, paused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmu_bench import UPPER, Bench
@@ -19,6 +18,7 @@ from pyhv.hypercalls.context import Again
 from pyhv.mmu import stepwise
 from pyhv.mmu.budget import IN_STEPS, UNBOUNDED, Budget, TooMuch
 from pyhv.mmu.frames import L1, L2, L3, L4
+from pyhv.testing.guest_machine import Paused, paused
 
 PIN_L2, PIN_L3, UNPIN = 1, 2, 4
 EINVAL = -Errno.EINVAL

@@ -6,12 +6,12 @@ from collections import deque
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_pages import BytesPage
 
 from pyhv.abi.xs_wire import Message
 from pyhv.devices.console import ConsoleRing
 from pyhv.devices.ring import ByteRing, RingBroken
 from pyhv.devices.xenstore_ring import XenstoreRing
+from pyhv.testing.shared_pages import BytesPage
 from pyhv.xenstore.store import Store
 from pyhv.xenstore.wire import HEADER, Connection, encode
 

@@ -13,22 +13,27 @@ class BytesPage(SharedPage):
         self.bytes = bytearray(PAGE_SIZE)
 
     def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the page."""
         assert 0 <= offset <= offset + length <= PAGE_SIZE
         return bytes(self.bytes[offset : offset + length])
 
     def write(self, offset: int, data: bytes) -> None:
+        """Store bytes."""
         assert 0 <= offset <= offset + len(data) <= PAGE_SIZE
         self.bytes[offset : offset + len(data)] = data
 
     def window(self, offset: int, length: int) -> memoryview:
+        """A view for reading."""
         assert 0 <= offset <= offset + length <= PAGE_SIZE
         return memoryview(self.bytes)[offset : offset + length].toreadonly()
 
     def read_u32(self, offset: int) -> int:
+        """An aligned 32-bit word."""
         assert offset % 4 == 0
         return super().read_u32(offset)
 
     def write_u32(self, offset: int, value: int) -> None:
+        """Store an aligned 32-bit word."""
         assert offset % 4 == 0
         super().write_u32(offset, value)
 

@@ -7,7 +7,7 @@ exception of the process is noted, and the process goes on at the address in its
 vector, error code, RIP and CR2 of it in RDI, RSI, RDX and R8.
 """
 
-from guest_machine import Run, run
+from pyhv.testing.guest_machine import Run, run
 
 USER_CODE = 2 << 39
 USER_DATA = USER_CODE + 0x1000

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Three paused guests that grant each other pages: what the tests of grant_table_op share."""
+"""Three paused guests that grant each other pages: for tests of grant_table_op."""
 
 import struct
 from typing import TypeVar
-
-from guest_machine import Paused
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.grants import CopyFlag, EntryFlag, MapFlag
@@ -13,6 +11,7 @@ from pyhv.abi.numbers import Memory
 from pyhv.abi.structs import GnttabCopy, GnttabMapGrantRef, GnttabSetVersion, MemoryReservation
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW
 from pyhv.machine import Machine, MachineConfig
+from pyhv.testing.guest_machine import Paused
 
 PAGES = 1024
 READ_WRITE = PTE_P | PTE_RW | PTE_A | PTE_D
@@ -57,7 +56,7 @@ def entry(guest: Paused, ref: int, flags: int, domid: int, frame: int, low: tupl
     )
     mfn = table.frames[ref * size // 4096]
     at = (mfn << 12) + ref * size % 4096
-    guest.machine.ram.writable.raw[at : at + size] = raw
+    guest.machine.physical.write(at, raw)
 
 
 def flags_of(guest: Paused, ref: int) -> int:
@@ -82,10 +81,12 @@ class Trio:
         self.a, self.b, self.c = (Paused(self.machine) for _ in range(3))
 
     def kill(self, guest: Paused) -> None:
+        """End a guest, and see that all of it goes."""
         guest.domain.shut_down(0)
         self.machine.settle()
 
     def copy(self, guest: Paused, **fields: int) -> int:
+        """GNTTABOP_copy of one piece; its status."""
         return op(guest, GnttabCopy(**fields)).status
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from verbs import Result, Verbs
-
 from pyhv.abi.numbers import UVMF_INVLPG, Hypercall, Mmuext
 from pyhv.address import MASK64, Va
 from pyhv.cpu import vmcb as v
@@ -25,6 +23,7 @@ from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.sched.base import Scheduler
+from pyhv.testing.verbs import Result, Verbs
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
 from pyhv.until import Outcome
@@ -61,6 +60,7 @@ class Sink:
         self.data = b""
 
     def output(self, data: bytes) -> None:
+        """Bytes that the guest wrote."""
         self.data += data
 
 
@@ -90,6 +90,7 @@ class Run:
 
     @property
     def passed(self) -> bool:
+        """Whether it said SUCCESS and powered itself off."""
         return (
             self.outcome is Outcome.ENDED and self.domain.shutdown_reason == 0 and "SUCCESS\n" in self.output
         )

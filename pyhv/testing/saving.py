@@ -46,6 +46,7 @@ def unexplained_from(*roots: object, beyond: tuple[type, ...] = ()) -> list[str]
 
 
 def attributes(thing: object) -> Iterator[Any]:
+    """Values of all attributes of an object, those in slots included."""
     yield from getattr(thing, "__dict__", {}).values()
     for kind in type(thing).__mro__:
         slots = kind.__dict__.get("__slots__", ())

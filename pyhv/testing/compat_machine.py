@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`Paused32`: the paused guest of `guest_machine.py` with a 32-bit kernel, a GDT and an LDT of its own.
+"""`Paused32`: the paused guest of `guest_machine` with a 32-bit kernel, a GDT and an LDT of its own.
 
 Its scratch pages belong to ring 3 too, but for the last two, which hold the kernel's stacks.
 """
@@ -8,14 +8,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from guest_machine import Paused, machine
-
 from pyhv.abi.numbers import Hypercall, Mmuext
 from pyhv.address import MASK32
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.machine import Machine
+from pyhv.testing.guest_machine import Paused, machine
 
 RING1_CS, RING1_DS, RING3_CS, RING3_DS = 0xE019, 0xE021, 0xE02B, 0xE033
 CODE1, DATA1 = 0x00CF_BB00_0000_FFFF, 0x00CF_B300_0000_FFFF
@@ -109,6 +108,7 @@ scratch: .zero 16 * PAGE_SIZE
     # -- running code ----------------------------------------------------------------------------------------
 
     def handlers(self, flags: int = 0) -> None:
+        """Register a handler for every vector and callback, in ring 1; each does nothing for ever."""
         super().handlers(flags)
         vcpu = self.vcpu
         vcpu.traps.selectors = [RING1_CS] * 256
@@ -116,6 +116,7 @@ scratch: .zero 16 * PAGE_SIZE
         vcpu.callbacks.failsafe = CallbackEntry(self.handler(FAILSAFE), True, RING1_CS)
 
     def load(self, code: str | bytes, offset: int = _CODE) -> int:
+        """Put 32-bit code into the scratch pages, an endless loop behind it; where its end is."""
         address = self.scratch + offset
         raw = code if isinstance(code, bytes) else assemble(code.replace(";", "\n"), address, width=32)
         self.put(raw + b"\xeb\xfe", offset)
@@ -128,6 +129,7 @@ scratch: .zero 16 * PAGE_SIZE
 
     @property
     def stack(self) -> int:
+        """Where `execute` puts ESP."""
         return self.scratch + _STACK
 
     @property

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A process of its own that reads snapshots and goes on: prints, as JSON, what each machine did to its end.
 
-python go_on.py EXITS FILE...        EXITS 0: until all guests have ended
+python -m pyhv.testing.go_on EXITS FILE...        EXITS 0: until all guests have ended
 """
 
 import json
 import sys
 
-from guest_machine import SECOND, Sink
-
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
 from pyhv.snapshot.snapshot import Snapshot, load
+from pyhv.testing.guest_machine import SECOND, Sink
 from pyhv.until import AllEnded, Exits
 
 History = list[object]

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What tests of kernels and of the hypervisor are made of: small guests from assembly text, and hypercalls as
+methods.
+
+    guest_machine     run a guest's source to its end; or leave it paused and call hypercalls from Python
+    compat_machine    the paused guest with a 32-bit kernel
+    user_guest        a guest with a user process
+    verbs             hypercalls as typed methods
+    granting          three guests that grant each other pages
+    vectors           exceptions and flags by their short names
+    shared_pages      a page that guest and hypervisor share, without a machine
+    saving, go_on     states that survive a file; snapshots that go on in a process of their own
+
+Nothing here needs a test framework: what fails raises AssertionError.
+"""
