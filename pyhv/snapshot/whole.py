@@ -22,10 +22,12 @@ from pyhv.devices.toolstack import SinkFor
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import SnapshotError
+from pyhv.hypercalls.context import WATCHDOGS
 from pyhv.machine import Machine, MachineConfig, Turn
 from pyhv.mmu.physical import FramePage
 from pyhv.resident import Counts, Resident
 from pyhv.sched import SCHEDULERS
+from pyhv.services import Timer
 from pyhv.state import Nanoseconds, Plain, Said, construct, entries, items, refusal, restore, state
 
 _WHOLE: Final = dict.fromkeys(
@@ -185,6 +187,7 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) ->
         _restore_domain(machine.residents[record.domid], record)
     machine.dom0.put_back(found["dom0"], lambda mfn: FramePage(machine.physical, mfn), sink_for)
     machine.turn = _turn(machine, found["turn"])
+    _check_timers(machine)
     for resident in machine.residents:
         resident.domain.renew_time(machine.services.running)
     wrong = machine.audit()
@@ -255,6 +258,15 @@ def _restore_domain(resident: Resident, record: DomainRecord) -> None:
         restore(domain.engine.debug_unit, record.debug_unit, f"{where}: debug_unit")
     resident.count_on(record.counts)
     resident.dispatcher.begin_anew()
+
+
+def _check_timers(machine: Machine) -> None:
+    """StateError: a timer is for something that is not there."""
+    for kind, domid, number in machine.services.timers:
+        resident = machine.residents.get(domid)
+        most = 0 if resident is None else WATCHDOGS if kind is Timer.WATCHDOG else len(resident.domain.vcpus)
+        if number >= most:
+            raise refusal("timers", f"has one of the kind {kind.name} for {number} of domain {domid}")
 
 
 def _turn(machine: Machine, saved: Plain) -> Turn | None:

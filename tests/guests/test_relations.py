@@ -3,11 +3,15 @@
 
 from typing import Any
 
+import pytest
+
 from pyhv.abi.grants import MapFlag
 from pyhv.address import Mfn
+from pyhv.errors import StateError
 from pyhv.grants.maptrack import Mapping
+from pyhv.snapshot import whole
 from pyhv.state import restore, state
-from pyhv.testing.guest_machine import PAGES, Paused, machine
+from pyhv.testing.guest_machine import PAGES, Paused, Sink, machine
 
 
 def test_accounts_that_do_not_agree_are_found() -> None:
@@ -37,3 +41,15 @@ def test_what_the_board_keeps_for_itself_is_looked_at() -> None:
         board.frames.owner[board.xen_gdt[32]] = 1
         told = [line for line in made.audit() if "as the board has made it" in line]
         assert len(told) == 2
+
+
+@pytest.mark.parametrize("key", [[1, 1, 1], [0, 2, 0], [2, 1, 2]])
+def test_a_timer_of_something_that_is_not_there_is_refused(key: list[int]) -> None:
+    with machine() as made:
+        Paused(made)
+        said: Any = whole.say(made)
+        image = made.ram.freeze()
+        whole.put_back(made, said, image, lambda *_: Sink())
+        said["timers"]["armed"].append([key, 5])
+        with pytest.raises(StateError, match="timers has one of the kind"):
+            whole.put_back(made, said, image, lambda *_: Sink())
