@@ -17,7 +17,7 @@ here. No state lives outside the `Machine`.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pyhv.abi.numbers import VcpuState, Virq
@@ -43,7 +43,7 @@ from pyhv.traps.dispatch import Dispatcher, Observer
 from pyhv.traps.stopwatch import Stopwatch
 from pyhv.undertaker import take_apart
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until
-from pyhv.xenstore.domu import request_shutdown
+from pyhv.xenstore.domu import change_uuid, request_shutdown
 
 _TIME_REFRESH_NS: Final = 100_000_000
 _LONGEST_TURN_NS: Final = 30_000_000
@@ -184,6 +184,11 @@ class Machine:
     def shutdown(self, domain: Domain, how: str = "poweroff") -> None:
         """Ask a guest to "poweroff", "reboot", "halt" or "suspend" itself, which it may do or not."""
         request_shutdown(self.store, domain.domid, how)
+
+    def change_uuid(self, domain: Domain, new: str) -> None:
+        """Have a domain known by another UUID, which no other has."""
+        change_uuid(self.store, domain.domid, domain.config.uuid, new)
+        domain.config = replace(domain.config, uuid=new)
 
     def destroy(self, domain: Domain) -> None:
         """End a domain, whatever it does; it is gone before anybody runs again. ConfigError: it has ended."""

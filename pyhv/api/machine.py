@@ -231,7 +231,7 @@ class Machine:
         Memory is shared with it, so that this takes as long as the pages are many that were written since
         the last time. In virtual time, what goes on from a snapshot does what the machine would have done.
         """
-        notes = _Notes(
+        notes = MachineNotes(
             [guest.notes() for guest in self._guests.values()],
             {domid: bytes(waiting) for domid, waiting in self._typed.items() if waiting},
         )
@@ -242,7 +242,7 @@ class Machine:
 
         Handles stay valid: a guest that has ended since lives again, one that came later is gone.
         """
-        notes = _read_notes(snapshot)
+        notes = read_notes(snapshot)
         consoles = {one.domid: self._handle(one).console for one in notes.guests}
         snapshot.put_back(self.hypervisor, lambda domid: consoles.get(domid) or Console())
         self._take_over(notes)
@@ -255,7 +255,7 @@ class Machine:
     def of(cls, snapshot: Snapshot, *, tuned: bool = True) -> Self:
         """A new machine that goes on from a snapshot. SnapshotError."""
         machine = cls.__new__(cls)
-        notes = _read_notes(snapshot)
+        notes = read_notes(snapshot)
         consoles = {one.domid: Console() for one in notes.guests}
         machine._begin(snapshot.rebuild(lambda domid: consoles.setdefault(domid, Console()), tuned=tuned))
         for one in notes.guests:
@@ -273,7 +273,7 @@ class Machine:
             self._known[notes.domid, notes.uuid] = found
         return found
 
-    def _take_over(self, notes: "_Notes") -> None:
+    def _take_over(self, notes: "MachineNotes") -> None:
         """The hypervisor is what it was; now its guests' handles become so too."""
         there = [self._handle(one) for one in notes.guests]
         for guest in self._guests.values():
@@ -353,7 +353,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Notes:
+class MachineNotes:
     """What a machine's user knows of it, for a snapshot."""
 
     guests: list[GuestNotes]
@@ -361,10 +361,10 @@ class _Notes:
     """What was typed on consoles that had no room for it yet, by domid."""
 
 
-def _read_notes(snapshot: Snapshot) -> _Notes:
-    """SnapshotError: they do not belong to its domains, or are none."""
+def read_notes(snapshot: Snapshot) -> MachineNotes:
+    """What a snapshot's user has noted. SnapshotError: that does not belong to its domains, or is none."""
     try:
-        notes = construct(_Notes, snapshot.notes, "notes")
+        notes = construct(MachineNotes, snapshot.notes, "notes")
     except StateError as error:
         raise SnapshotError(str(error)) from error
     if sorted(guest.domid for guest in notes.guests) != sorted(snapshot.domids):

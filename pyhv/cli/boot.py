@@ -5,7 +5,6 @@ import importlib
 import itertools
 import re
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,10 @@ import click
 
 from pyhv.cli.fetch import check_kernel_options, kernel_options
 from pyhv.cli.messages import is_verbose, progress, say, verbose_option
-from pyhv.cli.verdict import Builtin, Convention, Plain, Xtf
 from pyhv.images.debian import STOCK
 
 if TYPE_CHECKING:
+    from pyhv.cli.saving import SaveOptions
     from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
 
@@ -35,6 +34,7 @@ Examples:
   pyhv boot ping pong --stats          two guests that talk to each other
   pyhv boot pages --virtual-time --digest run.txt    the same digest each time
   echo 'uname -a; exit' | pyhv boot debian --timeout 60
+  pyhv boot debian --save debian.snap --save-when '/ # '    then: pyhv restore debian.snap
 
 \b
 Exit codes, the gravest guest deciding (6 before 5 before 7 before 124 before 9 before 3):
@@ -146,6 +146,14 @@ def _file() -> click.Path:
 @click.option("--stats", is_flag=True, help="End with a table of times and counts.")
 @click.option("--trace", type=_file(), metavar="FILE", help="Write every exit as a line of JSON.")
 @click.option("--verdict", type=click.Choice(["xtf"]), help="Read the guests' result: Xen Test Framework.")
+@click.option("--save", type=_file(), metavar="FILE", help="Save the machine there instead of going on.")
+@click.option("--save-when", metavar="PATTERN", help="Save when a guest prints that (regular expression).")
+@click.option(
+    "--save-after",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Save after that much machine time. Without either: when you leave.",
+)
 @verbose_option
 def boot(
     images: tuple[str, ...],
@@ -170,6 +178,9 @@ def boot(
     stats: bool,
     trace: Path | None,
     verdict: str | None,
+    save: Path | None,
+    save_when: str | None,
+    save_after: float | None,
 ) -> None:
     """Boot guests and stay until all have ended.
 
@@ -185,6 +196,8 @@ def boot(
         raise click.UsageError("--digest needs --virtual-time: in real time no two runs are alike.")
     if name is not None and not _is_name(name):
         raise click.UsageError(f"--name {name!r}: letters, digits and ._+- make a name, {MAX_NAME} at most.")
+    if save is None and (save_when is not None or save_after is not None):
+        raise click.UsageError("--save-when and --save-after need --save: where to.")
     check_kernel_options(images, flavour, suite)
     _import_meanwhile("pyhv.cli.session")  # while the image is unpacked
     from pyhv.images import source as sources
@@ -221,7 +234,7 @@ def boot(
             image=source.image,
             ramdisk=b"" if initial is None else initial.data,
             command_line=f"{source.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
-            convention=_convention(verdict, source.is_builtin),
+            verdict=verdict or ("pyhv" if source.is_builtin else ""),
         )
 
     options = session.BootOptions(
@@ -236,8 +249,20 @@ def boot(
         digest=digest,
         trace=trace,
         verbose=is_verbose(),
+        save=save_options(save, save_when, save_after),
     )
     click.get_current_context().exit(session.run(options))
+
+
+def save_options(path: Path | None, when: str | None, after: float | None) -> "SaveOptions | None":
+    """What `--save`, `--save-when` and `--save-after` ask for."""
+    from pyhv.api.words import expression
+    from pyhv.cli.saving import SaveOptions
+
+    if path is None:
+        return None
+    pattern = None if when is None else expression(when)
+    return SaveOptions(path, pattern, None if after is None else round(after * NANOSECONDS))
 
 
 def _import_meanwhile(module: str) -> None:
@@ -261,9 +286,3 @@ def domain_names(wanted: list[str]) -> list[str]:
 
 def _is_name(name: str) -> bool:
     return re.fullmatch(rf"[A-Za-z0-9._+-]{{1,{MAX_NAME}}}", name) is not None
-
-
-def _convention(verdict: str | None, is_builtin: bool) -> Callable[[], Convention]:
-    if verdict == "xtf":
-        return Xtf
-    return Builtin if is_builtin else Plain

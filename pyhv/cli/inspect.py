@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`pyhv inspect`: what an image is, and whether it can boot. The words are `pyhv.loader.describe`'s."""
+"""`pyhv inspect`: what an image is, and whether it can boot; or what a snapshot holds.
+
+The words on images are those of `pyhv.loader.describe`.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +26,7 @@ Examples:
   pyhv inspect vmlinuz
   pyhv inspect vmlinuz --memory 64 --ramdisk initramfs.cpio.gz
   pyhv inspect hello
+  pyhv inspect debian.snap
 
 Exit code 0: it can boot; 4: it cannot, or is no kernel image.
 """
@@ -41,18 +45,27 @@ Exit code 0: it can boot; 4: it cannot, or is no kernel image.
 def inspect(image: str, memory: int | None, ramdisk: Path | None, ramdisk_raw: bool) -> None:
     """Say what a kernel image is: its format, its Xen notes, its segments, and how a domain starts with it.
 
-    IMAGE is what `pyhv boot` takes.
+    IMAGE is what `pyhv boot` takes, or a snapshot that was saved: then, what is in it.
     """
-    from rich.console import Console
-
     from pyhv.images import source as images
     from pyhv.loader.describe import describe
+    from pyhv.snapshot import container
 
+    if container.is_snapshot(Path(image)):
+        _show(describe_snapshot(Path(image)))
+        return
     source = images.resolve(
         image, progress, bootable=False, with_ramdisk=ramdisk is None, raw_ramdisk=ramdisk_raw
     )
     found = source.ramdisk if ramdisk is None else images.ramdisk(ramdisk, raw=ramdisk_raw)
     description = describe(source.image, (memory or source.memory) * PAGES_PER_MIB, found)
+    _show(description)
+    click.get_current_context().exit(ExitCode.OK if can_boot(description) else ExitCode.ENVIRONMENT)
+
+
+def _show(description: "Description") -> None:
+    from rich.console import Console
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
@@ -61,7 +74,32 @@ def inspect(image: str, memory: int | None, ramdisk: Path | None, ramdisk_raw: b
             console.print(renderable)
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
-    click.get_current_context().exit(ExitCode.OK if can_boot(description) else ExitCode.ENVIRONMENT)
+
+
+def describe_snapshot(path: Path) -> "Description":
+    """What a snapshot's file holds. SnapshotError: it is damaged, or of another pyhv."""
+    from pyhv.snapshot.snapshot import load
+
+    snapshot = load(path)
+    about, memory = snapshot.about, snapshot.image.existing().size
+    size = path.stat().st_size
+    rows = [
+        ("pyhv", f"written by {about.get('pyhv')} on {about.get('written')}"),
+        ("time", f"{about['time_ns'] / 1e9:.6f} s of {'virtual' if about['virtual_time'] else 'real'} time"),
+        (
+            "memory",
+            f"{about['frames'] >> 8} MiB, of which {memory >> 8} MiB are in the file's {size >> 20} MiB",
+        ),
+    ]
+    guests = [
+        (
+            f"domain {guest['domid']}",
+            f"{guest['name']}, {guest['stage']}: {guest['width']} bits, {guest['vcpus']} vCPU(s),"
+            f" {guest['memory_pages'] >> 8} MiB",
+        )
+        for guest in about["guests"]
+    ]
+    return [("Snapshot", rows), ("Guests", guests), ("To go on", [("command", f"pyhv restore {path}")])]
 
 
 def can_boot(description: "Description") -> bool:

@@ -17,6 +17,7 @@ from pyhv.cli.doctor import doctor
 from pyhv.cli.fetch import fetch
 from pyhv.cli.inspect import inspect
 from pyhv.cli.messages import VERBOSE, say
+from pyhv.cli.restore import restore
 from pyhv.errors import ExitCode, PyhvError
 
 EPILOG = """\b
@@ -24,6 +25,7 @@ Examples:
   pyhv boot                   a demonstration: several guests on one machine
   pyhv boot debian            Debian's stock kernel, with a shell
   pyhv inspect vmlinuz        can this kernel boot?
+  pyhv restore debian.snap    go on where `pyhv boot --save` stopped
   pyhv build mine.S -o mine.img && pyhv boot mine.img
   pyhv doctor                 does it run here, and what is in effect?
 """
@@ -70,6 +72,7 @@ def main() -> None:
 
 
 main.add_command(boot)
+main.add_command(restore)
 main.add_command(inspect)
 main.add_command(build)
 main.add_command(fetch)

@@ -24,11 +24,12 @@ from pyhv.abi.numbers import Shutdown
 from pyhv.board import USUAL_DOMAINS
 from pyhv.cli import consoles, loop, terminal
 from pyhv.cli.messages import say
-from pyhv.cli.verdict import OTHER_ENDS, Convention, Report, Watcher, readable, worst
+from pyhv.cli.saving import SaveOptions, Saver, Sought, check_directory
+from pyhv.cli.verdict import CONVENTIONS, OTHER_ENDS, Report, Watcher, readable, worst
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import ExitCode
-from pyhv.loader.image import KernelImage
+from pyhv.loader.image import KernelImage, Symbol
 from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
 from pyhv.observe.trace import Trace
@@ -41,22 +42,19 @@ TAIL_LINES = 12
 
 @dataclass(frozen=True, slots=True)
 class GuestOptions:
-    """One domain to be. `convention` is how its output is judged."""
+    """One domain to be. `verdict` is how its output is judged, a key of `verdict.CONVENTIONS`."""
 
     config: DomainConfig
     image: KernelImage
     ramdisk: bytes
     command_line: bytes
-    convention: Callable[[], Convention]
+    verdict: str
 
 
-@dataclass(frozen=True, slots=True)
-class BootOptions:
-    """What to run and what to keep of it. `console` is the option's text; times in ns of machine time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How to run and what to keep of it. `console` is the option's text; times in ns of machine time."""
 
-    guests: list[GuestOptions]
-    scheduler: str = "credit"
-    seed: int = 0
     virtual_time: bool = False
     tuned: bool = True
     timeout_ns: int | None = None
@@ -65,24 +63,35 @@ class BootOptions:
     digest: Path | None = None
     trace: Path | None = None
     verbose: bool = False
+    save: SaveOptions | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootOptions(RunOptions):
+    """What to boot."""
+
+    guests: list[GuestOptions]
+    scheduler: str = "credit"
+    seed: int = 0
 
 
 @dataclass(slots=True)
 class BootedGuest:
     """A guest and its end of the console."""
 
-    guest: GuestOptions
     domain: Domain
     """Not to be looked at when it has `ended`."""
+    verdict: str
     watcher: Watcher
     tail: consoles.Tail
     prefixed: consoles.Prefixed | None
+    symbols: tuple[Symbol, ...]
     ended: Ended | None = None
 
     @property
     def name(self) -> str:
         """The domain's name."""
-        return self.guest.config.name
+        return self.domain.name
 
     @property
     def goes_on(self) -> bool:
@@ -105,11 +114,14 @@ class BootedGuest:
 class Session:
     """A run in progress."""
 
-    options: BootOptions
-    machine: Machine
+    options: RunOptions
     target: consoles.Output
+    machine: Machine = field(init=False)
     booted: list[BootedGuest] = field(default_factory=list)
     hypervisor_console: "HypervisorConsole" = field(init=False)
+    sought: list[Sought] = field(default_factory=list)
+    """Consoles that are watched for what the machine is to be saved at."""
+    saver: Saver | None = None
     left: bool = False
     """The person, or the reader of the output, has gone."""
     signal: int = 0
@@ -117,7 +129,6 @@ class Session:
 
     def __post_init__(self) -> None:
         self.hypervisor_console = HypervisorConsole(shown=self.options.verbose)
-        self.machine.services.debug_sink = self.hypervisor_console.output
 
     def domain_ended(self, ended: Ended) -> None:
         """A domain has been taken apart."""
@@ -160,7 +171,10 @@ class Session:
                 until: Until = AllEnded()
                 if self.options.timeout_ns is not None:
                     until |= Nanoseconds(self.options.timeout_ns)
-                return loop.run(self.machine, until | When(stop), inputs, outlet)
+                until |= When(stop)
+                if self.saver is not None:
+                    until = self.saver.until() | until
+                return loop.run(self.machine, until, inputs, outlet)
             finally:
                 self.real_ns = time.monotonic_ns() - began
                 self.signal = signals.received
@@ -269,7 +283,7 @@ class Session:
         else:
             from pyhv.observe import crash
 
-            say(crash.render(report, booted.guest.image.symbols, tail).rstrip("\n"))
+            say(crash.render(report, booted.symbols, tail).rstrip("\n"))
         self._tell_last_words(booted)
 
     def _tell_last_words(self, booted: BootedGuest) -> None:
@@ -286,22 +300,44 @@ class Session:
 
 def run(options: BootOptions) -> int:
     """Boot, and return the exit code. Raises PyhvError for what is wrong with the options."""
+
+    config = MachineConfig(
+        memory_pages=sum(guest.config.memory_pages for guest in options.guests),
+        scheduler=options.scheduler,
+        virtual_time=options.virtual_time,
+        seed=options.seed,
+        measure=options.stats,
+        tuned=options.tuned,
+        max_domains=max(USUAL_DOMAINS, len(options.guests)),
+    )
+
+    def begin(session: Session) -> Machine:
+        session.machine = machine = Machine(config)
+        try:
+            for guest in options.guests:
+                _boot(session, guest, several=len(options.guests) > 1)
+            if len(session.booted) > 1:
+                machine.introduce_peers(*_couples(options.guests, session.booted))
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    return conduct(options, begin)
+
+
+def conduct(options: RunOptions, begin: Callable[["Session"], Machine]) -> int:
+    """A run from beginning to end: open what is written, `begin` a machine with its guests, run, report."""
     with ExitStack() as stack:
         target = consoles.open_console(options.console, sys.stdout.buffer, patient=options.virtual_time)
         digest_file = _output(options.digest, "the digest", stack)
         trace_file = _output(options.trace, "the trace", stack)
-        machine = Machine(
-            MachineConfig(
-                memory_pages=sum(guest.config.memory_pages for guest in options.guests),
-                scheduler=options.scheduler,
-                virtual_time=options.virtual_time,
-                seed=options.seed,
-                measure=options.stats,
-                tuned=options.tuned,
-                max_domains=max(USUAL_DOMAINS, len(options.guests)),
-            )
-        )
+        if options.save is not None:
+            check_directory(options.save.path)
+        session = Session(options, target)
+        machine = session.machine = begin(session)
         stack.callback(machine.close)
+        machine.services.debug_sink = session.hypervisor_console.output
         digest, trace = Digest(), None
         if digest_file is not None:
             machine.observe(digest)
@@ -309,15 +345,15 @@ def run(options: BootOptions) -> int:
             trace = Trace(trace_file.output)
             machine.observe(trace)
             stack.callback(trace.flush)
-        session = Session(options, machine, target)
-        for guest in options.guests:
-            session.booted.append(_boot(session, guest, target))
-        if len(session.booted) > 1:
-            machine.introduce_peers(*_couples(session.booted))
+        if options.save is not None:
+            session.saver = Saver(options.save, machine, session.sought)
         outcome = session.run()
         if not session.left and not session.signal and not session.finish():
             session.left, outcome = True, Outcome.STOPPED
-        code = session.result(outcome)
+        saved = session.saver is not None and session.saver.save(session.booted)
+        if outcome is Outcome.STOPPED and not session.left and not session.signal:
+            outcome = Outcome.ENDED  # it was the saver's wish, and came too late
+        code = ExitCode.OK if saved else session.result(outcome)
         if digest_file is not None:
             digest_file.output(digest.summary().encode())
         if options.stats:
@@ -325,34 +361,62 @@ def run(options: BootOptions) -> int:
         return code
 
 
-def _couples(booted: list[BootedGuest]) -> list[tuple[Domain, Domain]]:
+def _couples(guests: list[GuestOptions], booted: list[BootedGuest]) -> list[tuple[Domain, Domain]]:
     """Each ping and the pong that comes next to it."""
+    named = list(zip([guest.image.name for guest in guests], booted, strict=True))
     return [
         (one.domain, other.domain)
-        for one, other in pairwise(booted)
-        if (one.guest.image.name, other.guest.image.name) == ("ping", "pong")
+        for (first, one), (second, other) in pairwise(named)
+        if (first, second) == ("ping", "pong")
     ]
 
 
-def _boot(session: Session, guest: GuestOptions, target: consoles.Output) -> BootedGuest:
-    options, number = session.options, len(session.booted)
-    prefixed = None
-    if len(options.guests) > 1:
-        colour = number if options.console == "stdio" and _colourful() else None
-        prefixed = consoles.Prefixed(target, guest.config.name, colour)
-    watcher, tail = Watcher(guest.convention()), consoles.Tail()
+def _boot(session: Session, guest: GuestOptions, *, several: bool) -> None:
+    number = len(session.booted)
+    end = console_end(session, number, guest.config.name, guest.verdict, several=several)
     domain = session.machine.create(
         guest.image,
         guest.config,
         ramdisk=guest.ramdisk,
         cmdline=guest.command_line,
-        console=consoles.Tee(prefixed or target, watcher, tail),
+        console=end.tee,
         on_end=session.domain_ended,
     )
-    if options.verbose:
+    if session.options.verbose:
         pages = guest.config.memory_pages
         say(f"domain {domain.domid} is {domain.name}: {guest.image.name}, {pages} pages")
-    return BootedGuest(guest, domain, watcher, tail, prefixed)
+    session.booted.append(end.of(domain, guest.image.symbols))
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleEnd:
+    """Where a guest's console output goes."""
+
+    verdict: str
+    watcher: Watcher
+    tail: consoles.Tail
+    prefixed: consoles.Prefixed | None
+    tee: consoles.Tee
+
+    def of(self, domain: Domain, symbols: tuple[Symbol, ...]) -> BootedGuest:
+        """The guest whose console it is."""
+        return BootedGuest(domain, self.verdict, self.watcher, self.tail, self.prefixed, symbols)
+
+
+def console_end(session: Session, number: int, name: str, verdict: str, *, several: bool) -> ConsoleEnd:
+    """An end for the console of guest `number`; one of `several` has its name before each line."""
+    options = session.options
+    prefixed = None
+    if several:
+        colour = number if options.console == "stdio" and _colourful() else None
+        prefixed = consoles.Prefixed(session.target, name, colour)
+    watcher, tail = Watcher(CONVENTIONS[verdict]()), consoles.Tail()
+    others: list[consoles.Output] = [watcher, tail]
+    if options.save is not None and options.save.when is not None:
+        session.sought.append(Sought(options.save.when))
+        others.append(session.sought[-1])
+    tee = consoles.Tee(prefixed or session.target, *others)
+    return ConsoleEnd(verdict, watcher, tail, prefixed, tee)
 
 
 class HypervisorConsole:

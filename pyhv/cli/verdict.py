@@ -12,7 +12,7 @@ that is being written is kept. This module knows nothing of machines and domains
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from pyhv.abi.numbers import Shutdown
@@ -38,7 +38,7 @@ _CODES = {
     Report.FAILURE: ExitCode.FAILURE,
 }
 
-_SEVERITY = (
+SEVERITY = (
     ExitCode.OK,
     ExitCode.SKIP,
     ExitCode.ENDED,
@@ -64,7 +64,7 @@ OTHER_ENDS = {
 
 def worst(codes: Iterable[ExitCode]) -> ExitCode:
     """The gravest of `codes`, which must be codes that a guest can cause; OK if there are none."""
-    return max(codes, key=_SEVERITY.index, default=ExitCode.OK)
+    return max(codes, key=SEVERITY.index, default=ExitCode.OK)
 
 
 class Convention(Protocol):
@@ -135,6 +135,10 @@ class Xtf:
     def code(self) -> ExitCode:
         """By the last result."""
         return ExitCode.FAILURE if self.report is Report.NOTHING else _CODES[self.report]
+
+
+CONVENTIONS: dict[str, Callable[[], Convention]] = {"": Plain, "pyhv": Builtin, "xtf": Xtf}
+"""Ways to judge a guest, by name."""
 
 
 class Watcher:

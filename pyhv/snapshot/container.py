@@ -118,18 +118,13 @@ def read(path: Path) -> Content:
         raise SnapshotError(f"{path}: {error}") from None
 
 
-def read_head(path: Path) -> tuple[int, dict[str, Any]]:
-    """Version and HEAD alone, without looking at the digest."""
+def is_snapshot(path: Path) -> bool:
+    """Whether a file begins like one; false if it cannot be read."""
     try:
         with path.open("rb") as file:
-            data = file.read(_HEAD.size + _SECTION.size + _LONGEST_HEAD)
-        version = _check_magic(data)
-        name, payload = next(_sections(memoryview(data)[_HEAD.size :]))
-        return version, _head(name, payload)
-    except OSError as error:
-        raise SnapshotError(f"{path}: cannot be read ({error.strerror})") from error
-    except SnapshotError as error:
-        raise SnapshotError(f"{path}: {error}") from None
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
 
 
 def parse(data: bytes) -> Content:
@@ -205,5 +200,9 @@ def _expand_state(data: memoryview) -> bytes:
 def _unpack(data: bytes) -> Any:
     try:
         return msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        msgpack.exceptions.UnpackException,
+    ) as error:  # TypeError: a key that is none
         raise SnapshotError(f"has a part that is no msgpack ({error})") from error

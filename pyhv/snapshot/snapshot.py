@@ -55,10 +55,10 @@ class Snapshot:
         with _told():
             put_back(machine, self.state, self.image, sink_for)
 
-    def rebuild(self, sink_for: SinkFor, *, tuned: bool = True) -> Machine:
+    def rebuild(self, sink_for: SinkFor, *, tuned: bool = True, measure: bool = False) -> Machine:
         """A machine of its own that goes on from here. SnapshotError."""
         with _told():
-            return rebuild(self.state, self.image, sink_for, tuned=tuned)
+            return rebuild(self.state, self.image, sink_for, tuned=tuned, measure=measure)
 
 
 @contextmanager

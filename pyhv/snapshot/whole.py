@@ -142,7 +142,9 @@ def _domain_parts(domain: Domain) -> dict[str, Any]:
 # -- restoring ---------------------------------------------------------------------------------------------
 
 
-def rebuild(saved: Plain, image: Image, sink_for: SinkFor, *, tuned: bool = True) -> Machine:
+def rebuild(
+    saved: Plain, image: Image, sink_for: SinkFor, *, tuned: bool = True, measure: bool = False
+) -> Machine:
     """A machine of its own that goes on from what was saved. StateError: it is none; nothing is left then."""
     wanted = construct(_ConfigRecord, entries(saved, "", _WHOLE)["config"], "config")
     if not re.fullmatch("[0-9]{1,400}", wanted.seed):
@@ -155,6 +157,7 @@ def rebuild(saved: Plain, image: Image, sink_for: SinkFor, *, tuned: bool = True
             virtual_time=wanted.virtual_time,
             seed=int(wanted.seed),
             tuned=tuned,
+            measure=measure,
         )
     )
     try:

@@ -57,19 +57,35 @@ def write_domu(store: Store, domu: DomU) -> None:
     readable = ["n0", f"r{domu.domid}"]
     owned = [f"n{domu.domid}"]
     with store.transaction() as t:
-        for top in (home, vm):
-            t.remove(top)
-            t.mkdir(top)
-            # Before anything is made below: children start with their parent's list.
-            t.set_permissions(top, readable)
+        t.remove(home)
+        t.mkdir(home)
+        # Before anything is made below: children start with their parent's list.
+        t.set_permissions(home, readable)
         for path, value in _leaves(domu, vm):
             t.write(f"{home}/{path}", value)
-        for path in ("uuid", "name"):
-            t.write(f"{vm}/{path}", domu.uuid if path == "uuid" else domu.name)
-        t.write(f"{vm}/image/ostype", "linux")
+        _write_vm(t, domu.domid, domu.uuid, domu.name)
         for path in (*_GUEST_LEAVES, *_GUEST_DIRECTORIES):
             t.mkdir(f"{home}/{path}")
             t.set_permissions(f"{home}/{path}", owned)
+
+
+def _write_vm(t: Accessor, domid: int, uuid: str, name: str) -> None:
+    """What is kept of a domain by its UUID; what another one left there goes."""
+    vm = f"/vm/{uuid}"
+    t.remove(vm)
+    t.mkdir(vm)
+    t.set_permissions(vm, ["n0", f"r{domid}"])
+    for path, value in (("uuid", uuid), ("name", name), ("image/ostype", "linux")):
+        t.write(f"{vm}/{path}", value)
+
+
+def change_uuid(store: Store, domid: int, old: str, new: str) -> None:
+    """Have a domain known by another UUID: its node below /vm moves. StoreError as `write_domu`."""
+    name = store.read(f"/vm/{old}/name").decode()
+    with store.transaction() as t:
+        _write_vm(t, domid, new, name)
+        t.write(f"{domain_path(domid)}/vm", f"/vm/{new}")
+        t.remove(f"/vm/{old}")
 
 
 def remove_domu(store: Store, domid: int) -> None:

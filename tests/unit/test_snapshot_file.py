@@ -61,7 +61,8 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
     assert words(read_pages(FRAMES, content.table, content.blocks)) == [
         values.get(mfn, 0) for mfn in range(FRAMES)
     ]
-    assert container.read_head(path) == (VERSION, {"pyhv": "1"})
+    assert container.is_snapshot(path)
+    assert not container.is_snapshot(tmp_path / "none")
     assert [entry.name for entry in tmp_path.iterdir()] == ["machine.snap"]
 
 

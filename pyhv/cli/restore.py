@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`pyhv restore`: a machine goes on from a snapshot's file, alone or in several copies.
+
+Copies are processes of their own that share the snapshot's memory as long as they do not write to it. Each is
+the whole machine; they know nothing of each other.
+"""
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyhv.cli.messages import is_verbose, say, verbose_option
+from pyhv.cli.verdict import CONVENTIONS, SEVERITY, worst
+from pyhv.errors import ExitCode, PyhvError, SnapshotError
+from pyhv.loader.image import Symbol
+
+if TYPE_CHECKING:
+    from pyhv.cli.consoles import Tee
+    from pyhv.cli.session import RunOptions, Session
+    from pyhv.machine import Machine
+    from pyhv.snapshot.snapshot import Snapshot
+
+EPILOG = """\b
+Examples:
+  pyhv boot debian --save debian.snap --save-when '/ # '
+  pyhv restore debian.snap
+  pyhv restore debian.snap --count 3 --timeout 10
+  pyhv inspect debian.snap
+
+Exit codes are those of `pyhv boot`; of several copies the gravest decides.
+"""
+_NANOSECONDS = 1_000_000_000
+
+
+@click.command(epilog=EPILOG)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+@click.option("--count", type=click.IntRange(1, 1000), default=1, metavar="N", help="Go on in N copies.")
+@click.option("--unique", is_flag=True, help="Give each guest of each copy a UUID of its own.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End the run after that much machine time.",
+)
+@click.option("--console", default="stdio", metavar="WHERE", help="stdio (default), none or file:PATH.")
+@click.option(
+    "--digest",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the hash chain over all exits from here on (virtual time).",
+)
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write every exit as a line of JSON.",
+)
+@click.option(
+    "--engine-tuning/--no-engine-tuning",
+    default=True,
+    show_default=True,
+    help="Change the emulator's hot paths where that is proven to be right, or leave it as it is.",
+)
+@click.option("--stats", is_flag=True, help="End with a table of times and counts.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Save the machine there instead of going on.",
+)
+@click.option("--save-when", metavar="PATTERN", help="Save when a guest prints that (regular expression).")
+@click.option(
+    "--save-after",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Save after that much machine time. Without either: when you leave.",
+)
+@verbose_option
+def restore(
+    file: Path,
+    count: int,
+    unique: bool,
+    timeout: float | None,
+    console: str,
+    digest: Path | None,
+    trace: Path | None,
+    engine_tuning: bool,
+    stats: bool,
+    save: Path | None,
+    save_when: str | None,
+    save_after: float | None,
+) -> None:
+    """Go on from a snapshot that `--save` or `Snapshot.save` has written, with all its guests.
+
+    In virtual time the guests do exactly what they would have done. In real time their clocks go on from
+    where they were. Consoles are as with `pyhv boot`.
+    """
+    from pyhv.cli.boot import save_options
+    from pyhv.cli.session import RunOptions
+    from pyhv.snapshot.snapshot import load
+
+    if count > 1 and (save is not None or digest is not None or trace is not None):
+        raise click.UsageError("--save, --digest and --trace are for one copy, not for several.")
+    snapshot = load(file)
+    options = RunOptions(
+        virtual_time=bool(snapshot.about.get("virtual_time")),
+        tuned=engine_tuning,
+        timeout_ns=None if timeout is None else round(timeout * _NANOSECONDS),
+        console=console,
+        stats=stats,
+        digest=digest,
+        trace=trace,
+        verbose=is_verbose(),
+        save=save_options(save, save_when, save_after),
+    )
+    context = click.get_current_context()
+    copies = [
+        _Copy(file, snapshot, options, number if count > 1 else None, unique) for number in range(count)
+    ]
+    context.exit(copies[0].run() if count == 1 else _run_all(copies))
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One machine to be made of a snapshot; `number` is its own among several."""
+
+    file: Path
+    snapshot: "Snapshot"
+    options: "RunOptions"
+    number: int | None
+    unique: bool
+
+    def run(self) -> int:
+        """Go on, and return the exit code. SnapshotError names the file."""
+        from pyhv.api.machine import read_notes
+        from pyhv.cli import session
+        from pyhv.cli.saving import VERDICTS
+
+        snapshot = self.snapshot
+        notes = {one.domid: one for one in read_notes(snapshot).guests}
+        verdicts = snapshot.about.get(VERDICTS)
+        several = len(notes) > 1 or self.number is not None
+        ends: dict[int, session.ConsoleEnd] = {}
+
+        def begin(run: "Session") -> "Machine":
+            def sink(domid: int) -> "Tee":
+                verdict = verdicts.get(str(domid)) if isinstance(verdicts, dict) else None
+                known = verdict if verdict in CONVENTIONS else ""
+                name = self._name(notes[domid].name)
+                ends[domid] = session.console_end(run, len(ends), name, known, several=several)
+                return ends[domid].tee
+
+            machine = snapshot.rebuild(sink, tuned=self.options.tuned, measure=self.options.stats)
+            for resident in machine.residents:
+                domain = resident.domain
+                resident.on_end = run.domain_ended
+                symbols = tuple(Symbol(va, 0, name) for name, va in notes[domain.domid].symbols)
+                run.booted.append(ends[domain.domid].of(domain, symbols))
+                if self.unique:
+                    own = str(uuid.uuid5(uuid.UUID(domain.config.uuid), f"copy {self.number or 0}"))
+                    machine.change_uuid(domain, own)
+            return machine
+
+        try:
+            return session.conduct(self.options, begin)
+        except SnapshotError as error:
+            text = str(error)
+            raise SnapshotError(
+                text if text.startswith(str(self.file)) else f"{self.file}: {text}"
+            ) from error
+
+    def _name(self, name: str) -> str:
+        return name if self.number is None else f"{name}-{self.number + 1}"
+
+
+def _run_all(copies: list[_Copy]) -> int:
+    """A process for each copy; the gravest exit code of theirs."""
+    sys.stdout.flush()
+    children = [_fork(copy) for copy in copies]
+    codes = []
+    with signal_ignored():
+        for child in children:
+            _, status = os.waitpid(child, 0)
+            codes.append(os.waitstatus_to_exitcode(status))
+    stopped = [code for code in codes if code not in SEVERITY]
+    return max(stopped) if stopped else worst(ExitCode(code) for code in codes)
+
+
+def _fork(copy: _Copy) -> int:
+    """Begin a copy in a process of its own, without a keyboard; its process number."""
+    child = os.fork()
+    if child:
+        return child
+    code: int = ExitCode.BUG
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        code = copy.run()
+    except PyhvError as error:
+        say(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+@contextmanager
+def signal_ignored() -> Iterator[None]:
+    """Ctrl-C is for the copies, which get it too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`--save`: when a machine is written to a file instead of running on, and what is said of it."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from pyhv.api.console import ConsoleNotes
+from pyhv.api.guest import GuestNotes
+from pyhv.api.machine import MachineNotes
+from pyhv.cli.messages import say
+from pyhv.domain.domain import Domain
+from pyhv.errors import EnvironmentProblem
+from pyhv.loader.image import Symbol
+from pyhv.machine import Machine
+from pyhv.snapshot.snapshot import take
+from pyhv.state import state
+from pyhv.until import Nanoseconds, Until, When
+
+VERDICTS = "verdicts"
+"""In a snapshot's head: how the guests' output is judged, by domid."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOptions:
+    """When the machine is saved. Neither `when` nor `after_ns`: when the run ends before its guests do."""
+
+    path: Path
+    when: "re.Pattern[bytes] | None" = None
+    """What some guest prints."""
+    after_ns: int | None = None
+
+
+def check_directory(path: Path) -> None:
+    """Say before anything runs that the machine could not be saved. EnvironmentProblem."""
+    if path.is_dir():
+        raise EnvironmentProblem(f"{path}: is a directory, so the machine cannot be saved there")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise EnvironmentProblem(f"{path}: {path.parent} is no directory in which you may write")
+
+
+class Sought:
+    """A console that notes whether a pattern was printed. Its end is kept, for what comes in pieces."""
+
+    KEPT = 4096
+
+    def __init__(self, pattern: "re.Pattern[bytes]") -> None:
+        self._pattern = pattern
+        self._end = bytearray()
+        self.found = False
+
+    def output(self, data: bytes) -> None:
+        """More bytes from the console."""
+        if not self.found:
+            self._end += data
+            self.found = self._pattern.search(self._end) is not None
+            del self._end[: -self.KEPT]
+
+
+class Saved(Protocol):
+    """A guest, as far as it is saved with its domain."""
+
+    domain: Domain
+    verdict: str
+    symbols: tuple[Symbol, ...]
+
+    @property
+    def goes_on(self) -> bool:
+        """It has neither ended nor suspended itself."""
+
+
+class Saver:
+    """Writes the machine to a file when the time for that has come."""
+
+    def __init__(self, options: SaveOptions, machine: Machine, sought: Sequence[Sought]) -> None:
+        self._options = options
+        self._machine = machine
+        self._sought = sought
+        self._at = None if options.after_ns is None else machine.now() + options.after_ns
+
+    def until(self) -> Until:
+        """Stops the run when it is time to save."""
+        until: Until = When(lambda: any(one.found for one in self._sought))
+        if self._options.after_ns is not None:
+            until |= Nanoseconds(self._options.after_ns)
+        return until
+
+    def save(self, guests: Sequence[Saved]) -> bool:
+        """Save the machine if it is time. False if not, which is said. SnapshotError."""
+        options, path = self._options, self._options.path
+        if not any(guest.goes_on for guest in guests):
+            say(f"{path}: nothing was saved, since all guests have ended")
+            return False
+        asked = options.when is not None or options.after_ns is not None
+        if asked and not self._is_time():
+            say(f"{path}: nothing was saved, since the time for that had not come")
+            return False
+        there = [guest for guest in guests if guest.domain.domid in self._domids]
+        notes = MachineNotes([_notes(guest) for guest in there], {})
+        snapshot = take(self._machine, state(notes))
+        verdicts = {str(guest.domain.domid): guest.verdict for guest in there}
+        replace(snapshot, about={**snapshot.about, VERDICTS: verdicts}).save(path)
+        names = ", ".join(guest.domain.name for guest in there)
+        say(f"{names} saved at {self._machine.now() / 1e9:.3f} s; to go on: pyhv restore {path}")
+        return True
+
+    @property
+    def _domids(self) -> set[int]:
+        return {resident.domain.domid for resident in self._machine.residents}
+
+    def _is_time(self) -> bool:
+        reached = self._at is not None and self._machine.has_reached(self._at)
+        return reached or any(one.found for one in self._sought)
+
+
+def _notes(guest: Saved) -> GuestNotes:
+    """What `pyhv.load` wants to know of a guest; what it has printed is on its way to somebody else."""
+    domain = guest.domain
+    symbols = [(symbol.name, symbol.va) for symbol in guest.symbols]
+    return GuestNotes(domain.domid, domain.name, domain.config.uuid, ConsoleNotes(b"", 0, 0), 0, symbols)
