@@ -8,10 +8,8 @@ port; all else that it owns must stay as it was, and nobody may come to own a co
 """
 
 import struct
-import tempfile
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +24,10 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash, XenError
-from pyhv.guests.build import build
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.machine import Machine, MachineConfig
+from pyhv.testing.guest_machine import image_of
 from pyhv.traps.dispatch import Dispatcher
 
 PAGES = 1024
@@ -66,10 +64,7 @@ def guest_image(width: int) -> tuple[KernelImage, int]:
     """The attackers' kernel and where its play pages are."""
     wide = width == 64
     source = SOURCE.format(width="" if wide else ".width 32", kernel="kernel" if wide else "kernel32")
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "attacker.S"
-        path.write_text(source)
-        image = load_image(build(path), "attacker")
+    image = load_image(image_of(source), "attacker")
     return image, next(symbol.va for symbol in image.symbols if symbol.name == "play")
 
 

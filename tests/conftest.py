@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What several tests use: guests from source or by name, on a machine, with their console kept."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Protocol
 
 import bare_engine
 import pytest
@@ -10,16 +11,11 @@ from hypothesis import settings
 from linux_guest import Setup
 
 from pyhv.domain.callbacks import CallbackEntry
-from pyhv.domain.config import DomainConfig
-from pyhv.domain.domain import Domain
-from pyhv.guests.build import BUILTIN, build, build_builtin
-from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig
 from pyhv.testing import guest_machine
+from pyhv.testing.bench import Bench
 from pyhv.testing.compat_machine import RING1_CS, SYSENTER, Paused32, paused32
 from pyhv.testing.granting import Trio
 from pyhv.testing.guest_machine import Paused, paused
-from pyhv.until import Outcome
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -43,68 +39,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-PAGES = 4096
-SECOND = 1_000_000_000
+class BenchMaker(Protocol):
+    """Makes benches, of the kind that a test is run with."""
+
+    def __call__(self, *, virtual: bool = True, scheduler: str = "credit") -> Bench: ...
 
 
-class Capture:
-    """A console that remembers."""
+@pytest.fixture(params=["booted", "restored"])
+def bench(request: pytest.FixtureRequest) -> Iterator[BenchMaker]:
+    """Run a test twice: guests go straight through, or go on from snapshots on other machines."""
+    restored = request.param == "restored"
+    with ExitStack() as closing:
+        made: list[Bench] = []
 
-    def __init__(self) -> None:
-        self.data = b""
+        def make(*, virtual: bool = True, scheduler: str = "credit") -> Bench:
+            made.append(Bench(virtual=virtual, scheduler=scheduler, restored=restored))
+            return closing.enter_context(made[-1])
 
-    def output(self, data: bytes) -> None:
-        self.data += data
-
-    @property
-    def text(self) -> str:
-        return self.data.decode(errors="replace")
-
-
-class Bench:
-    """A machine with guests on it: `add` by name or source text, `run`, look at `consoles`."""
-
-    def __init__(self, directory: Path, *, virtual: bool, scheduler: str) -> None:
-        self.directory = directory
-        self.machine = Machine(MachineConfig(16 * PAGES, virtual_time=virtual, scheduler=scheduler))
-        self.consoles: list[Capture] = []
-        self.domains: list[Domain] = []
-
-    def add(self, guest: str, *, name: str | None = None, vcpus: int = 1, **config: int) -> Domain:
-        if guest in BUILTIN:
-            raw, name = build_builtin(guest), name or guest
-        else:
-            name = name or "guest"
-            source = self.directory / f"{name}{len(self.domains)}.S"
-            source.write_text(guest)
-            raw = build(source)
-        console = Capture()
-        domain = self.machine.create(
-            load_image(raw, name), DomainConfig(name, PAGES, vcpus=vcpus, **config), console=console
-        )
-        self.consoles.append(console)
-        self.domains.append(domain)
-        return domain
-
-    def run(self, seconds: float = 20) -> Outcome:
-        self.machine.introduce_peers()
-        return self.machine.run(timeout_ns=int(seconds * SECOND))
-
-
-BenchMaker = Callable[..., Bench]
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[BenchMaker]:
-    made: list[Bench] = []
-
-    def make(*, virtual: bool = True, scheduler: str = "credit") -> Bench:
-        made.append(Bench(tmp_path, virtual=virtual, scheduler=scheduler))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.machine.close()
+        yield make
+        assert all((one.machines > 1) is restored for one in made)
 
 
 @pytest.fixture(params=["tuned", "plain"])

@@ -4,6 +4,7 @@ methods.
 
     guest_machine     run a guest's source to its end; or leave it paused and call hypercalls from Python
     compat_machine    the paused guest with a 32-bit kernel
+    bench             several guests on a machine, which a snapshot may replace while they run
     user_guest        a guest with a user process
     verbs             hypercalls as typed methods
     granting          three guests that grant each other pages

@@ -63,6 +63,11 @@ class Sink:
         """Bytes that the guest wrote."""
         self.data += data
 
+    @property
+    def text(self) -> str:
+        """All of it, as text."""
+        return self.data.decode(errors="replace")
+
 
 _images: dict[str, bytes] = {}
 

@@ -2,6 +2,7 @@
 """Our own kernels, each proving what it teaches, alone and together, in both kinds of time."""
 
 import pytest
+from conftest import BenchMaker
 
 from pyhv.abi.numbers import Shutdown
 from pyhv.guests.build import BUILTIN
@@ -18,19 +19,20 @@ def lines_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
 @pytest.mark.parametrize("guest", [name for name in BUILTIN if name != "pong"])
-def test_each_succeeds(bench, guest: str, virtual: bool) -> None:
+def test_each_succeeds(bench: BenchMaker, guest: str, virtual: bool) -> None:
     machine = bench(virtual=virtual)
     names = [guest] + ([PAIRS[guest]] if guest in PAIRS else [])
-    domains = [machine.add(name, vcpus=VCPUS.get(name, 1)) for name in names]
+    for name in names:
+        machine.add(name, vcpus=VCPUS.get(name, 1))
     assert machine.run() is Outcome.ENDED
-    for domain, console in zip(domains, machine.consoles, strict=True):
+    for domain, console in zip(machine.domains, machine.consoles, strict=True):
         assert "SUCCESS" in lines_of(console.text), console.text
         assert "FAILURE" not in console.text
         assert domain.shutdown_reason == Shutdown.POWEROFF
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
-def test_fifo_on_two_vcpus(bench, scheduler: str) -> None:
+def test_fifo_on_two_vcpus(bench: BenchMaker, scheduler: str) -> None:
     machine = bench(scheduler=scheduler)
     machine.add("fifo", vcpus=2)
     assert machine.run() is Outcome.ENDED
@@ -40,7 +42,7 @@ def test_fifo_on_two_vcpus(bench, scheduler: str) -> None:
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
-def test_all_side_by_side(bench, scheduler: str) -> None:
+def test_all_side_by_side(bench: BenchMaker, scheduler: str) -> None:
     machine = bench(scheduler=scheduler)
     for name in ("hello", "ticker", "pages", "usermode", "ping", "pong", "intruder", "pages32", "usermode32"):
         machine.add(name)
@@ -49,20 +51,19 @@ def test_all_side_by_side(bench, scheduler: str) -> None:
         assert "SUCCESS" in lines_of(console.text), console.text
 
 
-def test_the_same_run_twice(bench) -> None:
+def test_the_same_run_twice(bench: BenchMaker) -> None:
     outputs = []
     for _ in range(2):
         machine = bench()
         for name in ("ticker", "usermode", "ping", "pong"):
             machine.add(name)
-        residents = list(machine.machine.residents)
         assert machine.run() is Outcome.ENDED
-        counts = [resident.dispatcher.counts for resident in residents]
+        counts = [resident.dispatcher.counts for resident in machine.residents]
         outputs.append(([console.data for console in machine.consoles], counts))
     assert outputs[0] == outputs[1]
 
 
-def test_intruder_tries_what_it_says(bench) -> None:
+def test_intruder_tries_what_it_says(bench: BenchMaker) -> None:
     machine = bench()
     machine.add("intruder")
     machine.run()
@@ -96,13 +97,13 @@ request:
 """
 
 
-def test_a_deadlock_is_told(bench) -> None:
+def test_a_deadlock_is_told(bench: BenchMaker) -> None:
     machine = bench()
     machine.add(DEADLOCKED)
     assert machine.run() is Outcome.DEADLOCK
 
 
-def test_the_time_budget_ends(bench) -> None:
+def test_the_time_budget_ends(bench: BenchMaker) -> None:
     machine = bench()
     machine.add("ticker")
     assert machine.run(seconds=0.01) is Outcome.TIMEOUT

@@ -42,6 +42,7 @@ from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.tables import PageTables
+from pyhv.testing.bench import Bench
 from pyhv.testing.guest_machine import Run, Sink, image_of, run
 from pyhv.traps import longmode, msr
 from pyhv.traps.compat import CompatCpu
@@ -105,6 +106,23 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         assert all(not machine.frames.owned_by(domid).size for domid in range(1, len(domains) + 1))
     finally:
         machine.close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_attack_is_refused_by_restored_machines(name: str) -> None:
+    """What an attacker has prepared is in a snapshot, and what refuses it is in force again."""
+    with Bench(restored=True, seed=len(name)) as bench:
+        free = bench.machine.frames.free_count
+        for guest in ("ping", "pong", name):
+            bench.add(guest, vcpus=2 if guest == name else 1)
+        assert bench.run() is Outcome.ENDED
+        assert bench.machines > 1
+        for console in bench.consoles:
+            assert "SUCCESS\n" in console.text, console.text[-600:]
+            assert "FAIL" not in console.text
+        assert all(domain.shutdown_reason == Shutdown.POWEROFF for domain in bench.domains)
+        assert bench.machine.audit() == []
+        assert bench.machine.frames.free_count == free
 
 
 def test_all_at_once() -> None:

@@ -21,26 +21,13 @@ from pyhv.domain.domain import Domain
 from pyhv.images import debian
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
+from pyhv.testing.guest_machine import Sink
 from pyhv.until import Outcome
 
 pytestmark = pytest.mark.debian
 
 PYHV = str(Path(sys.executable).with_name("pyhv"))
 MIB = 256  # pages
-
-
-class Capture:
-    """A console that remembers."""
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def output(self, data: bytes) -> None:
-        self.data += data
-
-    @property
-    def text(self) -> str:
-        return self.data.decode(errors="replace")
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +37,8 @@ def files() -> debian.DebianFiles:
 
 def boot(
     files: debian.DebianFiles, *, vcpus: int = 1, cmdline: bytes = b"console=hvc0 quiet w=boot"
-) -> tuple[Machine, Domain, Capture]:
-    console = Capture()
+) -> tuple[Machine, Domain, Sink]:
+    console = Sink()
     machine = Machine(MachineConfig(128 * MIB, virtual_time=True))
     config = DomainConfig("debian", 128 * MIB, vcpus=vcpus)
     image = load_image(files.vmlinuz)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Capture
 
 from bench import compatibility
 from bench.compatibility import GRUB, LINUX, Subject
@@ -21,6 +20,7 @@ from pyhv.images import debian, kernels
 from pyhv.images.kernels import KERNELS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
+from pyhv.testing.guest_machine import Sink
 from pyhv.until import Outcome
 
 pytestmark = pytest.mark.debian
@@ -45,7 +45,7 @@ def test_the_rt_kernel_to_its_first_process() -> None:
     """No further in general: the Linux 6.1.192 build loops in its own irq_work list later, on Xen as well."""
     files = debian.ensure(PlainProgress(), flavour="rt")
     assert "-rt-" in files.version
-    console = Capture()
+    console = Sink()
     machine = Machine(MachineConfig(128 * MIB, virtual_time=True))
     machine.create(
         load_image(files.vmlinux), DomainConfig("rt", 128 * MIB), ramdisk=files.initramfs.read_bytes(),
