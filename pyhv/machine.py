@@ -15,12 +15,9 @@ of this loop or inside an exit of the domain that causes it, so that one lock is
 here. No state lives outside the `Machine`.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
 
-from pyhv.abi.numbers import VcpuState, Virq
 from pyhv.board import USUAL_DOMAINS, Board
 from pyhv.cpu.engine import ExitSink
 from pyhv.devices.console_log import ConsoleSink
@@ -30,23 +27,21 @@ from pyhv.domain.domain import Domain
 from pyhv.domain.holdings import holdings
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.relations import relations
-from pyhv.domain.vcpu import Vcpu
 from pyhv.domain_builder import DomainBuilder
-from pyhv.errors import ConfigError, GuestCrash
+from pyhv.errors import ConfigError
+from pyhv.events.timers import TimerQueue
 from pyhv.loader.image import KernelImage
 from pyhv.mmu.audit import audit
+from pyhv.pcpu import Pcpu
 from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched import SCHEDULERS
 from pyhv.sched.base import SchedParameters, Scheduler
-from pyhv.services import Services
+from pyhv.services import Services, TimerKey
 from pyhv.traps.dispatch import Dispatcher, Observer
 from pyhv.traps.stopwatch import Stopwatch
 from pyhv.undertaker import take_apart
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until
 from pyhv.xenstore.domu import change_uuid, request_shutdown
-
-_TIME_REFRESH_NS: Final = 100_000_000
-_LONGEST_TURN_NS: Final = 30_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +76,6 @@ class Input:
     data: bytes
 
 
-@dataclass(slots=True)
-class Turn:
-    """A vCPU's stay on the processor, from `start` to `deadline` (ns) at the latest."""
-
-    resident: Resident
-    vcpu: Vcpu
-    start: int
-    deadline: int
-
-
 class Machine:
     """One computer without a guest yet. `create` domains, `run`, `close`."""
 
@@ -117,19 +102,14 @@ class Machine:
         self.dom0 = ToolstackDomain(self.frames, self.clock, self.residents.channels)
         self.residents.dom0 = self.dom0.channels
         self.store = self.dom0.store
-        self.services = Services(board, self.scheduler, self.residents, self.dom0)
+        timers: TimerQueue[TimerKey] = TimerQueue(TimerKey)
+        self.pcpu = Pcpu(board, scheduler, self.dom0, timers.next_deadline)
+        """The one processor that there is."""
+        self.services = Services(board, scheduler, self.residents, self.dom0, timers, [self.pcpu])
         self.stopwatch = Stopwatch()
-        self.engine_ns = 0
-        """Host ns spent inside engines, handlers included."""
         self.on_input: Callable[[Input], None] = lambda _input: None
         """Sees all input, as it comes in."""
         self._observers: list[Observer] = []
-        self.turn: Turn | None = None
-        """The turn that is running, or is paused."""
-        self._interrupted = False
-        """An exit of that turn has asked for it to pause."""
-        self._reached = 0
-        """Where a turn has last paused for its limit: the next block of code lasts longer."""
         self.builder = DomainBuilder(
             board, self.services, self.residents, self.dom0, sink_for=self._sink_for, seed=config.seed
         )
@@ -222,24 +202,6 @@ class Machine:
         """No longer show exits to `observer`."""
         self._observers.remove(observer)
 
-    def introduce_peers(self, *couples: tuple[Domain, Domain]) -> None:
-        """Pair the domains and tell each its peer's domid, in `data/peer` of its store directory.
-
-        `couples` belong together; the others are paired in order, and an odd one out is its own peer.
-        """
-        pairs = [(one.domid, other.domid) for one, other in couples]
-        taken = {domid for pair in pairs for domid in pair}
-        everybody = sorted(resident.domain.domid for resident in self.residents)
-        rest = [domid for domid in everybody if domid not in taken]
-        pairs += zip(rest[::2], rest[1::2], strict=False)
-        if len(rest) % 2:
-            pairs.append((rest[-1], rest[-1]))
-        for one, other in pairs:
-            for domid, peer in ((one, other), (other, one)):
-                path = f"/local/domain/{domid}/data/peer"
-                self.store.write(path, peer)
-                self.store.set_permissions(path, ["n0", f"r{domid}"])
-
     def input(self, domain: Domain, data: bytes) -> int:
         """What is typed on a domain's console; returns how many bytes it had room for. Offer the rest later.
 
@@ -266,7 +228,7 @@ class Machine:
     @property
     def guest_ns(self) -> int:
         """Host ns in guest code: engine time without handlers (only if `measure`)."""
-        return self.engine_ns - self.stopwatch.spent_ns
+        return self.pcpu.engine_ns - self.stopwatch.spent_ns
 
     def audit(self) -> list[str]:
         """Everything that is wrong with memory and accounts; empty if they are sound. Not while it runs."""
@@ -346,112 +308,32 @@ class Machine:
 
         May be called by observers. In virtual time the guest does what it would have done uninterrupted.
         """
-        if self.turn is not None:
-            self._interrupted = True
-            self.clock.interrupt()
-            self.turn.resident.domain.engine.stop()
+        self.pcpu.interrupt()
 
     def _run_somebody(self, limit: int | None) -> bool:
         """One turn, or the rest of one that was paused. False: nobody can run."""
-        turn = self.turn
-        if turn is None:
+        pcpu = self.pcpu
+        if pcpu.turn is None:
             decision = self.scheduler.pick(self.clock.now())
             if decision.vcpu is None:
                 return False
             domid, number = decision.vcpu.id
             resident = self.residents[domid]
-            turn = self._begin(resident, resident.domain.vcpus[number], decision.slice_ns, limit)
+            pcpu.begin(resident, resident.domain.vcpus[number], decision.slice_ns, limit)
         else:
-            self.clock.resume(turn.resident.domain.engine, turn.deadline, limit)
-            turn.resident.dispatcher.go_on(turn.vcpu)
-        self._interrupted = False
-        self._execute(turn)
-        if self._has_left(turn) or not self.clock.pause(turn.resident.domain.engine):
-            self._end(turn)
-            return True
-        self.dom0.turn_paused(turn.vcpu.domid)
-        if limit is not None and not self._interrupted:
-            self._reached = limit
+            pcpu.go_on(limit)
+        pcpu.run(limit)
         return True
 
     def has_reached(self, when: int) -> bool:
         """Whether it has run up to a time (ns): not to the very nanosecond, for code comes in blocks."""
-        return self.clock.now() >= when or (self.turn is not None and self._reached >= when)
-
-    def _begin(self, resident: Resident, vcpu: Vcpu, slice_ns: int, limit: int | None) -> Turn:
-        """Put a vCPU on the processor, until its slice or the next deadline ends, or it leaves by itself."""
-        domain, dispatcher = resident.domain, resident.dispatcher
-        start = self.clock.now()
-        domain.tables.code.tidy()
-        if self.physical.shared_code:
-            self.physical.renew_shared()
-        dispatcher.load(vcpu)
-        self.services.running = vcpu
-        vcpu.runstate.change(VcpuState.RUNNING, start)
-        if vcpu.periodic.due(start):
-            domain.events.raise_virq(Virq.TIMER, vcpu.number)
-        if start - vcpu.areas.written >= _TIME_REFRESH_NS or vcpu.areas.written < 0:
-            self._write_areas(vcpu, start)
-        deadline = start + min(slice_ns, _LONGEST_TURN_NS)
-        timers, devices = self.services.timers.next_deadline(), self.dom0.next_deadline()
-        for due in (timers, devices, vcpu.periodic.next_deadline()):
-            if due is not None:
-                deadline = min(deadline, due)
-        dispatcher.call.reschedule = False
-        dispatcher.enter()
-        deadline = max(deadline, start + 1)
-        self.clock.begin(domain.engine, deadline, limit)
-        self.turn = turn = Turn(resident, vcpu, start, deadline)
-        return turn
-
-    def _execute(self, turn: Turn) -> None:
-        """Run the guest's code. Whatever a handler raises that is no guest's doing ends the turn too."""
-        if turn.resident.dispatcher.call.reschedule:
-            return
-        domain = turn.resident.domain
-        began = time.perf_counter_ns()
-        try:
-            domain.engine.run()
-        except GuestCrash as fatal:
-            self.services.crash(domain, fatal.why)
-        except BaseException:
-            self._end(turn)
-            raise
-        finally:
-            self.engine_ns += time.perf_counter_ns() - began
-
-    @staticmethod
-    def _has_left(turn: Turn) -> bool:
-        """Whether the vCPU has left the processor by itself, whatever time it had."""
-        return turn.resident.dispatcher.call.reschedule or not turn.resident.domain.alive
-
-    def _end(self, turn: Turn) -> None:
-        """Take a vCPU off the processor: it has used so much time, and is runnable still, or waits."""
-        vcpu, resident = turn.vcpu, turn.resident
-        self.clock.end()
-        end = self.clock.now()
-        self.services.running = self.turn = None
-        if vcpu.areas.runstate:
-            self._write_areas(vcpu, end)
-        self.scheduler.charge(vcpu, end - turn.start, end)
-        runs_on = resident.domain.life.stage is Lifecycle.RUNNING
-        if vcpu.online:
-            ready = VcpuState.RUNNABLE if runs_on else VcpuState.OFFLINE
-            vcpu.runstate.change(VcpuState.BLOCKED if vcpu.blocked else ready, end)
-        if vcpu.blocked or not vcpu.online or not runs_on:
-            self.scheduler.sleep(vcpu, end)
-        self.dom0.turn_ended(vcpu.domid, vcpu.polling)
-
-    def _write_areas(self, vcpu: Vcpu, now: int) -> None:
-        """Refresh what the guest reads of its time and runstate."""
-        vcpu.update_time()
-        vcpu.update_runstate(now)
+        return self.pcpu.has_reached(when)
 
     def _reap(self) -> None:
         """Take domains apart that have ended: nothing of them is left here."""
         for resident in [one for one in self.residents if one.domain.life.stage is Lifecycle.DYING]:
-            if self.turn is not None and self.turn.resident is resident:
-                self._end(self.turn)
+            if self.pcpu.turn is not None and self.pcpu.turn.resident is resident:
+                self.pcpu.end()
             domid = resident.domain.domid
             self.dom0.last_words(domid)
             self.dom0.turn_ended(domid, None)

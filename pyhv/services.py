@@ -6,7 +6,7 @@ of it changes who may run and when; the loop in `machine.py` acts on it. Nothing
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pyhv.abi.layout import u16
 from pyhv.abi.numbers import Shutdown, VcpuState, Virq
@@ -18,6 +18,7 @@ from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
 from pyhv.events.timers import TimerQueue
 from pyhv.hypercalls.context import WATCHDOGS
+from pyhv.pcpu import Pcpu
 from pyhv.resident import Residents
 from pyhv.sched.base import Scheduler
 from pyhv.traps.report import capture
@@ -37,10 +38,16 @@ TimerKey = tuple[Timer, u16, u16]
 
 
 class Services:
-    """One machine's services. The loop says in `running` which vCPU it lets run."""
+    """One machine's services. Its processors say which vCPUs are on them."""
 
     def __init__(
-        self, board: Board, scheduler: Scheduler, residents: Residents, dom0: ToolstackDomain
+        self,
+        board: Board,
+        scheduler: Scheduler,
+        residents: Residents,
+        dom0: ToolstackDomain,
+        timers: TimerQueue[TimerKey],
+        pcpus: Sequence[Pcpu],
     ) -> None:
         self.board = board
         self.frames, self.physical, self.clock = board.frames, board.physical, board.clock
@@ -49,10 +56,14 @@ class Services:
         self.residents = residents
         self.dom0 = dom0
         self.domain, self.any_domain = residents.domain, residents.any_domain
-        self.timers: TimerQueue[TimerKey] = TimerQueue(TimerKey)
-        self.running: Vcpu | None = None
+        self.timers = timers
+        self.pcpus = pcpus
         self.debug_sink: Callable[[Domain, bytes], None] = lambda _domain, _text: None
         """Gets what guests write to the hypervisor's console."""
+
+    def is_running(self, vcpu: Vcpu) -> bool:
+        """Whether a processor has the vCPU, also while its turn is paused."""
+        return any(pcpu.running is vcpu for pcpu in self.pcpus)
 
     def now(self) -> int:
         """System time in ns."""
@@ -83,7 +94,7 @@ class Services:
 
     def _make_runnable(self, vcpu: Vcpu) -> None:
         stage = self.residents[vcpu.domid].domain.life.stage
-        if vcpu is self.running or not vcpu.online or stage is not Lifecycle.RUNNING:
+        if self.is_running(vcpu) or not vcpu.online or stage is not Lifecycle.RUNNING:
             return
         now = self.clock.now()
         vcpu.runstate.change(VcpuState.RUNNABLE, now)
@@ -199,21 +210,21 @@ class Services:
         now = self.clock.now()
         self.leave_processor(domain)
         for vcpu in domain.vcpus:
-            if vcpu.online and vcpu is not self.running:
+            if vcpu.online and not self.is_running(vcpu):
                 if not vcpu.blocked:
                     vcpu.runstate.change(VcpuState.OFFLINE, now)
                 self.scheduler.sleep(vcpu, now)
 
     def leave_processor(self, domain: Domain) -> None:
         """If one of the domain's vCPUs runs, its turn is over when its present exit is done."""
-        if self.running in domain.vcpus:
+        if any(self.is_running(vcpu) for vcpu in domain.vcpus):
             self.residents[domain.domid].dispatcher.call.reschedule = True
 
     def _run_on(self, domain: Domain) -> None:
         """All vCPUs that wait for nothing are runnable again."""
         now = self.clock.now()
         for vcpu in domain.vcpus:
-            if vcpu.online and not vcpu.blocked and vcpu is not self.running:
+            if vcpu.online and not vcpu.blocked and not self.is_running(vcpu):
                 vcpu.runstate.change(VcpuState.RUNNABLE, now)
                 if self.scheduler.wake(vcpu, now):
                     self.clock.shorten(now)

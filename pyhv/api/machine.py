@@ -37,6 +37,7 @@ from pyhv.snapshot.snapshot import Snapshot, take
 from pyhv.snapshot.snapshot import load as read_snapshot
 from pyhv.state import construct, state
 from pyhv.until import AllEnded, Exits, Outcome, Runnable, Seconds, Until, When
+from pyhv.xenstore.peers import introduce_peers
 
 Cancel: TypeAlias = Callable[[], None]
 """Ends what was begun."""
@@ -156,7 +157,7 @@ class Machine:
 
     def introduce_peers(self) -> None:
         """Pair the guests, in the order of their domids: each finds the other's in data/peer of its store."""
-        self.hypervisor.introduce_peers()
+        introduce_peers(self.hypervisor.store, self.hypervisor.residents.domids())
 
     def _free_name(self, wanted: str) -> str:
         taken = self.domains

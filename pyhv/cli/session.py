@@ -35,6 +35,7 @@ from pyhv.observe.digest import Digest
 from pyhv.observe.trace import Trace
 from pyhv.resident import Ended
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until, When
+from pyhv.xenstore.peers import introduce_peers
 
 TAIL_LINES = 12
 """Console lines that go into a crash report."""
@@ -317,7 +318,9 @@ def run(options: BootOptions) -> int:
             for guest in options.guests:
                 _boot(session, guest, several=len(options.guests) > 1)
             if len(session.booted) > 1:
-                machine.introduce_peers(*_couples(options.guests, session.booted))
+                introduce_peers(
+                    machine.store, machine.residents.domids(), _couples(options.guests, session.booted)
+                )
         except BaseException:
             machine.close()
             raise
@@ -361,11 +364,11 @@ def conduct(options: RunOptions, begin: Callable[["Session"], Machine]) -> int:
         return code
 
 
-def _couples(guests: list[GuestOptions], booted: list[BootedGuest]) -> list[tuple[Domain, Domain]]:
+def _couples(guests: list[GuestOptions], booted: list[BootedGuest]) -> list[tuple[int, int]]:
     """Each ping and the pong that comes next to it."""
     named = list(zip([guest.image.name for guest in guests], booted, strict=True))
     return [
-        (one.domain, other.domain)
+        (one.domain.domid, other.domain.domid)
         for (first, one), (second, other) in pairwise(named)
         if (first, second) == ("ping", "pong")
     ]

@@ -23,8 +23,9 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import SnapshotError
 from pyhv.hypercalls.context import WATCHDOGS
-from pyhv.machine import Machine, MachineConfig, Turn
+from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.physical import FramePage
+from pyhv.pcpu import Turn
 from pyhv.resident import Counts, Resident
 from pyhv.sched import SCHEDULERS
 from pyhv.services import Timer
@@ -79,19 +80,14 @@ class _TurnRecord:
 
 def say(machine: Machine) -> dict[str, Plain]:
     """All that a guest can see or feel of a machine, but for memory. SnapshotError: it cannot be said."""
+    turn = machine.pcpu.turn
     return {
         "config": state(_config(machine)),
         "clock": machine.clock.state(),
         **{name: state(part) for name, part in _machine_parts(machine).items()},
         "dom0": machine.dom0.state(),
         "domains": [state(_record(resident)) for resident in machine.residents],
-        "turn": None
-        if machine.turn is None
-        else state(
-            _TurnRecord(
-                machine.turn.vcpu.domid, machine.turn.vcpu.number, machine.turn.start, machine.turn.deadline
-            )
-        ),
+        "turn": None if turn is None else state(_TurnRecord(*turn.vcpu.id, turn.start, turn.deadline)),
     }
 
 
@@ -179,7 +175,7 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) ->
         raise refusal("memory", f"has {image.frames} frames, the machine has {machine.ram.frames}")
     listed = items(found["domains"], "domains")
     records = [construct(DomainRecord, record, f"domains.{at}") for at, record in enumerate(listed)]
-    machine.turn = machine.services.running = None
+    machine.pcpu.put_back(None)
     # Engines are made for a TSC that exits or does not.
     restore(machine.clock, found["clock"], "clock")
     _make_residents(machine, records)
@@ -189,10 +185,10 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) ->
     for record in records:
         _restore_domain(machine.residents[record.domid], record)
     machine.dom0.put_back(found["dom0"], lambda mfn: FramePage(machine.physical, mfn), sink_for)
-    machine.turn = _turn(machine, found["turn"])
+    machine.pcpu.put_back(_turn(machine, found["turn"]))
     _check_timers(machine)
     for resident in machine.residents:
-        resident.domain.renew_time(machine.services.running)
+        resident.domain.renew_time(machine.pcpu.running)
     wrong = machine.audit()
     if wrong:
         raise refusal("memory", f"is not sound: {wrong[0]}")
@@ -283,5 +279,4 @@ def _turn(machine: Machine, saved: Plain) -> Turn | None:
     vcpu = resident.domain.vcpus[record.vcpu]
     if vcpu.context.is_empty or not resident.domain.alive:
         raise refusal("turn", "is of a vCPU that cannot run")
-    machine.services.running = vcpu
     return Turn(resident, vcpu, record.start, record.deadline)

@@ -18,6 +18,7 @@ from pyhv.resident import Resident
 from pyhv.snapshot.snapshot import take
 from pyhv.testing.guest_machine import SECOND, Sink, image_of
 from pyhv.until import AllEnded, Exits, Outcome
+from pyhv.xenstore.peers import introduce_peers
 
 PAGES: Final = 4096
 """Of each guest."""
@@ -67,7 +68,7 @@ class Bench:
 
     def run(self, seconds: float = 20) -> Outcome:
         """Run for so much machine time, or until nothing goes on."""
-        self.machine.introduce_peers()
+        introduce_peers(self.machine.store, self.machine.residents.domids())
         end = self.machine.now() + int(seconds * SECOND)
         for exits in self._cuts:
             outcome = self.machine.run(AllEnded() | Exits(exits), timeout_ns=end - self.machine.now())

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"hypercalls", "devices", "loader"},
     {"traps"},
     {"resident"},
-    {"until"},
+    {"until", "pcpu"},
     {"services", "undertaker"},
     {"domain_builder"},
     {"machine"},

@@ -177,7 +177,7 @@ def test_a_sink_that_fails_leaves_a_machine_of_use(made: Machine) -> None:
     )
     with pytest.raises(OSError, match="no space"):
         made.run(timeout_ns=SECOND)
-    assert made.services.running is None
+    assert made.pcpu.running is None
     assert made.audit() == []
     made.dom0.console(domain.domid).log.sink = sink = Sink()
     made.run(timeout_ns=SECOND // 1000)

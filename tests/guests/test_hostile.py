@@ -48,6 +48,7 @@ from pyhv.traps import longmode, msr
 from pyhv.traps.compat import CompatCpu
 from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu
 from pyhv.until import Outcome
+from pyhv.xenstore.peers import introduce_peers
 
 ROOT = Path(__file__).parents[2]
 PAGES = 4096
@@ -89,7 +90,7 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
             config = DomainConfig(guest, PAGES, vcpus=2 if guest == name else 1)
             image = load_image(build_builtin(guest), guest)
             domains.append(machine.create(image, config, console=sinks[guest]))
-        machine.introduce_peers()
+        introduce_peers(machine.store, machine.residents.domids())
         auditor = Auditor(machine)
         machine.observe(auditor)
         outcome = machine.run(timeout_ns=60 * SECOND)
@@ -134,7 +135,7 @@ def test_all_at_once() -> None:
         for name, sink in sinks.items():
             image = load_image(build_builtin(name), name)
             machine.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
-        machine.introduce_peers()
+        introduce_peers(machine.store, machine.residents.domids())
         assert machine.run(timeout_ns=60 * SECOND) is Outcome.ENDED
         for name, sink in sinks.items():
             assert b"SUCCESS\n" in sink.data, (name, sink.data[-300:])

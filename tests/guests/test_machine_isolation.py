@@ -29,6 +29,7 @@ from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.frames import L1, SEGDESC, WRITABLE
 from pyhv.testing.guest_machine import HEADER, START, TRAPS, Paused, Sink, image_of, paused
 from pyhv.until import AllEnded, Outcome, When
+from pyhv.xenstore.peers import introduce_peers
 
 PAGES = 1024
 SECOND = 1_000_000_000
@@ -146,7 +147,7 @@ class House:
         self.sinks = [Sink() for _ in names]
         for name, sink in zip(names, self.sinks, strict=True):
             self.machine.create(image(name), DomainConfig(name, PAGES), console=sink)
-        self.machine.introduce_peers()
+        introduce_peers(self.machine.store, self.machine.residents.domids())
 
     def output(self, number: int) -> str:
         return self.sinks[number].data.decode("latin-1")

@@ -245,7 +245,7 @@ def test_a_bug_in_a_handler_leaves_a_machine_that_goes_on(
     monkeypatch.setattr(made.residents[domain.domid].dispatcher.cpu, "raise_exception", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         made.run(timeout_ns=SECOND)
-    assert made.services.running is None
+    assert made.pcpu.running is None
     made.destroy(domain)
     assert made.run(timeout_ns=SECOND) is Outcome.ENDED
     assert [end.name for end in ends] == ["hello"]

@@ -15,6 +15,7 @@ from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
 from pyhv.testing.guest_machine import Sink, image_of
+from pyhv.xenstore.peers import introduce_peers
 
 SOURCES = Path(pyhv.guests.__file__).parent
 PAGES = 4096
@@ -40,7 +41,7 @@ def run(*names: str, tuned: bool) -> str:
             config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
             domain = machine.create(load_image(build_builtin(name), name), config, console=consoles[-1])
             assert domain.engine.tuned == tuned
-        machine.introduce_peers()
+        introduce_peers(machine.store, machine.residents.domids())
         outcome = machine.run(timeout_ns=20 * SECOND)
         return f"{digest.summary()}{outcome}\n" + "".join(
             console.data.decode(errors="replace") for console in consoles

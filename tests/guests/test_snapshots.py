@@ -21,6 +21,7 @@ from pyhv.snapshot.snapshot import Snapshot, load, take
 from pyhv.testing.go_on import History, finish, go_on
 from pyhv.testing.guest_machine import SECOND, Sink, machine
 from pyhv.until import Exits, Outcome
+from pyhv.xenstore.peers import introduce_peers
 
 PAGES = 1024
 COUPLES = [("ping", "pong"), ("smp32", "ticker"), ("code", "grants32")]
@@ -55,7 +56,7 @@ def boot(made: Machine, names: tuple[str, ...]) -> Sink:
     for name in names:
         image = load_image(build_builtin(name), name)
         made.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
-    made.introduce_peers()
+    introduce_peers(made.store, made.residents.domids())
     return sink
 
 

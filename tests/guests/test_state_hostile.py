@@ -16,6 +16,7 @@ from pyhv.machine import Machine
 from pyhv.state import restore, state
 from pyhv.testing.guest_machine import SECOND, Sink, machine
 from pyhv.until import Exits
+from pyhv.xenstore.peers import introduce_peers
 
 NAMES = ("ping", "pong", "fifo", "grants32")
 NUMBERS = (
@@ -80,7 +81,7 @@ def strange(value: Any, chance: random.Random) -> Any:
 def running(made: Machine) -> None:
     for name in NAMES:
         made.create(load_image(build_builtin(name), name), DomainConfig(name, PAGES), console=Sink())
-    made.introduce_peers()
+    introduce_peers(made.store, made.residents.domids())
     made.run(Exits(300), timeout_ns=60 * SECOND)
 
 

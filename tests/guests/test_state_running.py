@@ -18,6 +18,7 @@ from pyhv.state import restore
 from pyhv.testing.guest_machine import SECOND, Sink, machine
 from pyhv.testing.saving import packed, unexplained_from
 from pyhv.until import Exits, Outcome
+from pyhv.xenstore.peers import introduce_peers
 
 PAGES = 1024
 
@@ -50,7 +51,7 @@ def digest_of(names: tuple[str, ...], scheduler: str, stops: list[int]) -> tuple
         made.observe(digest)
         for name in names:
             made.create(load_image(build_builtin(name), name), DomainConfig(name, PAGES), console=sink)
-        made.introduce_peers()
+        introduce_peers(made.store, made.residents.domids())
         for stop in stops:
             if made.run(Exits(stop), timeout_ns=60 * SECOND) is not Outcome.STOPPED:
                 break
@@ -77,6 +78,6 @@ def test_no_attribute_is_forgotten() -> None:
     with machine(pages=3 * PAGES) as made:
         for name in ("ping", "pong", "fifo"):
             made.create(load_image(build_builtin(name), name), DomainConfig(name, PAGES), console=Sink())
-        made.introduce_peers()
+        introduce_peers(made.store, made.residents.domids())
         made.run(Exits(400), timeout_ns=60 * SECOND)
         assert unexplained_from(*parts(made), beyond=(Engine, Ram)) == []

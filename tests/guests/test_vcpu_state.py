@@ -18,6 +18,7 @@ from pyhv.state import restore, state, unexplained
 from pyhv.testing.guest_machine import Sink, image_of
 from pyhv.testing.user_guest import source
 from pyhv.until import Exits, Outcome
+from pyhv.xenstore.peers import introduce_peers
 
 PAGES = 4096
 VCPUS = {"smp32": 4}
@@ -85,7 +86,7 @@ def run(images: list[tuple[str, bytes]], *, tuned: bool, one_in: float, renew: b
             consoles.append(Sink())
             config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
             domains.append(machine.create(load_image(image, name), config, console=consoles[-1]))
-        machine.introduce_peers()
+        introduce_peers(machine.store, machine.residents.domids())
         outcome = Outcome.TIMEOUT
         while outcome in (Outcome.TIMEOUT, Outcome.STOPPED):
             assert stops < MOST_STOPS
@@ -145,7 +146,7 @@ def elapsed(images: list[tuple[str, bytes]]) -> int:
         for name, image in images:
             config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
             machine.create(load_image(image, name), config, console=Sink())
-        machine.introduce_peers()
+        introduce_peers(machine.store, machine.residents.domids())
         assert machine.run(timeout_ns=20 * 10**9) is Outcome.ENDED
         return machine.now()
     finally:
