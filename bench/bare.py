@@ -54,7 +54,7 @@ class Bare:
         self._addresses = {symbol.name: symbol.va for symbol in image.symbols}
         self._ram = Ram(_FRAMES)
         for segment in image.segments:
-            self._ram.raw[segment.paddr : segment.paddr + segment.filesz] = segment.data
+            self._ram.writable.raw[segment.paddr : segment.paddr + segment.filesz] = segment.data
         code_end = max(segment.vaddr + segment.memsz for segment in image.segments if segment.flags & 1)
         self._build_tables(code_end >> 12)
         handle = ctypes.c_void_p()
@@ -112,7 +112,7 @@ class Bare:
     def run(self, rounds: int | None = None) -> Result:
         """Do the work once, `rounds` times over the table (None: as the image says)."""
         if rounds is not None:
-            self._ram.q[self._addresses["rounds"] >> 3] = rounds
+            self._ram.store_u64(self._addresses["rounds"], rounds)
         began = time.perf_counter()
         code = binding.uc_emu_start(
             self._handle, self._addresses["bare_start"], self._addresses["bare_end"], 0, 0

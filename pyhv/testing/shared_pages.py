@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A page that guest and hypervisor share, without a machine around it."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pyhv.address import PAGE_SIZE, Mfn
 from pyhv.shared_page import SharedPage
 
 
 class BytesPage(SharedPage):
     """A frame as bytes; whoever reaches beyond it, or across a word's alignment, fails."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(("mfn", "bytes"), "it stands for memory")
 
     def __init__(self, mfn: int = 0) -> None:
         self.mfn = Mfn(mfn)

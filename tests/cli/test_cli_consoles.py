@@ -138,7 +138,9 @@ def test_open_console(tmp_path):
     consoles.open_console("stdio", out).output(b"a")
     assert out.getvalue() == b"a"
     consoles.open_console("none", out).output(b"b")
-    consoles.open_console(f"file:{tmp_path}/log", out).output(b"c")
+    log = consoles.open_console(f"file:{tmp_path}/log", out)
+    log.output(b"c")
+    log._stream.close()  # which the process does when it ends
     assert (tmp_path / "log").read_bytes() == b"c"
     assert out.getvalue() == b"a"
     with pytest.raises(ConfigError, match="stdio, none"):

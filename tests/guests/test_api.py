@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`import pyhv` as a person uses it, on small guests."""
 
-import doctest
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -160,13 +158,6 @@ def test_what_is_not_possible(machine: pyhv.Machine) -> None:
     with pytest.raises(pyhv.PyhvError):
         machine.boot(b"no kernel")
     assert machine.domains == {}
-
-
-@pytest.mark.parametrize("module", ["pyhv.api.words"])
-def test_examples_in_docstrings(module: str) -> None:
-    results = doctest.testmod(importlib.import_module(module))
-    assert results.attempted
-    assert not results.failed
 
 
 def test_only_what_is_named_is_there() -> None:

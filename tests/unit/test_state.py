@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """State as plain data: what is said is what is restored, and nothing else is believed."""
 
-import doctest
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -206,7 +205,3 @@ def test_what_says_nothing_is_noticed() -> None:
         state(Holder())
     with pytest.raises(TypeError):
         state(object())
-
-
-def test_the_modules_examples() -> None:
-    assert doctest.testmod(pyhv.state).failed == 0
