@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given as gives
 from hypothesis import strategies as st
 
-import pyhv.state
 from pyhv.abi.layout import s32, u8, u64
 from pyhv.address import Mfn
 from pyhv.errors import StateError
