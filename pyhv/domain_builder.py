@@ -152,6 +152,10 @@ def _no_frames_is_for_people(name: str) -> Iterator[None]:
 class DomainBuilder:
     """One machine's builder. `sink_for` wraps what an engine shows its exits; `seed` makes identifiers."""
 
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("_board", "_services", "_residents", "_dom0", "_sink_for", "_seed"), "the machine's"
+    )
+
     def __init__(
         self,
         board: Board,

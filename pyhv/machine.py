@@ -15,8 +15,9 @@ of this loop or inside an exit of the domain that causes it, so that one lock is
 here. No state lives outside the `Machine`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from pyhv.board import USUAL_DOMAINS, Board
 from pyhv.cpu.engine import ExitSink
@@ -78,6 +79,17 @@ class Input:
 
 class Machine:
     """One computer without a guest yet. `create` domains, `run`, `close`."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("config", "board", "ram", "frames", "physical", "clock", "scheduler", "residents", "dom0")
+            + ("store", "services", "pcpu"),
+            "said by `snapshot/whole.py`, each as its part",
+        ),
+        "stopwatch": "the host's time",
+        **dict.fromkeys(("on_input", "_observers"), "whoever listens"),
+        "builder": "has no state",
+    }
 
     def __init__(self, config: MachineConfig) -> None:
         scheduler = config.scheduler

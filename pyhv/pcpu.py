@@ -9,9 +9,9 @@ It has the clock's lease while a turn is open: the clock stops the engine that r
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from pyhv.abi.numbers import VcpuState, Virq
 from pyhv.board import Board
@@ -43,6 +43,13 @@ class Turn:
 
 class Pcpu:
     """One processor; `next_timer` says when the next timer of a guest fires (ns; None: never)."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("clock", "physical", "scheduler", "dom0", "_next_timer"), "the machine's"),
+        **dict.fromkeys(("turn", "running"), "said by `snapshot/whole.py`"),
+        "engine_ns": "the host's time",
+        **dict.fromkeys(("_interrupted", "_reached"), "of the run that comes next"),
+    }
 
     def __init__(
         self, board: Board, scheduler: Scheduler, dom0: ToolstackDomain, next_timer: Callable[[], int | None]

@@ -6,7 +6,8 @@ of it changes who may run and when; the loop in `machine.py` acts on it. Nothing
 """
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 from pyhv.abi.layout import u16
 from pyhv.abi.numbers import Shutdown, VcpuState, Virq
@@ -39,6 +40,14 @@ TimerKey = tuple[Timer, u16, u16]
 
 class Services:
     """One machine's services. Its processors say which vCPUs are on them."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("board", "frames", "physical", "clock", "scheduler", "residents"), "the machine's"),
+        **dict.fromkeys(("m2p_frames", "compat_m2p_frames", "domain", "any_domain", "dom0"), "the machine's"),
+        "timers": "says its own state",
+        "pcpus": "said as the turn that is paused",
+        "debug_sink": "whoever listens",
+    }
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class ToolstackDomain:
     """Domain 0. `lookup` finds other domains' event channels by domid."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("store", "channels", "_devices"), "said as its parts"),
         "link": "what it has for its devices",
         "_deadlines": "asked of the devices",
         "_unfinished": "all are asked once",

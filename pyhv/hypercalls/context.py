@@ -5,7 +5,8 @@ Handlers change domain state and return; they never see a register. What needs t
 bases) or other domains goes through `Processor` and `Host`, which the layers above implement.
 """
 
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -137,6 +138,14 @@ class Again(Exception):
 
 class Call:
     """One vCPU's view for its handlers; lives as long as its domain."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("host", "domain", "vcpu", "processor", "memory", "tables", "frames", "performed"), "rebuilt"
+        ),
+        **dict.fromkeys(("width", "word"), "follows from the domain's width"),
+        **dict.fromkeys(("left_context", "reschedule"), "live within an exit"),
+    }
 
     def __init__(
         self, host: Host, domain: Domain, vcpu: Vcpu, processor: Processor, performed: list[int]

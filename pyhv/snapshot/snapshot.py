@@ -33,6 +33,8 @@ class Snapshot:
     notes: Plain
     about: dict[str, Any]
     """What a person wants to know of it: `pyhv inspect` shows that."""
+    trusted: bool = False
+    """It was taken in this process, and not read from a file that anybody may have made."""
 
     def __repr__(self) -> str:
         return f"<Snapshot at {self.about['time_ns'] / 1e9:.6f} s of {len(self.about['guests'])} guests>"
@@ -53,12 +55,14 @@ class Snapshot:
     def put_back(self, machine: Machine, sink_for: SinkFor) -> None:
         """Make `machine`, from which it was taken, what it was. SnapshotError."""
         with _told():
-            put_back(machine, self.state, self.image, sink_for)
+            put_back(machine, self.state, self.image, sink_for, trusted=self.trusted)
 
     def rebuild(self, sink_for: SinkFor, *, tuned: bool = True, measure: bool = False) -> Machine:
         """A machine of its own that goes on from here. SnapshotError."""
         with _told():
-            return rebuild(self.state, self.image, sink_for, tuned=tuned, measure=measure)
+            return rebuild(
+                self.state, self.image, sink_for, trusted=self.trusted, tuned=tuned, measure=measure
+            )
 
 
 @contextmanager
@@ -90,7 +94,7 @@ def take(machine: Machine, notes: Plain = None) -> Snapshot:
             for resident in machine.residents
         ],
     }
-    return Snapshot(machine.ram.freeze(), said, notes, about)
+    return Snapshot(machine.ram.freeze(), said, notes, about, trusted=True)
 
 
 def load(path: Path | str) -> Snapshot:

@@ -139,7 +139,13 @@ def _domain_parts(domain: Domain) -> dict[str, Any]:
 
 
 def rebuild(
-    saved: Plain, image: Image, sink_for: SinkFor, *, tuned: bool = True, measure: bool = False
+    saved: Plain,
+    image: Image,
+    sink_for: SinkFor,
+    *,
+    trusted: bool,
+    tuned: bool = True,
+    measure: bool = False,
 ) -> Machine:
     """A machine of its own that goes on from what was saved. StateError: it is none; nothing is left then."""
     wanted = construct(_ConfigRecord, entries(saved, "", _WHOLE)["config"], "config")
@@ -157,15 +163,17 @@ def rebuild(
         )
     )
     try:
-        put_back(machine, saved, image, sink_for)
+        put_back(machine, saved, image, sink_for, trusted=trusted)
     except BaseException:
         machine.close()
         raise
     return machine
 
 
-def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) -> None:
+def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor, *, trusted: bool) -> None:
     """Make a machine what it was, or another one was; domains that it does not have get a sink.
+
+    What is not `trusted`, because it comes from a file, is audited as a whole: 9 ms for a Linux guest.
 
     StateError: what was saved does not fit to this machine, or cannot be. Then the machine is of no use any
     more and should be closed.
@@ -189,7 +197,7 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor) ->
     _check_timers(machine)
     for resident in machine.residents:
         resident.domain.renew_time(machine.pcpu.running)
-    wrong = machine.audit()
+    wrong = [] if trusted else machine.audit()
     if wrong:
         raise refusal("memory", f"is not sound: {wrong[0]}")
 

@@ -30,8 +30,8 @@ What the hypervisor reads and writes for a guest (hypercall arguments, frames, p
 by breakpoints; it is not with Xen either.
 """
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Final, NamedTuple
 
 from pyhv.abi.x86 import CR4_DE, FLAG_RF, FLAG_TF, Vector
 from pyhv.address import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -88,6 +88,14 @@ def _enabled(vcpu: Vcpu) -> list[tuple[int, int, int]]:
 
 class Breakpoints:
     """The breakpoints of whichever vCPU is on the engine."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("_cpu", "_unit", "_tells_linear"), "its domain's"),
+        **dict.fromkeys(("_instructions", "_data", "_ports"), "follow from the vCPU's debug registers"),
+        **dict.fromkeys(
+            ("_touches", "_hits", "_guest_steps", "_before", "_began"), "of a step, which begins anew"
+        ),
+    }
 
     def __init__(self, cpu: GuestCpu) -> None:
         self._cpu = cpu

@@ -11,9 +11,9 @@ A `GuestCrash` ends the domain and nothing else. Errors of a handler that are no
 are bugs of pyhv and travel up to whoever runs the machine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
@@ -72,6 +72,24 @@ class HostServices(Host, Protocol):
 
 class Dispatcher:
     """The exit sink of one domain's engine."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("host", "domain", "clock", "engine", "cpu", "ports", "breakpoints", "calls"), "rebuilt"
+        ),
+        **dict.fromkeys(
+            ("_wide", "_mask", "_argument_registers", "_arguments", "_charge", "_overdue", "_page_fault"),
+            "follows from the domain's width and the clock's kind",
+        ),
+        **dict.fromkeys(("_d", "_q"), "views of the engine's registers"),
+        **dict.fromkeys(
+            ("counts", "hypercalls", "unknown_hypercalls", "events_delivered", "emulated"),
+            "said as `Resident.counts`",
+        ),
+        **dict.fromkeys(("_recent", "_exits"), "for crash reports, which begin anew"),
+        "call": "whose vCPU is loaded",
+        "observers": "the machine's",
+    }
 
     def __init__(self, host: HostServices, domain: Domain) -> None:
         self.host = host

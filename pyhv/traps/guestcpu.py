@@ -8,7 +8,8 @@ width: `longmode.py` for 64 bits, `compat.py` for 32. This module moves state; `
 """
 
 from abc import ABC, abstractmethod
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from pyhv.abi.x86 import (
     COMPAT_RING3_CS,
@@ -53,6 +54,16 @@ _TSS_SELECTOR, _LDT_SELECTOR = 0xE040, 0xE050
 
 class GuestCpu(ABC):
     """The current vCPU of one domain, as its engine runs it."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("domain", "engine", "tables", "memory"), "rebuilt"),
+        **dict.fromkeys(("vmcb", "_q", "_d", "_code"), "views of the engine's registers and of memory"),
+        **dict.fromkeys(("kernel_ring", "reserved_descriptors"), "follows from the domain's width"),
+        "vcpu": "the one whose registers are loaded",
+        **dict.fromkeys(
+            ("rearrange", "stepping", "has_breakpoints"), "worked out when a vCPU is put on the engine"
+        ),
+    }
 
     def __init__(self, domain: Domain, engine: Engine) -> None:
         self.domain = domain

@@ -6,6 +6,9 @@ Reads give all ones, writes vanish. Xen emulates superficially the PIT (0x42, 0x
 kernels probe these and go on. An access of several bytes is one to each port, except for that latch.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pyhv.domain.ports import PortLatches
 
 _PCI_ADDRESS = 0xCF8
@@ -15,6 +18,8 @@ _NS_PER_TICK = 838
 
 class Ports:
     """Port space of one domain, whose writes stay in `latches`."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {"_latches": "the domain's"}
 
     def __init__(self, latches: PortLatches) -> None:
         self._latches = latches

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a hypercall may do to its caller's processor: `hypercalls.context.Processor` over a `GuestCpu`."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pyhv.cpu import vmcb as v
 from pyhv.traps import segments
 from pyhv.traps.guestcpu import GuestCpu
@@ -8,6 +11,11 @@ from pyhv.traps.guestcpu import GuestCpu
 
 class ProcessorServices:
     """`hypercalls.context.Processor` over a `GuestCpu`."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("_cpu", "iret", "new_baseptr", "new_base_pointers", "drop_ldt", "load_ldtr"),
+        "the domain's processor",
+    )
 
     def __init__(self, cpu: GuestCpu) -> None:
         self._cpu = cpu

@@ -4,9 +4,9 @@
 Timing every exit costs some of what it measures, so it is installed only when asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, ClassVar
 
 from pyhv.cpu.engine import ExitSink
 
@@ -18,6 +18,8 @@ _METHODS = (
 
 class Stopwatch:
     """Accumulates handler time of any number of sinks in `spent_ns`."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = {"spent_ns": "the host's time"}
 
     def __init__(self) -> None:
         self.spent_ns = 0
