@@ -82,8 +82,20 @@ class Machine:
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            ("config", "board", "ram", "frames", "physical", "clock", "scheduler", "residents", "dom0")
-            + ("store", "services", "pcpu"),
+            (
+                "config",
+                "board",
+                "ram",
+                "frames",
+                "physical",
+                "clock",
+                "scheduler",
+                "residents",
+                "dom0",
+                "store",
+                "services",
+                "pcpu",
+            ),
             "said by `snapshot/whole.py`, each as its part",
         ),
         "stopwatch": "the host's time",
