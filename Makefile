@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 FUZZ_TIME ?= 600
 FUZZ_JOBS ?= 1
 FUZZ_CORPUS ?= .fuzz-corpus
-FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc model
+FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots model
 
 .PHONY: demo test debian programs lint docs bench fuzz fuzz-tools clean
 

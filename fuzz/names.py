@@ -13,6 +13,7 @@ _CLASSES = {
     "images": ("fuzz.images", "Images"),
     "rings": ("fuzz.rings", "Rings"),
     "smc": ("fuzz.smc", "Smc"),
+    "snapshots": ("fuzz.snapshots", "Snapshots"),
 }
 TARGETS = tuple(_CLASSES)
 

@@ -32,6 +32,11 @@ MAX_MEMORY_PAGES: Final = 1 << 23
 """32 GiB: below, no reference count of a frame can overflow, whatever a guest maps."""
 
 
+def frames_for(memory_pages: int, max_domains: int) -> int:
+    """How many frames a board has with so many for its guests."""
+    return memory_pages + memory_pages // 256 + max_domains * FRAMES_A_DOMAIN
+
+
 class Board:
     """Memory for `memory_pages` of guests, and a clock: of executed code if `virtual_time`, else the host's.
 
@@ -58,7 +63,7 @@ class Board:
             raise ConfigError(f"A machine for {max_domains} domains is not possible.")
         self_test()
         self.tuning = tuning() if tuned else None
-        self.ram = Ram(memory_pages + memory_pages // 256 + max_domains * FRAMES_A_DOMAIN)
+        self.ram = Ram(frames_for(memory_pages, max_domains))
         self.frames = FrameTable(self.ram)
         self.physical = PhysicalMemory(self.ram, self.frames)
         self.frames.on_free, self.frames.on_death = self._frame_freed, self.physical.code_gone

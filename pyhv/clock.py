@@ -18,7 +18,7 @@ from pyhv.address import MASK64
 from pyhv.cpu.clockwork import Ticker
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.tsc import HostTsc, TscRate, rate
-from pyhv.state import Nanoseconds, Plain, entries, typed
+from pyhv.state import Nanoseconds, Plain, entries, refusal, typed
 
 BYTES_PER_NS = 4
 EXIT_NS = 250
@@ -39,7 +39,7 @@ TSC_IS_SYSTEM_TIME = rate(1_000_000_000)
 """The rate of a TSC that counts nanoseconds."""
 
 
-_Bytes = Annotated[int, range(-(1 << 62), 1 << 62)]
+_Bytes = Annotated[int, range(1 << 62)]
 _Hertz = Annotated[int, range(1_000_000, 1 << 40)]
 
 
@@ -120,6 +120,10 @@ class Clock(ABC):
     @abstractmethod
     def wall_ns(self) -> int:
         """UTC, in ns since 1970, at machine time 0."""
+
+    def agrees(self, paused: bool) -> bool:
+        """Whether its state goes with a turn that is `paused`, or with none."""
+        return True
 
     @abstractmethod
     def close(self) -> None:
@@ -270,6 +274,9 @@ class VirtualClock(Clock):
     def wall_ns(self) -> int:
         return self._wall
 
+    def agrees(self, paused: bool) -> bool:
+        return paused == (self._left is not None)
+
     def close(self) -> None:
         pass
 
@@ -289,6 +296,8 @@ class VirtualClock(Clock):
         if found["turn"] is not None:
             self._granted, left, self._charged = typed(tuple[_Bytes, _Bytes, _Bytes], found["turn"], "turn")
             self._left = [left]
+            if not 0 <= self._charged <= self._granted - left <= self._granted:
+                raise refusal("turn", "has not had what it has spent")
 
 
 class RealClock(Clock):

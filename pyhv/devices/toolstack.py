@@ -94,6 +94,10 @@ class ToolstackDomain:
         assert isinstance(found, ConsoleBackend)
         return found
 
+    def guests(self) -> set[int]:
+        """The domains that have devices."""
+        return set(self._devices)
+
     def frames(self, domid: int) -> list[Mfn]:
         """A domain's frames that its devices refer to, each as often as they do."""
         return [mfn for device in self.devices(domid) for mfn in device.frames()]
@@ -175,8 +179,15 @@ class ToolstackDomain:
             if device.name not in wanted:
                 device.let_go()
         devices = [self._device(name, sink_for) for name in wanted]
+        if [device.name for device in devices] != list(wanted):
+            raise refusal("devices", "has a handle that its kind does not have")
         restore(self.store, found["store"], "store")
         restore(self.channels, found["channels"], "channels")
+        if self.channels.devices() != {record.port: name for name, record in wanted.items()}:
+            raise refusal("devices", "are not those that domain 0's ports name")
+        consoles = {name.domid for name in wanted if name == DeviceName(ConsoleBackend.kind, name.domid)}
+        if consoles != {name.domid for name in wanted}:
+            raise refusal("devices", "are of a domain without a console")
         self._devices, self._deadlines = {}, {}
         for device, record in zip(devices, records, strict=True):
             if not 0 < record.page < self.link.frames.count:

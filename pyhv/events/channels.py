@@ -309,6 +309,10 @@ class EventChannels:
         """Every port that is not free, in ascending order."""
         return {port: self.status(DOMID_SELF, port) for port in sorted(self._ports)}
 
+    def devices(self) -> dict[int, DeviceName]:
+        """Ports whose notifications a back end hears, and its name."""
+        return {port: entry.device for port, entry in self._ports.items() if entry.device is not None}
+
     # ---- FIFO delivery
 
     def check_control(self, vcpu: int, offset: int) -> None:

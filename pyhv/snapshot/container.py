@@ -39,6 +39,8 @@ _DIGEST_SIZE: Final = 32
 _LONGEST_HEAD: Final = 1 << 20
 _LONGEST_STATE: Final = 1 << 30
 """Bytes of STAT, decompressed."""
+_MOST_VALUES: Final = 1 << 22
+"""In lists and tables: one takes up to 72 bytes of the host's memory, and a single byte of a file."""
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,22 @@ def _expand_state(data: memoryview) -> bytes:
 
 
 def _unpack(data: bytes) -> Any:
+    left = _MOST_VALUES
+
+    def counted(values: list[Any]) -> list[Any]:
+        nonlocal left
+        left -= len(values) + 1
+        if left < 0:
+            raise SnapshotError("has more values in its state than any machine")
+        return values
+
     try:
-        return msgpack.unpackb(data, strict_map_key=False)
-    except (
-        ValueError,
-        TypeError,
-        msgpack.exceptions.UnpackException,
-    ) as error:  # TypeError: a key that is none
+        return msgpack.unpackb(
+            data,
+            max_array_len=_MOST_VALUES,
+            max_map_len=_MOST_VALUES,
+            list_hook=counted,
+            object_pairs_hook=lambda pairs: dict(counted(pairs)),
+        )
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise SnapshotError(f"has a part that is no msgpack ({error})") from error

@@ -10,18 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pyhv.abi.layout import u16, u32
+from pyhv.abi.domid import DOMID_FIRST_RESERVED
+from pyhv.abi.layout import u16
+from pyhv.board import MAX_MEMORY_PAGES, frames_for
 from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
-from pyhv.errors import SnapshotError, StateError
+from pyhv.errors import ConfigError, SnapshotError, StateError
 from pyhv.machine import Machine
 from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter, read_pages
 from pyhv.snapshot.whole import put_back, rebuild, say
 from pyhv.state import Plain, entries, items, typed
 from pyhv.version import VERSION
+
+_Frames = Annotated[int, range(frames_for(MAX_MEMORY_PAGES, DOMID_FIRST_RESERVED))]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def _told() -> Iterator[None]:
         yield
     except StateError as error:
         raise SnapshotError(str(error)) from error
+    except ConfigError as error:
+        raise SnapshotError(f"speaks of a machine that cannot be: {error}") from error
 
 
 def take(machine: Machine, notes: Plain = None) -> Snapshot:
@@ -101,9 +107,15 @@ def load(path: Path | str) -> Snapshot:
     """A snapshot from a file. SnapshotError: it is none, or damaged, or of another pyhv."""
     content = container.read(Path(path))
     try:
-        body = entries(content.state, "", {"machine": None, "notes": None})
-        frames = typed(u32, content.head.get("frames"), "frames")
-        image = read_pages(frames, content.table, content.blocks)
-    except (StateError, SnapshotError) as error:
+        return understood(content)
+    except SnapshotError as error:
         raise SnapshotError(f"{path}: {error}") from error
+
+
+def understood(content: container.Content) -> Snapshot:
+    """The snapshot that a file's content stands for. SnapshotError, without naming a file."""
+    with _told():
+        body = entries(content.state, "", {"machine": None, "notes": None})
+        frames = typed(_Frames, content.head.get("frames"), "frames")
+        image = read_pages(frames, content.table, content.blocks)
     return Snapshot(image, body["machine"], body["notes"], content.head)

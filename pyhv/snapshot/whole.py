@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pyhv.abi.layout import u8, u16, u32, u64
 from pyhv.address import Mfn
+from pyhv.board import frames_for
 from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
 from pyhv.domain.config import DomainConfig
@@ -55,7 +56,7 @@ class DomainRecord:
     domid: u16
     width: u8
     config: DomainConfig
-    shared_info: Mfn
+    shared_info: u32
     max_pages: u64
     tot_pages: u64
     e820: bytes | None
@@ -147,10 +148,15 @@ def rebuild(
     tuned: bool = True,
     measure: bool = False,
 ) -> Machine:
-    """A machine of its own that goes on from what was saved. StateError: it is none; nothing is left then."""
+    """A machine of its own that goes on from what was saved.
+
+    StateError, ConfigError: it cannot be; nothing is left then.
+    """
     wanted = construct(_ConfigRecord, entries(saved, "", _WHOLE)["config"], "config")
     if not re.fullmatch("[0-9]{1,400}", wanted.seed):
         raise refusal("config.seed", "is no number")
+    if frames_for(wanted.memory_pages, wanted.max_domains) != image.frames:  # before so much is asked for
+        raise refusal("config.memory_pages", f"does not fit to {image.frames} frames of memory")
     machine = Machine(
         MachineConfig(
             wanted.memory_pages,
@@ -175,8 +181,8 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor, *,
 
     What is not `trusted`, because it comes from a file, is audited as a whole: 9 ms for a Linux guest.
 
-    StateError: what was saved does not fit to this machine, or cannot be. Then the machine is of no use any
-    more and should be closed.
+    StateError, ConfigError: what was saved does not fit to this machine, or cannot be. Then the machine is of
+    no use any more and should be closed.
     """
     found = entries(saved, "", _WHOLE)
     if image.frames != machine.ram.frames:
@@ -193,7 +199,12 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor, *,
     for record in records:
         _restore_domain(machine.residents[record.domid], record)
     machine.dom0.put_back(found["dom0"], lambda mfn: FramePage(machine.physical, mfn), sink_for)
-    machine.pcpu.put_back(_turn(machine, found["turn"]))
+    if machine.dom0.guests() != {record.domid for record in records}:
+        raise refusal("dom0", "has devices of other domains than there are")
+    turn = _turn(machine, found["turn"])
+    if not machine.clock.agrees(paused=turn is not None):
+        raise refusal("turn", "is not what the clock says of it")
+    machine.pcpu.put_back(turn)
     _check_timers(machine)
     for resident in machine.residents:
         resident.domain.renew_time(machine.pcpu.running)
@@ -212,9 +223,13 @@ def _make_residents(machine: Machine, records: list[DomainRecord]) -> None:
         if record is None or not _is_same(resident, record):
             machine.builder.let_go(resident)
     for record in records:
+        if record.width not in (32, 64):
+            raise refusal(f"domain {record.domid}", f"is of {record.width} bits, which is no domain's width")
+        if record.shared_info >= machine.ram.frames:
+            raise refusal(f"domain {record.domid}", "has its shared_info beyond memory")
         if machine.residents.get(record.domid) is None:
             machine.show_exits_of(
-                machine.builder.rebuild(record.domid, record.width, record.config, record.shared_info)
+                machine.builder.rebuild(record.domid, record.width, record.config, Mfn(record.shared_info))
             )
     machine.residents.put_in_order(list(wanted))
 

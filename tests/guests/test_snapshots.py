@@ -6,8 +6,9 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,6 +184,45 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     broken = Snapshot(snapshot.image, {**snapshot.state, "turn": {}}, None, snapshot.about)
     with pytest.raises(SnapshotError, match="turn should not have, or lacks"):
         broken.rebuild(lambda _domid: Sink())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("config", "scheduler"), "lottery", "no scheduler 'lottery'"),
+        (("config", "memory_pages"), 1 << 23, "does not fit"),
+        (("config", "max_domains"), 1, "does not fit"),
+        (("domains", 0, "config", "weight"), 1 << 34, "weight of"),
+        (("domains", 0, "shared_info"), 1 << 31, "beyond memory"),
+        (("domains", 0, "width"), 16, "no domain's width"),
+        (("dom0", "devices", 0, "handle"), 5, "devices"),
+        (("dom0", "devices", 0, "port"), 77, "domain 0's ports name"),
+        (("clock", "turn"), None, "what the clock says"),
+        (("turn",), None, "what the clock says"),
+        (("clock", "turn"), [100, 50, 60], "what it has spent"),
+        (("clock", "turn"), [100, 150, 0], "what it has spent"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(path: tuple[str | int, ...], value: Any, sentence: str) -> None:
+    with machine() as made:
+        boot(made, ("hello",))
+        made.run(Exits(3))
+        snapshot = take(made)
+    at: Any = snapshot.state
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    with pytest.raises(SnapshotError, match=sentence):
+        snapshot.rebuild(lambda _domid: Sink())
+
+
+def test_a_file_of_more_memory_than_any_machine_has(tmp_path: Path) -> None:
+    with machine() as made:
+        snapshot = take(made)
+    path = tmp_path / "big"
+    replace(snapshot, about={**snapshot.about, "frames": (1 << 32) - 1}).save(path)
+    with pytest.raises(SnapshotError, match="frames is 4294967295"):
+        load(path)
 
 
 def test_memory_that_was_tampered_with_is_found(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ GOOD_HEAD = section(b"HEAD", msgpack.packb({}))
 GOOD_STATE = section(b"STAT", zstandard.compress(msgpack.packb({})))
 GOOD_TABLE = section(b"TABL", zstandard.compress(b""))
 DEEP = section(b"STAT", zstandard.compress(b"\x91" * 5000 + b"\xc0"))
+LIST_AS_KEY = section(b"HEAD", b"\x81\x90\xc0")
+MANY = zstandard.compress(b"\x91\xdd" + struct.pack(">I", 1 << 22) + b"\x90" * (1 << 22))
+TOO_MANY = zstandard.compress(b"\xdd" + struct.pack(">I", (1 << 22) + 1) + b"\xc0" * ((1 << 22) + 1))
 UNKNOWN_SIZE = zstandard.ZstdCompressor(write_content_size=False).compress(msgpack.packb({}))
 
 
@@ -127,6 +130,9 @@ UNKNOWN_SIZE = zstandard.ZstdCompressor(write_content_size=False).compress(msgpa
         (sealed(HEAD + GOOD_HEAD + section(b"STAT", b"junk") + GOOD_TABLE), "state"),
         (sealed(HEAD + GOOD_HEAD + section(b"STAT", UNKNOWN_SIZE) + GOOD_TABLE), "size that is not"),
         (sealed(HEAD + GOOD_HEAD + DEEP + GOOD_TABLE), "no msgpack"),
+        (sealed(HEAD + LIST_AS_KEY + GOOD_STATE + GOOD_TABLE), "no msgpack"),
+        (sealed(HEAD + GOOD_HEAD + section(b"STAT", MANY) + GOOD_TABLE), "more values"),
+        (sealed(HEAD + GOOD_HEAD + section(b"STAT", TOO_MANY) + GOOD_TABLE), "no msgpack"),
         (
             sealed(HEAD + GOOD_HEAD + section(b"STAT", zstandard.compress(b"\x01\x02")) + GOOD_TABLE),
             "msgpack",
