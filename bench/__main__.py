@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m bench peer|micro` (docs/benchmarks.md) and `compatibility` (docs/compatibility.md)."""
+"""`python -m bench peer|micro|moments` (docs/benchmarks.md) and `compatibility` (docs/compatibility.md)."""
 
 import statistics
 import sys
@@ -209,6 +209,26 @@ def micro(runs: int, json_path: Path | None) -> None:
             "kind": "micro", "host": host, "exits": costs, "compute": found,
             "compute_instructions": computed.instructions, "hello_s": hello, "python_s": python,
         }  # fmt: skip
+        report.write_json(json_path, content)
+
+
+@main.command()
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure.")
+@click.option("--json", "json_path", type=JsonPath, help="Write the results to a file.")
+def moments(runs: int, json_path: Path | None) -> None:
+    """Measure snapshots of a Linux guest, and what 2,000 lives of small guests leave behind."""
+    from bench import moments as parts
+
+    warning = report.load_warning()
+    if warning:
+        _say(f"warning: {warning}")
+    found = [*parts.linux(runs), *parts.lives()]
+    console = report.console()
+    for one in found:
+        bound = "" if one.most is None else f"   (at most {one.most:,.0f})"
+        console.print(f"{one.name:44} {one.value:10,.1f} {one.unit}{bound}", highlight=False)
+    if json_path is not None:
+        content = {"kind": "moments", "host": report.host(), "moments": [asdict(one) for one in found]}
         report.write_json(json_path, content)
 
 
