@@ -8,7 +8,7 @@ The machine asks its policy between two turns. One that must take effect within 
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from pyhv.cpu.exits import ExitRecord
@@ -161,3 +161,36 @@ class When(Until):
 
     def outcome(self, machine: Runnable) -> Outcome | None:
         return Outcome.STOPPED if self._predicate() else None
+
+
+class Reaches(Until):
+    """Until some vCPU is about to execute an instruction at one of the addresses of its domain, by domid.
+
+    An address at which a vCPU stands already counts when it comes there again.
+    """
+
+    def __init__(self, addresses: Mapping[int, Collection[int]]) -> None:
+        self._addresses = addresses
+        self.reached: tuple[int, int] | None = None
+        """Domid and linear address at which the run has stopped."""
+
+    def begin(self, machine: Runnable) -> None:
+        """`Until.begin`."""
+        self.reached = None
+        for resident in machine.residents:
+            domid = resident.domain.domid
+
+            def arrived(address: int, domid: int = domid) -> None:
+                self.reached = domid, address
+                machine.interrupt()
+
+            resident.dispatcher.breakpoints.stop_at(self._addresses.get(domid, ()), arrived)
+
+    def end(self, machine: Runnable) -> None:
+        """`Until.end`."""
+        for resident in machine.residents:
+            resident.dispatcher.breakpoints.stop_at((), lambda _address: None)
+
+    def outcome(self, _machine: Runnable) -> Outcome | None:
+        """`Until.outcome`."""
+        return None if self.reached is None else Outcome.STOPPED

@@ -36,7 +36,7 @@ from pyhv.resident import Ended, Resident
 from pyhv.snapshot.snapshot import Snapshot, take
 from pyhv.snapshot.snapshot import load as read_snapshot
 from pyhv.state import construct, state
-from pyhv.until import AllEnded, Exits, Outcome, Runnable, Seconds, Until, When
+from pyhv.until import AllEnded, Exits, Outcome, Reaches, Runnable, Seconds, Until, When
 from pyhv.xenstore.peers import introduce_peers
 
 Cancel: TypeAlias = Callable[[], None]
@@ -187,8 +187,9 @@ class Machine:
     ) -> Outcome:
         """Run the guests until all have ended, or whatever comes first of what is asked for.
 
-        `until` is a regular expression that any guest prints, or a function that is asked between two turns
-        of the processor; `seconds` of machine time; so many `exits` of guests to the hypervisor.
+        `until` is a symbol of some guest's kernel, which is about to be executed, or a regular expression
+        that any guest prints, or a function that is asked between two turns of the processor; `seconds` of
+        machine time; so many `exits` of guests to the hypervisor. To stop at a symbol costs the guest time.
         """
         policy: Until = _Typing(self._type) | AllEnded()
         if until is not None:
@@ -209,6 +210,10 @@ class Machine:
             return until
         if callable(until):
             return When(until)
+        if isinstance(until, str):
+            named = [guest for guest in self._guests.values() if until in guest.symbols]
+            if named:
+                return Reaches({guest.domid: [guest.symbols[until]] for guest in named})
         wanted = expression(until)
         starts = {guest.domid: guest.console.position for guest in self._guests.values()}
         return When(

@@ -30,7 +30,7 @@ What the hypervisor reads and writes for a guest (hypercall arguments, frames, p
 by breakpoints; it is not with Xen either.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar, Final, NamedTuple
 
 from pyhv.abi.x86 import CR4_DE, FLAG_RF, FLAG_TF, Vector
@@ -95,6 +95,7 @@ class Breakpoints:
         **dict.fromkeys(
             ("_touches", "_hits", "_guest_steps", "_before", "_began"), "of a step, which begins anew"
         ),
+        **dict.fromkeys(("_stops", "_arrived", "_told"), "whoever runs the machine"),
     }
 
     def __init__(self, cpu: GuestCpu) -> None:
@@ -114,6 +115,20 @@ class Breakpoints:
         """RAX..R15, RIP as the instruction in execution began."""
         self._began = 0
         """Its linear address."""
+        self._stops: frozenset[int] = frozenset()
+        """Linear addresses of instructions before which whoever runs the machine wants to be told."""
+        self._arrived: Callable[[int], None] = lambda _address: None
+        self._told: int | None = None
+        """Which of them it was told of, as long as the instruction there is not done."""
+
+    def stop_at(self, addresses: Collection[int], arrived: Callable[[int], None]) -> None:
+        """Call `arrived` before any vCPU executes an instruction at one of these linear addresses.
+
+        The guest does not see it, but it costs time: two exits each.
+        """
+        self._stops, self._arrived = frozenset(addresses), arrived
+        self._told = self._cpu.linear_rip()
+        self._cpu.rearrange = True
 
     @property
     def stepping(self) -> bool:
@@ -133,6 +148,7 @@ class Breakpoints:
             or cpu.stepping
             or cpu.vmcb.d[v.HFLAGS] & v.HF_TF  # taken off in a step
             or (self._unit is not None and self._unit.is_watching)
+            or self._stops
         ):
             cpu.rearrange = True
 
@@ -142,7 +158,7 @@ class Breakpoints:
         if self._unit is not None:
             vcpus = self._cpu.domain.vcpus
             self._unit.settle(
-                {address for vcpu in vcpus for _, address in instruction_breakpoints(vcpu)},
+                self._stops | {address for vcpu in vcpus for _, address in instruction_breakpoints(vcpu)},
                 data=self._watch_wanted,
             )
             return
@@ -170,13 +186,14 @@ class Breakpoints:
             cpu.raise_exception(Vector.DB)
             if self._stops_here():
                 raise GuestCrash("a breakpoint at the first instruction of the debug exception's handler")
+        self._look_for_stops()
         step = self._is_step_due
         if self._unit is not None:
             self._unit.watch(tuple(self._ranges()), iret=bool(self._instructions), record=step)
         cpu.stepping = step
         if not step:
             hooked = cpu.engine.watches_memory and not self._watch_wanted
-            cpu.rearrange = cpu.has_breakpoints or hooked
+            cpu.rearrange = cpu.has_breakpoints or hooked or (self._unit is None and bool(self._stops))
             return
         cpu.rearrange = True
         self._began = cpu.linear_rip()
@@ -186,6 +203,14 @@ class Breakpoints:
         self._guest_steps = bool(q[v.EFLAGS] & FLAG_TF)
         self._before = q[0:16].tolist()
         self._before.append(q[v.RIP])
+
+    def _look_for_stops(self) -> None:
+        at = self._cpu.linear_rip()
+        if at not in self._stops:
+            self._told = None
+        elif at != self._told:
+            self._told = at
+            self._arrived(at)
 
     def _ranges(self) -> Iterator[Range]:
         """What the unit has to watch. Machine addresses hold until an exit: no mapping changes without."""
@@ -220,7 +245,8 @@ class Breakpoints:
         """Whether the engine lacks something that `entering` will give it."""
         if self._unit is None:
             return bool(self._data) and not self._cpu.engine.watches_memory
-        return not self._unit.is_settled([at for _, at in self._instructions], data=bool(self._data))
+        wanted = [*(at for _, at in self._instructions), *self._stops]
+        return not self._unit.is_settled(wanted, data=bool(self._data))
 
     @property
     def _is_step_due(self) -> bool:
@@ -229,7 +255,7 @@ class Breakpoints:
         if self._approaches():
             return True
         if unit is None:
-            return cpu.has_breakpoints
+            return cpu.has_breakpoints or bool(self._stops)
         if self._ports:
             return True
         at = cpu.linear_rip()
@@ -293,6 +319,7 @@ class Breakpoints:
             return 0
         if not cpu.stepping:
             return DR6_BS
+        self._told = None
         hits = self._hits
         if unit is not None:
             debug.due = None
@@ -320,7 +347,9 @@ class Breakpoints:
         cpu.rearrange = True
         if cause != MET_BREAKPOINT:
             cpu.vcpu.debug.due = at
-        elif all(address != at for _, address in self._instructions) and unit.arrived_for_nothing(at):
+        elif at in self._stops or any(address == at for _, address in self._instructions):
+            pass
+        elif unit.arrived_for_nothing(at):
             cpu.engine.stop()  # so that it is forgotten
         return True
 

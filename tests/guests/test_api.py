@@ -12,7 +12,7 @@ from pyhv.cpu.exits import ExitRecord
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.observe.digest import Digest
-from pyhv.until import Outcome
+from pyhv.until import Outcome, Reaches
 
 
 @pytest.fixture
@@ -232,3 +232,40 @@ def test_what_is_no_snapshot(machine: pyhv.Machine, tmp_path: Path) -> None:
     hollow.save(path)
     with pytest.raises(pyhv.PyhvError, match=rf"^{path}: .*notes"):
         pyhv.load(path)
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize(("name", "symbol", "times"), [("ticker", "put_dec", 20), ("hello32", "putc", 30)])
+def test_to_a_symbol_again_and_again(name: str, symbol: str, times: int, tuned: bool) -> None:
+    with pyhv.Machine(memory="64M", virtual_time=True, tuned=tuned) as machine:
+        guest = machine.boot(name, memory="4M")
+        other = machine.boot("usermode", memory="4M")
+        for _ in range(times):
+            here = Reaches({guest.domid: [guest.symbols[symbol]]})  # the other one has that symbol too
+            assert machine.run(until=here) is Outcome.STOPPED
+            assert guest.registers.rip == guest.symbols[symbol]
+        assert guest.end is None
+        machine.run(exits=3)
+        end = guest.wait()
+        assert end.reason == other.wait().reason == "poweroff"
+        assert "SUCCESS" in guest.console.text
+        assert machine.audit() == []
+
+
+def test_a_symbol_that_is_never_reached(machine: pyhv.Machine) -> None:
+    guest = machine.boot("hello", memory="4M")
+    assert machine.run(until="finish_failure") is Outcome.ENDED
+    assert "SUCCESS" in guest.console.text
+
+
+def test_a_symbol_counts_each_time_it_is_executed(machine: pyhv.Machine) -> None:
+    """As many lines as stops at what prints one."""
+    guest = machine.boot("hello", memory="4M")
+    stops = 0
+    while machine.run(until="puts") is Outcome.STOPPED:
+        stops += 1
+    assert stops > 5
+    with pyhv.Machine(memory="64M", virtual_time=True) as again:
+        unobserved = again.boot("hello", memory="4M")
+        again.run()
+        assert unobserved.console.text == guest.console.text
