@@ -40,6 +40,7 @@ docs: $(VENV)/installed-dev
 	$(BIN)/python -m docgen.numbers > pyhv/guests/hypercalls.inc
 	$(BIN)/python -m docgen.cpu > docs/cpu.md
 	$(BIN)/python -m docgen.hostile > docs/hostile.md
+	$(BIN)/python -m docgen.promises > docs/promises.md
 	$(BIN)/python -m bench.selftests docs/compatibility.md
 
 bench: $(VENV)/installed-dev

@@ -10,6 +10,7 @@ Only SnapshotError may come out of reading it. What is not refused runs on for a
 snapshot of its own, and loses its guests; it must be sound all the time.
 """
 
+import copy
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ class _File:
         """Something of the same kind, what stands beside it, or anything."""
         source = self.source
         if source.chance(10):
-            return source.pick(_OTHERS)
+            return copy.deepcopy(source.pick(_OTHERS))
         if source.chance(10) and above:
             return list(above.values())[source.u8() % len(above)] if isinstance(above, dict) else above[0]
         if isinstance(value, bool):

@@ -44,6 +44,7 @@ def test_a_part_without_its_end_is_no_span() -> None:
         Timeline([Mark("END", "sh", 1, 1), Mark("BEGIN", "sh", 2, 2)]).span("sh")
 
 
+@pytest.mark.promise("P-1")
 @pytest.mark.parametrize(("guest_s", "apart"), [(2.00, 0.0), (2.01, 0.0), (2.10, 0.045), (1.90, 0.045)])
 def test_clocks_may_differ_by_a_step_of_uptime(guest_s: float, apart: float) -> None:
     from bench.timeline import Span
@@ -61,6 +62,7 @@ def test_a_program_that_fails_or_hangs_is_reported_with_its_last_words(tmp_path:
         watch(["sh", "-c", "echo going on; exec sleep 30"], tmp_path, 0.3)
 
 
+@pytest.mark.promise("P-1")
 def test_the_result_is_the_median_of_ratios_and_not_the_ratio_of_medians() -> None:
     from bench.report import Pair, rows
 
@@ -70,6 +72,7 @@ def test_the_result_is_the_median_of_ratios_and_not_the_ratio_of_medians() -> No
     assert (row.lowest, row.highest) == (0.5, 3.0)
 
 
+@pytest.mark.promise("P-1")
 def test_the_peer_is_never_virtualized_by_hardware() -> None:
     from bench.peer import Peer
 

@@ -74,6 +74,7 @@ def test_equal_remarks_are_one() -> None:
     assert page.count("[1](#remarks)") == 2
 
 
+@pytest.mark.promise("C-6")
 def test_the_page_lists_every_kernel() -> None:
     page = (PROJECT / "docs/compatibility.md").read_text(encoding="utf-8").partition(selftests.TITLE)[0]
     rows = re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)[2:]

@@ -75,6 +75,7 @@ class TestBoundary:
         )
         subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
+    @pytest.mark.promise("E-1")
     @pytest.mark.parametrize(
         "error", [PyhvError("what, where, how"), KeyboardInterrupt(), ZeroDivisionError("x")]
     )
@@ -104,6 +105,7 @@ class TestBoundary:
 
 
 class TestUsage:
+    @pytest.mark.promise("E-3")
     @pytest.mark.parametrize(
         "arguments",
         [
@@ -125,6 +127,7 @@ class TestUsage:
         assert result.exit_code == ExitCode.USAGE
         assert result.stdout == ""
 
+    @pytest.mark.promise("E-3")
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -186,6 +189,7 @@ class TestBoot:
         assert run("boot", "hello", "--console", f"file:{log}").stdout == ""
         assert log.read_bytes().endswith(b"SUCCESS\n")
 
+    @pytest.mark.promise("T-1")
     def test_the_digest_is_of_the_run(self, run, tmp_path):
         def digest(*more):
             assert run("boot", "pages", "--virtual-time", "--digest", tmp_path / "d", *more).exit_code == 0
@@ -303,6 +307,7 @@ def kernels(tmp_path_factory):
 
 
 class TestBadEnds:
+    @pytest.mark.promise("E-1")
     def test_crash(self, run, kernels):
         result = run("boot", kernels["crash"], "--memory", 16)
         assert result.exit_code == ExitCode.CRASH
@@ -310,6 +315,7 @@ class TestBadEnds:
         assert "ud2" in result.stderr
         assert "hypercall_page+" in result.stderr  # a symbol
 
+    @pytest.mark.promise("E-1")
     @pytest.mark.parametrize(
         ("reason", "code", "said"),
         [
@@ -349,6 +355,7 @@ class TestBadEnds:
         result = run("boot", kernels["early-end0"], "--memory", 16)
         assert (result.exit_code, result.stderr) == (ExitCode.OK, "")
 
+    @pytest.mark.promise("E-1")
     def test_deadlock(self, run, kernels):
         result = run("boot", kernels["deadlock"], "--memory", 16, "--virtual-time", "--timeout", 5)
         assert result.exit_code == ExitCode.DEADLOCK, result.output
@@ -361,16 +368,19 @@ class TestBadEnds:
         )  # fmt: skip
         assert done.returncode == ExitCode.DEADLOCK, done.stderr
 
+    @pytest.mark.promise("E-1")
     def test_timeout(self, run, kernels):
         result = run("boot", kernels["spin"], "--memory", 16, "--virtual-time", "--timeout", 0.01)
         assert result.exit_code == ExitCode.TIMEOUT
         assert "still running: spin" in result.stderr
 
+    @pytest.mark.promise("E-2")
     def test_the_gravest_guest_decides(self, run, kernels):
         arguments = ("--memory", 16, "--virtual-time", "--timeout", 0.1)
         assert run("boot", "hello", kernels["spin"], kernels["crash"], *arguments).exit_code == ExitCode.CRASH
         assert run("boot", "hello", kernels["spin"], *arguments).exit_code == ExitCode.TIMEOUT
 
+    @pytest.mark.promise("E-1")
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     @pytest.mark.parametrize("guest", ["spin", "deadlock"])
     def test_signals(self, kernels, number, guest):

@@ -51,12 +51,14 @@ def test_prefixed_lines():
     assert target.data == b"ping| one\nping| two\nping| \nping| three\n"
 
 
+@pytest.mark.promise("I-16")
 def test_a_guest_cannot_leave_its_line():
     target = Memory()
     consoles.Prefixed(target, "a").output(b"x\rb| forged\x08\x00\x0b\t\x1b[1mbold\n")
     assert target.data == b"a| xb| forged\t\x1b[1mbold\n"
 
 
+@pytest.mark.promise("L-12")
 def test_an_endless_line_is_broken():
     target = Memory()
     console = consoles.Prefixed(target, "a")
@@ -85,6 +87,7 @@ def test_prefixed_output_is_the_same_however_it_is_cut(pieces):
     assert b"".join(pieces).count(b"\n") <= whole.data.count(b"n| ")
 
 
+@pytest.mark.promise("L-12")
 def test_tail_keeps_the_end():
     tail = consoles.Tail()
     tail.output(b"old\n" * 5000)

@@ -41,6 +41,7 @@ def test_all_is_well() -> None:
         assert patch.promise in result.stdout
 
 
+@pytest.mark.promise("P-3")
 def test_without_tuning_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     why = "the library is another build (abcd)"
     monkeypatch.setattr("pyhv.cpu.tuning.gate.tuning", lambda: Tuning(PATCHES, why))

@@ -41,6 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, whole: str) -> Path:
     return path
 
 
+@pytest.mark.promise("S-1")
 def test_a_restored_guest_prints_the_rest(whole: str, saved: Path) -> None:
     printed, said = pyhv("restore", saved)
     assert whole.endswith(printed)
@@ -100,6 +101,7 @@ def test_a_failure_is_one_after_restoring_too(tmp_path: Path) -> None:
     pyhv("restore", path)
 
 
+@pytest.mark.promise("S-4")
 def test_what_cannot_be(saved: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.snap"
     cut.write_bytes(saved.read_bytes()[:3000])

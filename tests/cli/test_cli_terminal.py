@@ -23,6 +23,7 @@ def pty():
     os.close(slave)
 
 
+@pytest.mark.promise("E-5")
 def test_raw_mode_passes_keys_and_is_undone(pty):
     master, slave = pty
     before = termios.tcgetattr(slave)
@@ -37,6 +38,7 @@ def test_raw_mode_passes_keys_and_is_undone(pty):
     assert termios.tcgetattr(slave) == before
 
 
+@pytest.mark.promise("E-5")
 def test_raw_mode_is_undone_after_an_exception(pty):
     before = termios.tcgetattr(pty[1])
     with pytest.raises(ValueError, match="x"), RawTerminal(pty[1]):
@@ -146,6 +148,7 @@ class TestSignals:
             assert not signals.pump()
             assert signals.received == 0
 
+    @pytest.mark.promise("E-5")
     @pytest.mark.parametrize("second", [True, False])
     def test_a_run_that_does_not_end_is_ended_and_the_terminal_restored(self, pty, second):
         """By the second signal, or by itself when the grace is over."""

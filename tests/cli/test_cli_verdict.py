@@ -43,6 +43,7 @@ def test_the_first_failure_gives_the_reason():
     assert convention.reason == "one"
 
 
+@pytest.mark.promise("E-1")
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -74,6 +75,7 @@ def test_how_the_bytes_are_cut_does_not_matter(pieces, at):
     assert whole.report is Report.FAILURE
 
 
+@pytest.mark.promise("L-12")
 def test_an_endless_line_is_not_kept():
     watcher = Watcher(Xtf())
     for _ in range(100):
@@ -94,6 +96,7 @@ def test_a_line_is_reported_once_even_if_its_end_comes_later():
     assert seen == [b"ab", b"c", b"d"]
 
 
+@pytest.mark.promise("E-2")
 def test_the_order_of_severity():
     order = [
         ExitCode.OK, ExitCode.SKIP, ExitCode.ENDED, ExitCode.TIMEOUT, ExitCode.DEADLOCK,
@@ -104,5 +107,6 @@ def test_the_order_of_severity():
     assert worst([]) is ExitCode.OK
 
 
+@pytest.mark.promise("I-16")
 def test_readable_defuses_control_characters():
     assert readable(b"a\x1b[2Jb\xff\n") == "a\\x1b[2Jb\ufffd\\x0a"

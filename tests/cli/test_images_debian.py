@@ -166,6 +166,7 @@ def test_update_looks_for_a_newer_kernel(fake):
     assert (fake / "log").read_text().splitlines() == calls
 
 
+@pytest.mark.promise("E-3")
 @pytest.mark.parametrize(
     ("steer", "message"),
     [

@@ -21,6 +21,7 @@ ENTRIES = [entry for entry in HYPERCALLS if entry is not None]
 OPERATIONS = [operation for commands in COMMANDS.values() for operation in commands.operations.values()]
 
 
+@pytest.mark.promise("C-3")
 def test_the_page_is_up_to_date() -> None:
     page = ROOT / "docs" / "hypercalls.md"
     assert page.read_text(encoding="utf-8") == hypercalls.document(), "run: make docs"
@@ -31,6 +32,7 @@ def test_the_numbers_of_kernels_in_assembly_are_up_to_date() -> None:
     assert include.read_text(encoding="utf-8") == numbers.document(), "run: make docs"
 
 
+@pytest.mark.promise("C-3")
 def test_numbers_and_names_agree_with_the_table() -> None:
     assert len(HYPERCALLS) == NR_HYPERCALLS
     assert {entry.number for entry in ENTRIES} == set(Hypercall), "each has a handler"
@@ -41,12 +43,14 @@ def test_numbers_and_names_agree_with_the_table() -> None:
         assert commands.keys() == commands.operations.keys()
 
 
+@pytest.mark.promise("C-3")
 @pytest.mark.parametrize("row", [*ENTRIES, *OPERATIONS], ids=lambda row: row.number.name.lower())
 def test_each_says_what_it_does(row: Entry | SubOperation) -> None:
     summary = row.text.strip().partition("\n")[0]
     assert re.fullmatch(r"[A-Z`].{14,}", summary), summary
 
 
+@pytest.mark.promise("C-3")
 @pytest.mark.parametrize("row", [*ENTRIES, *OPERATIONS], ids=lambda row: row.number.name.lower())
 def test_errors_are_errnos_and_refusals_name_theirs(row: Entry | SubOperation) -> None:
     named = set(re.findall(r"\bE[A-Z0-9]{3,}\b", row.text))

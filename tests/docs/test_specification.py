@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""SPECIFICATION.md is true in what can be looked up: its promises name tests, its numbers are the code's.
+"""SPECIFICATION.md is true in what can be looked up: tests hold its promises, its numbers are the code's.
 
-A promise is a row of a table: `| I-1 | the promise | tests |`. A test is `tests/unit/test_x.py::name`, or
-`tests/unit/test_x.py::Class::name`, or a whole file. A number is `pyhv.module.NAME = 17`, or for the default
-of a dataclass or a member of an enumeration `pyhv.module.Class.field = 17`, or for the default of a parameter
-`pyhv.module.Class(argument) = 17`.
+A promise is a row of a table: `| I-1 | the promise |`. Tests that hold it are marked with its id. A number is
+`pyhv.module.NAME = 17`, or for the default of a dataclass or a member of an enumeration
+`pyhv.module.Class.field = 17`, or for the default of a parameter `pyhv.module.Class(argument) = 17`.
 """
 
 import ast
@@ -12,36 +11,18 @@ import dataclasses
 import importlib
 import inspect
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
 
+from docgen import promises
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "SPECIFICATION.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| (?P<id>[A-Z]+-\d+) \| (?P<promise>[^|]+) \| (?P<tests>[^|]*) \|$", re.MULTILINE)
-TEST = re.compile(r"`(?P<file>tests/\w+/test_\w+\.py)(?P<names>(?:::\w+)*)`")
 NUMBER = re.compile(r"`(?P<path>pyhv(?:\.\w+)+)(?:\((?P<argument>\w+)\))? = (?P<value>[0-9_]+)`")
-ROWS = [match.groupdict() for match in ROW.finditer(TEXT)]
-TESTS = sorted({(row["id"], *test.groups()) for row in ROWS for test in TEST.finditer(row["tests"])})
+PROMISES = promises.promises(TEXT)
+TESTS = promises.tests()
 NUMBERS = [match.groups() for match in NUMBER.finditer(TEXT)]
-
-
-@cache
-def names(file: Path) -> frozenset[str]:
-    """The tests of a file, as `::function`, `::Class` or `::Class::function`."""
-    found = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            found.add(f"::{node.name}")
-        elif isinstance(node, ast.ClassDef):
-            found.add(f"::{node.name}")
-            found |= {
-                f"::{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)
-            }
-        elif isinstance(node, ast.Assign):  # TestModel = Model.TestCase
-            found |= {f"::{target.id}" for target in node.targets if isinstance(target, ast.Name)}
-    return frozenset(name for name in found if name.rpartition("::")[2].lower().startswith("test"))
 
 
 def constant(path: str, argument: str | None) -> object:
@@ -59,24 +40,25 @@ def constant(path: str, argument: str | None) -> object:
 
 
 def test_there_are_promises() -> None:
-    assert len(ROWS) > 50
+    assert len(PROMISES) > 80
     assert len(NUMBERS) > 30
-    assert len({row["id"] for row in ROWS}) == len(ROWS), "each has a number of its own"
     lines = [line for line in TEXT.splitlines() if re.match(r"\| [A-Z]+-\d", line)]
-    assert len(lines) == len(ROWS), "each line that begins like a promise is one"
+    assert len(lines) == len(PROMISES), "each line that begins like a promise is one"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_each_names_a_test(row: dict[str, str]) -> None:
-    rest = TEST.sub("", row["tests"])
-    assert TEST.search(row["tests"]), "a promise that no test holds is a wish"
-    assert not rest.replace(",", "").strip(), f"this is no test: {rest}"
+@pytest.mark.parametrize("promise", PROMISES)
+def test_each_is_held_by_a_test(promise: str) -> None:
+    assert TESTS.get(promise), "a promise that no test holds is a wish"
 
 
-@pytest.mark.parametrize(("promise", "file", "name"), TESTS)
-def test_the_tests_exist(promise: str, file: str, name: str) -> None:
-    assert (ROOT / file).is_file(), promise
-    assert not name or name in names(ROOT / file), promise
+def test_each_test_holds_a_promise_that_was_made() -> None:
+    assert TESTS.keys() - PROMISES.keys() == set()
+
+
+def test_the_list_of_tests_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "promises.md").read_text(encoding="utf-8") == promises.document(), (
+        "run: make docs"
+    )
 
 
 @pytest.mark.parametrize(("path", "argument", "value"), NUMBERS)
@@ -95,9 +77,24 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_check_itself() -> None:
-    here = Path(__file__)
-    assert "::test_the_check_itself" in names(here)
-    assert "::constant" not in names(here)
+    source = """
+@pytest.mark.promise("I-1", "I-2")
+@pytest.mark.debian
+def test_one(): ...
+class TestTwo:
+    @pytest.mark.promise("I-3")
+    def test_inner(self): ...
+TestThree = pytest.mark.promise("I-4")(Model.TestCase)
+"""
+    assert dict(promises.marked(ast.parse(source).body, "f")) == {
+        "f::test_one": ["I-1", "I-2"],
+        "f::TestTwo::test_inner": ["I-3"],
+        "f::TestThree": ["I-4"],
+    }
+    with pytest.raises(ValueError, match="by its id"):
+        list(promises.marked(ast.parse("@pytest.mark.promise(X)\ndef test(): ...").body, "f"))
+    with pytest.raises(ValueError, match="two promises"):
+        promises.promises("| I-1 | a |\n| I-1 | b |\n")
     assert constant("pyhv.address.PAGE_SIZE", None) == 4096
     with pytest.raises(AttributeError):
         constant("pyhv.address.NO_SUCH_NUMBER", None)

@@ -4,6 +4,8 @@
 import itertools
 from pathlib import Path
 
+import pytest
+
 from docgen.cpu import document
 from pyhv.abi.x86 import Msr
 from pyhv.cpu.cpuid import cpuid
@@ -14,6 +16,7 @@ from pyhv.traps.msr import TABLE
 PAGE = Path(__file__).parents[2] / "docs" / "cpu.md"
 
 
+@pytest.mark.promise("C-4")
 def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == document(), "run: python -m docgen.cpu > docs/cpu.md"
 
@@ -26,6 +29,7 @@ def test_msrs_are_in_order_and_listed_once() -> None:
     assert {int(number) for number in Msr} <= listed
 
 
+@pytest.mark.promise("C-4")
 def test_what_refuses_says_so() -> None:
     for row in TABLE:
         assert (row.read is None) == (row.reads == "#GP"), row.name
@@ -78,6 +82,7 @@ GIVEN, ASKED_FOR = {"A"}, {"a"}
 FOLLOW_OTHERS = {"OSXSAVE", "FDP_EXCP_ONLY", "NO_FPU_SEL", "RTM_ALWAYS_ABORT"}
 
 
+@pytest.mark.promise("C-4")
 def test_every_feature_of_xens_policy_is_shown_or_has_a_reason() -> None:
     for word, text in XEN.items():
         words = text.split()

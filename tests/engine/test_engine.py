@@ -396,6 +396,7 @@ AFTER = [
 ]
 
 
+@pytest.mark.promise("I-9")
 @BOTH_RINGS
 @pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize("instruction", REFUSED)

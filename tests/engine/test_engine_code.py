@@ -103,6 +103,7 @@ STORES = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("C-8")
 @pytest.mark.parametrize("alias", ["itself", "executable", "no-execute"])
 @pytest.mark.parametrize("ring", [3, 1])
 @pytest.mark.parametrize("store", STORES.values(), ids=list(STORES))
@@ -123,6 +124,7 @@ def test_code_that_is_overwritten_is_new(bare: Bare, store: str, ring: int, alia
         tlb.check(bare)
 
 
+@pytest.mark.promise("C-8")
 @pytest.mark.parametrize("size", [2, 4, 8])
 @pytest.mark.parametrize("before", [False, True])
 def test_a_store_across_two_pages(bare: Bare, size: int, before: bool) -> None:
@@ -184,6 +186,7 @@ def test_a_page_that_means_different_frames_in_user_and_kernel_mode(bare: Bare) 
 # -- how long a frame is watched ---------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-8")
 def test_a_frame_is_watched_while_it_has_translations(bare: Bare) -> None:
     place(bare, at(CODE))
     assert not tlb.is_watched(bare, CODE)
@@ -263,6 +266,7 @@ def test_a_frame_that_becomes_data_heals_and_may_have_code_again(bare: Bare) -> 
         tlb.check(bare)
 
 
+@pytest.mark.promise("C-8")
 @pytest.mark.parametrize("page", [CODE, ALIAS])
 def test_a_block_that_stores_to_its_own_frame_very_often_stays_watched(bare: Bare, page: int) -> None:
     """All in one block, the last store changes the instruction behind it."""
@@ -426,4 +430,4 @@ class Programs(RuleBasedStateMachine):
 Programs.TestCase.settings = settings(
     max_examples=1000 if DEEP else 12, stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
-TestPrograms = Programs.TestCase
+TestPrograms = pytest.mark.promise("C-8")(Programs.TestCase)

@@ -39,6 +39,7 @@ def test_a_locked_bit_test_of_a_register_is_undefined(code: str) -> None:
         assert guest.machine.audit() == []
 
 
+@pytest.mark.promise("I-13")
 def test_very_many_of_them_cost_nothing() -> None:
     """A translation that is given up leaves little behind, and that is thrown away in time."""
     with paused() as guest:

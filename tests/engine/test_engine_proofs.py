@@ -24,6 +24,7 @@ def handle() -> Iterator[int]:
     made.close()
 
 
+@pytest.mark.promise("P-2")
 @pytest.mark.parametrize("name", ["RIP", "CR", "DR", "DF", "SEG_BASE"])
 def test_a_wrong_offset_is_refused_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, handle: int, name: str
@@ -75,6 +76,7 @@ def test_a_copy_of_the_state_is_not_taken_for_it(handle: int) -> None:
         os.close(descriptor)
 
 
+@pytest.mark.promise("P-2")
 @pytest.mark.parametrize(
     "code",
     [
@@ -103,6 +105,7 @@ def test_the_switch_is_left_alone_when_the_function_is_not_exported(monkeypatch:
 # -- the self-test at start-up -----------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P-2")
 def test_the_self_test_passes_and_is_quick() -> None:
     selftest.self_test.cache_clear()
     began = time.perf_counter()

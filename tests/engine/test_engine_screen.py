@@ -41,6 +41,7 @@ BITS = {64: capstone.CS_MODE_64, 32: capstone.CS_MODE_32}
 # -- finding ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-12")
 @given(st.lists(st.sampled_from(ALLOWED), max_size=12), st.sampled_from(REFUSED), st.binary(max_size=20))
 def test_the_first_that_is_refused_is_found(before: list[bytes], refused: bytes, behind: bytes) -> None:
     code = b"".join(before)
@@ -179,6 +180,7 @@ def test_memory_is_as_it_was(plain: Bare) -> None:
     assert plain.ram.raw[at(CODE) : at(CODE, 6)] == code
 
 
+@pytest.mark.promise("C-12")
 @pytest.mark.parametrize("page", [CODE_2, ALIAS], ids=["the page itself", "another page"])
 def test_code_that_is_overwritten_is_looked_at_again(plain: Bare, page: int) -> None:
     """MOV becomes LOCK MOV by a store, and again MOV: through whichever page."""
@@ -221,6 +223,7 @@ def test_the_same_bytes_in_either_width(plain: Bare) -> None:
         assert plain.go() == Exit("invalid", at(CODE, 3))
 
 
+@pytest.mark.promise("P-4")
 @pytest.mark.skipif(bool(unsuitable()), reason="the engine cannot be tuned here")
 @pytest.mark.parametrize("before", [0, 1, 7])
 @pytest.mark.parametrize("refused", REFUSED, ids=bytes.hex)

@@ -138,6 +138,7 @@ def execute(bare: Bare, body: str, rounds: int, pauses: int) -> tuple[dict[str, 
     return dict(bare.sink.seen), came_back
 
 
+@pytest.mark.promise("T-3")
 @pytest.mark.parametrize("pauses", [20_000, 500], ids=["1 kHz", "50 kHz"])
 @pytest.mark.parametrize(
     ("instruction", "code"),

@@ -47,6 +47,7 @@ def _finish(bare: Bare) -> int:
     return stops
 
 
+@pytest.mark.promise("T-3")
 @pytest.mark.parametrize("native", [True, False], ids=["native", "python"])
 def test_a_spent_budget_never_repeats_an_instruction(native: bool) -> None:
     bare = Bare(count_blocks=True, native=native)
@@ -68,6 +69,7 @@ def test_a_spent_budget_never_repeats_an_instruction(native: bool) -> None:
         bare.close()
 
 
+@pytest.mark.promise("T-2")
 def test_both_budgets_count_the_same_bytes() -> None:
     """The bytes of all blocks entered, the last one included although it is not executed."""
     spent = []
@@ -87,6 +89,7 @@ def test_both_budgets_count_the_same_bytes() -> None:
     assert len(spent[0]) > 5
 
 
+@pytest.mark.promise("T-2")
 def test_the_budget_counts_bytes_of_executed_code(counting: Bare) -> None:
     assert counting.engine.budget is not None
     code = counting.write("nop; nop; mov eax, 1; ud2")
@@ -131,6 +134,7 @@ def test_without_the_switch_a_stop_is_felt_in_the_middle_of_a_block(monkeypatch:
         bare.close()
 
 
+@pytest.mark.promise("T-3")
 def test_asynchronous_stops_never_repeat_an_instruction(bare: Bare) -> None:
     rounds, done = 5_000_000, threading.Event()
     bare.set_data(0)

@@ -81,6 +81,7 @@ def test_each_patch_says_what_it_promises() -> None:
     assert len({one.name for one in PATCHES}) == len(PATCHES)
 
 
+@pytest.mark.promise("P-3")
 @pytest.mark.usefixtures("untouched")
 def test_another_build_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for build_id in ("", "0" * 40, layout.BUILD_ID[:-1] + "0"):
@@ -103,6 +104,7 @@ def test_the_variable_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_tuning((patch(""),)).why_not == "PYHV_ENGINE_TUNING=0 is set"
 
 
+@pytest.mark.promise("P-3")
 @pytest.mark.usefixtures("untouched")
 def test_a_missing_slot_or_function_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no_such" in make_tuning((Patch("p", "p", (Stub("no_such", ""),), held),)).why_not
@@ -133,6 +135,7 @@ def test_a_host_without_executable_memory_closes_it(monkeypatch: pytest.MonkeyPa
     assert "writable and executable" in make_tuning((patch(""),)).why_not
 
 
+@pytest.mark.promise("P-3")
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(
     ("error", "why"),
@@ -300,6 +303,7 @@ def other_users(how: str, **environment: str) -> str:
     ).stdout  # fmt: skip
 
 
+@pytest.mark.promise("P-3")
 def test_other_users_of_the_emulator_notice_nothing() -> None:
     """Engines made before and after, with RAM elsewhere, with hooks on memory, all with changing code."""
     alone = other_users("alone")
@@ -316,6 +320,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
+@pytest.mark.promise("P-5")
 @pytest.mark.parametrize("tuned", [True, False])
 def test_a_thousand_engines_leave_nothing_behind(tuned: bool) -> None:
     ram = Ram(64)

@@ -45,6 +45,7 @@ def put_function(bare: Bare, value: int) -> None:
     bare.write(b"\xb8" + value.to_bytes(4, "little") + b"\xc3", at(CODE, OFFSET))
 
 
+@pytest.mark.promise("C-14")
 @pytest.mark.parametrize("before", ["", "mov byte ptr [r12 + 0x200], 1"], ids=["", "after a store"])
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.usefixtures("alias")

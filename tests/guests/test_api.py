@@ -134,6 +134,7 @@ def pieces(machine: pyhv.Machine) -> int:
     return number
 
 
+@pytest.mark.promise("T-14")
 @pytest.mark.parametrize("names", [("ticker", "usermode"), ("smp32", "debug"), ("ping", "pong", "code")])
 def test_running_in_pieces_is_running(names: tuple[str, ...]) -> None:
     def history(run: Callable[[pyhv.Machine], object]) -> tuple[str, str]:
@@ -169,6 +170,7 @@ def test_only_what_is_named_is_there() -> None:
 # -- moments -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S-3")
 def test_back_to_a_moment_and_forth(machine: pyhv.Machine) -> None:
     guest = machine.boot("ticker", memory="4M")
     guest.expect("tick 2")
@@ -186,6 +188,7 @@ def test_back_to_a_moment_and_forth(machine: pyhv.Machine) -> None:
     assert machine.audit() == []
 
 
+@pytest.mark.promise("S-2")
 def test_forks_go_their_own_ways(machine: pyhv.Machine) -> None:
     guest = machine.boot("ticker", memory="4M")
     guest.expect("tick 1")

@@ -166,6 +166,7 @@ def test_a_guest_that_waits_for_something_else_is_not_woken() -> None:
         assert sink.data.decode() == expected(1) + "SUCCESS\n"
 
 
+@pytest.mark.promise("L-12")
 @pytest.mark.parametrize("virtual_time", [True, False])
 def test_output_is_there_as_soon_as_the_guest_sleeps(virtual_time: bool) -> None:
     with machine(virtual_time=virtual_time) as made:
@@ -196,6 +197,7 @@ def test_output_survives_a_fault_of_the_hypervisor() -> None:
     assert sink.data.decode() == expected(5)
 
 
+@pytest.mark.promise("I-19")
 def test_two_guests_and_a_slow_reader(tmp_path: Path) -> None:
     path = tmp_path / "printer.img"
     path.write_bytes(image_of(printer("")))

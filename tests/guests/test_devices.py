@@ -119,6 +119,7 @@ def test_a_device_whose_page_is_something_else_is_not_attached(guest: Paused) ->
 # -- consoles and their readers ----------------------------------------------------------------------------
 
 
+@pytest.mark.promise("I-19")
 def test_one_reader_stops_and_another_guest_goes_on() -> None:
     reader, writer = os.pipe()
     outlet = consoles.Outlet(os.fdopen(writer, "wb", buffering=0), "a pipe", patient=False)
@@ -167,6 +168,7 @@ def test_input_comes_in_by_one_door(guest: Paused) -> None:
     assert len(seen) == 2
 
 
+@pytest.mark.promise("I-19")
 def test_a_sink_that_fails_leaves_a_machine_of_use(made: Machine) -> None:
     class Full:
         def output(self, _data: bytes) -> None:

@@ -128,6 +128,7 @@ table:
 }
 
 
+@pytest.mark.promise("T-5", "T-12")
 @pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
 @pytest.mark.parametrize("way", list(WAYS))
 def test_only_its_own_time(bench, way: str, virtual: bool) -> None:
@@ -142,6 +143,7 @@ def test_only_its_own_time(bench, way: str, virtual: bool) -> None:
     assert machine.machine.audit() == []
 
 
+@pytest.mark.promise("T-5")
 def test_a_continued_list_counts_all_that_was_done(bench) -> None:
     """A list that gives way in between still reports all its operations in `done`."""
     body = """

@@ -424,16 +424,19 @@ def alone() -> int:
     return progress(None, 1)
 
 
+@pytest.mark.promise("T-7")
 @pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in HOURS_OF_TRANSLATION])
 def test_nobody_takes_more_than_its_share(attack: str, alone: int) -> None:
     assert progress(attack, 2) >= alone * (SLICE - LAG) / SLICE
 
 
+@pytest.mark.promise("T-7")
 @pytest.mark.parametrize("attack", ["TLB flushes", "page clearing"])
 def test_what_is_lost_does_not_grow(attack: str, alone: int) -> None:
     assert progress(attack, 6) >= alone * (3 * SLICE - LAG) / SLICE
 
 
+@pytest.mark.promise("T-8")
 @pytest.mark.parametrize(
     "attack", ["pinning", "multicalls", "store watches", "changing code", "hypercalls", "CPUID"]
 )
@@ -447,6 +450,7 @@ def test_real_time_is_shared_too(attack: str) -> None:
         assert running >= 0.4 * (made.now() - began)
 
 
+@pytest.mark.promise("L-23")
 @pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in HOURS_OF_TRANSLATION])
 def test_no_attack_takes_the_hosts_memory(attack: str) -> None:
     """What an attack does for ever, it does in the same memory."""

@@ -17,6 +17,7 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
+@pytest.mark.promise("C-14", "C-16")
 @pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
 @pytest.mark.parametrize("guest", [name for name in BUILTIN if name != "pong"])
 def test_each_succeeds(bench: BenchMaker, guest: str, virtual: bool) -> None:
@@ -51,6 +52,7 @@ def test_all_side_by_side(bench: BenchMaker, scheduler: str) -> None:
         assert "SUCCESS" in lines_of(console.text), console.text
 
 
+@pytest.mark.promise("T-1")
 def test_the_same_run_twice(bench: BenchMaker) -> None:
     outputs = []
     for _ in range(2):
@@ -97,12 +99,14 @@ request:
 """
 
 
+@pytest.mark.promise("T-12")
 def test_a_deadlock_is_told(bench: BenchMaker) -> None:
     machine = bench()
     machine.add(DEADLOCKED)
     assert machine.run() is Outcome.DEADLOCK
 
 
+@pytest.mark.promise("T-12")
 def test_the_time_budget_ends(bench: BenchMaker) -> None:
     machine = bench()
     machine.add("ticker")

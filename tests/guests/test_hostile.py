@@ -77,6 +77,7 @@ class Auditor:
             assert self._machine.audit() == [], record
 
 
+@pytest.mark.promise("I-1", "I-14", "L-1", "L-3", "L-17")
 @pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_attack_is_refused(name: str, virtual: bool) -> None:
@@ -126,6 +127,7 @@ def test_every_attack_is_refused_by_restored_machines(name: str) -> None:
         assert bench.machine.frames.free_count == free
 
 
+@pytest.mark.promise("I-14")
 def test_all_at_once() -> None:
     """They attack each other, too: their neighbours' frames, ports and grants are among what they name."""
     machine = Machine(MachineConfig(len(HOSTILE) * PAGES, virtual_time=True))
@@ -246,6 +248,7 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.promise("I-14")
 @pytest.mark.parametrize(
     ("name", "place", "what", "instead"),
     MUTATIONS,
@@ -567,6 +570,7 @@ def test_the_page_is_up_to_date() -> None:
     assert page == document(), "run: python -m docgen.hostile > docs/hostile.md"
 
 
+@pytest.mark.promise("I-14")
 def test_every_source_is_listed_and_described() -> None:
     sources = sorted(path.stem for path in (ROOT / "pyhv" / "guests" / "hostile").glob("*.S"))
     assert sorted(f"hostile/{name}" for name in sources) == sorted(HOSTILE)

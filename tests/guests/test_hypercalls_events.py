@@ -155,6 +155,7 @@ def test_an_event_goes_through_the_queue_to_the_upcall(guest: Paused) -> None:
     assert struct.unpack_from("<I", guest.get(4096, 0x3000), 4 * port) == (0xA0000000,)
 
 
+@pytest.mark.promise("T-5")
 def test_a_long_reset_gives_way(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(200):
         guest.domain.events.bind_ipi(0)

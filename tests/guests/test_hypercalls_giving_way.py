@@ -157,6 +157,7 @@ def test_a_list_at_the_end_of_the_address_space(guest: Paused, inside: bool) -> 
     assert Again(1 << 64).arguments == (0,)
 
 
+@pytest.mark.promise("L-22")
 def test_returning_to_ever_new_selectors_takes_no_memory(guest: Paused) -> None:
     """Each iret names another pair of a large GDT; only so many are remembered."""
     page = guest.page(6)

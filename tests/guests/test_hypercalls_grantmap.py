@@ -55,6 +55,7 @@ def test_map_and_unmap(trio: Trio, version: int) -> None:
     assert set_version(a, 3 - version) == (0, 3 - version)
 
 
+@pytest.mark.promise("I-7")
 def test_mappings_that_are_refused(trio: Trio) -> None:
     a, b = trio.a, trio.b
     set_version(a, 2)
@@ -180,6 +181,7 @@ def test_death_with_version_2(trio: Trio, first: str, flags: int) -> None:
             assert op(b, undo).status == 0
 
 
+@pytest.mark.promise("L-5")
 def test_handles_run_out(trio: Trio) -> None:
     a, b = trio.a, trio.b
     entry(a, 8, PERMIT, 2, a.mfn(a.page(2)))

@@ -119,6 +119,7 @@ LISTED: dict[Gnttab, type[AbiStruct]] = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("T-5")
 @pytest.mark.parametrize("command", LISTED)
 def test_long_lists_give_way(trio: Trio, command: Gnttab, monkeypatch: pytest.MonkeyPatch) -> None:
     guest, size = trio.a, LISTED[command].size()

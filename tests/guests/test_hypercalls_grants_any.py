@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """grant_table_op: whatever three guests do, in any order."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,7 @@ def step(trio: Trio, what: str, *numbers: int) -> None:
         guest.update_va_mapping(guest.page(page), value, 2)
 
 
+@pytest.mark.promise("I-7")
 @settings(max_examples=12)
 @given(st.lists(STEP, min_size=20, max_size=150), st.permutations([0, 1, 2]))
 def test_whatever_guests_do_memory_is_sound_and_death_gives_all_back(

@@ -91,6 +91,7 @@ def test_memory_map(guest: Paused) -> None:
     assert guest.memory_op(Memory.MEMORY_MAP, nowhere) in (0, -Errno.EFAULT)
 
 
+@pytest.mark.promise("L-20")
 def test_the_guests_own_memory_map(guest: Paused) -> None:
     entries = ENTRY.pack(0, 0x1000, RAM) + ENTRY.pack(0x1000, 0x2000, RESERVED)
     buffer, answer = guest.put(entries, 0x100), guest.scratch + 0x200

@@ -92,6 +92,7 @@ def test_a_shutdown_in_a_list(guest: Paused) -> None:
     assert guest.domain.shutdown_reason == Shutdown.REBOOT
 
 
+@pytest.mark.promise("T-5")
 def test_long_lists_are_continued_and_lose_nothing(guest: Paused) -> None:
     """A list too long for one turn is performed in several, each entry once."""
     count = 1000

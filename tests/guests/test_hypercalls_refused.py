@@ -132,6 +132,7 @@ COUNTS = {
 """Which argument is the length of a list; long lists are merely slow."""
 
 
+@pytest.mark.promise("I-12")
 @pytest.mark.parametrize(
     "number",
     [entry.number for entry in HYPERCALLS if entry is not None and entry.number not in LEAVING],

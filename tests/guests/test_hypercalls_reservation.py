@@ -53,6 +53,7 @@ def reservation(
     return guest.memory_op(command, request, start)
 
 
+@pytest.mark.promise("L-17")
 def test_giving_frames_back_and_getting_them_again(guest: Paused) -> None:
     frames, domain = guest.machine.frames, guest.domain
     assert frames.m2p is not None
@@ -89,6 +90,7 @@ def test_decreasing_stops_at_the_first_bad_frame(guest: Paused) -> None:
     assert reservation(guest, DECREASE, [guest.domain.shared_info.mfn]) == 0
 
 
+@pytest.mark.promise("L-18")
 @pytest.mark.parametrize("command", [INCREASE, DECREASE, POPULATE])
 @pytest.mark.parametrize(
     "other",
@@ -135,6 +137,7 @@ def interrupted(again: Again, command: Memory, argument: int) -> int:
     return number >> MEMOP_EXTENT_SHIFT
 
 
+@pytest.mark.promise("T-5")
 @pytest.mark.parametrize("command", [INCREASE, DECREASE, POPULATE])
 def test_long_reservations_give_way(guest: Paused, command: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest.dispatcher.call, "preempted", lambda _steps: True)
@@ -228,6 +231,7 @@ def test_exchanges_that_are_refused(guest: Paused) -> None:
 # -- 32-bit guests: byte by byte ---------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-7")
 def test_memory_of_32_bit_guests(narrow: Paused) -> None:
     frames, (mfn, other) = narrow.machine.frames, spare(narrow, 2)
     assert frames.m2p is not None

@@ -55,6 +55,7 @@ def test_poll_sleeps_without_touching_the_mask(guest: Paused) -> None:
     assert guest.vcpu.polling == frozenset({port})
 
 
+@pytest.mark.promise("L-20")
 def test_polls_that_are_refused(guest: Paused) -> None:
     assert poll(guest, [1], count=129) == -Errno.EINVAL
     assert poll(guest, [1], at=UNMAPPED) == -Errno.EFAULT
@@ -135,6 +136,7 @@ def watchdog(guest: Paused, number: int, timeout: int) -> int:
     return guest.sched_op(Sched.WATCHDOG, SchedWatchdog(id=number, timeout=timeout))
 
 
+@pytest.mark.promise("L-15")
 def test_watchdogs(guest: Paused) -> None:
     assert watchdog(guest, 1, 5) == -Errno.EINVAL, "not in use"
     assert watchdog(guest, 0, 5) == 1

@@ -73,6 +73,7 @@ second:
     )
 
 
+@pytest.mark.promise("T-3")
 @pytest.mark.parametrize("rounds", [30_000])
 def test_preemption_between_two_vcpus_repeats_nothing(rounds: int) -> None:
     """Both count as fast as they can, until both have counted enough."""

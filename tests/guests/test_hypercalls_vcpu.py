@@ -42,6 +42,7 @@ def guest() -> Iterator[Paused]:
         yield made
 
 
+@pytest.mark.promise("L-16")
 def test_vcpus_that_do_not_exist(guest: Paused) -> None:
     for command in range(14):
         assert guest.vcpu_op(command, 2, guest.scratch) == -Errno.ENOENT
@@ -175,6 +176,7 @@ runstate: .zero 48
     )
 
 
+@pytest.mark.promise("L-15")
 def test_timers(guest: Paused) -> None:
     def periodic(period: int) -> int:
         return guest.vcpu_op(VcpuOp.SET_PERIODIC_TIMER, 0, VcpuSetPeriodicTimer(period_ns=period))
@@ -243,6 +245,7 @@ def test_physical_id_is_not_told(guest: Paused) -> None:
 # -- NMIs --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-11")
 @pytest.mark.parametrize("how", ["block", "poll"])
 def test_an_nmi_wakes_a_vcpu_that_sleeps(how: str) -> None:
     """Its handler runs although events are masked, and the call that slept returns."""

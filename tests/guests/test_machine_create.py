@@ -88,6 +88,7 @@ STEPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.promise("D-2")
 @pytest.mark.parametrize(("where", "name", "call"), STEPS, ids=[f"{step[1]} {step[2]}" for step in STEPS])
 def test_whatever_fails_nothing_is_left(
     made: Machine, monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: int
@@ -114,6 +115,7 @@ def test_whatever_fails_nothing_is_left(
     assert b"SUCCESS" in sink.data
 
 
+@pytest.mark.promise("D-2")
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -136,6 +138,7 @@ def test_what_cannot_be_is_refused_before_anything_exists(
     before.assert_still(made)
 
 
+@pytest.mark.promise("D-2")
 def test_memory_that_is_nearly_enough(made: Machine) -> None:
     """What the guest wants is there, what Xen needs for it on top is not, to the last frame."""
     frames = made.frames
@@ -154,6 +157,7 @@ def test_memory_that_is_nearly_enough(made: Machine) -> None:
     assert 30 < refused < 64, "it is within FRAMES_A_DOMAIN"
 
 
+@pytest.mark.promise("D-3")
 def test_a_configuration_is_the_callers(made: Machine) -> None:
     config = DomainConfig("twice", PAGES // 4 * 3)
     image = load_image(build_builtin("hello"), "hello")

@@ -162,6 +162,7 @@ def house(*names: str) -> Iterator[House]:
         made.machine.close()
 
 
+@pytest.mark.promise("I-3")
 @pytest.mark.parametrize(
     "name", ["hello", "pages", "usermode", "ticker", "grants", "intruder", "crasher", "merged"]
 )
@@ -182,6 +183,7 @@ def test_memory_is_sound_all_the_time(name: str) -> None:
         assert not machine.frames.owned_by(1).size
 
 
+@pytest.mark.promise("I-3")
 def test_grants_and_channels_between_two_guests() -> None:
     with house("ping", "pong") as home:
         auditor = Auditor(home.machine, 97)
@@ -193,6 +195,7 @@ def test_grants_and_channels_between_two_guests() -> None:
         assert home.machine.frames.free_count == home.free
 
 
+@pytest.mark.promise("I-10")
 def test_the_dead_leave_nothing_while_others_live() -> None:
     with house("crasher", "hello", "ticker") as home:
         machine = home.machine
@@ -213,6 +216,7 @@ def test_the_dead_leave_nothing_while_others_live() -> None:
         assert machine.frames.free_count == home.free
 
 
+@pytest.mark.promise("I-13")
 def test_a_neighbour_notices_nothing() -> None:
     """Ticker between a hostile and a crashing guest: its tick lines aside from their times, as alone."""
 
@@ -267,6 +271,7 @@ def test_a_ring_that_is_given_back_is_not_given_away(guest: Paused) -> None:
     assert guest.machine.audit() == []
 
 
+@pytest.mark.promise("I-2")
 def test_a_gdt_is_not_writable_and_a_writable_page_is_no_gdt(guest: Paused) -> None:
     va, mfn = guest.page(3), guest.mfn(guest.page(3))
     listed = guest.put(mfn.to_bytes(8, "little"))
@@ -309,6 +314,7 @@ def test_senseless_sizes_cost_nothing(guest: Paused) -> None:
                 assert guest.memory_op(command, reservation) == 0
 
 
+@pytest.mark.promise("L-19")
 def test_flushing_pages_without_end_takes_no_memory(guest: Paused) -> None:
     operations = b"".join(MmuextOp(cmd=Mmuext.INVLPG_LOCAL, arg1=n << 12).pack() for n in range(1000))
     assert guest.mmuext_op_list(guest.put(operations, 4096), 1000, 0, DOMID_SELF) == 0
@@ -366,6 +372,7 @@ def lending() -> Iterator[Lending]:
     made.machine.close()
 
 
+@pytest.mark.promise("I-1")
 def test_a_borrowed_frame(lending: Lending) -> None:
     frames = lending.machine.frames
     done = lending.map(2)
@@ -409,6 +416,7 @@ def test_host_and_device_halves(lending: Lending) -> None:
     assert mmuext(lending.lender, Mmuext.PIN_L1_TABLE, lending.mfn) == 0
 
 
+@pytest.mark.promise("I-7")
 @pytest.mark.parametrize("flags", [2, 3, 6, 7])
 @pytest.mark.parametrize("first", ["lender", "borrower"])
 def test_death_in_either_order(flags: int, first: str) -> None:

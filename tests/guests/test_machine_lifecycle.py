@@ -56,6 +56,7 @@ def hello(made: Machine, ends: list[Ended]) -> Domain:
     return made.create(image, DomainConfig("hello", PAGES), console=Sink(), on_end=ends.append)
 
 
+@pytest.mark.promise("D-1")
 def test_what_is_left_of_a_domain(made: Machine) -> None:
     free = made.frames.free_count
     ends: list[Ended] = []
@@ -72,6 +73,7 @@ def test_what_is_left_of_a_domain(made: Machine) -> None:
     assert made.audit() == []
 
 
+@pytest.mark.promise("D-1")
 def test_many_come_and_go_in_flat_memory(made: Machine) -> None:
     """Half of them shut down, half are destroyed; what grows would be seen after a few hundred."""
     free, ports = made.frames.free_count, len(made.dom0.channels.ports())
@@ -117,6 +119,7 @@ def test_created_paused_and_let_go(made: Machine) -> None:
     assert domain.vcpus[0].runstate.snapshot(made.now()).time[0] > ran
 
 
+@pytest.mark.promise("D-4")
 def test_what_a_stage_does_not_allow(made: Machine) -> None:
     domain = counter(made)
     for refused, why in (
@@ -225,6 +228,7 @@ def digest_of(names: tuple[str, ...], stops: list[int]) -> tuple[str, bytes, int
         return digest.summary(), sink.data, made.now()
 
 
+@pytest.mark.promise("T-14")
 @pytest.mark.parametrize("names", [("usermode",), ("ticker", "pages"), ("events32",)])
 def test_an_interrupted_run_is_the_same_run(names: tuple[str, ...]) -> None:
     """To the byte, to the exit, and to the nanosecond."""

@@ -33,6 +33,7 @@ def resident(ram: Ram) -> int:
 # -- the host's memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("L-25")
 @pytest.mark.parametrize("name", ["hello", "hello32"])
 def test_memory_that_no_guest_touched_costs_nothing(name: str) -> None:
     pages = 4096 * MIB
@@ -76,6 +77,7 @@ def test_memory_that_the_process_has_locked_is_zeroed_all_the_same() -> None:
 _SECRET = 0x5EC2E7
 
 
+@pytest.mark.promise("I-11")
 @given(st.lists(st.tuples(st.sampled_from(["take", "extent", "shared", "give", "die"]), st.integers(0, 63))))
 def test_whoever_is_given_a_frame_finds_zeros(steps: list[tuple[str, int]]) -> None:
     bench = Bench(256, domains=0)
@@ -179,6 +181,7 @@ page:   .zero PAGE_SIZE
 )
 
 
+@pytest.mark.promise("I-11")
 def test_a_frame_that_comes_back_does_not_run_its_old_code() -> None:
     made = run(CODE_COMES_BACK)
     assert made.passed, made.output

@@ -50,6 +50,7 @@ def run(*names: str, tuned: bool) -> str:
         machine.close()
 
 
+@pytest.mark.promise("P-4")
 @pytest.mark.parametrize("name", GUESTS)
 def test_the_same_run_tuned_and_plain(name: str) -> None:
     names = PEERS.get(name, (name,))
@@ -66,6 +67,7 @@ def test_only_exits_tell_how_breakpoints_are_met(name: str) -> None:
     assert "\nSUCCESS\n" in console
 
 
+@pytest.mark.promise("P-4")
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_same_is_refused_tuned_and_plain(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but misaligned operands, exit for exit."""
@@ -80,6 +82,7 @@ def test_the_same_is_refused_tuned_and_plain(name: str, monkeypatch: pytest.Monk
     assert tuned == plain
 
 
+@pytest.mark.promise("P-4")
 @pytest.mark.parametrize("name", REFUSED)
 def test_only_a_tuned_engine_wants_operands_aligned(name: str) -> None:
     assert "\nSUCCESS\n" in run(name, tuned=True)

@@ -14,6 +14,7 @@ from pyhv.state import restore, state
 from pyhv.testing.guest_machine import PAGES, Paused, Sink, machine
 
 
+@pytest.mark.promise("I-17")
 def test_accounts_that_do_not_agree_are_found() -> None:
     with machine(pages=2 * PAGES) as made:
         lender, borrower = Paused(made), Paused(made)
@@ -24,6 +25,7 @@ def test_accounts_that_do_not_agree_are_found() -> None:
         ]
 
 
+@pytest.mark.promise("I-17")
 def test_ports_that_do_not_agree_are_found() -> None:
     with machine(pages=2 * PAGES) as made:
         guest = Paused(made)
@@ -33,6 +35,7 @@ def test_ports_that_do_not_agree_are_found() -> None:
         assert "port 1 of d1 is connected to a port that is not connected to it" in made.audit()
 
 
+@pytest.mark.promise("I-17")
 def test_what_the_board_keeps_for_itself_is_looked_at() -> None:
     with machine() as made:
         board = made.board

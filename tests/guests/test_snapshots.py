@@ -113,6 +113,7 @@ def elsewhere(runs: dict[tuple[str, ...], Run]) -> dict[Path, History]:
     return dict(zip(files, json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.promise("S-1")
 @pytest.mark.parametrize("names", GROUPS, ids="-".join)
 def test_a_new_process_goes_on_as_if_nothing_had_been(
     runs: dict[tuple[str, ...], Run], elsewhere: dict[Path, History], names: tuple[str, ...]
@@ -122,6 +123,7 @@ def test_a_new_process_goes_on_as_if_nothing_had_been(
         assert elsewhere[cut.file] == run.rest(cut)
 
 
+@pytest.mark.promise("S-1")
 @pytest.mark.parametrize("names", GROUPS, ids="-".join)
 def test_any_number_of_machines_goes_on_from_one_moment(
     runs: dict[tuple[str, ...], Run], names: tuple[str, ...]
@@ -131,6 +133,7 @@ def test_any_number_of_machines_goes_on_from_one_moment(
         assert go_on(cut.snapshot) == run.rest(cut)
 
 
+@pytest.mark.promise("S-3")
 @pytest.mark.parametrize("names", [*COUPLES, ("pages",)], ids="-".join)
 def test_a_machine_is_put_back_again_and_again(names: tuple[str, ...]) -> None:
     """To before its guests had ended too, and from one moment to another."""
@@ -163,6 +166,7 @@ def end_of(made: Machine) -> tuple[int, list[int]]:
     return made.now(), made.residents.past.exits
 
 
+@pytest.mark.promise("S-2")
 def test_a_snapshot_costs_what_was_written_since_the_last_one() -> None:
     with machine() as made:
         boot(made, ("ticker",))
@@ -186,6 +190,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         broken.rebuild(lambda _domid: Sink())
 
 
+@pytest.mark.promise("S-4")
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
@@ -216,6 +221,7 @@ def test_a_machine_that_cannot_be_is_refused(path: tuple[str | int, ...], value:
         snapshot.rebuild(lambda _domid: Sink())
 
 
+@pytest.mark.promise("S-4")
 def test_a_file_of_more_memory_than_any_machine_has(tmp_path: Path) -> None:
     with machine() as made:
         snapshot = take(made)
@@ -225,6 +231,7 @@ def test_a_file_of_more_memory_than_any_machine_has(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.promise("S-4")
 def test_memory_that_was_tampered_with_is_found(tmp_path: Path) -> None:
     """With a right digest: only the audit knows that no such machine can have been."""
     with machine() as made:

@@ -85,6 +85,7 @@ def running(made: Machine) -> None:
     made.run(Exits(300), timeout_ns=60 * SECOND)
 
 
+@pytest.mark.promise("I-17")
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_state_says_the_machine_survives_it(seed: int) -> None:
     """Each round changes one thing in one object; what neither restoring nor the audit minds, runs on."""

@@ -61,6 +61,7 @@ def digest_of(names: tuple[str, ...], scheduler: str, stops: list[int]) -> tuple
         return digest.summary(), sink.data, made.now()
 
 
+@pytest.mark.promise("T-13")
 @pytest.mark.parametrize("scheduler", ["credit", "rr"])
 @pytest.mark.parametrize(
     "names", [("ping", "pong"), ("fifo", "ticker"), ("code", "pages32"), ("smp32", "grants")]

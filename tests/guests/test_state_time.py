@@ -40,6 +40,7 @@ def wallclock(guest: Paused) -> int:
     return seconds * SECOND + page.read_u32(layout.wc_nsec) + pvclock(guest)
 
 
+@pytest.mark.promise("T-13", "S-7")
 def test_the_time_that_the_machine_was_away_is_not_felt_but_in_utc() -> None:
     with machine(virtual_time=False) as made:
         guest = Paused(made)

@@ -24,6 +24,7 @@ BEYOND = (Engine, Vmcb, Ram, Tuning, Block, Sink)
 image; tuning is the library's, a sink the test's."""
 
 
+@pytest.mark.promise("S-6")
 @pytest.mark.parametrize("scheduler", ["credit", "rr"])
 @pytest.mark.parametrize("exits", [0, 40, 300])
 def test_everything_that_can_be_reached_is_explained(exits: int, scheduler: str) -> None:
@@ -40,6 +41,7 @@ def test_everything_that_can_be_reached_is_explained(exits: int, scheduler: str)
         assert {name.partition(".")[2] for name in found} <= set(vars(next(iter(made.residents)).domain))
 
 
+@pytest.mark.promise("S-6")
 def test_the_walk_sees_what_nobody_explains() -> None:
     with machine() as made:
         made.forgotten = 1  # type: ignore[attr-defined]

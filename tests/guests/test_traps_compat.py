@@ -210,6 +210,7 @@ def test_int_80_without_a_handler(guest: Paused32, selector: int) -> None:
     assert (frame["error"], frame["eip"]) == (0x402, guest.code)
 
 
+@pytest.mark.promise("I-5")
 def test_int_82_from_ring_3_is_no_hypercall(guest: Paused32) -> None:
     guest.vcpu.traps.handlers[0x82] = (guest.handler(0x82), 3)
     assert guest.user("mov eax, 17; int 0x82") == GP

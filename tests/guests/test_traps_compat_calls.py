@@ -53,6 +53,7 @@ def test_hypercalls_that_do_not_exist(guest: Paused32, number: int) -> None:
     assert guest.q[v.RAX] == 0xFFFFFFDA
 
 
+@pytest.mark.promise("C-7")
 def test_64_bit_arguments_are_pairs_of_words(guest: Paused32, monkeypatch: pytest.MonkeyPatch) -> None:
     armed: list[int] = []
     monkeypatch.setattr(guest.machine.services, "set_timer", lambda _vcpu, deadline: armed.append(deadline))
@@ -79,6 +80,7 @@ def test_a_descriptor_and_its_address_are_four_words(guest: Paused32) -> None:
     assert guest.domain.ram.q[address >> 3] == value
 
 
+@pytest.mark.promise("C-7")
 def test_results_are_words(guest: Paused32) -> None:
     assert guest.hypercall(Hypercall.UPDATE_DESCRIPTOR, 1, 0, 0, 0) == -Errno.EINVAL & MASK32
     assert guest.hypercall(Hypercall.MMU_UPDATE, 0xF5800000, 1, 0, DOMID_SELF) == -Errno.EFAULT & MASK32

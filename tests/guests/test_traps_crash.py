@@ -25,6 +25,7 @@ def cause(done: Run) -> str:
     return done.report.cause
 
 
+@pytest.mark.promise("I-13")
 @pytest.mark.parametrize(
     ("code", "vector"),
     [
@@ -42,6 +43,7 @@ def test_an_exception_without_a_handler(code: str, vector: str) -> None:
     assert vector in cause(crashes(f"    {code}\n"))
 
 
+@pytest.mark.promise("E-4")
 def test_the_report_shows_the_vcpu() -> None:
     done = crashes("    mov rbx, 0x1234\n    push rbx\n    ud2\n")
     report = done.report
@@ -197,6 +199,7 @@ reason: .long {reason}
     assert done.report is None
 
 
+@pytest.mark.promise("I-10")
 def test_a_crash_leaves_nothing_behind() -> None:
     """The frames of the dead domain are free again, those of its page tables included."""
     done = crashes("    ud2\n", traps=False)

@@ -124,6 +124,7 @@ def story(
     return told
 
 
+@pytest.mark.promise("C-17")
 @pytest.mark.parametrize("how", ["tuned", "hooks"])
 def test_random_programs_meet_what_they_meet_step_by_step(how: str) -> None:
     stories: dict[str, list[list[tuple[int, ...]]]] = {how: [], "steps": []}
@@ -139,6 +140,7 @@ def test_random_programs_meet_what_they_meet_step_by_step(how: str) -> None:
 # -- what it costs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-17")
 def test_where_no_breakpoint_is_met_nothing_is_a_step(guest: Paused) -> None:
     """The watched page itself is used, and code beside the breakpoint runs."""
     place = guest.scratch + FREE
@@ -151,6 +153,7 @@ def test_where_no_breakpoint_is_met_nothing_is_a_step(guest: Paused) -> None:
     assert exits(guest) - before < 4
 
 
+@pytest.mark.promise("C-17")
 def test_each_meeting_costs_two_exits(guest: Paused) -> None:
     place = guest.scratch + FREE
     arm(guest, 0, place, ACCESS, 4)

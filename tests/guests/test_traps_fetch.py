@@ -51,6 +51,7 @@ def run(guest: Paused, code: bytes, flags: int = 0x202) -> tuple[int | None, int
     return vector, frame["rip" if width == 64 else "eip"] - guest.page(3)
 
 
+@pytest.mark.promise("C-13")
 @pytest.mark.parametrize("tail", [b"", HALF, b"\x90" + HALF, b"\x0f", b"\xf0"], ids=lambda tail: tail.hex())
 def test_what_comes_before_is_done(guest: Paused, tail: bytes) -> None:
     assert run(guest, STORE + NOPS + tail) == (PF, -len(tail.lstrip(b"\x90")))
@@ -58,6 +59,7 @@ def test_what_comes_before_is_done(guest: Paused, tail: bytes) -> None:
     assert guest.get(8, 0x5000) == (5).to_bytes(8, "little")
 
 
+@pytest.mark.promise("C-13")
 def test_what_comes_before_may_fault_itself(guest: Paused) -> None:
     assert run(guest, b"\xf4" + NOPS) == (GP, -6)
     assert run(guest, STORE + b"\xf4" + NOPS) == (GP, -6)

@@ -242,6 +242,7 @@ def test_events_interrupt_user_mode(guest: Paused) -> None:
     assert guest.q[v.RSP] == guest.kernel_stack - 56
 
 
+@pytest.mark.promise("C-11")
 def test_an_nmi_waits_for_the_iret_of_the_one_before(guest: Paused) -> None:
     """Only the hypercall ends an NMI; IRET itself does not."""
     guest.vcpu.traps.handlers[2] = (guest.handler(2), 0)
@@ -279,6 +280,7 @@ def test_an_nmi_without_a_handler_is_lost(guest: Paused) -> None:
     assert guest.execute("nop") == 2, "none is being handled"
 
 
+@pytest.mark.promise("C-11")
 def test_an_nmi_to_a_process_enters_the_kernel(guest: Paused) -> None:
     guest.allow_user_mode()
     guest.vcpu.traps.handlers[2] = (guest.handler(2), 4)

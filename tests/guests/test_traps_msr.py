@@ -106,6 +106,7 @@ def written(guest: Paused, number: int, value: int) -> bool:
     return True
 
 
+@pytest.mark.promise("C-4")
 def test_reading_over_the_whole_space(guest: Paused) -> None:
     found = {number: read(guest, number) for number in SPACE if number != TSC}
     wrong = {hex(n): got for n, got in found.items() if got != expected(n)[0]}
@@ -113,6 +114,7 @@ def test_reading_over_the_whole_space(guest: Paused) -> None:
     assert read(guest, TSC) is not None
 
 
+@pytest.mark.promise("C-4")
 def test_writing_over_the_whole_space(guest: Paused) -> None:
     wrong = [
         (hex(number), hex(value))

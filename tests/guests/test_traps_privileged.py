@@ -138,6 +138,7 @@ def test_xsetbv_and_xgetbv_are_not_offered(guest: Paused) -> None:
     refused(guest, b"\x0f\x01\xd0", UD)
 
 
+@pytest.mark.promise("T-11")
 def test_time_stamp_counter(guest: Paused) -> None:
     assert (
         guest.execute("mov rax, -1; mov rdx, -1; rdtsc; shl rdx, 32; or rax, rdx; mov r8, rax; rdtsc") is None
@@ -456,6 +457,7 @@ def test_dr4_with_debugging_extensions_is_an_invalid_opcode(guest: Paused) -> No
 # -- ports -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("I-9")
 def test_ports_that_a_domain_does_not_own_read_as_ones(guest: Paused) -> None:
     guest.vcpu.ports.iopl = 1
     assert value(guest, "xor eax, eax; mov edx, 0x3f8; in al, dx") == 0xFF
@@ -470,6 +472,7 @@ def test_pci_configuration_address_is_latched(guest: Paused) -> None:
     assert value(guest, "mov edx, 0xcfc; xor eax, eax; in eax, dx") == 0xFFFFFFFF
 
 
+@pytest.mark.promise("I-9")
 def test_io_bitmap(guest: Paused) -> None:
     """A clear bit permits; the bits of all bytes of the access must be clear."""
     guest.allow_user_mode()

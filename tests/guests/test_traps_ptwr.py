@@ -201,6 +201,7 @@ def test_other_read_only_pages_are_not_written(guest: Paused) -> None:
     refused(guest, f"mov rcx, {guest.page(3)}; mov [rcx], rax", guest.page(3))
 
 
+@pytest.mark.promise("I-5")
 def test_user_mode_cannot_write_page_tables(guest: Paused) -> None:
     guest.allow_user_mode()
     where = entry_va(guest, 3)

@@ -61,6 +61,7 @@ def pend(guest: Paused) -> None:
 # -- hypercalls --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-10")
 def test_a_hypercall_comes_back_with_flat_segments(guest: Paused) -> None:
     use_own_segments(guest)
     guest.q[v.RDI] = 0
@@ -107,6 +108,7 @@ def test_syscall_in_32_bit_code_of_the_kernel_is_undefined(guest: Paused) -> Non
 # -- the iret hypercall ------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-10")
 @pytest.mark.parametrize("to_user", [True, False])
 def test_iret_in_a_system_call_ignores_the_selectors(guest: Paused, to_user: bool) -> None:
     """SYSRET sets its own, and RCX and R11; RF cannot come back that way."""
@@ -208,6 +210,7 @@ def test_a_system_call_of_32_bit_code_is_undefined(guest: Paused) -> None:
 # -- with TF set -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("C-10")
 @pytest.mark.parametrize(
     ("code", "handler"),
     [

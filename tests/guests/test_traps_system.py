@@ -158,6 +158,7 @@ def narrow() -> Paused32:
         yield guest
 
 
+@pytest.mark.promise("C-12")
 @pytest.mark.parametrize("row", ROWS + ONLY_64, ids=_names)
 def test_64_bits(wide: Paused, row: Row) -> None:
     code = bytes.fromhex(row.code)
@@ -174,6 +175,7 @@ def _in_kernel(guest: Paused, code: bytes) -> int | None:
     return guest.execute(code)
 
 
+@pytest.mark.promise("C-12")
 @pytest.mark.parametrize("row", ROWS, ids=_names)
 def test_32_bits(narrow: Paused32, row: Row) -> None:
     code = bytes.fromhex(row.code)

@@ -66,6 +66,7 @@ def test_exceptions_of_a_process(merged: bool) -> None:
     process(cases, merged=merged, routines=EXPECT)
 
 
+@pytest.mark.promise("I-5")
 @BOTH
 def test_what_only_the_kernel_maps_does_not_exist_for_the_process(merged: bool) -> None:
     """The kernel's upper half is a missing page for it, never one that is there but forbidden."""
@@ -197,6 +198,7 @@ done:
     process(user, merged=merged)
 
 
+@pytest.mark.promise("I-5")
 @BOTH
 def test_a_process_cannot_make_hypercalls(merged: bool) -> None:
     done = process("    mov eax, 29\n    mov edi, 2\n    syscall\n", merged=merged)

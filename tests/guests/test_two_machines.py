@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
@@ -112,12 +114,14 @@ def in_threads(*work: Callable[[], object]) -> list[object]:
     return results
 
 
+@pytest.mark.promise("I-18")
 def test_each_runs_as_if_it_were_alone() -> None:
     alone = [run(tuned=True, seed=1), run(tuned=False, seed=2)]
     assert all(text.count("SUCCESS") == 3 for text in alone)
     assert in_threads(lambda: run(tuned=True, seed=1), lambda: run(tuned=False, seed=2)) == alone
 
 
+@pytest.mark.promise("I-18")
 def test_each_ticker_stops_its_own_machine() -> None:
     """Real time: two guests on each machine compute without an exit, and all get their turns."""
 
@@ -136,6 +140,7 @@ def test_each_ticker_stops_its_own_machine() -> None:
     assert in_threads(ticked, ticked) == [[b"SUCCESS\n"] * 2] * 2
 
 
+@pytest.mark.promise("I-18")
 def test_the_first_two_machines_of_a_process_may_come_at_once() -> None:
     """What belongs to the process - the library's pointers, proofs - is found out once."""
     code = """

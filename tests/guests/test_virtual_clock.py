@@ -35,6 +35,7 @@ read:
 """
 
 
+@pytest.mark.promise("T-2")
 @pytest.mark.parametrize("read", [RDTSC, RDTSCP, RDMSR])
 def test_who_waits_by_the_clock_reads_it_a_few_thousand_times(read: str) -> None:
     """A delay loop of Linux is such a guest."""
@@ -57,6 +58,7 @@ def test_a_read_without_hooks_costs_the_same_and_the_exit(monkeypatch: pytest.Mo
     assert done.dispatcher.counts[ExitKind.CLOCK_READ] == 0
 
 
+@pytest.mark.promise("T-2")
 @pytest.mark.parametrize("user", [False, True])
 @pytest.mark.parametrize("code", ["rdtsc;", "rdtscp;"])
 def test_a_read_takes_its_time_at_every_level(code: str, user: bool) -> None:
@@ -87,6 +89,7 @@ def test_a_clock_charges_for_its_tsc() -> None:
     assert clock.code_bytes == 8 * BYTES_PER_NS
 
 
+@pytest.mark.promise("T-2")
 @pytest.mark.parametrize(
     ("code", "exits"),
     [("rdtsc; rdtsc", 0), ("rdtsc; cpuid; rdtsc", 1), ("rdtsc; in al, 0x80; in al, 0x80; rdtsc", 2)],

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2] / "fuzz"
 REGRESSIONS = sorted(path for path in (ROOT / "regressions").glob("*/*"))
 
 
+@pytest.mark.promise("I-12", "S-4")
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_show_nothing(name: str) -> None:
     seeds = sorted((ROOT / "corpus" / name).iterdir())
@@ -36,6 +37,7 @@ def test_seeds_show_nothing(name: str) -> None:
     assert target.calls >= len(seeds)
 
 
+@pytest.mark.promise("I-15")
 @pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_what_was_found_once(path: Path) -> None:
     with watched():
@@ -46,6 +48,7 @@ def test_the_seeds_are_small() -> None:
     assert sum(path.stat().st_size for path in (ROOT / "corpus").glob("*/*")) < 300_000
 
 
+@pytest.mark.promise("I-15")
 def test_no_hypercall_is_left_out() -> None:
     """Those that are always refused get random arguments only; all others have a request of their own."""
     offered = {e.number for e in HYPERCALLS if e is not None and e.status is not Status.REFUSED}
@@ -77,6 +80,7 @@ def kill_victim(world: World) -> None:
     world.machine.services.crash(world.victim.domain, "it was told to")
 
 
+@pytest.mark.promise("I-15")
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
@@ -108,6 +112,7 @@ def test_a_wrong_image_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         check_memory(image, b"ramdisk")
 
 
+@pytest.mark.promise("I-15")
 def test_a_leak_is_noticed_when_all_have_died() -> None:
     world = World()
     try:

@@ -3,6 +3,8 @@
 
 import random
 
+import pytest
+
 from fuzz.smc import Smc
 from fuzz.target import Finding
 
@@ -14,6 +16,7 @@ def program(seed: int) -> bytes:
     return chance.randbytes(chance.randrange(100, Smc.max_length))
 
 
+@pytest.mark.promise("C-14")
 def test_random_programs_run_no_old_code() -> None:
     target = Smc()
     for seed in range(PROGRAMS):

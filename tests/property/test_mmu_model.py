@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -358,7 +359,7 @@ class TwoGuests(RuleBasedStateMachine):
         self.machine.close()
 
 
-TestTwoGuests = TwoGuests.TestCase
+TestTwoGuests = pytest.mark.promise("I-1")(TwoGuests.TestCase)
 TestTwoGuests.settings = settings(
     max_examples=400 if DEEP else 12,
     stateful_step_count=100 if DEEP else 30,

@@ -152,6 +152,7 @@ def test_the_hosts_counter_is_kept_at_the_new_hosts_rate(host):
         assert clock.tsc() == 6_000
 
 
+@pytest.mark.promise("T-13")
 @pytest.mark.parametrize("new", [None, HostTsc(4_000, 3 * 10**9)])
 def test_a_counter_that_would_be_set_back_is_emulated_at_the_old_rate(host, new):
     with real(HostTsc(5_000, 2 * 10**9)) as clock:

@@ -68,6 +68,7 @@ def test_reboot_is_an_end(guest: pyhv.Guest) -> None:
     assert guest.wait().reason == "reboot"
 
 
+@pytest.mark.promise("T-14")
 def test_a_boot_in_pieces_is_the_same_boot() -> None:
     def history(pieces: bool) -> tuple[str, str]:
         with pyhv.Machine(memory="256M", virtual_time=True) as machine:

@@ -55,6 +55,7 @@ def shell(files: debian.DebianFiles) -> Iterator[pexpect.spawn]:
     child.close(force=True)
 
 
+@pytest.mark.promise("C-5")
 def test_an_interactive_shell_on_a_terminal(shell: pexpect.spawn) -> None:
     shell.sendline("cat /sys/hypervisor/type")
     shell.expect(r"\nxen\r")
@@ -89,6 +90,7 @@ def test_from_files_with_piped_input(files: debian.DebianFiles) -> None:
     assert re.search(r"^xen\s*$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.promise("T-1", "P-4")
 def test_virtual_time_repeats_to_the_byte(files: debian.DebianFiles, tmp_path: Path) -> None:
     """Also on an emulator whose hot paths are as they were."""
     outputs = []
@@ -103,6 +105,7 @@ def test_virtual_time_repeats_to_the_byte(files: debian.DebianFiles, tmp_path: P
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+@pytest.mark.promise("C-5")
 def test_two_vcpus(files: debian.DebianFiles) -> None:
     machine, domain, console = boot(files, vcpus=2, cmdline=b"console=hvc0 w=boot")
     assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
@@ -112,6 +115,7 @@ def test_two_vcpus(files: debian.DebianFiles) -> None:
     machine.close()
 
 
+@pytest.mark.promise("C-11")
 def test_nmis_reach_the_other_cpu(files: debian.DebianFiles) -> None:
     """sysrq-l asks every other CPU for a backtrace by an NMI; without an APIC in CPUID Linux has none."""
     machine, domain, console = boot(files, vcpus=2, cmdline=b"console=hvc0")
@@ -136,6 +140,7 @@ def test_nmis_reach_the_other_cpu(files: debian.DebianFiles) -> None:
     machine.close()
 
 
+@pytest.mark.promise("I-3")
 def test_memory_is_sound_during_and_after_a_boot(files: debian.DebianFiles) -> None:
     machine, _domain, console = boot(files, cmdline=b"console=hvc0 quiet w=fork")
     before = machine.frames.free_count
@@ -172,6 +177,7 @@ def test_the_guest_sees_what_a_xen_guest_sees(files: debian.DebianFiles) -> None
     machine.close()
 
 
+@pytest.mark.promise("C-5")
 @pytest.mark.parametrize("choice", ["", "xen.fifo_events=0"])
 def test_both_ways_to_deliver_events(files: debian.DebianFiles, choice: str) -> None:
     machine, domain, console = boot(files, cmdline=b"console=hvc0 w=boot " + choice.encode())

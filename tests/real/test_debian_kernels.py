@@ -30,6 +30,7 @@ MIB = 256  # pages
 PATIENCE_S = 120.0
 
 
+@pytest.mark.promise("C-6")
 def test_the_cloud_kernel_to_its_shell_and_off() -> None:
     def fetch(progress: PlainProgress) -> str:
         return debian.ensure(progress, flavour="cloud").version
@@ -41,6 +42,7 @@ def test_the_cloud_kernel_to_its_shell_and_off() -> None:
     assert not result.complaint
 
 
+@pytest.mark.promise("C-6")
 def test_the_rt_kernel_to_its_first_process() -> None:
     """No further in general: the Linux 6.1.192 build loops in its own irq_work list later, on Xen as well."""
     files = debian.ensure(PlainProgress(), flavour="rt")
@@ -60,6 +62,7 @@ def test_the_rt_kernel_to_its_first_process() -> None:
     machine.close()
 
 
+@pytest.mark.promise("C-6")
 @pytest.mark.parametrize(("name", "width"), [("pv-grub", 64), ("pv-grub-32", 32)])
 def test_pv_grub_answers_at_its_prompt_and_halts(name: str, width: int) -> None:
     def fetch(progress: PlainProgress) -> str:
@@ -80,6 +83,7 @@ def test_pv_grub_reads_piped_commands() -> None:
     assert "\npiped\n" in done.stdout
 
 
+@pytest.mark.promise("C-6")
 @pytest.mark.parametrize(("name", "reason"), [("gnumach", 252), ("gnumach-32", 128)])
 def test_gnu_mach_comes_as_far_as_on_xen(name: str, reason: int) -> None:
     """It panics in its memory set-up and shuts down with the low byte of an address as the reason.

@@ -66,6 +66,7 @@ def under_load(guest: LinuxGuest, command: str) -> str:
     return "\n".join(output)
 
 
+@pytest.mark.promise("C-14")
 def test_the_function_tracer(guest: LinuxGuest) -> None:
     """Calls to 70 functions patched in and out; while they are out, nothing is traced.
 
@@ -84,6 +85,7 @@ def test_the_function_tracer(guest: LinuxGuest) -> None:
     assert not any(counts[1::2]), output
 
 
+@pytest.mark.promise("C-14")
 def test_kprobes(guest: LinuxGuest) -> None:
     """A probe at a function's beginning, one at its return, with the value; put in and taken out."""
     output = under_load(
@@ -102,6 +104,7 @@ def test_kprobes(guest: LinuxGuest) -> None:
     assert not any(counts[2::3]), output
 
 
+@pytest.mark.promise("C-14")
 def test_modules(guest: LinuxGuest) -> None:
     """Loaded and unloaded in turn, so that one's code comes to where the other's was."""
     output = under_load(
@@ -116,6 +119,7 @@ def test_modules(guest: LinuxGuest) -> None:
     assert output.split() == ["6", "1", "2"] * ROUNDS + ["0"]
 
 
+@pytest.mark.promise("C-14")
 def test_static_keys(guest: LinuxGuest) -> None:
     """The kernel's own test: branches are patched to either side and must go there."""
     output = under_load(
@@ -127,6 +131,7 @@ def test_static_keys(guest: LinuxGuest) -> None:
     assert output.split() == ["right"] * ROUNDS
 
 
+@pytest.mark.promise("C-14")
 def test_compiled_bpf_programs(guest: LinuxGuest) -> None:
     """The kernel's own test of its BPF compiler, which writes by one mapping what runs by another."""
     output = under_load(

@@ -195,6 +195,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libxenguest]:
         yield process
 
 
+@pytest.mark.promise("C-9")
 def test_handmade_kernels(library: Libxenguest) -> None:
     verdicts = {name: compare(library, kernel) for name, kernel in handmade()}
     assert wrong_ones(verdicts) == ""
@@ -203,6 +204,7 @@ def test_handmade_kernels(library: Libxenguest) -> None:
     assert met - {""} == {*REFUSED_ONLY_HERE, COMPRESSION, SYMTAB}
 
 
+@pytest.mark.promise("C-9")
 def test_mutants(library: Libxenguest) -> None:
     verdicts = {name: compare(library, kernel) for name, kernel in mutants(SEED, MUTANTS)}
     assert wrong_ones(verdicts) == ""
@@ -213,6 +215,7 @@ def wrong_ones(verdicts: dict[str, Verdict]) -> str:
     return "\n".join(f"{name}: {verdict.wrong}" for name, verdict in verdicts.items() if verdict.wrong)
 
 
+@pytest.mark.promise("C-9")
 @pytest.mark.parametrize("kernel", ["mapped", "by pfn", "32 bits"])
 def test_ramdisks(library: Libxenguest, kernel: str) -> None:
     makers = {"mapped": elf().load(0x100000, b"x"), "32 bits": elf(32).load(0x100000, b"x")}
@@ -231,6 +234,7 @@ def test_our_own_guests(library: Libxenguest) -> None:
         assert compare(library, build_builtin(name)) == Verdict(taken=True), name
 
 
+@pytest.mark.promise("C-9")
 @pytest.mark.parametrize("name", kernels.KERNELS)
 def test_packaged_kernels(library: Libxenguest, name: str) -> None:
     kernel = kernels.ensure(name, kernels.KERNELS[name], _Silent()).path.read_bytes()
@@ -240,12 +244,14 @@ def test_packaged_kernels(library: Libxenguest, name: str) -> None:
     assert wrong_ones(verdicts) == ""
 
 
+@pytest.mark.promise("C-9")
 def test_debian(library: Libxenguest) -> None:
     files = debian.ensure(_Silent())
     ramdisk = files.initramfs.read_bytes()
     assert compare(library, files.vmlinuz.read_bytes(), 128, ramdisk) == Verdict(taken=True)
 
 
+@pytest.mark.promise("C-9")
 def test_the_differences_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.partition("### Images: where libxenguest does otherwise")[2].partition("\n#")[0]

@@ -87,6 +87,7 @@ def programs_of(setup: Setup) -> list[object]:
     ]
 
 
+@pytest.mark.promise("C-15")
 @pytest.mark.parametrize("width", Width, ids=str)
 @pytest.mark.parametrize(("setup", "name"), [row for setup in SETUPS for row in programs_of(setup)])
 def test_a_program(guest: LinuxGuest, name: str, width: Width) -> None:

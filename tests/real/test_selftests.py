@@ -23,6 +23,7 @@ SETUPS = {
 }
 
 
+@pytest.mark.promise("C-15")
 def test_the_page_shows_the_table() -> None:
     page = (PROJECT / "docs" / "compatibility.md").read_text(encoding="utf-8")
     assert selftests.with_section(page) == page, "run: make docs"
@@ -90,6 +91,7 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
         yield guests
 
 
+@pytest.mark.promise("C-15")
 @pytest.mark.debian
 @pytest.mark.programs
 @pytest.mark.parametrize(("setup", "row", "width"), cases())

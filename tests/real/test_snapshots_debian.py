@@ -26,6 +26,7 @@ def boot(machine: pyhv.Machine, vcpus: int) -> pyhv.Guest:
     return machine.boot("debian", memory="128M", vcpus=vcpus)
 
 
+@pytest.mark.promise("S-1")
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_a_boot_goes_on_in_a_new_process(vcpus: int, tmp_path: Path) -> None:
     chance = random.Random(vcpus)
@@ -66,6 +67,7 @@ def guest() -> Iterator[tuple[pyhv.Machine, pyhv.Guest]]:
         yield machine, guest
 
 
+@pytest.mark.promise("S-3")
 def test_what_was_done_is_undone(guest: tuple[pyhv.Machine, pyhv.Guest]) -> None:
     machine, linux = guest
     before = machine.snapshot()
@@ -79,6 +81,7 @@ def test_what_was_done_is_undone(guest: tuple[pyhv.Machine, pyhv.Guest]) -> None
     machine.revert(before)
 
 
+@pytest.mark.promise("S-2")
 def test_many_forks_share_what_they_do_not_write(guest: tuple[pyhv.Machine, pyhv.Guest]) -> None:
     machine, linux = guest
     before = proportional_set_size()
@@ -99,6 +102,7 @@ def proportional_set_size() -> int:
     return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
 
 
+@pytest.mark.promise("S-7")
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_real_time_goes_on_too(vcpus: int, tmp_path: Path) -> None:
     path = tmp_path / "debian.snap"

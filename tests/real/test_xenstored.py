@@ -155,6 +155,7 @@ EDGES = (
 )  # fmt: skip
 
 
+@pytest.mark.promise("L-10")
 @pytest.mark.parametrize("edge", EDGES, ids=lambda edge: edge.__name__)
 def test_the_edges_are_xenstoreds(genuine: Xenstored, ours: Ours, edge: Callable[[Request], object]) -> None:
     assert edge(ours.request) == edge(genuine.request)

@@ -134,10 +134,12 @@ def offsets(text: str, width: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.promise("C-1")
 def test_every_structure_is_compared() -> None:
     assert set(CLASSES) == set(PUBLISHED) | set(ONLY_64_BIT)
 
 
+@pytest.mark.promise("C-1")
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 @pytest.mark.parametrize("width", [64, 32])
 def test_layout(name: str, width: int) -> None:
@@ -148,6 +150,7 @@ def test_layout(name: str, width: int) -> None:
     assert {field: layout.offsets[field] for field in expected} == expected
 
 
+@pytest.mark.promise("C-1")
 @pytest.mark.parametrize("name", sorted(ONLY_64_BIT))
 def test_layout_of_64_bit_guests(name: str) -> None:
     size, fields = ONLY_64_BIT[name]
@@ -190,11 +193,13 @@ SHARED = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("C-1")
 def test_offsets_of_shared_pages() -> None:
     names = {name: value for name, value in vars(shared).items() if isinstance(value, int)}
     assert names == SHARED
 
 
+@pytest.mark.promise("C-1")
 def test_offsets_that_depend_on_the_width() -> None:
     names = ["width", "evtchn_mask", "wc_version", "wc_sec", "wc_nsec", "wc_sec_hi", "max_pfn", "nmi_reason"]
     names += ["pending_sel", "cr2"]
@@ -264,10 +269,12 @@ ERRNO = (
 )
 
 
+@pytest.mark.promise("C-2")
 def test_errno() -> None:
     assert {error.name: error.value for error in Errno} == offsets(ERRNO, 64)
 
 
+@pytest.mark.promise("C-2")
 @pytest.mark.parametrize(
     ("enumeration", "published"),
     [
@@ -388,6 +395,7 @@ def test_hypercall_page_of_32_bit_guests() -> None:
     assert page[23 * 32 : 24 * 32] == b"\x50\xb8\x17\x00\x00\x00\xcd\x82".ljust(32, b"\xcc")
 
 
+@pytest.mark.promise("T-11")
 @pytest.mark.parametrize(
     ("hz", "shift", "mul"),
     [(1_000_000_000, 1, 0x8000_0000), (2_700_000_000, -1, 3181457256), (10**8, 4, 2684354560)],

@@ -43,6 +43,7 @@ def mapped(guest: Paused) -> list[int]:
     return found
 
 
+@pytest.mark.promise("L-22")
 def test_translations_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pointers into ever more pages: the oldest translations are forgotten."""
     monkeypatch.setattr(memory_module, "_MOST_LEAVES", 50)
@@ -53,6 +54,7 @@ def test_translations_that_are_remembered(guest: Paused, monkeypatch: pytest.Mon
         assert sum(len(table) for view in memory._views.values() for table in view) <= 100
 
 
+@pytest.mark.promise("L-22")
 def test_merges_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest may pair each of its L4s with each other."""
     monkeypatch.setattr(paging, "_MOST_MERGES", 20)
@@ -62,6 +64,7 @@ def test_merges_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPat
         assert len(cache._mergeable) <= 20
 
 
+@pytest.mark.promise("L-22")
 def test_code_pages_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_MOST_CODE_PAGES", 20)
     engine = guest.domain.engine
@@ -70,6 +73,7 @@ def test_code_pages_that_are_remembered(guest: Paused, monkeypatch: pytest.Monke
         assert len(engine._code_pages) <= 20
 
 
+@pytest.mark.promise("L-19")
 def test_pages_to_be_flushed(guest: Paused) -> None:
     tables = guest.domain.tables
     tables.flushed()
@@ -79,6 +83,7 @@ def test_pages_to_be_flushed(guest: Paused) -> None:
     assert tables.flush, "the rest is flushed all the same"
 
 
+@pytest.mark.promise("L-14")
 def test_a_crash_report_is_small(guest: Paused) -> None:
     dispatcher: Dispatcher = guest.dispatcher
     for _ in range(50):
@@ -89,6 +94,7 @@ def test_a_crash_report_is_small(guest: Paused) -> None:
     assert len(report.code) <= 64
 
 
+@pytest.mark.promise("L-13")
 def test_text_for_the_hypervisors_console_comes_in_pieces(guest: Paused) -> None:
     """The hypervisor holds one piece at a time, however much is written."""
     heard: list[int] = []
@@ -97,6 +103,7 @@ def test_text_for_the_hypervisors_console_comes_in_pieces(guest: Paused) -> None
     assert heard == [4096, 4096, 1808]
 
 
+@pytest.mark.promise("L-12")
 def test_console_output_is_never_held_back(guest: Paused) -> None:
     """One ring is all that a notification moves, and nothing of it stays when the turn ends."""
     dom0, domid = guest.machine.dom0, guest.domain.domid
@@ -114,6 +121,7 @@ def test_console_output_is_never_held_back(guest: Paused) -> None:
         assert len(guest.sink.data) == moved
 
 
+@pytest.mark.promise("L-12")
 def test_a_sink_that_takes_nothing_holds_back_its_guest_alone(guest: Paused) -> None:
     """The log fills up to its limit; then the ring is left as it is."""
     dom0, domid = guest.machine.dom0, guest.domain.domid
@@ -149,6 +157,7 @@ def test_a_sink_that_takes_nothing_holds_back_its_guest_alone(guest: Paused) -> 
     assert max(map(len, taken)) <= PIECE
 
 
+@pytest.mark.promise("L-16")
 @pytest.mark.parametrize(("vcpus", "fine"), [(0, False), (1, True), (32, True), (33, False)])
 def test_how_many_vcpus(vcpus: int, fine: bool) -> None:
     with machine() as made:
@@ -161,17 +170,20 @@ def test_how_many_vcpus(vcpus: int, fine: bool) -> None:
                 made.create(image, config, console=Sink())
 
 
+@pytest.mark.promise("L-17")
 @pytest.mark.parametrize("pages", [0, -1, MAX_MEMORY_PAGES + 1])
 def test_machines_that_are_refused(pages: int) -> None:
     with pytest.raises(ConfigError, match="32 GiB"):
         Machine(MachineConfig(pages))
 
 
+@pytest.mark.promise("T-6")
 def test_the_periods_of_the_scheduler() -> None:
     scheduler = Credit()
     assert (scheduler.timeslice, scheduler.tick, scheduler.ratelimit) == (30_000_000, 10_000_000, 1_000_000)
 
 
+@pytest.mark.promise("T-4")
 def test_lists_are_charged_and_give_way_after_heavy_steps(guest: Paused) -> None:
     """A table that is approved counts as sixteen steps, and the clock is looked at at once."""
     call, tables = guest.dispatcher.call, guest.domain.tables
@@ -188,6 +200,7 @@ def test_lists_are_charged_and_give_way_after_heavy_steps(guest: Paused) -> None
     assert charged == [48, 64, 36], "the last step never gives way, but it is paid for"
 
 
+@pytest.mark.promise("T-4")
 def test_requests_to_the_store_are_charged(guest: Paused) -> None:
     """A write that 100 watches of another domain hear of costs its author 101 units."""
     store = guest.machine.store

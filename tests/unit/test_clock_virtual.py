@@ -66,6 +66,7 @@ def test_time_is_code() -> None:
 _blocks = st.lists(st.integers(1, 90), max_size=60)
 
 
+@pytest.mark.promise("T-14")
 @given(_blocks, st.integers(1, 500), st.sets(st.integers(0, 60)), st.lists(st.integers(1, 60)), st.booleans())
 def test_a_turn_that_pauses_goes_on_as_if_it_had_not(
     blocks: list[int], deadline: int, stops: set[int], limits: list[int], counts_before: bool
@@ -91,6 +92,7 @@ def test_a_turn_that_pauses_goes_on_as_if_it_had_not(
     assert (other.now(), other.code_bytes, unit.at) == (clock.now(), clock.code_bytes, engine.at)
 
 
+@pytest.mark.promise("T-14")
 def test_a_limit_ends_no_turn() -> None:
     clock, engine = begun(1000, limit=10, blocks=[30] * 50)
     engine.run()

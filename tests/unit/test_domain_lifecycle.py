@@ -18,6 +18,7 @@ LEGAL = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("D-4")
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(Lifecycle, Lifecycle)))
 def test_which_stage_may_follow(old: Lifecycle, new: Lifecycle) -> None:
     life = Life(stage=old)
@@ -30,6 +31,7 @@ def test_which_stage_may_follow(old: Lifecycle, new: Lifecycle) -> None:
         assert life.stage is old
 
 
+@pytest.mark.promise("D-4")
 @pytest.mark.parametrize("old", Lifecycle)
 @pytest.mark.parametrize("reason", [Shutdown.POWEROFF, Shutdown.SUSPEND, Shutdown.CRASH, 0x64])
 def test_the_first_shutdown_counts(old: Lifecycle, reason: int) -> None:
@@ -60,6 +62,7 @@ def test_destroying() -> None:
     assert (ended.stage, ended.reason) == (DYING, 0)
 
 
+@pytest.mark.promise("D-5")
 def test_a_number_is_used_again_as_late_as_can_be() -> None:
     still_known = {3, 5}
     residents = Residents(still_known.__contains__)
@@ -70,6 +73,7 @@ def test_a_number_is_used_again_as_late_as_can_be() -> None:
     assert [residents.next_domid() for _ in range(3)] == [1, 2, 4], "none was living"
 
 
+@pytest.mark.promise("D-5")
 def test_no_number_is_free() -> None:
     with pytest.raises(ConfigError, match="domain numbers"):
         Residents(lambda _domid: True).next_domid()

@@ -98,6 +98,7 @@ def test_ports_are_dealt_lowest_first(world: World) -> None:
     assert [d1.bind_ipi(0) for _ in range(3)] == [2, 4, 6]
 
 
+@pytest.mark.promise("L-1")
 @pytest.mark.parametrize(("width", "max_port", "highest"), [(64, 3, 3), (32, 4096, 1023), (64, 99999, 4095)])
 def test_the_number_of_ports(world: World, width: int, max_port: int, highest: int) -> None:
     domain = world.domain(9, max_port=max_port, width=width)
@@ -115,6 +116,7 @@ def test_the_number_of_ports(world: World, width: int, max_port: int, highest: i
     assert domain.bind_interdomain(1, offered) == highest
 
 
+@pytest.mark.promise("I-6")
 def test_bind_interdomain(world: World) -> None:
     d1, d2 = world.domains[1], world.domains[2]
     offered = d1.alloc_unbound(DOMID_SELF, 2)
@@ -158,6 +160,7 @@ def test_a_domain_may_connect_to_itself(world: World) -> None:
     assert d1.status(1, b).remote_dom == 1
 
 
+@pytest.mark.promise("I-6")
 def test_send_refusals(world: World) -> None:
     d1 = world.domains[1]
     d1.send(d1.alloc_unbound(DOMID_SELF, 2))
@@ -293,6 +296,7 @@ OPERATION = st.tuples(
 )
 
 
+@pytest.mark.promise("I-6")
 @given(st.lists(OPERATION, max_size=60))
 @settings(deadline=None)
 def test_any_sequence_keeps_peers_matched(steps: list[tuple[str, int, int, int]]) -> None:

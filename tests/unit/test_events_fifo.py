@@ -154,6 +154,7 @@ def test_refusals_before_fifo() -> None:
     assert errno_of(lambda: channels.set_priority(1, 16)) == Errno.ENOSYS
 
 
+@pytest.mark.promise("L-2")
 def test_refusals_in_fifo(guest: Guest) -> None:
     channels, port = guest.channels, guest.ipi()
     assert errno_of(lambda: channels.check_control(1, 0)) == Errno.EINVAL, "it has one"
@@ -167,6 +168,7 @@ def test_refusals_in_fifo(guest: Guest) -> None:
     assert errno_of(channels.check_expansion) == Errno.ENOSPC
 
 
+@pytest.mark.promise("L-1")
 @pytest.mark.parametrize(("width", "two_level"), [(32, 1023), (64, 4095)])
 def test_the_number_of_ports(width: int, two_level: int) -> None:
     guest = Guest(max_port=200_000, width=width, fifo=False)
@@ -339,6 +341,7 @@ def test_a_closed_port_is_free_when_the_guest_has_unlinked_it(guest: Guest) -> N
     assert guest.head(0) == first, "at the default priority again"
 
 
+@pytest.mark.promise("L-2")
 def test_a_guest_can_only_starve_itself_of_ports(guest: Guest) -> None:
     for port in range(1024):
         guest.set_word(port, 0xFFFFFFFF)
@@ -475,6 +478,7 @@ CALL = st.tuples(
 )
 
 
+@pytest.mark.promise("I-12")
 @given(st.lists(SCRIBBLE | CONTROL | CALL, max_size=80))
 def test_no_lie_leads_anywhere_else(steps: list[tuple[str, int, int]]) -> None:
     """Whatever stands in the words: no exception but a refusal, and nothing written but words and flags."""

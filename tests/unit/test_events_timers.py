@@ -42,6 +42,7 @@ def test_cancel() -> None:
     assert timers.deadline(1) is None
 
 
+@pytest.mark.promise("L-15")
 def test_endless_rearming_takes_no_memory() -> None:
     timers: TimerQueue[int] = TimerQueue(int)
     for i in range(10_000):

@@ -26,6 +26,7 @@ def test_lowest_handle_first() -> None:
     assert len(track) == 5
 
 
+@pytest.mark.promise("L-5")
 def test_no_space() -> None:
     track = Maptrack(max_frames=1)
     assert track.limit == 256

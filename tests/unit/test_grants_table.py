@@ -62,6 +62,7 @@ def refused(
     return refusal.value.status
 
 
+@pytest.mark.promise("L-3")
 def test_size(lender: Lender) -> None:
     table = lender.table
     assert table.query() == (1, 64)
@@ -78,6 +79,7 @@ def test_size(lender: Lender) -> None:
     assert len(lender.pages) == 64
 
 
+@pytest.mark.promise("L-3")
 def test_no_memory() -> None:
     lender = Lender(memory=2)
     with pytest.raises(GrantError) as refusal:
@@ -170,6 +172,7 @@ def test_a_writer_is_not_stopped_by_a_late_readonly_bit(lender: Lender) -> None:
     assert lender.table.take(8, 2, readonly=False) == 0x777
 
 
+@pytest.mark.promise("L-4")
 def test_the_number_of_uses_is_limited(lender: Lender) -> None:
     lender.grant(8, 1)
     for _ in range(MAX_PINS):
@@ -251,6 +254,7 @@ def test_the_bits_in_the_entry_say_what_is_pinned(steps: list[tuple[str, int, in
             assert (loan.read_pins, loan.write_pins) == (reads, writes) if loan else not reads + writes
 
 
+@pytest.mark.promise("I-7")
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 0xFFFF), st.integers(0, 3), st.booleans()), max_size=60)
 )

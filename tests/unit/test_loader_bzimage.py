@@ -97,6 +97,7 @@ def test_truncated_streams(compression: str) -> None:
             unpack(whole[:size], "k")
 
 
+@pytest.mark.promise("L-24")
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_bombs_are_stopped(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_UNPACKED", 2 << 20)
@@ -104,6 +105,7 @@ def test_bombs_are_stopped(compression: str, monkeypatch: pytest.MonkeyPatch) ->
         unpack(PACKED[compression], "k")
 
 
+@pytest.mark.promise("L-24")
 def test_steps_are_bounded() -> None:
     # A bomb must be stoppable: no single step of a decoder may return more than a bounded piece.
     bomb = bytes(20 << 20)
@@ -113,6 +115,7 @@ def test_steps_are_bounded() -> None:
         assert max(map(len, pieces)) <= 1 << 20
 
 
+@pytest.mark.promise("L-24")
 def test_streams_are_counted() -> None:
     # Each costs a moment, however little it holds.
     with pytest.raises(ImageError, match="more than 65536 gzip streams"):

@@ -365,6 +365,7 @@ def test_every_truncation_of_the_content_is_refused(which: str) -> None:
             load_image(data[:size], "k")
 
 
+@pytest.mark.promise("I-12")
 @settings(max_examples=300, deadline=None)
 @given(
     which=st.sampled_from(sorted(ORIGINALS)),

@@ -55,6 +55,7 @@ def test_gzip_that_is_more_or_less_than_one_stream(data: bytes) -> None:
     assert "left to the guest" in told
 
 
+@pytest.mark.promise("L-24")
 def test_a_bomb_unpacks_to_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ramdisk, "MAX_RAMDISK", 1 << 20)
     bomb = gzip.compress(bytes(64 << 20))

@@ -188,6 +188,7 @@ DAMAGE: dict[str, tuple[Callable[[Sound], object], str]] = {
 }
 
 
+@pytest.mark.promise("I-3")
 @pytest.mark.parametrize("name", list(DAMAGE))
 def test_the_audit_finds(name: str) -> None:
     damage, finding = DAMAGE[name]

@@ -197,6 +197,7 @@ class World:
 FRAMES, SEEDS = 3, 20
 
 
+@pytest.mark.promise("C-14")
 @pytest.mark.parametrize(("runs", "released"), [(64, 256), (2, 0), (4, 1), (4, 0)])
 def test_no_stale_code_runs(runs: int, released: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codewatch, "MOST_RUNS", runs)

@@ -34,6 +34,7 @@ def gate(selector: int, *, low: int = 0, dpl: int = 3) -> int:
 words = st.integers(0, (1 << 64) - 1)
 
 
+@pytest.mark.promise("I-4")
 @given(words)
 def test_nothing_present_gets_in_with_privilege(value: int) -> None:
     """Whatever a guest writes: no segment below ring 3, no system descriptor but a disarmed gate."""
@@ -56,6 +57,7 @@ def test_nothing_present_gets_in_with_privilege(value: int) -> None:
     assert fix_descriptor(fixed) is not None
 
 
+@pytest.mark.promise("I-4")
 @pytest.mark.parametrize("kind", [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 13, 14, 15])
 def test_system_descriptors_are_refused(kind: int) -> None:
     assert fix_descriptor(PRESENT | kind << 40) is None

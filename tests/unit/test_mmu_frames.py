@@ -35,6 +35,7 @@ def test_more_than_there_is_cannot_be_had(frames: FrameTable) -> None:
     assert frames.free_count == before
 
 
+@pytest.mark.promise("I-11")
 def test_a_frame_is_zeroed_and_nobodys_when_its_last_reference_goes(frames: FrameTable) -> None:
     (mfn,) = frames.allocate(1)
     frames.ram.writable.q[mfn << 9] = 0x5EC2E7
@@ -89,6 +90,7 @@ def test_shared_pages_cannot_be_given_back(frames: FrameTable) -> None:
     assert frames.free_count == before
 
 
+@pytest.mark.promise("I-10")
 def test_a_shared_page_that_is_still_mapped_outlives_its_domain(frames: FrameTable) -> None:
     mfn = frames.allocate_shared(3)
     assert frames.take_writable(mfn)

@@ -102,6 +102,7 @@ class TestTheTop:
             tables.prepare(1 << 20, L3)
 
 
+@pytest.mark.promise("I-4")
 class TestTheLastL2:
     def test_it_has_the_hypervisors_entries(self, bench: Bench, guest: BareDomain) -> None:
         top, last, *_ = guest.pae(guest.one() << 12 | RO)

@@ -54,6 +54,7 @@ def test_a_copy_goes_with_its_table(bench: Bench, guest: BareDomain) -> None:
     assert bench.audit() == []
 
 
+@pytest.mark.promise("L-21")
 def test_there_are_never_more_copies_than_frames_for_them(bench: Bench, guest: BareDomain) -> None:
     l4s = [guest.table() for _ in range(40)]
     for l4 in l4s:
@@ -80,6 +81,7 @@ def test_merging_needs_two_l4s_with_the_same_lower_half(bench: Bench, guest: Bar
     assert not allowed(kernel, user)
 
 
+@pytest.mark.promise("I-4")
 def test_descriptor_windows_are_read_only(bench: Bench, guest: BareDomain) -> None:
     mfn = guest.one()
     guest.area.map(0, 3, mfn)

@@ -145,6 +145,7 @@ def persevere(
                 assert guest.machine.audit() == []
 
 
+@pytest.mark.promise("T-5")
 def test_pin_and_unpin_give_way(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest.machine.clock, "work", lambda _ns: True)
     l2, _ = tree(guest)

@@ -56,6 +56,7 @@ def test_a_writable_leaf_holds_a_writable_reference(bench: Bench, guest: BareDom
     assert (frames.type_count[page], frames.refs[page]) == (0, 1)
 
 
+@pytest.mark.promise("I-2")
 def test_a_table_may_be_looked_at_but_not_written(bench: Bench, guest: BareDomain) -> None:
     l1 = pinned_l1(guest)
     guest.tables.update_l1(l1 << 12, l1 << 12 | RO)
@@ -95,6 +96,7 @@ def outside(bench: Bench) -> dict[str, tuple[int, Errno]]:
     }
 
 
+@pytest.mark.promise("I-1")
 @pytest.mark.parametrize("flags", [RO, RW])
 @pytest.mark.parametrize("which", list(outside(Bench())))
 def test_a_leaf_points_to_own_memory_only(bench: Bench, guest: BareDomain, which: str, flags: int) -> None:
@@ -216,6 +218,7 @@ def test_upper_entries_link_own_tables(bench: Bench, guest: BareDomain, level: i
     assert frames.type_count[child] == 0
 
 
+@pytest.mark.promise("I-1")
 @pytest.mark.parametrize("level", [L2, L3, L4])
 @pytest.mark.parametrize("which", list(outside(Bench())))
 def test_upper_entries_point_to_own_memory_only(
@@ -228,6 +231,7 @@ def test_upper_entries_point_to_own_memory_only(
         guest.tables.update_upper(table << 12, level, mfn << 12 | UPPER)
 
 
+@pytest.mark.promise("I-2")
 def test_a_page_that_is_mapped_writable_is_no_table(bench: Bench, guest: BareDomain) -> None:
     l1, page, l2 = pinned_l1(guest), guest.one(), guest.table()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
@@ -276,6 +280,7 @@ def test_one_l1_under_several_l2s(bench: Bench, guest: BareDomain) -> None:
     assert bench.audit() == []
 
 
+@pytest.mark.promise("I-4")
 def test_the_hypervisors_slots(bench: Bench, guest: BareDomain) -> None:
     l4 = guest.table((256, 0xDEAD << 12 | UPPER), (271, UPPER), (272, 0))
     guest.tables.pin(l4, L4)  # ignored at validation, and wiped
@@ -445,6 +450,7 @@ def test_many_leaves_of_one_frame_in_one_table(bench: Bench, guest: BareDomain) 
 # -- flushes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("I-2")
 def test_narrowing_a_leaf_is_remembered_until_a_flush(bench: Bench, guest: BareDomain) -> None:
     l1, page = pinned_l1(guest), guest.one()
     tables = guest.tables

@@ -71,6 +71,7 @@ def test_a_named_address_lies_in_the_symbol(symbols):
             assert any(symbol.va == start and symbol.name == name for symbol in symbols)
 
 
+@pytest.mark.promise("E-4")
 def test_the_whole_report(report):
     text = render(report, SYMBOLS, [b"last \x1b[31mwords"])
     assert "Domain 3 (mini) crashed at 0.001500 s: no handler for #GP" in text

@@ -103,6 +103,7 @@ def test_the_digest_is_the_chain_its_documentation_says():
     assert digest.summary() == f"{state.hex()} 3\n"
 
 
+@pytest.mark.promise("T-1")
 @given(st.lists(RECORDS, min_size=1, max_size=8), st.data())
 def test_every_field_of_every_exit_counts(records, data):
     at = data.draw(st.integers(0, len(records) - 1))

@@ -258,6 +258,7 @@ def engine(request: pytest.FixtureRequest) -> Runner:
     return found
 
 
+@pytest.mark.promise("C-12")
 @pytest.mark.parametrize("width", [64, 32])
 @_named(REFUSED)
 def test_an_engine_refuses(engine: Runner, code: str, width: int) -> None:
@@ -275,6 +276,7 @@ def test_an_engine_runs(engine: Runner, code: str, width: int) -> None:
     assert engine.one(raw, width) == Exit("invalid", len(raw))
 
 
+@pytest.mark.promise("C-12")
 @pytest.mark.parametrize("width", [64, 32])
 @_named(ALIGNED)
 def test_a_tuned_engine_demands_alignment(tuned: Runner, code: str, width: int) -> None:
@@ -308,6 +310,7 @@ def test_an_operand_is_as_long_as_it_is(tuned: Runner, code: str, size: int, wid
     assert (fault and fault.vector) == Vector.PF
 
 
+@pytest.mark.promise("C-12")
 @pytest.mark.parametrize("width", [64, 32])
 def test_native_code_and_tables_agree(tuned: Runner, plain: Runner, width: int) -> None:
     """Each opcode of each map with each prefix: refused where `examine` says so, else as without tuning."""
@@ -394,6 +397,7 @@ def test_plain_engines_beside_tuned_ones_stay_as_they_are(tuned: Runner, plain: 
     assert plain.one(b"\x0f\x28\x03", operand=at(DATA, 0x801)) == Exit("invalid", 3)
 
 
+@pytest.mark.promise("C-12")
 def test_no_feature_that_is_refused_is_offered() -> None:
     """The tables are made for the CPUID policy: whoever offers more must take it out of them."""
     offered = {name for bits in SHOWN.values() for name in bits}

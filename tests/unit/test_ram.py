@@ -35,6 +35,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.promise("S-2")
 @given(steps, st.sampled_from([3, 8192]))
 @settings(max_examples=150)
 def test_an_image_is_what_was_there(actions: list[tuple[str, int, int]], views: int) -> None:
@@ -90,6 +91,7 @@ def test_what_was_written_since() -> None:
     assert not ram.written().size
 
 
+@pytest.mark.promise("S-2")
 def test_copies_know_nothing_of_each_other() -> None:
     ram = Ram(FRAMES)
     ram.writable.tables[:] = 7

@@ -138,6 +138,7 @@ def test_console_input_waits_for_room():
     assert page.read(0, 1) == b"z"
 
 
+@pytest.mark.promise("L-12")
 def test_console_with_nonsense_indices_moves_nothing():
     page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
@@ -225,6 +226,7 @@ def test_events_caused_by_others_arrive_unasked():
     assert guest.messages() == [(Message.WATCH_EVENT, 0, 0, b"a/b\0tok\0")]
 
 
+@pytest.mark.promise("L-11")
 def test_a_guest_that_never_reads_stops_the_store_from_listening():
     store = home_store()
     store.write("/local/domain/1/big", b"v" * 1000)
@@ -271,6 +273,7 @@ def test_nonsense_indices_kill_the_ring_and_say_so(offset):
     assert not guest.ring.service()
 
 
+@pytest.mark.promise("L-10")
 def test_an_overlong_message_kills_the_ring_until_the_guest_reconnects():
     guest = Guest(home_store())
     guest.out.write(HEADER.pack(Message.READ, 1, 0, 4097))
@@ -285,6 +288,7 @@ def test_an_overlong_message_kills_the_ring_until_the_guest_reconnects():
     assert guest.messages() == [(Message.MKDIR, 1, 0, b"OK\0")]
 
 
+@pytest.mark.promise("I-12")
 @given(st.lists(st.tuples(st.integers(0, 2079), st.binary(max_size=64)), max_size=12))
 def test_whatever_is_in_the_page_nothing_is_raised(pokes):
     store = home_store()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runstate accounting: every nanosecond is in exactly one state."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def test_the_registered_area_leaves_the_present_state_to_the_guest() -> None:
     assert runstate.recorded().time == (10, 0, 0, 0), "a snapshot changes nothing"
 
 
+@pytest.mark.promise("T-10")
 @given(st.lists(st.tuples(st.sampled_from(VcpuState), st.integers(0, 10**12))))
 def test_the_times_add_up_to_the_age(changes: list[tuple[VcpuState, int]]) -> None:
     runstate, now = Runstate(VcpuState.RUNNING, 7), 7

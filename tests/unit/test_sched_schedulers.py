@@ -184,6 +184,7 @@ def test_round_robin_slices() -> None:
     assert scheduler.wake(a, 10 * MS) is False
 
 
+@pytest.mark.promise("T-7")
 @pytest.mark.parametrize(("light", "heavy"), [(256, 512), (100, 900), (256, 1024)])
 def test_credit_shares_by_weight(light: int, heavy: int) -> None:
     scheduler = Credit()
@@ -225,6 +226,7 @@ def test_credit_adjusts_on_the_fly() -> None:
     assert used[2, 0] / used[1, 0] == pytest.approx(4, rel=0.05)
 
 
+@pytest.mark.promise("T-9")
 @pytest.mark.parametrize("cap", [1, 10, 30, 50, 99])
 def test_credit_respects_a_cap_on_an_idle_machine(cap: int) -> None:
     scheduler = Credit()
@@ -233,6 +235,7 @@ def test_credit_respects_a_cap_on_an_idle_machine(cap: int) -> None:
     assert used[1, 0] == pytest.approx(60 * SECOND * cap / 100, rel=0.03, abs=60 * MS)
 
 
+@pytest.mark.promise("T-9")
 def test_credit_caps_a_domain_of_several_vcpus() -> None:
     scheduler = Credit()
     hogs(scheduler, Vcpu((1, 0), cap=40), Vcpu((1, 1)), Vcpu((1, 2)), Vcpu((2, 0), 64))
@@ -265,6 +268,7 @@ def test_lifting_a_cap_unparks() -> None:
     assert scheduler.pick(now).vcpu is vcpu
 
 
+@pytest.mark.promise("T-6")
 def test_credit_boosts_the_woken_within_the_rate_limit() -> None:
     scheduler = Credit()
     hog, io = Vcpu((1, 0)), Vcpu((2, 0))
@@ -297,6 +301,7 @@ def test_a_boost_ends_at_the_tick() -> None:
     assert scheduler.credit_of(vcpu)[1] == Priority.UNDER
 
 
+@pytest.mark.promise("T-7")
 def test_dodging_the_ticks_earns_no_free_time() -> None:
     """A guest that runs 9 ms of every 10 and sleeps through the tick still gets only its share."""
     scheduler = Credit(ratelimit=0)
@@ -335,6 +340,7 @@ def test_credit_stays_bounded_over_a_long_sleep() -> None:
     assert abs(scheduler.credit_of(hog)[0]) <= scheduler.timeslice
 
 
+@pytest.mark.promise("T-6")
 def test_bad_periods_are_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         Credit(timeslice=0)
@@ -403,6 +409,7 @@ def test_never_picks_a_sleeper_and_never_idles_with_work(
                 awake.discard(i)
 
 
+@pytest.mark.promise("T-7")
 @given(
     weights=st.lists(st.integers(64, 1024), min_size=1, max_size=5),
     name=st.sampled_from(sorted(SCHEDULERS)),

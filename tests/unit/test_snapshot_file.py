@@ -66,6 +66,7 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["machine.snap"]
 
 
+@pytest.mark.promise("S-5")
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "machine.snap"
     written({1: 1}, path)
@@ -112,6 +113,7 @@ TOO_MANY = zstandard.compress(b"\xdd" + struct.pack(">I", (1 << 22) + 1) + b"\xc
 UNKNOWN_SIZE = zstandard.ZstdCompressor(write_content_size=False).compress(msgpack.packb({}))
 
 
+@pytest.mark.promise("S-4")
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
@@ -151,6 +153,7 @@ def table(frames: list[int], pages: list[int]) -> bytes:
 PAGE = zstandard.compress(bytes([1]) * 4096)
 
 
+@pytest.mark.promise("S-4")
 @pytest.mark.parametrize(
     ("raw", "blocks", "sentence"),
     [
@@ -181,6 +184,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.promise("S-4")
 @given(st.data())
 def test_any_change_is_noticed(genuine: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(genuine) - 1))
@@ -192,6 +196,7 @@ def test_any_change_is_noticed(genuine: bytes, data: st.DataObject) -> None:
         container.parse(genuine[:at])
 
 
+@pytest.mark.promise("S-4")
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_whatever_is_in_a_section(state: bytes, raw: bytes) -> None:
     """With a right digest: a machine that was changed on purpose."""

@@ -185,6 +185,7 @@ def test_what_cannot_be_is_refused(name: str, value: Any, told: str) -> None:
     assert told in str(refused.value)
 
 
+@pytest.mark.promise("S-6")
 def test_every_attribute_is_explained() -> None:
     assert unexplained(Whole(None)) == []
     assert unexplained(Odd()) == []

@@ -146,6 +146,7 @@ def test_what_a_guest_makes_is_its_own_and_inherits_the_list(store):
     assert store.owned_nodes(1) == 3
 
 
+@pytest.mark.promise("I-8")
 def test_a_stranger_is_told_nothing(store):
     store.write(f"{HOME}/secret", "s")
     other, _ = connect(store, 2)
@@ -158,6 +159,7 @@ def test_a_stranger_is_told_nothing(store):
             other.remove(path)
 
 
+@pytest.mark.promise("I-8")
 def test_read_only_is_read_only(store):
     store.write(f"{HOME}/ro", "1")
     store.set_permissions(f"{HOME}/ro", ["n0", "r1"])
@@ -188,6 +190,7 @@ def test_only_the_owner_changes_permissions_and_cannot_give_away(store):
 # ---- quotas
 
 
+@pytest.mark.promise("L-6")
 def test_the_node_quota_counts_what_is_owned(store):
     guest, _ = connect(store)
     for n in range(999):
@@ -203,6 +206,7 @@ def test_the_node_quota_counts_what_is_owned(store):
     store.write(f"{HOME}/by-dom0")
 
 
+@pytest.mark.promise("L-6")
 def test_transactions_do_not_evade_the_node_quota():
     store = Store(Quota(nodes=3))
     store.mkdir(HOME)
@@ -229,6 +233,7 @@ def test_transactions_do_not_evade_the_node_quota():
     assert store.ls(f"{HOME}/b") == []
 
 
+@pytest.mark.promise("L-7")
 def test_the_entry_quota_counts_the_whole_record(store):
     guest, _ = connect(store)
     fixed = 24 + 2 * 8
@@ -243,6 +248,7 @@ def test_the_entry_quota_counts_the_whole_record(store):
     store.write("/big", b"x" * 100_000)
 
 
+@pytest.mark.promise("L-8")
 def test_the_watch_and_transaction_quotas_are_the_domains(store):
     guest, _ = connect(store)
     twin, _ = connect(store)
@@ -262,6 +268,7 @@ def test_the_watch_and_transaction_quotas_are_the_domains(store):
     other.watch("a", b"")
 
 
+@pytest.mark.promise("L-10")
 @pytest.mark.parametrize(
     ("start", "most"),
     [
@@ -317,6 +324,7 @@ def test_a_transaction_that_met_a_quota_can_only_be_dropped():
     guest.end(tx, commit=False)
 
 
+@pytest.mark.promise("L-9")
 def test_a_transaction_that_writes_in_circles_is_stopped(store):
     guest, _ = connect(store)
     tx = guest.start()
@@ -335,6 +343,7 @@ def test_a_transaction_that_writes_in_circles_is_stopped(store):
                     raise
 
 
+@pytest.mark.promise("L-9")
 def test_rewriting_one_node_in_a_transaction_keeps_the_last_value_only():
     transaction = Transaction(Tree(), nodes_max=3)
     transaction.change(Create("/a", b"", PRIVATE_TO_DOM0), 1)
@@ -376,6 +385,7 @@ def test_watches_inside_a_removed_subtree_hear_of_their_own_node(store):
     assert heard == ["/t/a", "/t/a/b", "/t/a/c/d"]
 
 
+@pytest.mark.promise("I-8")
 def test_an_unreadable_node_is_not_told_of(store):
     guest, heard = connect(store)
     guest.watch("/", b"t")
@@ -619,6 +629,7 @@ def test_a_shutdown_is_asked_for_and_acknowledged(store):
         request_shutdown(store, 3, "poweroff")
 
 
+@pytest.mark.promise("I-10")
 def test_nothing_is_left_of_a_removed_domu(store):
     store.release(1)
     store.mkdir("/local/domain/0/backend/vbd")

@@ -98,6 +98,7 @@ def test_transactions(store, guest):
     assert ask(guest, Message.TRANSACTION_END, b"T\0", tx) == "EAGAIN"
 
 
+@pytest.mark.promise("I-8")
 @pytest.mark.parametrize("kind", [0, 8, 9, 18, 19])
 def test_what_only_the_toolstack_may(store, guest, kind):
     assert ask(guest, kind, b"1\0") == "EACCES"
@@ -190,6 +191,7 @@ def test_messages_arrive_in_pieces_and_leave_in_pieces(guest):
     assert decode(out) == [(Message.WRITE, 1, 0, b"OK\0"), (Message.READ, 2, 0, b"x")]
 
 
+@pytest.mark.promise("L-10")
 def test_the_longest_message_is_legal_and_one_more_byte_is_fatal(store, guest):
     guest.feed(encode(Message.WATCH, 1, 0, b"a\0t\0"))
     guest.take(999)
@@ -203,6 +205,7 @@ def test_the_longest_message_is_legal_and_one_more_byte_is_fatal(store, guest):
     assert not guest.has_output
 
 
+@pytest.mark.promise("L-11")
 def test_requests_wait_while_output_does(guest):
     flood = encode(Message.READ, 1, 0, b"a\0") * 1000
     accepted = guest.feed(flood)
@@ -215,6 +218,7 @@ def test_requests_wait_while_output_does(guest):
     assert len(answers) == accepted // 18
 
 
+@pytest.mark.promise("L-11")
 def test_events_wait_up_to_a_limit_and_equal_ones_are_one():
     store = home_store(Quota(event_bytes=1000))
     guest = Connection(store, 1)
@@ -281,6 +285,7 @@ MESSAGES = st.builds(
 )
 
 
+@pytest.mark.promise("I-12")
 @given(st.lists(st.one_of(st.binary(max_size=60), MESSAGES, MESSAGES), max_size=30))
 def test_random_bytes_never_raise_and_every_answer_is_well_formed(pieces):
     store = home_store()
