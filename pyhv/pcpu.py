@@ -79,8 +79,8 @@ class Pcpu:
 
     def interrupt(self) -> None:
         """In an exit: come back from the turn that is running when the exit is done, and leave it paused."""
-        if self.turn is not None:
-            self._interrupted = True
+        self._interrupted = True
+        if self.turn is not None:  # else it is about to begin
             self.clock.interrupt()
             self.turn.resident.domain.engine.stop()
 
@@ -90,6 +90,7 @@ class Pcpu:
         At `limit` (ns), if there is one, it pauses.
         """
         domain, dispatcher = resident.domain, resident.dispatcher
+        self._interrupted = False
         start = self.clock.now()
         domain.tables.code.tidy()
         if self.physical.shared_code:
@@ -110,17 +111,19 @@ class Pcpu:
         deadline = max(deadline, start + 1)
         self.clock.begin(domain.engine, deadline, limit)
         self.turn = Turn(resident, vcpu, start, deadline)
+        if self._interrupted:
+            self.interrupt()
 
     def go_on(self, limit: int | None) -> None:
         """Take up the turn that is paused."""
         turn = self._open_turn
+        self._interrupted = False
         self.clock.resume(turn.resident.domain.engine, turn.deadline, limit)
         turn.resident.dispatcher.go_on(turn.vcpu)
 
     def run(self, limit: int | None) -> None:
         """Run the turn until it ends, or has to pause."""
         turn = self._open_turn
-        self._interrupted = False
         self._execute(turn)
         if turn.has_left or not self.clock.pause(turn.resident.domain.engine):
             self.end()
