@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 import click
 
 from pyhv.cli.fetch import check_kernel_options, kernel_options
-from pyhv.cli.messages import is_verbose, progress, say, verbose_option
+from pyhv.cli.messages import progress, say, verbose_option
+from pyhv.cli.options import RunWords, file, run_options
 from pyhv.images.debian import STOCK
 
 if TYPE_CHECKING:
-    from pyhv.cli.saving import SaveOptions
     from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
 
 PAGES_PER_MIB = 256
-NANOSECONDS = 1_000_000_000
 MAX_NAME = 64
 
 EPILOG = """\b
@@ -62,20 +61,9 @@ def _scheduler(_context: click.Context, _parameter: click.Parameter, value: str)
     return value
 
 
-def _console(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """`stdio`, `none`, or `file:PATH`."""
-    if value not in ("stdio", "none") and not re.fullmatch(r"file:.+", value):
-        raise click.BadParameter(f"{value!r} is neither stdio, nor none, nor file:PATH.")
-    return value
-
-
-def _file() -> click.Path:
-    return click.Path(dir_okay=False, path_type=Path)
-
-
 @click.command(epilog=EPILOG)
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
-@click.option("--ramdisk", type=_file(), metavar="FILE", help="Ramdisk (initramfs) for the guests.")
+@click.option("--ramdisk", type=file(), metavar="FILE", help="Ramdisk (initramfs) for the guests.")
 @click.option("--ramdisk-raw", is_flag=True, help="Do not unpack a ramdisk that is gzip; the guest will.")
 @click.option("--append", default="", metavar="TEXT", help="Kernel command line, added to the default one.")
 @click.option(
@@ -118,42 +106,11 @@ def _file() -> click.Path:
     help="Time from executed code, the same in each run; or from the host's clock (the default).",
 )
 @click.option(
-    "--digest", type=_file(), metavar="FILE", help="Write the hash chain over all exits (virtual time)."
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="End the run after that much machine time.",
-)
-@click.option(
-    "--console",
-    callback=_console,
-    default="stdio",
-    metavar="WHERE",
-    help="stdio (default), none or file:PATH.",
-)
-@click.option(
     "--count", type=click.IntRange(1, 1000), default=1, metavar="N", help="Boot each image N times."
 )
 @kernel_options
-@click.option(
-    "--engine-tuning/--no-engine-tuning",
-    default=True,
-    help="Change the emulator's hot paths where that is proven to be right, or leave it as it is.",
-    show_default=True,
-)
-@click.option("--stats", is_flag=True, help="End with a table of times and counts.")
-@click.option("--trace", type=_file(), metavar="FILE", help="Write every exit as a line of JSON.")
+@run_options
 @click.option("--verdict", type=click.Choice(["xtf"]), help="Read the guests' result: Xen Test Framework.")
-@click.option("--save", type=_file(), metavar="FILE", help="Save the machine there instead of going on.")
-@click.option("--save-when", metavar="PATTERN", help="Save when a guest prints that (regular expression).")
-@click.option(
-    "--save-after",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="Save after that much machine time. Without either: when you leave.",
-)
 @verbose_option
 def boot(
     images: tuple[str, ...],
@@ -168,19 +125,11 @@ def boot(
     scheduler: str,
     seed: int,
     virtual_time: bool,
-    digest: Path | None,
-    timeout: float | None,
-    console: str,
     count: int,
     flavour: str | None,
     suite: str | None,
-    engine_tuning: bool,
-    stats: bool,
-    trace: Path | None,
     verdict: str | None,
-    save: Path | None,
-    save_when: str | None,
-    save_after: float | None,
+    how: RunWords,
 ) -> None:
     """Boot guests and stay until all have ended.
 
@@ -192,12 +141,10 @@ def boot(
     lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a
     single guest; Ctrl-] leaves. pyhv's own messages go to standard error.
     """
-    if digest is not None and not virtual_time:
+    if how.digest is not None and not virtual_time:
         raise click.UsageError("--digest needs --virtual-time: in real time no two runs are alike.")
     if name is not None and not _is_name(name):
         raise click.UsageError(f"--name {name!r}: letters, digits and ._+- make a name, {MAX_NAME} at most.")
-    if save is None and (save_when is not None or save_after is not None):
-        raise click.UsageError("--save-when and --save-after need --save: where to.")
     check_kernel_options(images, flavour, suite)
     _import_meanwhile("pyhv.cli.session")  # while the image is unpacked
     from pyhv.images import source as sources
@@ -241,28 +188,9 @@ def boot(
         guests=[guest(source, called) for source, called in zip(found, names, strict=True)],
         scheduler=scheduler,
         seed=seed,
-        virtual_time=virtual_time,
-        timeout_ns=None if timeout is None else round(timeout * NANOSECONDS),
-        tuned=engine_tuning,
-        console=console,
-        stats=stats,
-        digest=digest,
-        trace=trace,
-        verbose=is_verbose(),
-        save=save_options(save, save_when, save_after),
+        run=how.options(virtual_time=virtual_time),
     )
     click.get_current_context().exit(session.run(options))
-
-
-def save_options(path: Path | None, when: str | None, after: float | None) -> "SaveOptions | None":
-    """What `--save`, `--save-when` and `--save-after` ask for."""
-    from pyhv.api.words import expression
-    from pyhv.cli.saving import SaveOptions
-
-    if path is None:
-        return None
-    pattern = None if when is None else expression(when)
-    return SaveOptions(path, pattern, None if after is None else round(after * NANOSECONDS))
 
 
 def _import_meanwhile(module: str) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyhv.cli.messages import is_verbose, say, verbose_option
+from pyhv.cli.messages import say, verbose_option
+from pyhv.cli.options import RunWords, run_options
 from pyhv.cli.verdict import CONVENTIONS, SEVERITY, worst
 from pyhv.errors import ExitCode, PyhvError, SnapshotError
 from pyhv.loader.image import Symbol
@@ -37,90 +38,34 @@ Examples:
 
 Exit codes are those of `pyhv boot`; of several copies the gravest decides.
 """
-_NANOSECONDS = 1_000_000_000
 
 
 @click.command(epilog=EPILOG)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
 @click.option("--count", type=click.IntRange(1, 1000), default=1, metavar="N", help="Go on in N copies.")
 @click.option("--unique", is_flag=True, help="Give each guest of each copy a UUID of its own.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="End the run after that much machine time.",
-)
-@click.option("--console", default="stdio", metavar="WHERE", help="stdio (default), none or file:PATH.")
-@click.option(
-    "--digest",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write the hash chain over all exits from here on (virtual time).",
-)
-@click.option(
-    "--trace",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write every exit as a line of JSON.",
-)
-@click.option(
-    "--engine-tuning/--no-engine-tuning",
-    default=True,
-    show_default=True,
-    help="Change the emulator's hot paths where that is proven to be right, or leave it as it is.",
-)
-@click.option("--stats", is_flag=True, help="End with a table of times and counts.")
-@click.option(
-    "--save",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Save the machine there instead of going on.",
-)
-@click.option("--save-when", metavar="PATTERN", help="Save when a guest prints that (regular expression).")
-@click.option(
-    "--save-after",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="Save after that much machine time. Without either: when you leave.",
-)
+@run_options
 @verbose_option
 def restore(
     file: Path,
     count: int,
     unique: bool,
-    timeout: float | None,
-    console: str,
-    digest: Path | None,
-    trace: Path | None,
-    engine_tuning: bool,
-    stats: bool,
-    save: Path | None,
-    save_when: str | None,
-    save_after: float | None,
+    how: RunWords,
 ) -> None:
     """Go on from a snapshot that `--save` or `Snapshot.save` has written, with all its guests.
 
     In virtual time the guests do exactly what they would have done. In real time their clocks go on from
     where they were. Consoles are as with `pyhv boot`.
     """
-    from pyhv.cli.boot import save_options
-    from pyhv.cli.session import RunOptions
     from pyhv.snapshot.snapshot import load
 
-    if count > 1 and (save is not None or digest is not None or trace is not None):
+    if count > 1 and any(path is not None for path in (how.save, how.digest, how.trace)):
         raise click.UsageError("--save, --digest and --trace are for one copy, not for several.")
     snapshot = load(file)
-    options = RunOptions(
-        virtual_time=bool(snapshot.about.get("virtual_time")),
-        tuned=engine_tuning,
-        timeout_ns=None if timeout is None else round(timeout * _NANOSECONDS),
-        console=console,
-        stats=stats,
-        digest=digest,
-        trace=trace,
-        verbose=is_verbose(),
-        save=save_options(save, save_when, save_after),
-    )
+    virtual_time = bool(snapshot.about.get("virtual_time"))
+    if how.digest is not None and not virtual_time:
+        raise click.UsageError(f"--digest needs virtual time, and {file} was saved in real time.")
+    options = how.options(virtual_time=virtual_time)
     context = click.get_current_context()
     copies = [
         _Copy(file, snapshot, options, number if count > 1 else None, unique) for number in range(count)

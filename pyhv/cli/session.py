@@ -68,10 +68,11 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BootOptions(RunOptions):
+class BootOptions:
     """What to boot."""
 
     guests: list[GuestOptions]
+    run: RunOptions
     scheduler: str = "credit"
     seed: int = 0
 
@@ -305,10 +306,10 @@ def run(options: BootOptions) -> int:
     config = MachineConfig(
         memory_pages=sum(guest.config.memory_pages for guest in options.guests),
         scheduler=options.scheduler,
-        virtual_time=options.virtual_time,
+        virtual_time=options.run.virtual_time,
         seed=options.seed,
-        measure=options.stats,
-        tuned=options.tuned,
+        measure=options.run.stats,
+        tuned=options.run.tuned,
         max_domains=max(USUAL_DOMAINS, len(options.guests)),
     )
 
@@ -326,7 +327,7 @@ def run(options: BootOptions) -> int:
             raise
         return machine
 
-    return conduct(options, begin)
+    return conduct(options.run, begin)
 
 
 def conduct(options: RunOptions, begin: Callable[["Session"], Machine]) -> int:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The options that `boot` and `restore` have in common: how a machine is run, and what is kept of it."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyhv.cli.messages import is_verbose
+
+if TYPE_CHECKING:
+    from pyhv.cli.saving import SaveOptions
+    from pyhv.cli.session import RunOptions
+
+NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RunWords:
+    """What was said of a run, as it was said; times in seconds."""
+
+    timeout: float | None
+    console: str
+    digest: Path | None
+    trace: Path | None
+    engine_tuning: bool
+    stats: bool
+    save: Path | None
+    save_when: str | None
+    save_after: float | None
+
+    def options(self, *, virtual_time: bool) -> "RunOptions":
+        """What it means. ConfigError: the pattern is none."""
+        from pyhv.cli.session import RunOptions
+
+        return RunOptions(
+            virtual_time=virtual_time,
+            tuned=self.engine_tuning,
+            timeout_ns=_nanoseconds(self.timeout),
+            console=self.console,
+            stats=self.stats,
+            digest=self.digest,
+            trace=self.trace,
+            verbose=is_verbose(),
+            save=self._save_options(),
+        )
+
+    def _save_options(self) -> "SaveOptions | None":
+        from pyhv.api.words import expression
+        from pyhv.cli.saving import SaveOptions
+
+        if self.save is None:
+            return None
+        pattern = None if self.save_when is None else expression(self.save_when)
+        return SaveOptions(self.save, pattern, _nanoseconds(self.save_after))
+
+
+def _nanoseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * NANOSECONDS)
+
+
+def _console(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """`stdio`, `none`, or `file:PATH`."""
+    if value not in ("stdio", "none") and not re.fullmatch(r"file:.+", value):
+        raise click.BadParameter(f"{value!r} is neither stdio, nor none, nor file:PATH.")
+    return value
+
+
+def file() -> click.Path:
+    """An option that names a file."""
+    return click.Path(dir_okay=False, path_type=Path)
+
+
+_SECONDS = click.FloatRange(0, min_open=True)
+_OPTIONS = (
+    click.option(
+        "--timeout", type=_SECONDS, metavar="SECONDS", help="End the run after that much machine time."
+    ),
+    click.option(
+        "--console",
+        callback=_console,
+        default="stdio",
+        metavar="WHERE",
+        help="stdio (default), none or file:PATH.",
+    ),
+    click.option(
+        "--digest", type=file(), metavar="FILE", help="Write the hash chain over all exits (virtual time)."
+    ),
+    click.option("--trace", type=file(), metavar="FILE", help="Write every exit as a line of JSON."),
+    click.option(
+        "--engine-tuning/--no-engine-tuning",
+        default=True,
+        help="Change the emulator's hot paths where that is proven to be right, or leave it as it is.",
+        show_default=True,
+    ),
+    click.option("--stats", is_flag=True, help="End with a table of times and counts."),
+    click.option("--save", type=file(), metavar="FILE", help="Save the machine there instead of going on."),
+    click.option(
+        "--save-when", metavar="PATTERN", help="Save when a guest prints that (regular expression)."
+    ),
+    click.option(
+        "--save-after",
+        type=_SECONDS,
+        metavar="SECONDS",
+        help="Save after that much machine time. Without either: when you leave.",
+    ),
+)
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options; they come as one argument, `how`."""
+
+    @functools.wraps(command)
+    def collected(*args: Any, **words: Any) -> None:
+        how = RunWords(**{name: words.pop(name) for name in RunWords.__slots__})
+        if how.save is None and (how.save_when is not None or how.save_after is not None):
+            raise click.UsageError("--save-when and --save-after need --save: where to.")
+        command(*args, how=how, **words)
+
+    for option in reversed(_OPTIONS):
+        collected = option(collected)
+    return collected
