@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The loader against genuine libxenguest 4.17: the same images are taken and refused, and those that are
-taken lie in memory byte for byte alike. Where that is not so, it is meant, and docs/architecture.md has it.
+taken lie in memory byte for byte alike. Where that is not so, it is meant, and docs/differences.md has it.
 """
 
 import re
@@ -253,8 +253,8 @@ def test_debian(library: Libxenguest) -> None:
 
 @pytest.mark.promise("C-9")
 def test_the_differences_are_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    table = text.partition("### Images: where libxenguest does otherwise")[2].partition("\n#")[0]
+    text = (Path(__file__).parents[2] / "docs" / "differences.md").read_text(encoding="utf-8")
+    table = text.partition("## Images: where libxenguest does otherwise")[2].partition("\n#")[0]
     rows = re.findall(r"^\| ([^|]+?) \|", table, re.MULTILINE)[2:]
     assert rows == [*REFUSED_ONLY_HERE, *TAKEN_ONLY_HERE]
 

@@ -146,7 +146,7 @@ def usual(one: bytes) -> bool:
 
 
 def test_a_plain_engine_computes_the_same_but_for_flags(plain: Emulated) -> None:
-    """Without tuning: results of SSE's scalars. What else differs is listed in docs/architecture.md."""
+    """Without tuning: results of SSE's scalars. What else differs is listed in docs/differences.md."""
     rows = [
         Row(row.code, [one for one in row.cases if usual(one)])
         for row in table.sse_rows()
