@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyhv
@@ -59,9 +60,9 @@ def linux(runs: int) -> list[Moment]:
             taken.append(_ms(machine.snapshot))
             moment = machine.snapshot()
             assert guest.run(f"dd if=/dev/zero of=/tmp/y bs=4096 count={PAGES} 2>/dev/null")
-            reverted.append(_ms(lambda moment=moment: machine.revert(moment)))
+            reverted.append(_ms(partial(machine.revert, moment)))
             forks: list[pyhv.Machine] = []
-            forked.append(_ms(lambda forks=forks: forks.append(machine.fork())))
+            forked.append(_ms(lambda: forks.append(machine.fork())))  # noqa: B023 - called at once
             forks[0].close()
         found.append(Moment(f"snapshot after {PAGES:,} dirtied pages", statistics.median(taken), "ms", 20))
         found.append(Moment(f"revert after {PAGES:,} dirtied pages", statistics.median(reverted), "ms", 20))

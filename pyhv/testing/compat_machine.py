@@ -120,7 +120,8 @@ scratch: .zero 16 * PAGE_SIZE
         address = self.scratch + offset
         raw = code if isinstance(code, bytes) else assemble(code.replace(";", "\n"), address, width=32)
         self.put(raw + b"\xeb\xfe", offset)
-        return address + len(raw)
+        self.end = address + len(raw)
+        return self.end
 
     @property
     def code(self) -> int:

@@ -175,6 +175,8 @@ scratch: .zero 16 * PAGE_SIZE
         self.cpu = self.dispatcher.cpu
         self.q = self.cpu.vmcb.q
         self.scratch = self.symbols.get("scratch", 0)
+        self.end = 0
+        """Where the code ends that was loaded last."""
         self.slice_ns = 20_000
         """How long the guest runs at a time; less than an exit costs, and it leaves at each."""
 
@@ -259,7 +261,8 @@ scratch: .zero 16 * PAGE_SIZE
         address = self.scratch + offset
         raw = code if isinstance(code, bytes) else assemble(code.replace(";", "\n"), address)
         self.put(raw + b"\xeb\xfe", offset)
-        return address + len(raw)
+        self.end = address + len(raw)
+        return self.end
 
     def execute(self, code: str | bytes) -> int | None:
         """Run code in kernel mode until it ends or is in a handler; that handler, or None.

@@ -9,6 +9,7 @@ import pytest
 from bench import compatibility, selftests
 from bench.compatibility import Result, Step, Subject
 from pyhv.errors import EnvironmentProblem
+from pyhv.images.archive import Progress
 
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS = (
@@ -53,7 +54,7 @@ def test_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_cannot_be_fetched() -> None:
-    def fetch(_progress: Silent) -> str:
+    def fetch(_progress: Progress) -> str:
         raise EnvironmentProblem("Failed to fetch http://mirror/pool/x.deb 404 [IP: 1.2.3.4 80]; check it")
 
     result = compatibility.run(Subject("it", ("x",), fetch, STEPS), Silent(), 1)

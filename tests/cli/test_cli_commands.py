@@ -11,11 +11,13 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,20 +29,26 @@ from pyhv.errors import ExitCode, PyhvError
 from pyhv.images import debian
 
 
+class Invoke(Protocol):
+    """Runs the command line with these arguments."""
+
+    def __call__(self, *arguments: object) -> Result: ...
+
+
 @pytest.fixture
-def run():
-    def invoke(*arguments: object):
+def run() -> Invoke:
+    def invoke(*arguments: object) -> Result:
         return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
     return invoke
 
 
 @pytest.fixture
-def other_command():
+def other_command() -> Iterator[Callable[[str, Callable[[], object]], None]]:
     """Add a command to `pyhv` for a test."""
     added = []
 
-    def add(name, function):
+    def add(name: str, function: Callable[[], object]) -> None:
         main.add_command(click.Command(name, callback=function))
         added.append(name)
 
@@ -50,7 +58,7 @@ def other_command():
 
 
 class TestBoundary:
-    def test_version_and_help(self, run):
+    def test_version_and_help(self, run: Invoke) -> None:
         assert run("--version").stdout == f"pyhv {__version__}\n"
         assert "pyhv boot debian" in run("--help").stdout
         for name in ("boot", "inspect", "build", "fetch", "doctor"):
@@ -58,13 +66,13 @@ class TestBoundary:
             assert result.exit_code == 0
             assert "Examples:" in result.stdout
 
-    def test_help_names_every_exit_code(self, run):
+    def test_help_names_every_exit_code(self, run: Invoke) -> None:
         text = run("boot", "--help").stdout
         for code in ExitCode:
             assert re.search(rf"^ +{code.value} ", text, re.M), code
         assert "standard output has gone" in text
 
-    def test_help_is_light(self):
+    def test_help_is_light(self) -> None:
         """Nothing that takes long to import is imported for help."""
         script = (
             "import sys; from pyhv.cli.main import main\n"
@@ -79,8 +87,10 @@ class TestBoundary:
     @pytest.mark.parametrize(
         "error", [PyhvError("what, where, how"), KeyboardInterrupt(), ZeroDivisionError("x")]
     )
-    def test_errors_become_codes(self, run, other_command, error):
-        def fail():
+    def test_errors_become_codes(
+        self, run: Invoke, other_command: Callable[[str, Callable[[], object]], None], error: BaseException
+    ) -> None:
+        def fail() -> None:
             raise error
 
         other_command("fail", fail)
@@ -95,8 +105,8 @@ class TestBoundary:
             assert "report" in result.stderr
             assert "Traceback" not in result.stderr
 
-    def test_verbose_shows_the_traceback(self, run, monkeypatch):
-        def fail(_plan):
+    def test_verbose_shows_the_traceback(self, run: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_plan: object) -> None:
             raise ZeroDivisionError("x")
 
         monkeypatch.setattr(session, "run", fail)
@@ -122,7 +132,7 @@ class TestUsage:
             ("--no-such-option",),
         ],
     )
-    def test_refused(self, run, arguments):
+    def test_refused(self, run: Invoke, arguments: tuple[str, ...]) -> None:
         result = run("boot", "hello", *arguments)
         assert result.exit_code == ExitCode.USAGE
         assert result.stdout == ""
@@ -143,14 +153,14 @@ class TestUsage:
             (("hello", "--memory", "99999999"), "is not possible"),
         ],
     )
-    def test_environment(self, run, arguments, message):
+    def test_environment(self, run: Invoke, arguments: tuple[str, ...], message: str) -> None:
         result = run("boot", *arguments)
         assert result.exit_code == ExitCode.ENVIRONMENT, result.output
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
 
     @pytest.mark.parametrize("command", ["boot", "inspect"])
-    def test_an_empty_ramdisk_is_a_mistake(self, run, tmp_path, command):
+    def test_an_empty_ramdisk_is_a_mistake(self, run: Invoke, tmp_path: Path, command: str) -> None:
         (tmp_path / "nothing").touch()
         result = run(command, "hello", "--ramdisk", tmp_path / "nothing")
         assert result.exit_code == ExitCode.ENVIRONMENT
@@ -158,7 +168,7 @@ class TestUsage:
         assert result.stderr.count("\n") == 1
         assert result.stdout == ""
 
-    def test_debian_without_apt(self, run, monkeypatch, tmp_path):
+    def test_debian_without_apt(self, run: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setenv("PATH", str(tmp_path))
         result = run("fetch", "debian")
@@ -167,31 +177,31 @@ class TestUsage:
 
 
 class TestBoot:
-    def test_one_guest_owns_standard_output(self, run):
+    def test_one_guest_owns_standard_output(self, run: Invoke) -> None:
         result = run("boot", "hello", "--append", "one two")
         assert result.exit_code == 0
         assert "one two" in result.stdout
         assert result.stdout.endswith("SUCCESS\n")
         assert result.stderr == ""
 
-    def test_several_guests_share_it(self, run):
+    def test_several_guests_share_it(self, run: Invoke) -> None:
         result = run("boot", "hello", "--count", 2)
         assert result.exit_code == 0
         assert {line.split("| ")[0] for line in result.stdout.splitlines()} == {"hello-1", "hello-2"}
 
-    def test_names(self, run):
+    def test_names(self, run: Invoke) -> None:
         result = run("boot", "hello", "pages", "--name", "x")
         assert {line.split("| ")[0] for line in result.stdout.splitlines()} == {"x-1", "x-2"}
 
-    def test_console_elsewhere(self, run, tmp_path):
+    def test_console_elsewhere(self, run: Invoke, tmp_path: Path) -> None:
         assert run("boot", "hello", "--console", "none").stdout == ""
         log = tmp_path / "log"
         assert run("boot", "hello", "--console", f"file:{log}").stdout == ""
         assert log.read_bytes().endswith(b"SUCCESS\n")
 
     @pytest.mark.promise("T-1")
-    def test_the_digest_is_of_the_run(self, run, tmp_path):
-        def digest(*more):
+    def test_the_digest_is_of_the_run(self, run: Invoke, tmp_path: Path) -> None:
+        def digest(*more: object) -> str:
             assert run("boot", "pages", "--virtual-time", "--digest", tmp_path / "d", *more).exit_code == 0
             return (tmp_path / "d").read_text()
 
@@ -200,7 +210,7 @@ class TestBoot:
         assert digest("--memory", 17) != first
         assert int(first.split()[1]) > 10
 
-    def test_trace_and_statistics(self, run, tmp_path):
+    def test_trace_and_statistics(self, run: Invoke, tmp_path: Path) -> None:
         result = run("boot", "pages", "--trace", tmp_path / "t", "--stats", "--virtual-time")
         lines = [json.loads(line) for line in (tmp_path / "t").read_text().splitlines()]
         assert {"hypercall", "page_fault"} <= {line["kind"] for line in lines}
@@ -209,23 +219,23 @@ class TestBoot:
         assert f"{len(lines)} │" in result.stderr  # the table's number of exits
         assert result.stdout.endswith("SUCCESS\n")
 
-    def test_a_test_without_a_result_has_failed(self, run):
+    def test_a_test_without_a_result_has_failed(self, run: Invoke) -> None:
         result = run("boot", "hello", "--verdict", "xtf")
         assert result.exit_code == ExitCode.FAILURE
         assert "Test result" in result.stderr
 
-    def test_ping_needs_pong(self, run):
+    def test_ping_needs_pong(self, run: Invoke) -> None:
         result = run("boot", "ping", "--virtual-time")  # it waits for a while
         assert result.exit_code == ExitCode.FAILURE
         assert result.stderr.startswith("pyhv: ping reported a failure: ")
         assert run("boot", "ping", "pong").exit_code == 0
 
-    def test_verbose(self, run):
+    def test_verbose(self, run: Invoke) -> None:
         result = run("boot", "hello", "-v")
         assert "domain 1 is hello" in result.stderr
         assert "hello powered off" in result.stderr
 
-    def test_a_reader_that_goes_away_ends_the_run(self):
+    def test_a_reader_that_goes_away_ends_the_run(self) -> None:
         """`pyhv boot | head -1`"""
         process = subprocess.Popen(
             [sys.executable, "-m", "pyhv.cli.main", "boot", "pages"],
@@ -288,7 +298,7 @@ for name in ("crash", "halt", "end0", "end1", "spin", "deadlock"):
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Guests that end badly, built with `pyhv build`."""
     from pyhv.guests.build import source_of
 
@@ -308,7 +318,7 @@ def kernels(tmp_path_factory):
 
 class TestBadEnds:
     @pytest.mark.promise("E-1")
-    def test_crash(self, run, kernels):
+    def test_crash(self, run: Invoke, kernels: dict[str, Path]) -> None:
         result = run("boot", kernels["crash"], "--memory", 16)
         assert result.exit_code == ExitCode.CRASH
         assert result.stderr.startswith("pyhv: Domain 1 (crash) crashed at ")
@@ -328,12 +338,16 @@ class TestBadEnds:
             (77, ExitCode.FAILURE, "pyhv: end77 ended itself: reason 77, which is none of Xen's\n"),
         ],
     )
-    def test_only_a_power_off_is_a_success(self, run, kernels, reason, code, said):
+    def test_only_a_power_off_is_a_success(
+        self, run: Invoke, kernels: dict[str, Path], reason: int, code: ExitCode, said: str
+    ) -> None:
         result = run("boot", kernels[f"end{reason}"], "--memory", 16)
         assert result.exit_code == code
         assert said in result.stderr if said else result.stderr == ""
 
-    def test_a_kernel_that_halts_for_good_has_not_powered_off(self, run, kernels):
+    def test_a_kernel_that_halts_for_good_has_not_powered_off(
+        self, run: Invoke, kernels: dict[str, Path]
+    ) -> None:
         """Its last vCPU goes down, as Linux' does after an early panic; Xen ends the domain for that."""
         result = run("boot", kernels["halt"], "--memory", 16)
         assert result.exit_code == ExitCode.CRASH
@@ -341,7 +355,9 @@ class TestBadEnds:
         assert "hypercall_page+" in result.stderr
 
     @pytest.mark.parametrize("name", ["crash", "halt", "end1", "spin", "deadlock"])
-    def test_the_last_words_on_the_hypervisors_console(self, run, kernels, name):
+    def test_the_last_words_on_the_hypervisors_console(
+        self, run: Invoke, kernels: dict[str, Path], name: str
+    ) -> None:
         """All that there is of a kernel that dies before it has a console; they cannot steer the terminal."""
         path = kernels[f"early-{name}"]
         arguments = ("boot", path, "--memory", 16, "--virtual-time", "--timeout", 0.01)
@@ -351,17 +367,17 @@ class TestBadEnds:
         assert result.stderr.endswith(words)
         assert run(*arguments, "-v").stderr.count("BUG at") == 1, "-v has shown them already"
 
-    def test_a_guest_that_powers_off_needs_no_last_words(self, run, kernels):
+    def test_a_guest_that_powers_off_needs_no_last_words(self, run: Invoke, kernels: dict[str, Path]) -> None:
         result = run("boot", kernels["early-end0"], "--memory", 16)
         assert (result.exit_code, result.stderr) == (ExitCode.OK, "")
 
     @pytest.mark.promise("E-1")
-    def test_deadlock(self, run, kernels):
+    def test_deadlock(self, run: Invoke, kernels: dict[str, Path]) -> None:
         result = run("boot", kernels["deadlock"], "--memory", 16, "--virtual-time", "--timeout", 5)
         assert result.exit_code == ExitCode.DEADLOCK, result.output
         assert "deadlock: deadlock wait" in result.stderr
 
-    def test_deadlock_after_the_input_has_ended(self, kernels):
+    def test_deadlock_after_the_input_has_ended(self, kernels: dict[str, Path]) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "pyhv.cli.main", "boot", str(kernels["deadlock"]), "--timeout", "5"],
             stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False,
@@ -369,13 +385,13 @@ class TestBadEnds:
         assert done.returncode == ExitCode.DEADLOCK, done.stderr
 
     @pytest.mark.promise("E-1")
-    def test_timeout(self, run, kernels):
+    def test_timeout(self, run: Invoke, kernels: dict[str, Path]) -> None:
         result = run("boot", kernels["spin"], "--memory", 16, "--virtual-time", "--timeout", 0.01)
         assert result.exit_code == ExitCode.TIMEOUT
         assert "still running: spin" in result.stderr
 
     @pytest.mark.promise("E-2")
-    def test_the_gravest_guest_decides(self, run, kernels):
+    def test_the_gravest_guest_decides(self, run: Invoke, kernels: dict[str, Path]) -> None:
         arguments = ("--memory", 16, "--virtual-time", "--timeout", 0.1)
         assert run("boot", "hello", kernels["spin"], kernels["crash"], *arguments).exit_code == ExitCode.CRASH
         assert run("boot", "hello", kernels["spin"], *arguments).exit_code == ExitCode.TIMEOUT
@@ -383,7 +399,7 @@ class TestBadEnds:
     @pytest.mark.promise("E-1")
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     @pytest.mark.parametrize("guest", ["spin", "deadlock"])
-    def test_signals(self, kernels, number, guest):
+    def test_signals(self, kernels: dict[str, Path], number: int, guest: str) -> None:
         """Also of a guest that sleeps and waits for input. (Whoever ran the tests may ignore signals.)"""
         reader, writer = os.pipe()
         process = subprocess.Popen(
@@ -404,7 +420,7 @@ class TestBadEnds:
         os.close(reader)
         os.close(writer)
 
-    def test_leaving_at_a_terminal(self, kernels):
+    def test_leaving_at_a_terminal(self, kernels: dict[str, Path]) -> None:
         """Ctrl-C is the guest's, Ctrl-] is ours."""
         pid, master = pty.fork()
         if pid == 0:
@@ -441,18 +457,18 @@ class TestRamdisk:
     """What a guest finds at start_info's mod_start."""
 
     @pytest.fixture
-    def reader(self, run, tmp_path):
+    def reader(self, run: Invoke, tmp_path: Path) -> Path:
         (tmp_path / "reader.S").write_text(RAMDISK_READER)
         assert run("build", tmp_path / "reader.S", "-o", tmp_path / "reader.img").exit_code == 0
         return tmp_path / "reader.img"
 
-    def test_gzip_is_unpacked_for_the_guest(self, run, reader, tmp_path):
+    def test_gzip_is_unpacked_for_the_guest(self, run: Invoke, reader: Path, tmp_path: Path) -> None:
         (tmp_path / "disk").write_bytes(gzip.compress(b"what is inside\n"))
         result = run("boot", reader, "--ramdisk", tmp_path / "disk")
         assert result.stdout == "what is inside\nSUCCESS\n"
         assert "gzip, unpacked" in run("inspect", reader, "--ramdisk", tmp_path / "disk").stdout
 
-    def test_unless_it_is_to_stay_raw(self, run, reader, tmp_path):
+    def test_unless_it_is_to_stay_raw(self, run: Invoke, reader: Path, tmp_path: Path) -> None:
         packed = gzip.compress(b"what is inside\n")
         (tmp_path / "disk").write_bytes(packed)
         result = run("boot", reader, "--ramdisk", tmp_path / "disk", "--ramdisk-raw")
@@ -460,37 +476,39 @@ class TestRamdisk:
         shown = run("inspect", reader, "--ramdisk", tmp_path / "disk", "--ramdisk-raw").stdout
         assert "left to the guest as asked for" in shown
 
-    def test_plain_ones_are_as_they_were(self, run, reader, tmp_path):
+    def test_plain_ones_are_as_they_were(self, run: Invoke, reader: Path, tmp_path: Path) -> None:
         (tmp_path / "disk").write_bytes(b"plain\n\0")
         assert run("boot", reader, "--ramdisk", tmp_path / "disk").stdout == "plain\nSUCCESS\n"
 
 
 class TestInspectAndBuild:
-    def test_inspect_says_yes(self, run):
+    def test_inspect_says_yes(self, run: Invoke) -> None:
         result = run("inspect", "hello")
         assert result.exit_code == 0
         assert "Layout in 16 MiB" in result.stdout
         assert "yes" in result.stdout
 
-    def test_inspect_says_no(self, run, tmp_path):
+    def test_inspect_says_no(self, run: Invoke, tmp_path: Path) -> None:
         result = run("inspect", sys.executable)
         assert result.exit_code == ExitCode.ENVIRONMENT
         assert "no" in result.stdout.split("Can it boot?")[1]
         (tmp_path / "text").write_text("no kernel")
         assert run("inspect", tmp_path / "text").exit_code == ExitCode.ENVIRONMENT
 
-    def test_inspect_with_too_little_memory(self, run, tmp_path):
+    def test_inspect_with_too_little_memory(self, run: Invoke, tmp_path: Path) -> None:
         (tmp_path / "big").write_bytes(bytes(1 << 21))
         result = run("inspect", "hello", "--memory", 1, "--ramdisk", tmp_path / "big")
         assert result.exit_code == ExitCode.ENVIRONMENT
         assert "does not fit" in result.stdout
 
-    def test_build_names_the_image_after_its_source(self, run, kernels, monkeypatch, tmp_path):
+    def test_build_names_the_image_after_its_source(
+        self, run: Invoke, kernels: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         assert run("build", kernels["spin"].with_suffix(".S")).exit_code == 0
         assert (tmp_path / "spin.img").read_bytes() == kernels["spin"].read_bytes()
 
-    def test_build_tells_where_the_mistake_is(self, run, tmp_path):
+    def test_build_tells_where_the_mistake_is(self, run: Invoke, tmp_path: Path) -> None:
         (tmp_path / "bad.S").write_text(".text\n_start:\n    mov rax, [\n")
         result = run("build", tmp_path / "bad.S", "-o", tmp_path / "x")
         assert result.exit_code == ExitCode.ENVIRONMENT
@@ -499,38 +517,38 @@ class TestInspectAndBuild:
         result = run("build", tmp_path / "missing.S")
         assert result.exit_code == ExitCode.ENVIRONMENT
 
-    def test_build_to_nowhere(self, run, kernels):
+    def test_build_to_nowhere(self, run: Invoke, kernels: dict[str, Path]) -> None:
         result = run("build", kernels["spin"].with_suffix(".S"), "-o", "/nowhere/x")
         assert result.exit_code == ExitCode.ENVIRONMENT
         assert "/nowhere/x" in result.stderr
 
 
-def test_fetch_prints_two_paths(run, monkeypatch):
+def test_fetch_prints_two_paths(run: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     files = debian.DebianFiles(Path("/c/vmlinuz"), Path("/c/vmlinux"), Path("/c/initramfs"), "6")
     monkeypatch.setattr(debian, "ensure", lambda progress, **how: files)
     assert run("fetch", "debian").stdout == "/c/vmlinuz\n/c/initramfs\n"
 
 
 class TestDomainNames:
-    def test_examples(self):
+    def test_examples(self) -> None:
         assert domain_names(["a", "b"]) == ["a", "b"]
         assert domain_names(["a", "a", "a-1"]) == ["a-2", "a-3", "a-1"]
         assert domain_names(["my kernel", ""]) == ["my_kernel", "guest"]
 
     @given(st.lists(st.one_of(st.text(max_size=80), st.sampled_from(["a", "a-1", "a-2"])), max_size=12))
-    def test_unique_and_clean(self, wanted):
+    def test_unique_and_clean(self, wanted: list[str]) -> None:
         names = domain_names(wanted)
         assert len(set(names)) == len(names) == len(wanted)
         assert all(0 < len(name) <= 64 and name.isascii() and "|" not in name for name in names)
 
 
-def test_options_for_kernels_that_are_not_fetched_are_refused(run):
+def test_options_for_kernels_that_are_not_fetched_are_refused(run: Invoke) -> None:
     for arguments in (["boot", "hello", "--flavour", "rt"], ["fetch", "pv-grub", "--flavour", "rt"]):
         assert "--flavour is for debian" in run(*arguments).stderr
     assert "--suite is for kernels that are fetched" in run("boot", "hello", "--suite", "sid").stderr
 
 
-def test_fetch_passes_on_what_is_wanted(run, monkeypatch):
+def test_fetch_passes_on_what_is_wanted(run: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
     files = debian.DebianFiles(Path("/c/vmlinuz"), Path("/c/vmlinux"), Path("/c/initramfs"), "6")
     monkeypatch.setattr(debian, "ensure", lambda progress, **how: asked.update(how) or files)

@@ -9,6 +9,7 @@ import sys
 import termios
 import textwrap
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,7 +17,7 @@ from pyhv.cli.terminal import MAX_TYPED, Keyboard, RawTerminal, Signals, usable_
 
 
 @pytest.fixture
-def pty():
+def pty() -> Iterator[tuple[int, int]]:
     master, slave = os.openpty()
     yield master, slave
     os.close(master)
@@ -24,7 +25,7 @@ def pty():
 
 
 @pytest.mark.promise("E-5")
-def test_raw_mode_passes_keys_and_is_undone(pty):
+def test_raw_mode_passes_keys_and_is_undone(pty: tuple[int, int]) -> None:
     master, slave = pty
     before = termios.tcgetattr(slave)
     with RawTerminal(slave):
@@ -39,14 +40,14 @@ def test_raw_mode_passes_keys_and_is_undone(pty):
 
 
 @pytest.mark.promise("E-5")
-def test_raw_mode_is_undone_after_an_exception(pty):
+def test_raw_mode_is_undone_after_an_exception(pty: tuple[int, int]) -> None:
     before = termios.tcgetattr(pty[1])
     with pytest.raises(ValueError, match="x"), RawTerminal(pty[1]):
         raise ValueError("x")
     assert termios.tcgetattr(pty[1]) == before
 
 
-def test_raw_mode_again_after_a_stop(pty):
+def test_raw_mode_again_after_a_stop(pty: tuple[int, int]) -> None:
     before = termios.tcgetattr(pty[1])
     raw = RawTerminal(pty[1])
     raw.enter_raw()  # not entered yet: nothing
@@ -60,11 +61,11 @@ def test_raw_mode_again_after_a_stop(pty):
 
 
 class TestKeyboard:
-    def test_keys_up_to_the_one_that_leaves(self, pty):
+    def test_keys_up_to_the_one_that_leaves(self, pty: tuple[int, int]) -> None:
         master, slave = pty
         got, left = [], []
 
-        def feed(data):
+        def feed(data: bytes) -> int:
             got.append(data)
             return len(data)
 
@@ -81,7 +82,7 @@ class TestKeyboard:
         assert got == [b"ls\r", b"x"]
         assert left == [1]
 
-    def test_one_can_leave_a_guest_that_reads_nothing(self, pty):
+    def test_one_can_leave_a_guest_that_reads_nothing(self, pty: tuple[int, int]) -> None:
         master, slave = pty
         left = []
         with RawTerminal(slave):
@@ -98,7 +99,7 @@ class TestKeyboard:
             keyboard.close()
         assert left == [1]
 
-    def test_a_terminal_that_hangs_up_is_left(self):
+    def test_a_terminal_that_hangs_up_is_left(self) -> None:
         master, slave = os.openpty()
         left = []
         keyboard = Keyboard(slave, len, lambda: left.append(1))
@@ -109,7 +110,7 @@ class TestKeyboard:
         os.close(slave)
 
 
-def test_a_pipe_and_a_foreign_terminal_are_not_usable(pty):
+def test_a_pipe_and_a_foreign_terminal_are_not_usable(pty: tuple[int, int]) -> None:
     reader, writer = os.pipe()
     assert not usable_terminal(reader)
     assert not usable_terminal(pty[1])  # a terminal, but not this process group's
@@ -119,7 +120,7 @@ def test_a_pipe_and_a_foreign_terminal_are_not_usable(pty):
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_a_signal_becomes_readable(self, number):
+    def test_a_signal_becomes_readable(self, number: int) -> None:
         ours = signal.signal(number, signal.SIG_DFL)  # whoever ran the tests may ignore it
         try:
             with Signals(None) as signals:
@@ -132,7 +133,7 @@ class TestSignals:
         finally:
             signal.signal(number, ours)
 
-    def test_an_ignored_signal_stays_ignored(self):
+    def test_an_ignored_signal_stays_ignored(self) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             with Signals(None) as signals:
@@ -141,7 +142,7 @@ class TestSignals:
         finally:
             signal.signal(signal.SIGHUP, before)
 
-    def test_retiring_ends_it_as_an_input(self):
+    def test_retiring_ends_it_as_an_input(self) -> None:
         with Signals(None) as signals:
             signals.retire()
             assert select.select([signals], [], [], 0)[0] == [signals]
@@ -150,7 +151,9 @@ class TestSignals:
 
     @pytest.mark.promise("E-5")
     @pytest.mark.parametrize("second", [True, False])
-    def test_a_run_that_does_not_end_is_ended_and_the_terminal_restored(self, pty, second):
+    def test_a_run_that_does_not_end_is_ended_and_the_terminal_restored(
+        self, pty: tuple[int, int], second: bool
+    ) -> None:
         """By the second signal, or by itself when the grace is over."""
         _, slave = pty
         before = termios.tcgetattr(slave)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyhv.cli.verdict import MAX_LINE, Builtin, Plain, Report, Watcher, Xtf, readable, worst
+from pyhv.cli.verdict import MAX_LINE, Builtin, Convention, Plain, Report, Watcher, Xtf, readable, worst
 from pyhv.errors import ExitCode
 
 
-def judge(convention, *pieces: bytes) -> ExitCode:
+def judge(convention: Convention, *pieces: bytes) -> ExitCode:
     watcher = Watcher(convention)
     for piece in pieces:
         watcher.output(piece)
@@ -33,11 +33,11 @@ def judge(convention, *pieces: bytes) -> ExitCode:
         (b"FAILURES are not reports\n", ExitCode.OK),
     ],
 )
-def test_builtin_guests(text, code):
+def test_builtin_guests(text: bytes, code: ExitCode) -> None:
     assert judge(Builtin(), text) is code
 
 
-def test_the_first_failure_gives_the_reason():
+def test_the_first_failure_gives_the_reason() -> None:
     convention = Builtin()
     judge(convention, b"FAILURE: one\r\nFAILURE: two\n")
     assert convention.reason == "one"
@@ -57,16 +57,16 @@ def test_the_first_failure_gives_the_reason():
         (b"nothing of the kind\n", ExitCode.FAILURE),
     ],
 )
-def test_xtf(text, code):
+def test_xtf(text: bytes, code: ExitCode) -> None:
     assert judge(Xtf(), text) is code
 
 
-def test_without_a_convention_every_output_is_fine():
+def test_without_a_convention_every_output_is_fine() -> None:
     assert judge(Plain(), b"FAILURE: x\nTest result: ERROR\n") is ExitCode.OK
 
 
 @given(st.lists(st.binary(max_size=40), max_size=10), st.integers(0, 60))
-def test_how_the_bytes_are_cut_does_not_matter(pieces, at):
+def test_how_the_bytes_are_cut_does_not_matter(pieces: list[bytes], at: int) -> None:
     text = b"\n".join([*pieces, b"FAILURE: x", *pieces])
     whole, split = Builtin(), Builtin()
     judge(whole, text)
@@ -76,7 +76,7 @@ def test_how_the_bytes_are_cut_does_not_matter(pieces, at):
 
 
 @pytest.mark.promise("L-12")
-def test_an_endless_line_is_not_kept():
+def test_an_endless_line_is_not_kept() -> None:
     watcher = Watcher(Xtf())
     for _ in range(100):
         watcher.output(b"x" * 1000)
@@ -85,11 +85,11 @@ def test_an_endless_line_is_not_kept():
     assert watcher.convention.code() is ExitCode.OK
 
 
-def test_a_line_is_reported_once_even_if_its_end_comes_later():
-    seen = []
+def test_a_line_is_reported_once_even_if_its_end_comes_later() -> None:
+    seen: list[bytes] = []
 
     class Recorder(Plain):
-        def line(self, text):
+        def line(self, text: bytes) -> None:
             seen.append(text)
 
     judge(Recorder(), b"a", b"b\nc", b"\n", b"\n\nd")
@@ -97,7 +97,7 @@ def test_a_line_is_reported_once_even_if_its_end_comes_later():
 
 
 @pytest.mark.promise("E-2")
-def test_the_order_of_severity():
+def test_the_order_of_severity() -> None:
     order = [
         ExitCode.OK, ExitCode.SKIP, ExitCode.ENDED, ExitCode.TIMEOUT, ExitCode.DEADLOCK,
         ExitCode.FAILURE, ExitCode.CRASH,
@@ -108,5 +108,5 @@ def test_the_order_of_severity():
 
 
 @pytest.mark.promise("I-16")
-def test_readable_defuses_control_characters():
+def test_readable_defuses_control_characters() -> None:
     assert readable(b"a\x1b[2Jb\xff\n") == "a\\x1b[2Jb\ufffd\\x0a"

@@ -78,7 +78,8 @@ def tiny_elf() -> bytes:
 
 def cpio_entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
     """Name to (mode, data) of a newc archive."""
-    entries, at = {}, 0
+    entries: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
         mode, size, name_size = fields[1], fields[6], fields[11]
@@ -91,14 +92,14 @@ def cpio_entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
 
 
 class Recorder:
-    def __init__(self):
-        self.steps = []
-        self.last = (0, 0)
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.last: tuple[int, int | None] = (0, 0)
 
-    def step(self, text):
+    def step(self, text: str) -> None:
         self.steps.append(text)
 
-    def transferred(self, done, total):
+    def transferred(self, done: int, total: int | None) -> None:
         self.last = (done, total)
 
 
@@ -111,7 +112,7 @@ def tar(path: Path, files: dict[str, bytes]) -> None:
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch):
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host on which apt is a shell script; files in the directory steer it."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -127,7 +128,9 @@ def fake(tmp_path, monkeypatch):
     return tools
 
 
-def test_fetches_once_and_is_then_independent_of_apt(fake, monkeypatch, tmp_path):
+def test_fetches_once_and_is_then_independent_of_apt(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     progress = Recorder()
     files = debian.ensure(progress)
     assert files.version == "6.1.0-9-amd64"
@@ -145,7 +148,7 @@ def test_fetches_once_and_is_then_independent_of_apt(fake, monkeypatch, tmp_path
     assert again.steps == []
 
 
-def test_a_new_recipe_rebuilds_only_the_initramfs(fake, monkeypatch):
+def test_a_new_recipe_rebuilds_only_the_initramfs(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = debian.ensure(Recorder())
     monkeypatch.setattr(initramfs, "recipe", lambda: "changed")
     progress = Recorder()
@@ -154,7 +157,7 @@ def test_a_new_recipe_rebuilds_only_the_initramfs(fake, monkeypatch):
     assert progress.steps == ["building the initramfs"]
 
 
-def test_update_looks_for_a_newer_kernel(fake):
+def test_update_looks_for_a_newer_kernel(fake: Path) -> None:
     debian.ensure(Recorder())
     (fake / "apt-cache").write_text(APT_CACHE.replace("6.1.0-9", "6.1.0-10"))
     (fake / "apt-get").write_text(APT_GET.replace("6.1.0-9", "6.1.0-10"))
@@ -176,7 +179,9 @@ def test_update_looks_for_a_newer_kernel(fake):
         ("corrupt", "dpkg-deb cannot unpack it"),
     ],
 )
-def test_failures_are_told_in_one_line_and_leave_nothing(fake, tmp_path, steer, message):
+def test_failures_are_told_in_one_line_and_leave_nothing(
+    fake: Path, tmp_path: Path, steer: str, message: str
+) -> None:
     (fake / steer).touch()
     with pytest.raises(EnvironmentProblem, match=message) as failure:
         debian.ensure(Recorder())
@@ -187,7 +192,7 @@ def test_failures_are_told_in_one_line_and_leave_nothing(fake, tmp_path, steer, 
     debian.ensure(Recorder())
 
 
-def test_a_suite_has_lists_of_its_own(fake, tmp_path):
+def test_a_suite_has_lists_of_its_own(fake: Path, tmp_path: Path) -> None:
     progress = Recorder()
     files = debian.ensure(progress, flavour="rt", suite="trixie-backports")
     assert files.version == "7.3.4+deb13-rt-amd64"
@@ -212,7 +217,7 @@ def test_a_suite_has_lists_of_its_own(fake, tmp_path):
     )  # the host's own, and not the suite's newer one
 
 
-def test_flavours_are_told_apart_in_the_cache(fake):
+def test_flavours_are_told_apart_in_the_cache(fake: Path) -> None:
     stock = debian.ensure(Recorder())
     rt = debian.ensure(Recorder(), flavour="rt")
     assert (stock.version, rt.version) == ("6.1.0-9-amd64", "7.3.4+deb13-rt-amd64")
@@ -220,7 +225,7 @@ def test_flavours_are_told_apart_in_the_cache(fake):
     assert debian.ensure(Recorder(), flavour="rt") == rt
 
 
-def test_a_broken_security_archive_is_told_and_done_without(fake):
+def test_a_broken_security_archive_is_told_and_done_without(fake: Path) -> None:
     (fake / "nosecurity").touch()
     progress = Recorder()
     debian.ensure(progress, suite="trixie")
@@ -237,7 +242,7 @@ def test_a_broken_security_archive_is_told_and_done_without(fake):
         ("other", "trixie main\ndeb", "cannot be a suite"),
     ],
 )
-def test_what_is_wrong_with_a_suite(fake, tmp_path, steer, suite, message):
+def test_what_is_wrong_with_a_suite(fake: Path, tmp_path: Path, steer: str, suite: str, message: str) -> None:
     (fake / steer).touch()
     with pytest.raises(EnvironmentProblem, match=message):
         debian.ensure(Recorder(), suite=suite)
@@ -245,7 +250,9 @@ def test_what_is_wrong_with_a_suite(fake, tmp_path, steer, suite, message):
     assert not root.exists() or list(root.iterdir()) == []
 
 
-def test_other_kernels_are_kept_with_their_version(fake, tmp_path, monkeypatch):
+def test_other_kernels_are_kept_with_their_version(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tar(fake / "kernel.tar", {"./usr/lib/grub-xen/grub-x86_64-xen.bin": b"GRUB"})
     progress = Recorder()
     found = kernels.ensure("pv-grub", KERNELS["pv-grub"], progress)
@@ -258,7 +265,7 @@ def test_other_kernels_are_kept_with_their_version(fake, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tool", ["apt-get", "apt-cache", "dpkg-deb"])
-def test_a_missing_tool_is_named(fake, monkeypatch, tool):
+def test_a_missing_tool_is_named(fake: Path, monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
     monkeypatch.setenv("PATH", str(fake))
     (fake / "apt-cache").write_text(APT_CACHE.replace("cat <<.", "/bin/cat <<."))
     (fake / tool).unlink()
@@ -266,27 +273,27 @@ def test_a_missing_tool_is_named(fake, monkeypatch, tool):
         debian.ensure(Recorder())
 
 
-def test_a_package_without_the_file_is_refused(fake):
+def test_a_package_without_the_file_is_refused(fake: Path) -> None:
     tar(fake / "kernel.tar", {"./boot/config": b""})
     with pytest.raises(EnvironmentProblem, match="holds no file like"):
         debian.ensure(Recorder())
 
 
-def test_an_unusable_cache(fake, monkeypatch, tmp_path):
+def test_an_unusable_cache(fake: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(EnvironmentProblem, match="cache cannot be used"):
         debian.ensure(Recorder())
 
 
-def test_a_relative_cache_home_is_ignored(monkeypatch):
+def test_a_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert debian.cache_directory() == Path("/home/somebody/.cache/pyhv")
 
 
 class TestInitramfs:
-    def test_contents(self):
+    def test_contents(self) -> None:
         archive = initramfs.build(b"ELF", ["sh", "busybox", "mount", "/odd"])
         entries = cpio_entries(gzip.decompress(archive))
         assert entries["bin/busybox"] == (0o100755, b"ELF")
@@ -296,10 +303,10 @@ class TestInitramfs:
         assert {"proc", "sys", "dev", "bin/mount"} < set(entries)
         assert "bin/odd" not in entries
 
-    def test_the_same_input_gives_the_same_bytes(self):
+    def test_the_same_input_gives_the_same_bytes(self) -> None:
         assert initramfs.build(b"x", ["a"]) == initramfs.build(b"x", ["a"])
 
-    def test_applets_are_asked_of_busybox(self, tmp_path):
+    def test_applets_are_asked_of_busybox(self, tmp_path: Path) -> None:
         busybox = tmp_path / "busybox"
         busybox.write_bytes(BUSYBOX)
         busybox.chmod(0o755)
@@ -307,10 +314,10 @@ class TestInitramfs:
         busybox.chmod(0o644)
         assert "mount" in initramfs.applets(busybox)
 
-    def test_the_list_has_all_that_init_uses(self):
+    def test_the_list_has_all_that_init_uses(self) -> None:
         needed = {"sh", "mount", "awk", "md5sum", "sha256sum", "dd", "true", "setsid", "rm", "poweroff"}
         assert needed <= set(initramfs._APPLETS.split())
 
-    def test_the_script_is_a_script(self, tmp_path):
+    def test_the_script_is_a_script(self, tmp_path: Path) -> None:
         (tmp_path / "init").write_text(initramfs.INIT)
         subprocess.run(["sh", "-n", str(tmp_path / "init")], check=True)

@@ -3,7 +3,9 @@
 
 import gzip
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +36,7 @@ def test_the_second_time_nothing_is_unpacked(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"x" + data[1:], lambda data: b""])
-def test_a_damaged_entry_is_not_believed(cache: Path, damage) -> None:
+def test_a_damaged_entry_is_not_believed(cache: Path, damage: Callable[..., Any]) -> None:
     first = unpacked.unpack_once(PACKED, "x")
     (entry,) = cache.iterdir()
     entry.write_bytes(damage(entry.read_bytes()))

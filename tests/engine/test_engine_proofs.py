@@ -5,6 +5,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
+from inspect import unwrap
 
 import pytest
 from bare_engine import Bare
@@ -94,12 +95,12 @@ def test_the_switch_is_left_alone_when_anything_looks_different(
 ) -> None:
     raw = assemble(code, 0).ljust(32, b"\x90")
     monkeypatch.setattr(ctypes, "string_at", lambda _address, _size: raw)
-    assert probe.find_no_exit_request.__wrapped__() is None
+    assert unwrap(probe.find_no_exit_request)() is None
 
 
 def test_the_switch_is_left_alone_when_the_function_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binding, "symbol_address", lambda _name: None)
-    assert probe.find_no_exit_request.__wrapped__() is None
+    assert unwrap(probe.find_no_exit_request)() is None
 
 
 # -- the self-test at start-up -----------------------------------------------------------------------------

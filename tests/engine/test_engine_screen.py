@@ -157,27 +157,27 @@ def test_the_emulator_divides_code_in_the_same_places(plain: Bare, monkeypatch: 
                 code += one[: found.size]
         plain.run(code + b"\x0f\x0b")
     assert sum(code[-1] for code in blocks) > 8_000
-    for *code, size in blocks.copy():
+    for *start, size in blocks.copy():
         offset = 0
         while offset < size:
-            last, offset = offset, offset + length(bytes(code), 64, offset)
+            last, offset = offset, offset + length(bytes(start), 64, offset)
         if offset != size:  # an undefined one is not read to its end
-            assert plain.run(bytes(code[last:])) == Exit("invalid", at(CODE)), bytes(code[:size]).hex()
+            assert plain.run(bytes(start[last:])) == Exit("invalid", at(CODE)), bytes(start[:size]).hex()
 
 
 def test_memory_is_as_it_was(plain: Bare) -> None:
     """Also if the engine is stopped before it has translated anything."""
     code = b"\x90\xf0\x01\xc0\x0f\x0b"
     assert plain.run(code) == Exit("invalid", at(CODE, 1))
-    assert plain.ram.raw[at(CODE) : at(CODE, 6)] == code
+    assert plain.ram.raw[at(CODE) : at(CODE, 6)].tobytes() == code
     screen = plain.engine._screen
     assert screen is not None
     plain.engine.invalidate_code(CODE)
     screen.translated(at(CODE), len(code))
     assert screen.again()
-    assert plain.ram.raw[at(CODE) : at(CODE, 6)] == b"\x90\x3e\x3e\xf1\x0f\x0b"
+    assert plain.ram.raw[at(CODE) : at(CODE, 6)].tobytes() == b"\x90\x3e\x3e\xf1\x0f\x0b"
     assert not screen.again()
-    assert plain.ram.raw[at(CODE) : at(CODE, 6)] == code
+    assert plain.ram.raw[at(CODE) : at(CODE, 6)].tobytes() == code
 
 
 @pytest.mark.promise("C-12")

@@ -193,7 +193,7 @@ def test_a_host_without_writable_code_gets_the_python_budget(monkeypatch: pytest
     def refuse(*_arguments: object, **_options: object) -> None:
         raise PermissionError("W^X")
 
-    monkeypatch.setattr(clockwork.mmap, "mmap", refuse)
+    monkeypatch.setattr("pyhv.cpu.clockwork.mmap.mmap", refuse)
     assert clockwork.make_budget().native is False
 
 

@@ -266,22 +266,28 @@ def test_an_engine_that_may_stop_within_a_block_stays_plain(monkeypatch: pytest.
 def test_slots_are_what_the_loader_calls_through() -> None:
     """Against the dynamic linker and against pyelftools."""
     from elftools.elf.elffile import ELFFile
+    from elftools.elf.relocation import RelocationSection
+    from elftools.elf.sections import NoteSection, SymbolTableSection
 
     with open(binding.LIBRARY_PATH, "rb") as file:
         elf = ELFFile(file)
         symbols, relocations = elf.get_section_by_name(".dynsym"), elf.get_section_by_name(".rela.plt")
+        notes = elf.get_section_by_name(".note.gnu.build-id")
+        assert isinstance(symbols, SymbolTableSection)
+        assert isinstance(relocations, RelocationSection)
+        assert isinstance(notes, NoteSection)
         expected = {
             symbols.get_symbol(one["r_info_sym"]).name: one["r_offset"]
             for one in relocations.iter_relocations()
         }
-        (note,) = elf.get_section_by_name(".note.gnu.build-id").iter_notes()
+        (note,) = notes.iter_notes()
     assert {name: place - library().base for name, place in library().slots.items()} == expected
     assert library().build_id == note["n_desc"]
 
 
 def test_a_library_without_the_tables_has_no_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slots._slots(library().base, {}) == {}
-    monkeypatch.setattr(slots.ctypes, "string_at", lambda _address, size: b"MZ".ljust(size, b"\0"))
+    monkeypatch.setattr("pyhv.cpu.slots.ctypes.string_at", lambda _address, size: b"MZ".ljust(size, b"\0"))
     assert slots._read_library() == Library(0, "", {}, range(0))
 
 

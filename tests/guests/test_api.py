@@ -11,6 +11,7 @@ from pyhv.api.machine import HypercallMade
 from pyhv.cpu.exits import ExitRecord
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
+from pyhv.loader.image import KernelImage
 from pyhv.observe.digest import Digest
 from pyhv.until import Outcome, Reaches
 
@@ -41,7 +42,13 @@ def test_a_guest_from_its_name_to_its_end(machine: pyhv.Machine) -> None:
 def test_every_way_to_name_an_image(machine: pyhv.Machine, tmp_path: Path) -> None:
     path = tmp_path / "mine.img"
     path.write_bytes(build_builtin("hello"))
-    images = [path, str(path), path.read_bytes(), load_image(path, "mine"), "hello"]
+    images: list[str | Path | bytes | KernelImage] = [
+        path,
+        str(path),
+        path.read_bytes(),
+        load_image(path, "mine"),
+        "hello",
+    ]
     guests = [machine.boot(image, memory="4M") for image in images]
     assert [guest.name for guest in guests] == ["mine", "mine-2", "guest", "mine-3", "hello"]
     assert machine.run() is Outcome.ENDED
@@ -80,6 +87,7 @@ def test_a_look_inside(machine: pyhv.Machine) -> None:
     registers, memory = guest.registers, guest.memory
     assert memory[registers.rip] == memory[registers.rip : registers.rip + 1][0]
     start = guest.symbols["_start"]
+    assert guest.image is not None
     image = guest.image.segments[0]
     assert memory[start : start + 16] == image.data[start - image.vaddr : start - image.vaddr + 16]
     memory[start : start + 4] = b"pyhv"

@@ -202,7 +202,7 @@ def test_two_guests_and_a_slow_reader(tmp_path: Path) -> None:
     path = tmp_path / "printer.img"
     path.write_bytes(image_of(printer("")))
     pyhv = Path(sys.executable).with_name("pyhv")
-    command = [pyhv, "boot", path, "--count", "2", "--memory", "4"]
+    command = [str(pyhv), "boot", str(path), "--count", "2", "--memory", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)

@@ -8,13 +8,14 @@ from typing import ClassVar
 import pytest
 
 from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.numbers import PortState
+from pyhv.address import Mfn
 from pyhv.cli import consoles
 from pyhv.devices import toolstack
 from pyhv.devices.backend import Backend
 from pyhv.devices.console_log import LIMIT
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError
-from pyhv.events.channels import PortState
 from pyhv.loader.elf import load_image
 from pyhv.machine import Input, Machine
 from pyhv.mmu.physical import FramePage
@@ -75,7 +76,7 @@ def attach(guest: Paused, va: int) -> tuple[Echo, int]:
     dom0 = guest.machine.dom0
     port = guest.domain.events.alloc_unbound(DOMID_SELF, 0)
     device = Echo(dom0.link, guest.domain.domid)
-    page = FramePage(guest.machine.physical, guest.mfn(va))
+    page = FramePage(guest.machine.physical, Mfn(guest.mfn(va)))
     dom0.attach(device, page, port)
     return device, port
 
@@ -107,12 +108,14 @@ def test_a_device_whose_page_is_something_else_is_not_attached(guest: Paused) ->
     port = guest.domain.events.alloc_unbound(DOMID_SELF, 0)
     dom0 = guest.machine.dom0
     with pytest.raises(ConfigError, match="echo"):
-        dom0.attach(Echo(dom0.link, 1), FramePage(guest.machine.physical, table), port)
+        dom0.attach(Echo(dom0.link, 1), FramePage(guest.machine.physical, Mfn(table)), port)
     assert [device.kind for device in dom0.devices(1)] == ["console", "store"]
     assert guest.domain.events.status(DOMID_SELF, port).state == PortState.UNBOUND
     device, _ = attach(guest, guest.page(1))
     with pytest.raises(ValueError, match="there already"):
-        dom0.attach(Echo(dom0.link, 1), FramePage(guest.machine.physical, guest.mfn(guest.page(2))), port)
+        dom0.attach(
+            Echo(dom0.link, 1), FramePage(guest.machine.physical, Mfn(guest.mfn(guest.page(2)))), port
+        )
     assert device in list(dom0.devices(1))
 
 
@@ -122,9 +125,10 @@ def test_a_device_whose_page_is_something_else_is_not_attached(guest: Paused) ->
 @pytest.mark.promise("I-19")
 def test_one_reader_stops_and_another_guest_goes_on() -> None:
     reader, writer = os.pipe()
-    outlet = consoles.Outlet(os.fdopen(writer, "wb", buffering=0), "a pipe", patient=False)
+    pipe = os.fdopen(writer, "wb", buffering=0)
+    outlet = consoles.Outlet(pipe, "a pipe", patient=False)
     ends: list[Ended] = []
-    with machine(pages=2 * PAGES) as made:
+    with pipe, machine(pages=2 * PAGES) as made:
         talker = made.create(
             load_image(image_of(CHATTERER), "talker"), DomainConfig("talker", PAGES), console=outlet
         )

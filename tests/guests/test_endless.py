@@ -6,6 +6,7 @@ with it, `ticker` beside it ticks on, and the machine's time budget still ends t
 """
 
 import pytest
+from conftest import BenchMaker
 
 from pyhv.until import Outcome
 
@@ -131,7 +132,7 @@ table:
 @pytest.mark.promise("T-5", "T-12")
 @pytest.mark.parametrize("virtual", [True, False], ids=["virtual", "real"])
 @pytest.mark.parametrize("way", list(WAYS))
-def test_only_its_own_time(bench, way: str, virtual: bool) -> None:
+def test_only_its_own_time(bench: BenchMaker, way: str, virtual: bool) -> None:
     machine = bench(virtual=virtual)
     machine.add(PRELUDE + WAYS[way] + POSTLUDE, name="endless")
     machine.add("ticker")
@@ -144,7 +145,7 @@ def test_only_its_own_time(bench, way: str, virtual: bool) -> None:
 
 
 @pytest.mark.promise("T-5")
-def test_a_continued_list_counts_all_that_was_done(bench) -> None:
+def test_a_continued_list_counts_all_that_was_done(bench: BenchMaker) -> None:
     """A list that gives way in between still reports all its operations in `done`."""
     body = """
     mov ecx, 512                # an operation is three words: let each word be TLB_FLUSH_LOCAL
@@ -169,7 +170,7 @@ count: .quad 0
 .text
     """
     machine = bench()
-    machine.machine.clock.work = lambda _ns: True  # type: ignore[method-assign]  # every look is one too late
+    machine.machine.clock.work = lambda ns: True  # type: ignore[method-assign]  # every look is one too late
     machine.add(PRELUDE + body + POSTLUDE, name="patient")
     assert machine.run(seconds=5) is Outcome.ENDED
     assert "all of them" in machine.consoles[0].text

@@ -10,7 +10,7 @@ from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.numbers import Hypercall, Memory, Mmuext
 from pyhv.abi.structs import MemoryExchange, MemoryReservation, MmuextOp, MmuUpdate, MulticallEntry
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
-from pyhv.address import MASK64
+from pyhv.address import MASK64, Mfn
 from pyhv.cpu import vmcb as v
 from pyhv.hypercalls.context import Again
 from pyhv.mmu.budget import MOST_AT_ONCE
@@ -91,7 +91,7 @@ def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.Monkey
     def counting(mfn: int, level: int) -> None:
         nonlocal approved
         approved += 1
-        promote(mfn, level)
+        promote(Mfn(mfn), level)
 
     monkeypatch.setattr(tables, "_promote", counting)
     operation = guest.put(MmuextOp(cmd=Mmuext.PIN_L2_TABLE, arg1=top).pack())

@@ -5,6 +5,7 @@ import gc
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def made() -> Iterator[Machine]:
         yield built
 
 
-def counter(made: Machine, **how: bool) -> Domain:
+def counter(made: Machine, **how: Any) -> Domain:
     return made.create(
         load_image(image_of(COUNTER), "counter"), DomainConfig("counter", PAGES), console=Sink(), **how
     )
@@ -61,9 +62,10 @@ def test_what_is_left_of_a_domain(made: Machine) -> None:
     free = made.frames.free_count
     ends: list[Ended] = []
     domain = hello(made, ends)
-    assert domain.life.stage is Lifecycle.RUNNING
+    stages = [domain.life.stage]
     assert made.run() is Outcome.ENDED
-    assert domain.life.stage is Lifecycle.DEAD
+    stages.append(domain.life.stage)
+    assert stages == [Lifecycle.RUNNING, Lifecycle.DEAD]
     (end,) = ends
     assert (end.domid, end.name, end.reason, end.cause, end.report) == (1, "hello", 0, None, None)
     assert end.counts.hypercalls[29] >= 1, "it has shut itself down by sched_op"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmu_bench import Bench
 
+from pyhv.address import Mfn
 from pyhv.cpu.ram import Ram
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
@@ -27,7 +28,7 @@ def resident(ram: Ram) -> int:
     """Frames that the host has provided."""
     present = (ctypes.c_ubyte * ram.frames)()
     assert _libc.mincore(ctypes.c_void_p(ram.address), ctypes.c_size_t(ram.size), present) == 0
-    return int((np.frombuffer(present, dtype=np.uint8) & 1).sum())
+    return int((np.frombuffer(bytes(present), dtype=np.uint8) & 1).sum())
 
 
 # -- the host's memory -------------------------------------------------------------------------------------
@@ -95,9 +96,9 @@ def test_whoever_is_given_a_frame_finds_zeros(steps: list[tuple[str, int]]) -> N
             taken = [frames.allocate_shared(owner)]
             shared += taken
         elif step == "give" and mine.size:
-            frames.deallocate(int(mine[number % mine.size]))
+            frames.deallocate(Mfn(int(mine[number % mine.size])))
         elif step == "give" and shared:
-            frames.drop_shared(shared.pop())
+            frames.drop_shared(Mfn(shared.pop()))
         elif step == "die":
             frames.free_allocated(owner)
         assert not ram.tables[taken].any()

@@ -52,7 +52,7 @@ def test_a_timer_of_something_that_is_not_there_is_refused(key: list[int]) -> No
         Paused(made)
         said: Any = whole.say(made)
         image = made.ram.freeze()
-        whole.put_back(made, said, image, lambda *_: Sink())
+        whole.put_back(made, said, image, lambda *_: Sink(), trusted=False)
         said["timers"]["armed"].append([key, 5])
         with pytest.raises(StateError, match="timers has one of the kind"):
-            whole.put_back(made, said, image, lambda *_: Sink())
+            whole.put_back(made, said, image, lambda *_: Sink(), trusted=False)

@@ -19,6 +19,7 @@ from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
 from pyhv.snapshot.snapshot import Snapshot, load, take
+from pyhv.state import entries
 from pyhv.testing.go_on import History, finish, go_on
 from pyhv.testing.guest_machine import SECOND, Sink, machine
 from pyhv.until import Exits, Outcome
@@ -89,7 +90,7 @@ def cut_up(names: tuple[str, ...], at: list[int], directory: Path) -> tuple[Run,
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Run]:
     directory = tmp_path_factory.mktemp("snapshots")
-    found = {}
+    found: dict[tuple[str, ...], Run] = {}
     for names in GROUPS:
         digest, exits, now, text = whole(names)
         chance = random.Random(repr(names))
@@ -185,7 +186,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         snapshot = take(made)
         with pytest.raises(SnapshotError, match="memory has"):
             snapshot.put_back(other, lambda _domid: Sink())
-    broken = Snapshot(snapshot.image, {**snapshot.state, "turn": {}}, None, snapshot.about)
+    broken = Snapshot(snapshot.image, {**entries(snapshot.state, "", None), "turn": {}}, None, snapshot.about)
     with pytest.raises(SnapshotError, match="turn should not have, or lacks"):
         broken.rebuild(lambda _domid: Sink())
 

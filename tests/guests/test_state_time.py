@@ -30,7 +30,7 @@ def pvclock(guest: Paused) -> int:
     assert version % 2 == 0
     ticks = guest.machine.clock.tsc() - stamp
     scaled = ticks << shift if shift >= 0 else ticks >> -shift
-    return system + (scaled * multiply >> 32)
+    return int(system + (scaled * multiply >> 32))
 
 
 def wallclock(guest: Paused) -> int:

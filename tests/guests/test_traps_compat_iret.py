@@ -97,7 +97,7 @@ def test_iret_reads_its_frame_at_esp_whatever_the_base_of_ss(guest: Paused32) ->
 def test_iret_to_ring_0_is_fatal(guest: Paused32, selector: int) -> None:
     guest.iret(cs=selector)
     assert guest.domain.crashed
-    assert "ring 0" in guest.domain.crash_cause
+    assert "ring 0" in str(guest.domain.crash_cause)
 
 
 @pytest.mark.parametrize("esp", [0xF57F0000, 0xF5800000, 0xFFFFFFFC])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Debug registers at work: instruction, data and port breakpoints, single steps, and who sees them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -75,15 +75,13 @@ def resume(guest: Paused, *, flags: int = 0) -> int | None:
     return guest.go(guest.end)
 
 
+Execute = Callable[[str | bytes], int | None]
+
+
 @pytest.fixture
-def run(guest: Paused):
-    """Execute code, remembering where it ends."""
-
-    def execute(code: str | bytes) -> int | None:
-        guest.end = guest.load(code)
-        return guest.execute(code)
-
-    return execute
+def run(guest: Paused) -> Execute:
+    """Execute code, which ends at `guest.end`."""
+    return guest.execute
 
 
 # -- instruction breakpoints -------------------------------------------------------------------------------
@@ -91,7 +89,7 @@ def run(guest: Paused):
 
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("enable", [1, 2, 3], ids=["local", "global", "both"])
-def test_an_instruction_breakpoint_is_a_fault(guest: Paused, run, number: int, enable: int) -> None:
+def test_an_instruction_breakpoint_is_a_fault(guest: Paused, run: Execute, number: int, enable: int) -> None:
     arm(guest, number, guest.scratch + CODE + 5, EXECUTE, enable=enable)
     assert run("mov eax, 1; mov eax, 2; nop") == DB
     assert offset(guest) == 5
@@ -105,7 +103,7 @@ def test_an_instruction_breakpoint_is_a_fault(guest: Paused, run, number: int, e
 LOCK_MOV = b"\xf0\x89\xc0"
 
 
-def test_a_breakpoint_comes_before_a_refusal(guest: Paused, run) -> None:
+def test_a_breakpoint_comes_before_a_refusal(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch + CODE + 1, EXECUTE)
     assert run(b"\x90" + LOCK_MOV) == DB
     assert (offset(guest), status(guest)) == (1, 1)
@@ -114,7 +112,7 @@ def test_a_breakpoint_comes_before_a_refusal(guest: Paused, run) -> None:
     assert guest.frame()["rflags"] & RF
 
 
-def test_a_step_ends_before_a_refusal(guest: Paused, run) -> None:
+def test_a_step_ends_before_a_refusal(guest: Paused, run: Execute) -> None:
     code = "pushfq; or qword ptr [rsp], 0x100; popfq; nop; .byte 0xf0, 0x89, 0xc0"
     assert run(code) == DB
     assert guest.frame()["rip"] == guest.end - 3
@@ -123,14 +121,14 @@ def test_a_step_ends_before_a_refusal(guest: Paused, run) -> None:
     assert guest.frame()["rflags"] & TF
 
 
-def test_without_the_resume_flag_it_comes_again(guest: Paused, run) -> None:
+def test_without_the_resume_flag_it_comes_again(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch + CODE, EXECUTE)
     assert run("nop; nop") == DB
     assert resume(guest) == DB
     assert offset(guest) == 0
 
 
-def test_the_resume_flag_is_for_one_instruction(guest: Paused, run) -> None:
+def test_the_resume_flag_is_for_one_instruction(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch + CODE + 1, EXECUTE)
     assert run(b"\x90\x48\xff\xc9\xeb\xfb") == DB  # nop; dec rcx; back to dec
     for _ in range(3):
@@ -138,20 +136,20 @@ def test_the_resume_flag_is_for_one_instruction(guest: Paused, run) -> None:
         assert resume(guest, flags=RF) == DB
 
 
-def test_a_breakpoint_that_is_not_enabled_does_nothing(guest: Paused, run) -> None:
+def test_a_breakpoint_that_is_not_enabled_does_nothing(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch + CODE, EXECUTE, enable=0)
     assert run("nop; nop") is None
     assert not guest.cpu.stepping
 
 
-def test_only_the_first_byte_of_an_instruction_counts(guest: Paused, run) -> None:
+def test_only_the_first_byte_of_an_instruction_counts(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch + CODE + 1, EXECUTE)
     assert run("mov eax, 1; nop") is None
     arm(guest, 0, guest.scratch + CODE, EXECUTE)
     assert run(b"\x66\x90\x90") == DB
 
 
-def test_an_instruction_that_faults_is_not_stopped_again(guest: Paused, run) -> None:
+def test_an_instruction_that_faults_is_not_stopped_again(guest: Paused, run: Execute) -> None:
     """The fault's frame has RF set, so that its restart goes through."""
     arm(guest, 0, guest.scratch + CODE + 10, EXECUTE)
     assert run("mov rcx, 0x7fff00000000; mov rax, [rcx]") == DB
@@ -161,7 +159,7 @@ def test_an_instruction_that_faults_is_not_stopped_again(guest: Paused, run) -> 
     assert frame["rip"] == guest.scratch + CODE + 10
 
 
-def test_a_repeated_string_instruction_is_stopped_once(guest: Paused, run) -> None:
+def test_a_repeated_string_instruction_is_stopped_once(guest: Paused, run: Execute) -> None:
     code = f"mov ecx, 4; mov rdi, {guest.scratch + FREE}; rep stosb; nop"
     arm(guest, 0, guest.scratch + CODE + 5 + len(assemble(f"mov rdi, {guest.scratch + FREE}", 0)), EXECUTE)
     assert run(code) == DB
@@ -171,13 +169,13 @@ def test_a_repeated_string_instruction_is_stopped_once(guest: Paused, run) -> No
     assert guest.q[v.RCX] == 0
 
 
-def test_a_jump_to_itself_is_stopped_each_time(guest: Paused, run) -> None:
+def test_a_jump_to_itself_is_stopped_each_time(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch + CODE, EXECUTE)
     assert run(b"\xeb\xfe") == DB
     assert resume(guest, flags=RF) == DB
 
 
-def test_behind_a_hypercall(guest: Paused, run) -> None:
+def test_behind_a_hypercall(guest: Paused, run: Execute) -> None:
     code = "mov eax, 17; xor edi, edi; xor esi, esi; syscall; nop; nop"
     arm(guest, 0, guest.load(code) - 2, EXECUTE)
     assert run(code) == DB
@@ -185,19 +183,19 @@ def test_behind_a_hypercall(guest: Paused, run) -> None:
     assert guest.q[v.RAX] == 4 << 16 | 17
 
 
-def test_behind_an_emulated_instruction(guest: Paused, run) -> None:
+def test_behind_an_emulated_instruction(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch + CODE + 3, EXECUTE)
     assert run("mov rax, cr0; nop") == DB
     assert guest.q[v.RAX] == 0x80050033
 
 
-def test_at_the_first_instruction_of_another_handler(guest: Paused, run) -> None:
+def test_at_the_first_instruction_of_another_handler(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.handler(GP), EXECUTE)
     assert run("hlt") == DB
     assert guest.frame()["rip"] == guest.handler(GP)
 
 
-def test_at_its_own_handler_it_ends_the_domain(guest: Paused, run) -> None:
+def test_at_its_own_handler_it_ends_the_domain(guest: Paused, run: Execute) -> None:
     """On hardware it recurs until the stack is gone."""
     arm(guest, 0, guest.handler(DB), EXECUTE)
     guest.vcpu.debug.registers[7] |= 1 << 2
@@ -217,7 +215,7 @@ def test_in_user_mode(guest: Paused) -> None:
 # -- data breakpoints --------------------------------------------------------------------------------------
 
 
-def touched(guest: Paused, run, code: str) -> bool:
+def touched(guest: Paused, run: Execute, code: str) -> bool:
     """Whether the instruction traps; if so, right behind it."""
     code = f"mov rdx, {guest.scratch + FREE}; {code}; one: nop; nop"
     handled = run(code)
@@ -230,7 +228,7 @@ def touched(guest: Paused, run, code: str) -> bool:
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 8])
-def test_which_stores_reach_a_watched_place(guest: Paused, run, length: int) -> None:
+def test_which_stores_reach_a_watched_place(guest: Paused, run: Execute, length: int) -> None:
     arm(guest, 0, guest.scratch + FREE + 16, WRITE, length)
     for size, register in ((1, "al"), (2, "ax"), (4, "eax"), (8, "rax")):
         for at in range(16 - size - 1, 16 + length + 2):
@@ -240,7 +238,7 @@ def test_which_stores_reach_a_watched_place(guest: Paused, run, length: int) -> 
 
 
 @pytest.mark.parametrize("length", [1, 4, 8])
-def test_which_loads_reach_a_watched_place(guest: Paused, run, length: int) -> None:
+def test_which_loads_reach_a_watched_place(guest: Paused, run: Execute, length: int) -> None:
     arm(guest, 0, guest.scratch + FREE + 8, ACCESS, length)
     for size, register in ((1, "al"), (4, "eax"), (8, "rax")):
         for at in (8 - size, 9 - size, 8, 8 + length - 1, 8 + length):
@@ -273,14 +271,14 @@ def test_which_loads_reach_a_watched_place(guest: Paused, run, length: int) -> N
 )
 @pytest.mark.parametrize("kind", [WRITE, ACCESS])
 def test_instructions_and_data_breakpoints(
-    guest: Paused, run, code: str, write: bool, access: bool, kind: int
+    guest: Paused, run: Execute, code: str, write: bool, access: bool, kind: int
 ) -> None:
     arm(guest, 0, guest.scratch + FREE, kind, 1)
     handled = run(f"mov ecx, 64; mov rdx, {guest.scratch + FREE}; {code}; nop; nop")
     assert handled == (DB if (write if kind == WRITE else access) else None)
 
 
-def test_a_load_across_a_page_boundary(guest: Paused, run) -> None:
+def test_a_load_across_a_page_boundary(guest: Paused, run: Execute) -> None:
     """Only the bytes that it loads count, on either page."""
     edge = guest.scratch + FREE
     for place, at, hit in ((-4, -4, True), (-5, -4, False), (3, -4, True), (4, -4, False), (0, -1, True)):
@@ -289,7 +287,7 @@ def test_a_load_across_a_page_boundary(guest: Paused, run) -> None:
         assert touched(guest, run, f"mov [rdx + {at}], rax") is hit, (place, at)
 
 
-def test_it_is_the_linear_address_that_is_watched(guest: Paused, run) -> None:
+def test_it_is_the_linear_address_that_is_watched(guest: Paused, run: Execute) -> None:
     """Another mapping of the same frame is not."""
     assert guest.update_va_mapping(guest.page(3), guest.mfn(guest.scratch + FREE) << 12 | 0x67, 2) == 0
     arm(guest, 0, guest.scratch + FREE, ACCESS, 8)
@@ -299,7 +297,7 @@ def test_it_is_the_linear_address_that_is_watched(guest: Paused, run) -> None:
     assert not touched(guest, run, "mov [rdx], rax")
 
 
-def test_a_repeated_string_instruction_traps_in_its_middle(guest: Paused, run) -> None:
+def test_a_repeated_string_instruction_traps_in_its_middle(guest: Paused, run: Execute) -> None:
     place = guest.scratch + FREE
     arm(guest, 0, place + 2, WRITE, 1)
     assert run(f"mov ecx, 5; mov rdi, {place}; rep stosb; nop; nop") == DB
@@ -311,14 +309,14 @@ def test_a_repeated_string_instruction_traps_in_its_middle(guest: Paused, run) -
     assert guest.q[v.RCX] == 0
 
 
-def test_a_store_that_faults_is_no_hit(guest: Paused, run) -> None:
+def test_a_store_that_faults_is_no_hit(guest: Paused, run: Execute) -> None:
     place = guest.scratch + FREE
     arm(guest, 0, place, ACCESS, 8)
     assert run(f"mov rsi, {place}; mov rdi, 0x7fff00000000; movsq") == PF
     assert guest.vcpu.debug.registers[6] == IDLE
 
 
-def test_several_breakpoints_and_a_step_are_one_exception(guest: Paused, run) -> None:
+def test_several_breakpoints_and_a_step_are_one_exception(guest: Paused, run: Execute) -> None:
     place = guest.scratch + FREE
     arm(guest, 0, place, WRITE, 1)
     arm(guest, 2, place + 4, ACCESS, 4)
@@ -329,7 +327,7 @@ def test_several_breakpoints_and_a_step_are_one_exception(guest: Paused, run) ->
     assert guest.frame()["rflags"] & TF
 
 
-def test_the_hypervisors_accesses_are_not_the_guests(guest: Paused, run) -> None:
+def test_the_hypervisors_accesses_are_not_the_guests(guest: Paused, run: Execute) -> None:
     """A hypercall that writes there, and a frame that is built there."""
     place = guest.scratch + FREE
     arm(guest, 0, place, ACCESS, 8)
@@ -347,7 +345,7 @@ def test_data_breakpoints_in_user_mode(guest: Paused) -> None:
     assert status(guest) == 2
 
 
-def test_the_hook_goes_with_the_last_breakpoint(guest: Paused, run) -> None:
+def test_the_hook_goes_with_the_last_breakpoint(guest: Paused, run: Execute) -> None:
     engine = guest.domain.engine
     arm(guest, 0, guest.scratch + FREE, WRITE, 1)
     assert run("nop") is None
@@ -369,7 +367,7 @@ def test_the_hook_goes_with_the_last_breakpoint(guest: Paused, run) -> None:
 # -- single steps ------------------------------------------------------------------------------------------
 
 
-def test_the_guest_cannot_see_that_it_is_stepped(guest: Paused, run) -> None:
+def test_the_guest_cannot_see_that_it_is_stepped(guest: Paused, run: Execute) -> None:
     arm(guest, 0, guest.scratch, EXECUTE)
     assert run("pushfq; pop rax; nop") is None
     assert not guest.q[v.RAX] & TF
@@ -377,7 +375,7 @@ def test_the_guest_cannot_see_that_it_is_stepped(guest: Paused, run) -> None:
 
 
 @pytest.mark.parametrize("armed", [False, True])
-def test_a_guest_may_step_itself_and_stop_that(guest: Paused, run, armed: bool) -> None:
+def test_a_guest_may_step_itself_and_stop_that(guest: Paused, run: Execute, armed: bool) -> None:
     if armed:
         arm(guest, 0, guest.scratch, EXECUTE)
     code = "pushfq; or qword ptr [rsp], 0x100; popfq; nop; pushfq; pop rax; nop"
@@ -395,7 +393,7 @@ def test_a_guest_may_step_itself_and_stop_that(guest: Paused, run, armed: bool) 
 
 
 @pytest.mark.parametrize("armed", [False, True])
-def test_popf_ends_stepping_after_itself(guest: Paused, run, armed: bool) -> None:
+def test_popf_ends_stepping_after_itself(guest: Paused, run: Execute, armed: bool) -> None:
     if armed:
         arm(guest, 0, guest.scratch, EXECUTE)
     code = "pushfq; mov rax, [rsp]; or rax, 0x100; push rax; popfq; popfq; nop; nop"
@@ -406,7 +404,7 @@ def test_popf_ends_stepping_after_itself(guest: Paused, run, armed: bool) -> Non
     assert resume(guest) is None
 
 
-def test_an_emulated_instruction_is_a_step(guest: Paused, run) -> None:
+def test_an_emulated_instruction_is_a_step(guest: Paused, run: Execute) -> None:
     for code in ("mov rax, cr0", "rdtsc", "cpuid", "in al, 0x80"):
         guest.vcpu.ports.iopl = 1
         whole = f"pushfq; or qword ptr [rsp], 0x100; popfq; {code}; nop; nop"
@@ -415,7 +413,7 @@ def test_an_emulated_instruction_is_a_step(guest: Paused, run) -> None:
         assert status(guest) == BS
 
 
-def test_the_instruction_behind_mov_ss_is_not_stopped_at(guest: Paused, run) -> None:
+def test_the_instruction_behind_mov_ss_is_not_stopped_at(guest: Paused, run: Execute) -> None:
     code = "mov eax, ss; mov ss, eax; nop; nop"
     arm(guest, 0, guest.load(code) - 2, EXECUTE)
     assert run(code) is None
@@ -428,7 +426,7 @@ def test_the_instruction_behind_mov_ss_is_not_stopped_at(guest: Paused, run) -> 
 
 @pytest.mark.parametrize("prefix", [b"", b"\x66", b"\x48", b"\xf2\x66"], ids=bytes.hex)
 @pytest.mark.parametrize("armed", [False, True])
-def test_icebp_is_a_debug_exception(guest: Paused, run, prefix: bytes, armed: bool) -> None:
+def test_icebp_is_a_debug_exception(guest: Paused, run: Execute, prefix: bytes, armed: bool) -> None:
     if armed:
         arm(guest, 0, guest.scratch, EXECUTE)
     assert run(b"\x90" + prefix + b"\xf1\x90") == DB
@@ -437,7 +435,7 @@ def test_icebp_is_a_debug_exception(guest: Paused, run, prefix: bytes, armed: bo
     assert not guest.frame()["rflags"] & RF
 
 
-def test_port_breakpoints_need_debugging_extensions(guest: Paused, run) -> None:
+def test_port_breakpoints_need_debugging_extensions(guest: Paused, run: Execute) -> None:
     guest.vcpu.ports.iopl = 1
     guest.vcpu.cr4 |= 8
     arm(guest, 0, 0x82, PORT, 2)
@@ -455,7 +453,7 @@ def test_port_breakpoints_need_debugging_extensions(guest: Paused, run) -> None:
 
 
 @pytest.mark.parametrize("slice_ns", [20, 300, 20_000])
-def test_leaving_the_processor_changes_nothing(guest: Paused, run, slice_ns: int) -> None:
+def test_leaving_the_processor_changes_nothing(guest: Paused, run: Execute, slice_ns: int) -> None:
     """The vCPU is taken off at every exit, or never."""
     guest.slice_ns = slice_ns
     place = guest.scratch + FREE
@@ -470,7 +468,7 @@ def test_leaving_the_processor_changes_nothing(guest: Paused, run, slice_ns: int
 
 
 @pytest.mark.parametrize("by_call", [False, True])
-def test_arming_takes_effect_at_once(guest: Paused, run, by_call: bool) -> None:
+def test_arming_takes_effect_at_once(guest: Paused, run: Execute, by_call: bool) -> None:
     place = guest.scratch + FREE
     control = 1 | (WRITE | LENGTH[4] << 2) << 16
     if by_call:
@@ -483,7 +481,7 @@ def test_arming_takes_effect_at_once(guest: Paused, run, by_call: bool) -> None:
     assert status(guest) == 1
 
 
-def test_disarming_takes_effect_at_once(guest: Paused, run) -> None:
+def test_disarming_takes_effect_at_once(guest: Paused, run: Execute) -> None:
     place = guest.scratch + FREE
     arm(guest, 0, place, ACCESS, 8)
     assert run(f"mov rdx, {place}; xor eax, eax; mov dr7, rax; mov [rdx], rax; nop") is None

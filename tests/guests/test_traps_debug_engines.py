@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from test_traps_debug import ACCESS, BS, CODE, DB, EXECUTE, FREE, IDLE, RF, TF, WRITE, arm, disarm
+from test_traps_debug import ACCESS, BS, CODE, EXECUTE, FREE, IDLE, WRITE, arm, disarm
 
 from pyhv.cpu import debugunit, decode
 from pyhv.cpu import vmcb as v
@@ -16,6 +16,7 @@ from pyhv.cpu.tuning.gate import tuning
 from pyhv.testing import guest_machine
 from pyhv.testing.compat_machine import CODE3, paused32, with_base
 from pyhv.testing.guest_machine import Paused, paused
+from pyhv.testing.vectors import DB, RF, TF
 
 DATA = FREE + 64
 CF_ZF = 0x41

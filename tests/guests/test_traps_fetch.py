@@ -2,6 +2,8 @@
 """Page faults of instruction fetches where code runs into a page that cannot be executed: they come when the
 guest is there, not before, and everything before it has been done."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 from bare_engine import CODE_2, DATA, Bare, at
 
@@ -16,13 +18,21 @@ HALF = b"\xb8\x01"  # mov eax, ...
 NOPS = b"\x90" * 5
 
 
+Run = Callable[..., tuple[int | None, int]]
+
+
 @pytest.fixture(params=["kernel", "user", "kernel32", "user32"])
-def guest(request: pytest.FixtureRequest):
-    """A guest whose third scratch page is not there; and its ring."""
-    with paused32() if request.param.endswith("32") else paused() as made:
+def place(request: pytest.FixtureRequest) -> str:
+    """The mode that the guest is in, and its width."""
+    return str(request.param)
+
+
+@pytest.fixture
+def guest(place: str) -> Iterator[Paused]:
+    """A guest whose third scratch page is not there."""
+    with paused32() if place.endswith("32") else paused() as made:
         made.handlers()
-        made.ring = request.param.removesuffix("32")
-        if request.param == "user":
+        if place == "user":
             made.allow_user_mode()
         assert (
             made.call(
@@ -33,15 +43,20 @@ def guest(request: pytest.FixtureRequest):
         yield made
 
 
-def run(guest: Paused, code: bytes, flags: int = 0x202) -> tuple[int | None, int]:
+@pytest.fixture
+def run(guest: Paused, place: str) -> Run:
     """Run code that ends where the missing page begins: the handler, and RIP counted from that page."""
+    return lambda code, flags=0x202: perform(guest, code, flags, user=place.startswith("user"))
+
+
+def perform(guest: Paused, code: bytes, flags: int, *, user: bool) -> tuple[int | None, int]:
     guest.put(code, 0x3000 - len(code))
     guest.put(bytes(8), 0x5000)
     start = guest.page(3) - len(code)
     q, width = guest.q, guest.domain.width
     name = "rflags" if width == 64 else "eflags"
     where = {"rip" if width == 64 else "eip": start, name: flags}
-    if guest.ring == "user":
+    if user:
         guest.iret(**({"cs": 0xE033} if width == 64 else {"cs": 0xE02B}), **where)
     else:
         guest.iret(**where)
@@ -53,27 +68,27 @@ def run(guest: Paused, code: bytes, flags: int = 0x202) -> tuple[int | None, int
 
 @pytest.mark.promise("C-13")
 @pytest.mark.parametrize("tail", [b"", HALF, b"\x90" + HALF, b"\x0f", b"\xf0"], ids=lambda tail: tail.hex())
-def test_what_comes_before_is_done(guest: Paused, tail: bytes) -> None:
-    assert run(guest, STORE + NOPS + tail) == (PF, -len(tail.lstrip(b"\x90")))
+def test_what_comes_before_is_done(guest: Paused, run: Run, tail: bytes) -> None:
+    assert run(STORE + NOPS + tail) == (PF, -len(tail.lstrip(b"\x90")))
     assert guest.vcpu.info.cr2 == guest.page(3)
     assert guest.get(8, 0x5000) == (5).to_bytes(8, "little")
 
 
 @pytest.mark.promise("C-13")
-def test_what_comes_before_may_fault_itself(guest: Paused) -> None:
-    assert run(guest, b"\xf4" + NOPS) == (GP, -6)
-    assert run(guest, STORE + b"\xf4" + NOPS) == (GP, -6)
+def test_what_comes_before_may_fault_itself(guest: Paused, run: Run) -> None:
+    assert run(b"\xf4" + NOPS) == (GP, -6)
+    assert run(STORE + b"\xf4" + NOPS) == (GP, -6)
     assert guest.get(8, 0x5000) == (5).to_bytes(8, "little")
-    assert run(guest, b"\x31\xc9" + b"\xf7\xf1" + NOPS)[0] == 0, "#DE"
+    assert run(b"\x31\xc9" + b"\xf7\xf1" + NOPS)[0] == 0, "#DE"
 
 
-def test_single_steps_of_the_guest_s_own_are_traps(guest: Paused) -> None:
-    assert run(guest, STORE + NOPS, 0x302)[0] == DB
+def test_single_steps_of_the_guest_s_own_are_traps(run: Run) -> None:
+    assert run(STORE + NOPS, 0x302)[0] == DB
 
 
-def test_no_trap_is_left_behind(guest: Paused) -> None:
+def test_no_trap_is_left_behind(guest: Paused, run: Run) -> None:
     """Once the page is there, the guest goes on at full speed."""
-    assert run(guest, STORE + NOPS + HALF)[0] == PF
+    assert run(STORE + NOPS + HALF)[0] == PF
     assert not guest.cpu.vmcb.d[v.HFLAGS] & v.HF_TF
     assert not guest.cpu.stepping
     assert guest.vcpu.debug.approach == (0, 0)

@@ -3,6 +3,7 @@
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def guest() -> Iterator[Paused32]:
         yield made
 
 
-def install(guest: Paused32, *, target: int = K_CODE, at: int | None = None, **options: int) -> None:
+def install(guest: Paused32, *, target: int = K_CODE, at: int | None = None, **options: Any) -> None:
     """A GDT with the segments above, and a gate to `target` at the code in scratch page 9."""
     guest.load(b"", TARGET)
     address = guest.scratch + TARGET if at is None else at
@@ -268,7 +269,7 @@ def test_a_stack_that_cannot_be_written(guest: Paused32) -> None:
     guest.vcpu.kernel_stack.sp = guest.page(7) + 0x100
     user(guest, direct(CALL, GATE | 3))
     assert guest.domain.crashed
-    assert "no kernel stack" in guest.domain.crash_cause
+    assert "no kernel stack" in str(guest.domain.crash_cause)
 
 
 def test_parameters_on_a_missing_page(guest: Paused32) -> None:
@@ -295,7 +296,7 @@ def test_a_push_on_a_missing_page_in_the_kernel(guest: Paused32) -> None:
     guest.vcpu.traps.selectors[PF] = 0
     kernel(guest, code)
     assert guest.domain.crashed
-    assert "without a handler" in guest.domain.crash_cause
+    assert "without a handler" in str(guest.domain.crash_cause)
 
 
 def test_a_step_through_a_gate_traps(guest: Paused32) -> None:

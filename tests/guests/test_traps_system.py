@@ -6,6 +6,7 @@ One row for each instruction; `#UD` and `#GP` are right for user and kernel, unl
 the instruction for a kernel.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -144,7 +145,7 @@ def _names(row: Row) -> str:
 
 
 @pytest.fixture(scope="module")
-def wide() -> Paused:
+def wide() -> Iterator[Paused]:
     with paused() as guest:
         guest.handlers()
         guest.allow_user_mode()
@@ -152,7 +153,7 @@ def wide() -> Paused:
 
 
 @pytest.fixture(scope="module")
-def narrow() -> Paused32:
+def narrow() -> Iterator[Paused32]:
     with paused32() as guest:
         guest.handlers()
         yield guest

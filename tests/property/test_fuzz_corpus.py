@@ -4,7 +4,9 @@ fuzzers themselves: their checks notice damage, and no hypercall is left out.
 """
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elf_maker import BOOTABLE, ElfMaker
@@ -15,6 +17,7 @@ from fuzz.names import TARGETS, make
 from fuzz.requests import NUMBERS
 from fuzz.target import Finding, Target, arm, watched
 from fuzz.world import World
+from pyhv.address import Mfn
 from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.hypercalls.table import Status
 from pyhv.loader import builder
@@ -91,7 +94,7 @@ def kill_victim(world: World) -> None:
         (kill_victim, "victim"),
     ],
 )
-def test_damage_is_noticed(damage, kind: str) -> None:
+def test_damage_is_noticed(damage: Callable[..., Any], kind: str) -> None:
     world = World()
     try:
         world.check(thoroughly=True)
@@ -164,5 +167,5 @@ def test_a_step_is_bounded_only_while_somebody_watches() -> None:
 
 def test_signatures_name_the_place() -> None:
     with pytest.raises(IndexError) as caught:
-        World().machine.frames.drop_shared(1 << 30)
+        World().machine.frames.drop_shared(Mfn(1 << 30))
     assert signature(caught.value) == "IndexError:frames.drop_shared"

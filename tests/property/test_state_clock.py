@@ -62,7 +62,7 @@ def live(clock: Any, turns: list[tuple[int, list[tuple[str, int]], int]]) -> lis
 
 
 @given(TURNS, TURNS)
-def test_virtual_time_is_exactly_what_it_was(before, after):
+def test_virtual_time_is_exactly_what_it_was(before: list[Any], after: list[Any]) -> None:
     clock, other = VirtualClock(), VirtualClock(wall_ns=5)
     live(clock, before)
     assert_restored(clock, other)
@@ -117,7 +117,7 @@ def real(tsc: HostTsc | None = None) -> Iterator[RealClock]:
 
 
 @pytest.mark.parametrize("monotonic", [1 * SECOND, 10**6 * SECOND])
-def test_system_time_goes_on_wherever_the_host_is(host, monotonic):
+def test_system_time_goes_on_wherever_the_host_is(host: Any, monotonic: int) -> None:
     with real() as clock:
         host.pass_by(7 * SECOND)
         saved = packed(clock)
@@ -133,7 +133,7 @@ def test_system_time_goes_on_wherever_the_host_is(host, monotonic):
         assert clock.time_record() == (8 * SECOND, 8 * SECOND, True)
 
 
-def test_the_wall_clock_is_not_set_back(host):
+def test_the_wall_clock_is_not_set_back(host: Any) -> None:
     with real() as clock:
         host.pass_by(7 * SECOND)
         before, saved = clock.wall_ns(), packed(clock)
@@ -142,7 +142,7 @@ def test_the_wall_clock_is_not_set_back(host):
         assert clock.wall_ns() == before
 
 
-def test_the_hosts_counter_is_kept_at_the_new_hosts_rate(host):
+def test_the_hosts_counter_is_kept_at_the_new_hosts_rate(host: Any) -> None:
     with real(HostTsc(5_000, 2 * 10**9)) as clock:
         saved = packed(clock)
     with real(HostTsc(6_000, 3 * 10**9)) as clock:
@@ -154,7 +154,7 @@ def test_the_hosts_counter_is_kept_at_the_new_hosts_rate(host):
 
 @pytest.mark.promise("T-13")
 @pytest.mark.parametrize("new", [None, HostTsc(4_000, 3 * 10**9)])
-def test_a_counter_that_would_be_set_back_is_emulated_at_the_old_rate(host, new):
+def test_a_counter_that_would_be_set_back_is_emulated_at_the_old_rate(host: Any, new: Any) -> None:
     with real(HostTsc(5_000, 2 * 10**9)) as clock:
         host.pass_by(SECOND)
         saved = packed(clock)
@@ -174,7 +174,7 @@ def test_a_counter_that_would_be_set_back_is_emulated_at_the_old_rate(host, new)
             assert again.tsc() == 5_000 + 4 * 10**9
 
 
-def test_who_had_system_time_for_a_counter_keeps_it(host):
+def test_who_had_system_time_for_a_counter_keeps_it(host: Any) -> None:
     with real() as clock:
         host.pass_by(SECOND)
         saved = packed(clock)
@@ -185,7 +185,7 @@ def test_who_had_system_time_for_a_counter_keeps_it(host):
         assert clock.time_record().stable
 
 
-def test_a_guest_never_sees_its_emulated_pvclock_go_back(host):
+def test_a_guest_never_sees_its_emulated_pvclock_go_back(host: Any) -> None:
     with real(HostTsc(5_000, 2_345_678_901)) as clock:
         saved = packed(clock)
     with real() as clock:
@@ -206,7 +206,7 @@ def test_a_guest_never_sees_its_emulated_pvclock_go_back(host):
     ("field", "value"),
     [("now", -1), ("now", 1 << 62), ("wall", -1), ("tsc", 1 << 64), ("tsc_hz", 0), ("traps_tsc", 1)],
 )
-def test_what_no_clock_can_have_been_is_refused(field, value):
+def test_what_no_clock_can_have_been_is_refused(field: str, value: Any) -> None:
     with real() as clock, pytest.raises(StateError, match=field):
         restore(clock, {**clock.state(), field: value})
     with pytest.raises(StateError, match="lacks"):

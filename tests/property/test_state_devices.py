@@ -100,7 +100,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, STEPS)
-def test_rebuilt_rings_go_on_as_the_saved_ones(before, after):
+def test_rebuilt_rings_go_on_as_the_saved_ones(before: list[Any], after: list[Any]) -> None:
     world = World()
     for step in before:
         safely(world, step)
@@ -147,7 +147,7 @@ def tick(timers: TimerQueue[TimerKey], steps: Any) -> list[object]:
 
 
 @given(TIMERS, TIMERS)
-def test_rebuilt_timers_expire_as_the_saved_ones(before, after):
+def test_rebuilt_timers_expire_as_the_saved_ones(before: list[Any], after: list[Any]) -> None:
     timers: TimerQueue[TimerKey] = TimerQueue(TimerKey)
     other: TimerQueue[TimerKey] = TimerQueue(TimerKey)
     tick(timers, before)
@@ -168,13 +168,13 @@ def test_rebuilt_timers_expire_as_the_saved_ones(before, after):
         (None, "armed is not a list"),
     ],
 )
-def test_what_no_timers_can_have_been_is_refused(armed, told):
+def test_what_no_timers_can_have_been_is_refused(armed: Any, told: str) -> None:
     with pytest.raises(StateError) as refused:
         restore(TimerQueue(TimerKey), {"armed": armed})
     assert told in str(refused.value)
 
 
-def test_what_is_owed_to_a_guest_is_not_forgotten():
+def test_what_is_owed_to_a_guest_is_not_forgotten() -> None:
     world = World()
     for step in (("print", 1, b"x"), ("drain", 0, b"")):
         world.perform(step)

@@ -145,7 +145,9 @@ STEPS = st.lists(
 
 @settings(deadline=None)
 @given(st.sampled_from([64, 32]), STEPS, STEPS, st.booleans())
-def test_rebuilt_channels_go_on_as_the_saved_ones(width, before, after, fifo):
+def test_rebuilt_channels_go_on_as_the_saved_ones(
+    width: int, before: list[Any], after: list[Any], fifo: bool
+) -> None:
     world = World(width)
     for domain in world.domains.values():
         for step in (("ipi", 0, 0, 0), ("ipi", 0, 1, 0), ("offer", 0, 0, 0), ("virq", 0, 1, 0)):
@@ -164,7 +166,7 @@ def test_rebuilt_channels_go_on_as_the_saved_ones(width, before, after, fifo):
     }
 
 
-def test_channels_are_put_back_in_place_from_fifo_to_two_level():
+def test_channels_are_put_back_in_place_from_fifo_to_two_level() -> None:
     world = World(64)
     one, two = world.domains[1], world.domains[2]
     one.perform("offer", 0, 0, 1)
@@ -222,7 +224,7 @@ def restore_and_check(channels: EventChannels, saved: Any) -> None:
         (("fifo", "early"), [1 << 17], "fifo.early priorities or queue_of"),
     ],
 )
-def test_what_no_channels_can_have_been_is_refused(path, value, told):
+def test_what_no_channels_can_have_been_is_refused(path: tuple[Any, ...], value: Any, told: str) -> None:
     saved: Any = packed(busy().domains[1].channels)
     at = saved
     for key in path[:-1]:
@@ -235,7 +237,7 @@ def test_what_no_channels_can_have_been_is_refused(path, value, told):
     assert told in str(refused.value)
 
 
-def test_one_virq_cannot_have_two_ports():
+def test_one_virq_cannot_have_two_ports() -> None:
     saved: Any = packed(busy().domains[1].channels)
     saved["ports"].append([3, dict(saved["ports"][1][1])])
     saved["unused"] = 4
@@ -244,12 +246,12 @@ def test_one_virq_cannot_have_two_ports():
 
 
 @pytest.mark.parametrize("place", [[100, 4040], [100, 4], [999, 0], [100, 70000]])
-def test_what_no_vcpu_info_can_have_been_is_refused(place):
+def test_what_no_vcpu_info_can_have_been_is_refused(place: Any) -> None:
     with pytest.raises(StateError, match="moved"):
         restore(World(64).domains[1].infos[0], {"moved": place})
 
 
-def test_events_that_nobody_takes_are_remembered():
+def test_events_that_nobody_takes_are_remembered() -> None:
     bits, other = Unshared(), Unshared()
     bits.set_pending(7, 0)
     bits.set_pending(3, 0)
@@ -258,7 +260,7 @@ def test_events_that_nobody_takes_are_remembered():
     assert unexplained_from(bits) == []
 
 
-def test_a_port_that_was_closed_is_free_again():
+def test_a_port_that_was_closed_is_free_again() -> None:
     world = World(64)
     one = world.domains[1].channels
     assert [one.bind_ipi(0) for _ in range(3)] == [1, 2, 3]
@@ -267,7 +269,7 @@ def test_a_port_that_was_closed_is_free_again():
     assert [other.bind_ipi(0) for _ in range(2)] == [one.bind_ipi(0) for _ in range(2)] == [2, 4]
 
 
-def test_what_is_known_of_a_queue_survives():
+def test_what_is_known_of_a_queue_survives() -> None:
     world = busy()
     one = world.domains[1]
     for step in (

@@ -3,7 +3,7 @@
 
 import copy
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +14,8 @@ from pyhv.address import Mfn
 from pyhv.errors import StateError, XenError
 from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.status import GrantError
-from pyhv.grants.table import GrantTable
-from pyhv.state import restore
+from pyhv.grants.table import GrantTable, SharedPages
+from pyhv.state import Plain, restore
 from pyhv.testing.saving import assert_restored, packed, unexplained_from
 
 HOST, DEVICE = MapFlag.HOST, MapFlag.DEVICE
@@ -56,7 +56,7 @@ class Lender:
     def __init__(self) -> None:
         self.memory: dict[int, bytearray] = {}
         self.in_guest: set[int] = set()
-        self.table = GrantTable(1, self, max_frames=4)
+        self.table = GrantTable(1, cast(SharedPages, self), max_frames=4)
 
     def allocate(self) -> Frame | None:
         mfn = next(mfn for mfn in range(0x100, 0x200) if mfn not in self.memory)
@@ -128,7 +128,7 @@ STEPS = st.lists(
 
 @settings(deadline=None)
 @given(STEPS, STEPS)
-def test_a_rebuilt_table_goes_on_as_the_saved_one(before, after):
+def test_a_rebuilt_table_goes_on_as_the_saved_one(before: list[Any], after: list[Any]) -> None:
     lender = Lender()
     for step in before:
         lender.perform(step)
@@ -163,7 +163,7 @@ def a_loan() -> Lender:
         (("loans", 0, 1, "readers"), [[4, 1]], "loans.8 does not count both halves"),
     ],
 )
-def test_what_no_table_can_have_been_is_refused(path, value, told):
+def test_what_no_table_can_have_been_is_refused(path: tuple[Any, ...], value: Any, told: str) -> None:
     saved: Any = packed(a_loan().table)
     at = saved
     for key in path[:-1]:
@@ -195,7 +195,7 @@ def borrow(track: Maptrack, steps: list[tuple[int, MapFlag, int]]) -> list[objec
 
 
 @given(HANDLES, HANDLES)
-def test_rebuilt_handles_go_on_as_the_saved_ones(before, after):
+def test_rebuilt_handles_go_on_as_the_saved_ones(before: list[Any], after: list[Any]) -> None:
     track, other = Maptrack(), Maptrack()
     borrow(track, before)
     assert_restored(track, other)
@@ -214,7 +214,7 @@ def test_rebuilt_handles_go_on_as_the_saved_ones(before, after):
         ({"mappings": [[0, {"granter": 1, "ref": 8, "flags": 2, "frame": ""}]]}, "mappings.0.1.frame is not"),
     ],
 )
-def test_what_no_handles_can_have_been_is_refused(change, told):
+def test_what_no_handles_can_have_been_is_refused(change: dict[str, Plain], told: str) -> None:
     track = Maptrack(max_frames=1)
     track.add(Mapping(1, 8, HOST, Mfn(7)))
     with pytest.raises(StateError) as refused:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The saved state of memory: frames and page tables that were rebuilt go on as those that were saved."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pyhv.errors import ConfigError, StateError, XenError
 from pyhv.mmu.frames import L1, L4
 from pyhv.mmu.paging import CACHE_FRAMES, MERGED, SPLIT_KERNEL, SPLIT_USER
 from pyhv.mmu.stepwise import approve, settle_some
-from pyhv.state import restore, state
+from pyhv.state import Plain, restore, state
 from pyhv.testing.saving import assert_restored, packed, unexplained_from
 
 PLAY = 14
@@ -122,12 +123,12 @@ class World:
         mfn = play[a % len(play)]
         if len(play) > 6 and self.bench.frames.allocated[mfn] and not self.bench.frames.pinned[mfn]:
             play.remove(mfn)
-            self.bench.frames.deallocate(mfn)
+            self.bench.frames.deallocate(Mfn(mfn))
 
     def approve(self, domain: BareDomain, table: int, c: int) -> object:
         if self.level(table) or self.bench.frames.owner[table] != domain.domid:
             return None
-        return approve(domain.tables, table, domain.tables.top, lambda: c % 2 == 0)
+        return approve(domain.tables, Mfn(table), domain.tables.top, lambda: c % 2 == 0)
 
     def lend(self, domid: int, play: list[int], a: int, c: int) -> None:
         """The other domain maps a frame, as a grant does."""
@@ -138,13 +139,13 @@ class World:
         if table is None or frames.owner[mfn] != self.bench.domains[domid].domid:
             return
         if c % 2:
-            frames.take(mfn)
-        elif not frames.take_writable(mfn):
+            frames.take(Mfn(mfn))
+        elif not frames.take_writable(Mfn(mfn)):
             return
         try:
             other.tables.map_granted(table << 12 | 7 << 3, mfn << 12 | (RO if c % 2 else RW))
         finally:
-            (frames.drop if c % 2 else frames.drop_writable)(mfn)
+            (frames.drop if c % 2 else frames.drop_writable)(Mfn(mfn))
 
 
 WHAT = (
@@ -162,7 +163,7 @@ STEPS = st.lists(
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from([64, 64, 32]), STEPS, STEPS)
-def test_rebuilt_memory_goes_on_as_what_was_saved(width, before, after):
+def test_rebuilt_memory_goes_on_as_what_was_saved(width: int, before: list[Any], after: list[Any]) -> None:
     world = World(width)
     seed(world)
     for step in before:
@@ -185,13 +186,13 @@ def seed(world: World) -> None:
         domain.use(top)
 
 
-def test_every_attribute_is_explained():
+def test_every_attribute_is_explained() -> None:
     world = World(64)
     seed(world)
     assert unexplained_from(*world.parts(), beyond=(Ram,)) == []
 
 
-def test_memory_is_put_back_in_place_and_what_was_translated_meanwhile_is_dropped():
+def test_memory_is_put_back_in_place_and_what_was_translated_meanwhile_is_dropped() -> None:
     world = World(64)
     seed(world)
     then, ram = world.saved(), bytes(world.bench.ram.raw)
@@ -221,7 +222,7 @@ class Watch:
         self.runs = list(runs)
 
 
-def test_an_engine_watches_what_can_be_executed_and_what_counts_as_watched():
+def test_an_engine_watches_what_can_be_executed_and_what_counts_as_watched() -> None:
     world = World(64)
     seed(world)
     domain = world.bench.domains[0]
@@ -260,7 +261,9 @@ def with_word(column: bytes, at: int, value: int, size: int) -> bytes:
         ("code", lambda old: list(old), "code is not of the type bytes"),
     ],
 )
-def test_what_no_frame_table_can_have_been_is_refused(column, change, told):
+def test_what_no_frame_table_can_have_been_is_refused(
+    column: str, change: Callable[..., Any], told: str
+) -> None:
     world = World(64)
     saved: Any = packed(world.bench.frames)
     saved[column] = change(saved[column])
@@ -291,7 +294,7 @@ def test_what_no_frame_table_can_have_been_is_refused(column, change, told):
         ("code", {"fresh": [400]}, "known fresh or foreign"),
     ],
 )
-def test_what_no_memory_can_have_been_is_refused(part, change, told):
+def test_what_no_memory_can_have_been_is_refused(part: str, change: dict[str, Plain], told: str) -> None:
     bench = World(64).bench
     domain = bench.domains[0]
     things: dict[str, Any] = {
@@ -308,7 +311,7 @@ def test_what_no_memory_can_have_been_is_refused(part, change, told):
     assert told in str(refused.value)
 
 
-def test_the_least_recently_used_copy_stays_it():
+def test_the_least_recently_used_copy_stays_it() -> None:
     world = World(64)
     domain = world.bench.domains[0]
     tops = []

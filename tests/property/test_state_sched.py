@@ -90,7 +90,7 @@ STEPS = st.lists(
 
 @settings(deadline=None)
 @given(st.sampled_from(NAMES), STEPS, STEPS)
-def test_a_rebuilt_scheduler_decides_as_the_saved_one(name, before, after):
+def test_a_rebuilt_scheduler_decides_as_the_saved_one(name: str, before: list[Any], after: list[Any]) -> None:
     world = World(name, set(range(6)))
     for step in [("wake", 0, 0), ("wake", 3, 0), ("wake", 5, 0), ("run", 0, 29 * MILLISECOND), *before]:
         world.perform(step)
@@ -125,7 +125,9 @@ def busy(name: str) -> World:
         (("domains", 0, 1), [0, 0], "domains has one, 0, that cannot be"),
     ],
 )
-def test_what_no_scheduler_can_have_been_is_refused(name, path, value, told):
+def test_what_no_scheduler_can_have_been_is_refused(
+    name: str, path: tuple[Any, ...], value: Any, told: str
+) -> None:
     saved: Any = packed(busy(name).scheduler)
     at = saved
     for key in path[:-1]:
@@ -136,7 +138,7 @@ def test_what_no_scheduler_can_have_been_is_refused(name, path, value, told):
     assert told in str(refused.value)
 
 
-def test_runstates_and_periodic_timers():
+def test_runstates_and_periodic_timers() -> None:
     runstate = Runstate(VcpuState.RUNNABLE, 5, [1, 2, 3, 4])
     assert_restored(runstate, Runstate(VcpuState.OFFLINE, 0))
     with pytest.raises(StateError, match="times is not a list of 4"):
@@ -146,7 +148,7 @@ def test_runstates_and_periodic_timers():
         restore(PeriodicTimer(0), {"last": 0, "period": -1})
 
 
-def test_what_the_accounting_has_come_to_survives():
+def test_what_the_accounting_has_come_to_survives() -> None:
     world = busy("credit")
     for _ in range(8):
         world.perform(("run", 0, 20 * MILLISECOND))

@@ -108,7 +108,7 @@ OPERATIONS = st.one_of(
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(OPERATIONS, max_size=40), st.lists(OPERATIONS, max_size=25), st.booleans())
-def test_a_rebuilt_store_goes_on_as_the_saved_one(before, after, watched):
+def test_a_rebuilt_store_goes_on_as_the_saved_one(before: list[Any], after: list[Any], watched: bool) -> None:
     world = World()
     if watched:
         world.store.watch("/local/domain", world.heard.append, "toolstack2")
@@ -129,8 +129,8 @@ def test_a_rebuilt_store_goes_on_as_the_saved_one(before, after, watched):
 
 @given(st.lists(OPERATIONS, max_size=30), st.lists(OPERATIONS, max_size=30))
 @settings(max_examples=50, deadline=None)
-def test_a_store_is_put_back_in_place(before, after):
-    def living(operations):
+def test_a_store_is_put_back_in_place(before: list[Any], after: list[Any]) -> None:
+    def living(operations: list[Any]) -> list[Any]:
         return [operation for operation in operations if operation[0] != "release"]
 
     world = World()
@@ -144,7 +144,7 @@ def test_a_store_is_put_back_in_place(before, after):
     assert [world.perform(operation) for operation in living(after)] == answers
 
 
-def test_trees_share_their_nodes_again_and_conflicts_are_found():
+def test_trees_share_their_nodes_again_and_conflicts_are_found() -> None:
     world = World()
     store = world.store
     for number in range(200):
@@ -167,14 +167,14 @@ def test_trees_share_their_nodes_again_and_conflicts_are_found():
         assert guest.take(100).endswith(b"EAGAIN\0")
 
 
-def test_a_deep_tree_needs_no_recursion():
+def test_a_deep_tree_needs_no_recursion() -> None:
     world = World()
     path = "/" + "a/" * 1000 + "b"
     world.store.write(path, "deep")
     assert world.rebuild().store.read(path) == b"deep"
 
 
-def test_a_cancelled_watch_of_the_hypervisors_stays_cancelled_after_it_was_put_back():
+def test_a_cancelled_watch_of_the_hypervisors_stays_cancelled_after_it_was_put_back() -> None:
     world = World()
     saved = packed(world.store)
     handle = world.store.watch("/tool", world.heard.append)
@@ -243,14 +243,14 @@ def changed(saved: Any, path: tuple[str | int, ...], value: object) -> Any:
         ),
     ],
 )
-def test_what_no_store_can_have_been_is_refused(path, value, told):
+def test_what_no_store_can_have_been_is_refused(path: tuple[Any, ...], value: Any, told: str) -> None:
     saved = changed(packed(busy_world().store), path, value)
     with pytest.raises(StateError) as refused:
         restore(World().store, saved)
     assert told in str(refused.value)
 
 
-def test_nodes_that_unfold_without_end_are_refused():
+def test_nodes_that_unfold_without_end_are_refused() -> None:
     """Each node has the one before it twice below it: forty of them would be a tree of 2**40."""
     world = World()
     saved: Any = packed(world.store)
@@ -272,13 +272,13 @@ def test_nodes_that_unfold_without_end_are_refused():
         ("error", 9),
     ],
 )
-def test_what_no_connection_can_have_been_is_refused(field, value):
+def test_what_no_connection_can_have_been_is_refused(field: str, value: Any) -> None:
     guest = World().guests[1]
     with pytest.raises(StateError, match=field):
         restore(guest, {**state(guest), field: value})
 
 
-def test_a_tree_that_has_a_node_twice_is_refused():
+def test_a_tree_that_has_a_node_twice_is_refused() -> None:
     world = World()
     saved: Any = packed(world.store)
     top = saved["tree"][0]
@@ -289,13 +289,13 @@ def test_a_tree_that_has_a_node_twice_is_refused():
         restore(world.store, saved)
 
 
-def test_a_count_of_watches_costs_nothing():
+def test_a_count_of_watches_costs_nothing() -> None:
     world = World()
     restore(world.store, {**state(world.store), "watches_registered": 2**63})
     assert state(world.store)["watches_registered"] == 2**63
 
 
-def test_a_transaction_that_has_failed_stays_failed():
+def test_a_transaction_that_has_failed_stays_failed() -> None:
     world = busy_world()
     world.guests[1].feed(message(Message.WRITE, "a/c", "x" * 200, tx=1))
     world.guests[1].take(1000)
@@ -305,7 +305,7 @@ def test_a_transaction_that_has_failed_stays_failed():
         assert one.guests[1].take(1000).endswith(b"ENOMEM\0")
 
 
-def test_events_that_wait_count_against_the_quota():
+def test_events_that_wait_count_against_the_quota() -> None:
     world = busy_world()
     for number in range(4):
         world.store.write(f"/local/domain/1/a/{number}")

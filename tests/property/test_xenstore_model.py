@@ -6,11 +6,14 @@ commits, the changes made in the transaction, replayed on the model, must give t
 store answers EAGAIN, somebody must have changed the tree in between, and nothing may have happened.
 """
 
+from collections.abc import Callable
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from pyhv.state import restore, state
+from pyhv.xenstore.client import Client
 from pyhv.xenstore.limits import StoreError, lineage, parent_of
 from pyhv.xenstore.store import Store
 
@@ -86,7 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open: list[Open] = []
         self.heard.clear()
 
-    def answer(self, operation, *arguments) -> str:
+    def answer(self, operation: Callable[..., object], *arguments: object) -> str:
         try:
             operation(*arguments)
         except StoreError as error:
@@ -122,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
     def read(self, path: str) -> None:
         self.compare_read(self.clients[1], path, 0, self.model)
 
-    def compare_read(self, client, path: str, tx: int, model: Model) -> None:
+    def compare_read(self, client: Client, path: str, tx: int, model: Model) -> None:
         if path in model:
             assert client.read(path, tx) == model[path][0]
             assert set(client.directory(path, tx)) == model_children(model, path)

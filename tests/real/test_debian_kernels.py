@@ -17,6 +17,7 @@ from bench.compatibility import GRUB, LINUX, Subject
 from pyhv.cli.messages import PlainProgress
 from pyhv.domain.config import DomainConfig
 from pyhv.images import debian, kernels
+from pyhv.images.archive import Progress
 from pyhv.images.kernels import KERNELS
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
@@ -32,7 +33,7 @@ PATIENCE_S = 120.0
 
 @pytest.mark.promise("C-6")
 def test_the_cloud_kernel_to_its_shell_and_off() -> None:
-    def fetch(progress: PlainProgress) -> str:
+    def fetch(progress: Progress) -> str:
         return debian.ensure(progress, flavour="cloud").version
 
     subject = Subject("cloud", ("debian", "--flavour", "cloud"), fetch, LINUX)
@@ -65,7 +66,7 @@ def test_the_rt_kernel_to_its_first_process() -> None:
 @pytest.mark.promise("C-6")
 @pytest.mark.parametrize(("name", "width"), [("pv-grub", 64), ("pv-grub-32", 32)])
 def test_pv_grub_answers_at_its_prompt_and_halts(name: str, width: int) -> None:
-    def fetch(progress: PlainProgress) -> str:
+    def fetch(progress: Progress) -> str:
         return kernels.ensure(name, KERNELS[name], progress).version
 
     result = compatibility.run(Subject(name, (name,), fetch, GRUB, width), PlainProgress(), PATIENCE_S)

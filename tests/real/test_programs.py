@@ -77,7 +77,7 @@ def test_every_program_is_run() -> None:
 
 def programs_of(setup: Setup) -> list[object]:
     """Every program that is run in a setup, as parameters: setup, name."""
-    marks = {name: [] for name in NAMES}
+    marks: dict[str, list[pytest.MarkDecorator]] = {name: [] for name in NAMES}
     if not setup.tuned:
         for name, reason in IN_PLAIN_ENGINES.items():
             marks[name] = [pytest.mark.xfail(reason=reason, strict=True)]

@@ -114,7 +114,7 @@ def plain() -> Iterator[tuple[str, bytes]]:
         # The first section header is nobody's, whatever it says.
         yield (
             f"{name}, first section",
-            _patched(data, *struct.unpack_from("<Q", data, 40), "<II", 1, SHT_SYMTAB),
+            _patched(data, struct.unpack_from("<Q", data, 40)[0], "<II", 1, SHT_SYMTAB),
         )
     yield "many program headers", _patched(elf().load(0x100000, b"x" * (300 * 56)).make(), 56, "<H", 300)
     yield "big-endian", _patched(kernel(), 5, "<B", 2)
@@ -200,7 +200,7 @@ def placed() -> Iterator[tuple[str, bytes]]:
         )
     for page in (0, 0x101000, 0x101010, 0x103000, 0x10E000, 0xFFF000, 0x1000000, 0xFFFFFFFFFFFFF000):
         yield f"hypercall page {page:#x}", kernel(BOOTABLE + note(2, page))
-    base = note(3, LINUX_BASE) + note(4, 0) + note(1, LINUX_BASE + 0x100000)
+    linux = note(3, LINUX_BASE) + note(4, 0) + note(1, LINUX_BASE + 0x100000)
     for p2m in (
         0,
         1 << 39,
@@ -210,7 +210,7 @@ def placed() -> Iterator[tuple[str, bytes]]:
         LINUX_BASE + 0x101000,
         1 << 63,
     ):
-        yield f"p2m at {p2m:#x}", kernel(BOOTABLE + base + note(15, p2m))
+        yield f"p2m at {p2m:#x}", kernel(BOOTABLE + linux + note(15, p2m))
 
 
 def numbers() -> Iterator[tuple[str, bytes]]:

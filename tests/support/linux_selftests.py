@@ -93,7 +93,7 @@ def build(test: Selftest, width: Width) -> Path:
     gcc = compiler(width)
     directory = sources() / SELFTESTS / test.directory
     stem = test.name.rpartition("/")[2]
-    more = MORE_SOURCES.get((test.name, width), ())
+    more: tuple[str, ...] = MORE_SOURCES.get((test.name, width), ())
     if test.directory == "vm" and stem in WITH_VM_UTIL:
         more += ("vm_util.c",)
     command = [gcc, *FLAGS, *width.value, *MORE_FLAGS.get(test.directory, ()), f"{stem}.c", *more]

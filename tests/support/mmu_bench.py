@@ -133,7 +133,7 @@ class Bench:
 
     def _freed(self, mfn: int, _owner: int) -> None:
         if self.frames.code[mfn]:
-            self.physical.code_written(mfn)
+            self.physical.code_written(Mfn(mfn))
 
     def audit(self) -> list[str]:
         """What is wrong."""

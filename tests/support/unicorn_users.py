@@ -104,7 +104,7 @@ def main() -> None:
                 bare.run("mov eax, 1; ud2")
                 bare.close() if turn else None
     for user in before + after:
-        user.uc.ctl_flush_tb()
+        user.uc.ctl_flush_tb()  # type: ignore[attr-defined]
         user.run("flushed")
 
 

@@ -32,6 +32,9 @@ class Lender:
         self.pages.append(BytesPage(0x100 + len(self.pages)))
         return self.pages[-1]
 
+    def page(self, mfn: Mfn) -> BytesPage | None:
+        return next((page for page in self.pages if page.mfn == mfn), None)
+
     def mapped(self, mfn: int) -> bool:
         return mfn in self.in_guest
 

@@ -2,6 +2,7 @@
 """Version 2 of grant tables: statuses apart, parts of pages, grants passed on, and the way there and back."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -70,13 +71,13 @@ class Either(Lender):
         return status.read_u16(ref * 2)
 
 
-def refused(call, *arguments: object) -> GrantStatus:
+def refused(call: Callable[..., object], *arguments: object) -> GrantStatus:
     with pytest.raises(GrantError) as refusal:
         call(*arguments)
     return refusal.value.status
 
 
-def errno_of(call, *arguments: object) -> int:
+def errno_of(call: Callable[..., object], *arguments: object) -> int:
     with pytest.raises(XenError) as refusal:
         call(*arguments)
     return refusal.value.errno

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from capstone import CS_ARCH_X86, CS_MODE_32, CS_MODE_64, Cs
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,9 +41,17 @@ def build_text(tmp_path: Path, text: str) -> ELFFile:
     return ELFFile(io.BytesIO(build(source)))
 
 
+def symbol_table(elf: ELFFile) -> SymbolTableSection:
+    found = elf.get_section_by_name(".symtab")
+    assert isinstance(found, SymbolTableSection)
+    return found
+
+
 def address_of(elf: ELFFile, name: str) -> int:
-    (symbol,) = elf.get_section_by_name(".symtab").get_symbol_by_name(name)
-    return symbol["st_value"]
+    found = symbol_table(elf).get_symbol_by_name(name)
+    assert found is not None
+    (symbol,) = found
+    return int(symbol["st_value"])
 
 
 def bytes_at(elf: ELFFile, address: int, size: int) -> bytes:
@@ -358,7 +367,7 @@ def test_elf_structure(tmp_path: Path) -> None:
         (2, (LOAD_ADDRESS + 4096).to_bytes(8, "little")),
         (14, (1).to_bytes(8, "little")),
     ]
-    symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols()}
+    symbols = {s.name: s for s in symbol_table(elf).iter_symbols()}
     inner, room = symbols["_start.inner"], symbols["room"]
     assert (inner["st_info"]["bind"], symbols["_start"]["st_info"]["bind"]) == ("STB_LOCAL", "STB_GLOBAL")
     assert (symbols["helper"]["st_info"]["type"], room["st_info"]["type"]) == ("STT_FUNC", "STT_OBJECT")
@@ -385,7 +394,7 @@ def test_elf_structure_of_a_32_bit_kernel(tmp_path: Path) -> None:
         (2, (LOAD_ADDRESS + 4096).to_bytes(4, "little")),
     ]
     assert bytes_at(elf, address_of(elf, "number"), 4) == (4).to_bytes(4, "little")
-    symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols()}
+    symbols = {s.name: s for s in symbol_table(elf).iter_symbols()}
     inner, room = symbols["_start.inner"], symbols["room"]
     assert (inner["st_info"]["bind"], symbols["_start"]["st_info"]["bind"]) == ("STB_LOCAL", "STB_GLOBAL")
     assert (symbols["helper"]["st_info"]["type"], room["st_info"]["type"]) == ("STT_FUNC", "STT_OBJECT")
@@ -435,7 +444,7 @@ def test_builtin_32_bit_kernel_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize("name", GUESTS + GUESTS_32)
 def test_builtin_code_decodes_and_branches_to_labels(name: str) -> None:
     elf = ELFFile(io.BytesIO(build_builtin(name)))
-    symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
+    symbols = list(symbol_table(elf).iter_symbols())
     labels = {symbol["st_value"] for symbol in symbols}
     data = {"hypercall_page", "user_text", "user_zero"}  # bytes inside .text that are no code
     decoded = 0

@@ -4,6 +4,7 @@
 import struct
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -343,7 +344,7 @@ def test_command_line_limits() -> None:
 def test_plan_and_contents_must_agree() -> None:
     image = classic()
     layout = plan(image, 4096, 100)
-    numbers = {"shared_info": MachineAddress(0), "store_evtchn": 1, "console_evtchn": 2}
+    numbers: dict[str, Any] = {"shared_info": MachineAddress(0), "store_evtchn": 1, "console_evtchn": 2}
     with pytest.raises(ConfigError, match="planned"):
         build(Memory(4096), image, layout, ramdisk=b"short", **numbers)
     with pytest.raises(ConfigError, match="planned"):

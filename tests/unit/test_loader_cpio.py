@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The newc writer, read back by a few lines written from the format's description."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -20,7 +21,8 @@ class Entry(NamedTuple):
 
 
 def read(archive: bytes) -> list[Entry]:
-    entries, at, inodes = [], 0, set()
+    entries: list[Entry] = []
+    at, inodes = 0, set[int]()
     assert len(archive) % 512 == 0
     while True:
         assert archive[at : at + 6] == b"070701"
@@ -90,7 +92,7 @@ def test_conflicts() -> None:
     writer = CpioWriter()
     writer.file("f", b"")
     writer.directory("d", 0o700)
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: writer.file("f", b""),
         lambda: writer.directory("f"),
         lambda: writer.directory("d", 0o755),
@@ -99,7 +101,8 @@ def test_conflicts() -> None:
         lambda: writer.node("n", "c", 4096, 0),
         lambda: writer.symlink("s", ""),
         lambda: writer.file("m", b"", 1 << 20),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(ConfigError):
             attempt()
     assert [entry.name for entry in read(writer.finish())] == ["f", "d"]

@@ -5,6 +5,7 @@ import gzip
 import lzma
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -42,7 +43,7 @@ GUEST_STRING = (
 )
 
 
-def refused(data: bytes, **options: bool) -> str:
+def refused(data: bytes, **options: Any) -> str:
     with pytest.raises(ImageError) as caught:
         load_image(data, "k", **options)
     message = str(caught.value)

@@ -2,6 +2,7 @@
 """The layout against worked examples that genuine Xen gives real kernels, and its invariants."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ LINUX_BASE = 0xFFFFFFFF80000000
 MIB = 256
 
 
-def image(kstart: int, kend: int, virt_base: int | None = None, width: int = 64, **notes: int) -> KernelImage:
+def image(kstart: int, kend: int, virt_base: int | None = None, width: int = 64, **notes: Any) -> KernelImage:
     base = virt_base or 0
     segment = Segment(kstart - base, kstart, 0, kend - kstart, b"", 7)
     told = XenNotes(
@@ -32,7 +33,7 @@ def image(kstart: int, kend: int, virt_base: int | None = None, width: int = 64,
     return KernelImage("k", "ELF", width, machine, (segment,), kstart, told)
 
 
-def linux(**notes: int) -> KernelImage:
+def linux(**notes: Any) -> KernelImage:
     wishes = {"init_p2m": 0x8000000000, "mod_start_pfn": 1} | notes
     return image(LINUX_BASE + 0x1000000, LINUX_BASE + 0x4A00000, LINUX_BASE, **wishes)
 

@@ -5,6 +5,7 @@ import bz2
 import gzip
 import lzma
 import struct
+from collections.abc import Callable
 
 import pytest
 import zstandard
@@ -30,7 +31,7 @@ def test_gzip_is_left_alone_if_asked_for() -> None:
 
 
 @pytest.mark.parametrize("pack", [bytes, bz2.compress, lzma.compress, zstandard.compress])
-def test_everything_else_is_left_to_the_guest(pack) -> None:
+def test_everything_else_is_left_to_the_guest(pack: Callable[[bytes], bytes]) -> None:
     assert prepare(pack(CPIO), "r") == (pack(CPIO), "the file as it is")
 
 

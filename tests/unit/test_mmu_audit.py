@@ -41,10 +41,10 @@ class Sound:
         guest.tables.update_l1(self.l1 << 12 | 8, self.code << 12 | RX)
         guest.tables.update_upper(self.l4 << 12 | 300 << 3, L4, self.l3 << 12 | UPPER)
         guest.tables.update_upper(self.l4 << 12 | 8, L4, self.l4 << 12 | LINEAR)
-        bench.frames.take_writable(self.theirs)
+        bench.frames.take_writable(Mfn(self.theirs))
         guest.tables.map_granted(self.l1 << 12 | 16, self.theirs << 12 | RW)
         guest.grants.append(MappedGrant(Mfn(self.theirs), False))
-        bench.frames.take_writable(self.theirs)
+        bench.frames.take_writable(Mfn(self.theirs))
         guest.grants.append(MappedGrant(Mfn(self.theirs), False, device=True))
         self.copy = guest.cache.hardware_l4(self.l4, MERGED)
         guest.cache.hardware_l4(self.l4, SPLIT_KERNEL)
@@ -52,18 +52,18 @@ class Sound:
         vcpu = guest.vcpus[0]
         for mfn in (self.gdt, self.ldt):
             bench.frames.type[mfn], bench.frames.type_count[mfn] = SEGDESC, 1
-            bench.frames.take(mfn)
+            bench.frames.take(Mfn(mfn))
         vcpu.gdt_frames.append(Mfn(self.gdt))
         vcpu.ldt_mapped[2] = Mfn(self.ldt)
         guest.area.map(0, 0, self.gdt)
         guest.area.map(0, 18, self.ldt)
         info = guest.one()
-        bench.frames.take_writable(info)
+        bench.frames.take_writable(Mfn(info))
         vcpu.info = Mfn(info)
         guest.grant_frames.append(bench.frames.allocate_shared(guest.domid))
         self.events = guest.one()
         for _ in range(2):
-            bench.frames.take_writable(self.events)
+            bench.frames.take_writable(Mfn(self.events))
             guest.event_pages.append(Mfn(self.events))
 
     @property
@@ -151,7 +151,7 @@ DAMAGE: dict[str, tuple[Callable[[Sound], object], str]] = {
         "serves it for two purposes",
     ),
     "a copy in a guest's frame": (
-        lambda s: s.guest.cache._free.__setitem__(0, s.page),
+        lambda s: s.guest.cache._free.__setitem__(0, Mfn(s.page)),
         "is not the hypervisor's, or serves it for two purposes",
     ),
     "a descriptor page beyond RAM": (lambda s: s.entry(s.guest.area._l1s[0], 5, 1 << 50 | 1), "page 5 of"),
@@ -474,9 +474,9 @@ class HostileGuest(RuleBasedStateMachine):
         if any(loan[1] == slot for loan in self.loans):
             return
         if write:
-            assert frames.take_writable(mfn)
+            assert frames.take_writable(Mfn(mfn))
         else:
-            frames.take(mfn)
+            frames.take(Mfn(mfn))
         self.guest.tables.map_granted(self.window << 12 | slot << 3, mfn << 12 | (RW if write else RO))
         self.loans.append((mfn, slot, write))
         self.guest.grants.append(MappedGrant(Mfn(mfn), not write))
@@ -514,7 +514,7 @@ class HostileGuest(RuleBasedStateMachine):
     def lender_takes_its_frame_back(self, which: int) -> None:
         """Given back while we map it, the frame lives on; then the lender lends another one."""
         mfn = self.lent[which]
-        self.bench.frames.deallocate(mfn)
+        self.bench.frames.deallocate(Mfn(mfn))
         mapped = any(loan[0] == mfn for loan in self.loans)
         assert (self.bench.frames.owner[mfn] == self.other.domid) == mapped
         self.lent[which] = self.other.one()
@@ -524,7 +524,7 @@ class HostileGuest(RuleBasedStateMachine):
         """A frame is replaced in our list; the old one lives as long as something uses it."""
         mfn = self.frames[at]
         if self.bench.frames.allocated[mfn]:
-            self.bench.frames.deallocate(mfn)
+            self.bench.frames.deallocate(Mfn(mfn))
             held = any(count for (frame, _), count in self.model.holds.items() if frame == mfn)
             assert (self.bench.frames.owner[mfn] == self.guest.domid) == held
             if self.bench.frames.free_count > 8:

@@ -2,7 +2,9 @@
 """Translated code stays what memory holds: against a model of an emulator that overlooks all it may."""
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from mmu_bench import RO, RW, RX, BareDomain, Bench
 
 from pyhv.abi.x86 import PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW
 from pyhv.address import Mfn
+from pyhv.cpu.engine import Engine
 from pyhv.cpu.watch import Run
 from pyhv.mmu import codewatch
 from pyhv.mmu.audit import MappedGrant
@@ -64,7 +67,7 @@ class Guest:
     def __init__(self, bench: Bench, domain: BareDomain) -> None:
         self.bench, self.domain, self.tables = bench, domain, domain.tables
         self.engine = ForgetfulEngine()
-        self.tables.code.attach(self.engine)
+        self.tables.code.attach(cast(Engine, self.engine))
         bench.physical.invalidators.append(self.engine.invalidate_code)
         bench.physical.executors.append(self.tables)
         self.l1, self.other_l1 = domain.table(), domain.table()
@@ -100,7 +103,13 @@ class World:
         guest = self.chance.choices(self.guests, (4, 1))[0]
         if guest is not self.running:
             self.turn(guest, at)
-        acts = [self.map, self.change_execute, self.unmap, *[self.store] * 4, *[self.execute] * 6]
+        acts: list[Callable[[Guest, int], object]] = [
+            self.map,
+            self.change_execute,
+            self.unmap,
+            *[self.store] * 4,
+            *[self.execute] * 6,
+        ]
         acts += [self.hypervisor_writes, self.whole_table, self.turn]
         if guest is self.owner:
             acts += [self.map, self.exchange]
@@ -134,9 +143,9 @@ class World:
             guest.tables.update_l1(address, mfn << 12 | flags)
             return
         if flags & PTE_RW:
-            frames.take_writable(mfn)
+            frames.take_writable(Mfn(mfn))
         else:
-            frames.take(mfn)
+            frames.take(Mfn(mfn))
         guest.tables.map_granted(address, mfn << 12 | flags | PTE_NX)
         guest.domain.grants.append(MappedGrant(Mfn(mfn), not flags & PTE_RW))
 
@@ -189,7 +198,7 @@ class World:
         if frames.refs[mfn] == 1:
             guest.tables.flush |= guest.tables.stale  # as `Machine` does when a frame changes hands
             self.bench.physical.code_gone(np.array([mfn]))
-            frames.deallocate(mfn)
+            frames.deallocate(Mfn(mfn))
             self.contents[mfn] += 1
             self.frames[at] = guest.domain.one()
 
@@ -230,9 +239,9 @@ class Page:
     def borrow(self, flags: int) -> None:
         frames = self.world.bench.frames
         if flags & PTE_RW:
-            frames.take_writable(self.mfn)
+            frames.take_writable(Mfn(self.mfn))
         else:
-            frames.take(self.mfn)
+            frames.take(Mfn(self.mfn))
         self.guest.tables.map_granted(self.addresses[flags], self.mfn << 12 | flags | PTE_NX)
         if not flags & PTE_NX:
             self.guest.tables.update_l1(self.addresses[flags], self.mfn << 12 | flags)

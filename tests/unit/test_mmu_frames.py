@@ -5,6 +5,7 @@ import pytest
 from mmu_bench import Bench
 
 from pyhv.abi.domid import DOMID_INVALID, DOMID_XEN
+from pyhv.address import Mfn
 from pyhv.cpu.ram import Ram
 from pyhv.mmu.frames import INVALID_M2P, L1, NONE, SEGDESC, WRITABLE, FrameTable, NoFrames
 
@@ -104,7 +105,7 @@ def test_a_dead_domains_frames_are_free_but_for_those_that_others_map() -> None:
     bench = Bench()
     frames, first = bench.frames, bench.domains[0]
     kept, code, *rest = first.take(20)
-    frames.take_writable(kept)
+    frames.take_writable(Mfn(kept))
     frames.code[code] = 1
     for mfn in (kept, code, *rest):
         bench.ram.writable.q[mfn << 9 | 5] = 0x5EC2E7
@@ -121,7 +122,7 @@ def test_a_dead_domains_frames_are_free_but_for_those_that_others_map() -> None:
         assert bench.ram.q[mfn << 9 | 5] == 0
         assert bench.m2p.table[mfn] == INVALID_M2P
     assert frames.refs[kept] == 1
-    frames.drop_writable(kept)
+    frames.drop_writable(Mfn(kept))
     assert frames.free_count == before + 20
     assert len(set(frames.free_list().tolist())) == frames.free_count
 

@@ -2,13 +2,14 @@
 """The door to memory: walks, the guest's pointers, and translations of code that is written over."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from mmu_bench import LINEAR, RO, RW, RX, UPPER, BareDomain, Bench, refused
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_RW, PTE_US
-from pyhv.address import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, MASK64, Va
+from pyhv.address import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START, MASK64, Mfn, Va
 from pyhv.errors import XenError
 from pyhv.mmu.frames import L4
 from pyhv.mmu.memory import walk
@@ -204,17 +205,18 @@ def test_leaf_entries(space: Space) -> None:
 def test_writing_over_code_drops_its_translations(space: Space) -> None:
     dropped, code = space.bench.dropped, space.pages[4]
     physical = space.bench.physical
-    for write in (
+    writes: list[Callable[[], object]] = [
         lambda: space.memory.write(0x4000, b"\xc3"),
         lambda: physical.write((code << 12) + 5, b"\x90"),
         lambda: physical.write_u64(code << 12, 1),
         lambda: physical.write_u32(code << 12, 1),
-        lambda: physical.write_slots(code, slice(0, 2), 7),
-        lambda: FramePage(physical, code).write_u32(4, 1),
-        lambda: FramePage(physical, code).write_u16(4, 1),
-        lambda: FramePage(physical, code).write_u8(4, 1),
-        lambda: FramePage(physical, code).write_u64(8, 1),
-    ):
+        lambda: physical.write_slots(Mfn(code), slice(0, 2), 7),
+        lambda: FramePage(physical, Mfn(code)).write_u32(4, 1),
+        lambda: FramePage(physical, Mfn(code)).write_u16(4, 1),
+        lambda: FramePage(physical, Mfn(code)).write_u8(4, 1),
+        lambda: FramePage(physical, Mfn(code)).write_u64(8, 1),
+    ]
+    for write in writes:
         dropped.clear()
         write()
         assert dropped == [code]
@@ -233,7 +235,7 @@ def test_a_frame_that_is_no_longer_executable_is_dropped_once(space: Space) -> N
 
 
 def test_frame_pages(space: Space) -> None:
-    page = FramePage(space.bench.physical, space.pages[0])
+    page = FramePage(space.bench.physical, Mfn(space.pages[0]))
     page.write(0x100, b"ring")
     page.write_u8(0x104, 0xAB)
     page.write_u16(0x106, 0x1234)

@@ -12,6 +12,7 @@ from mmu_bench import LINEAR, RO, RW, UPPER, BareDomain, Bench, refused
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_A, PTE_G, PTE_GUEST_KERNEL, PTE_NX, PTE_P, PTE_PCD, PTE_PSE, PTE_RW, PTE_US
+from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.mmu.frames import L1, L2, L3
 from pyhv.mmu.memory import walk
@@ -99,7 +100,7 @@ class TestTheTop:
         assert isinstance(tables, PaePageTables)
         tables.l3_anywhere = False
         with refused(Errno.ERANGE):
-            tables.prepare(1 << 20, L3)
+            tables.prepare(Mfn(1 << 20), L3)
 
 
 @pytest.mark.promise("I-4")
@@ -123,7 +124,7 @@ class TestTheLastL2:
 
     def test_invalid_in_32_bits(self, bench: Bench, guest: BareDomain) -> None:
         data = guest.one()
-        bench.frames.deallocate(data)
+        bench.frames.deallocate(Mfn(data))
         assert bench.m2p.table.narrow_np[data] == 0xFFFF_FFFF
 
     def test_hypercall_pointers_stop_below_it(self, guest: BareDomain) -> None:

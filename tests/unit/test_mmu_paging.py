@@ -5,6 +5,7 @@ import pytest
 from mmu_bench import LINEAR, RW, UPPER, BareDomain, Bench
 
 from pyhv.abi.x86 import PTE_NX, PTE_P, PTE_RW, PTE_US
+from pyhv.address import Mfn
 from pyhv.mmu.frames import L2, L3, L4
 from pyhv.mmu.paging import DOMAIN_SLOT, M2P_SLOT, MERGED, SPLIT_KERNEL, SPLIT_USER
 
@@ -102,7 +103,7 @@ def test_death_gives_everything_back(bench: Bench, guest: BareDomain) -> None:
         domain.tables.update_upper(l4 << 12 | 8, L4, l4 << 12 | LINEAR)
         domain.tables.pin(l2, L2)
         domain.tables.update_upper(l3 << 12 | 8, L3, l2 << 12 | UPPER)
-        fresh.frames.deallocate(l2)
+        fresh.frames.deallocate(Mfn(l2))
         domain.die()
         assert fresh.audit() == []
     assert fresh.frames.free_count == free

@@ -22,6 +22,7 @@ from pyhv.abi.x86 import (
     PTE_SOFT_HIGH,
     PTE_US,
 )
+from pyhv.address import Mfn
 from pyhv.mmu.frames import L1, L2, L3, L4, WRITABLE
 from pyhv.mmu.tables import MOST_FLUSH_PAGES
 
@@ -426,8 +427,8 @@ def test_a_frame_given_back_stays_until_it_is_unused(bench: Bench, guest: BareDo
     l1, page = pinned_l1(guest), guest.one()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
     before = bench.frames.free_count
-    bench.frames.deallocate(page)
-    bench.frames.deallocate(l1)
+    bench.frames.deallocate(Mfn(page))
+    bench.frames.deallocate(Mfn(l1))
     assert bench.frames.free_count == before
     assert bench.audit() == []
     guest.tables.unpin(l1)
@@ -441,7 +442,7 @@ def test_many_leaves_of_one_frame_in_one_table(bench: Bench, guest: BareDomain) 
     guest.tables.pin(l1, L1)
     frames = bench.frames
     assert (frames.type_count[page], frames.refs[page], frames.exec_count[page]) == (256, 513, 256)
-    frames.deallocate(page)
+    frames.deallocate(Mfn(page))
     guest.tables.unpin(l1)
     assert frames.owner[page] != guest.domid
     assert bench.audit() == []
@@ -502,7 +503,7 @@ def test_upper_changes_and_demotions_flush(bench: Bench, guest: BareDomain) -> N
 def test_a_foreign_leaf_is_flushed_when_it_goes(bench: Bench, guest: BareDomain) -> None:
     """Its owner may free or retype the frame and knows nothing of our TLB."""
     theirs, page, l1 = bench.domains[1].one(), guest.one(), pinned_l1(guest)
-    bench.frames.take_writable(theirs)
+    bench.frames.take_writable(Mfn(theirs))
     guest.tables.map_granted(l1 << 12, theirs << 12 | RW)
     guest.tables.flushed()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
@@ -539,7 +540,7 @@ def test_an_untyped_frame_can_be_prepared(bench: Bench, guest: BareDomain) -> No
 def test_replacing_a_leaf_drops_the_old_one(bench: Bench, guest: BareDomain) -> None:
     l1, page, theirs = pinned_l1(guest), guest.one(), bench.domains[1].one()
     guest.tables.update_l1(l1 << 12, page << 12 | RW)
-    bench.frames.take(theirs)
+    bench.frames.take(Mfn(theirs))
     guest.tables.map_granted(l1 << 12, theirs << 12 | RO)
     assert (bench.frames.type_count[page], bench.frames.refs[theirs]) == (0, 2)
     with refused(Errno.EBUSY):  # the guest cannot widen what was granted

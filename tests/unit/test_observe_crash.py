@@ -22,8 +22,10 @@ SYMBOLS = (
 
 
 @pytest.fixture
-def report():
-    registers = Registers(*range(0x1000, 0x1010), rip=0x100012, rflags=0x246, cr2=0xDEAD)
+def report() -> CrashReport:
+    registers = Registers(*range(0x1000, 0x1010))
+    registers.rip, registers.rflags = 0x100012, 0x246
+    registers.cr2 = 0xDEAD
     registers.rsp = 0x200000
     registers.cs.selector, registers.ss.selector, registers.gs.base = 0xE033, 0xE02B, 7
     return CrashReport(
@@ -56,12 +58,12 @@ def report():
         (0x100100 + MAX_UNSIZED, None),
     ],
 )
-def test_symbols(va, name):
+def test_symbols(va: int, name: str) -> None:
     assert Symbols(SYMBOLS).name(va) == name
 
 
 @given(st.lists(st.builds(Symbol, st.integers(0, 60), st.integers(0, 9), st.sampled_from("abc"))))
-def test_a_named_address_lies_in_the_symbol(symbols):
+def test_a_named_address_lies_in_the_symbol(symbols: list[Symbol]) -> None:
     names = Symbols(symbols)
     for va in range(70):
         found = names.name(va)
@@ -72,7 +74,7 @@ def test_a_named_address_lies_in_the_symbol(symbols):
 
 
 @pytest.mark.promise("E-4")
-def test_the_whole_report(report):
+def test_the_whole_report(report: CrashReport) -> None:
     text = render(report, SYMBOLS, [b"last \x1b[31mwords"])
     assert "Domain 3 (mini) crashed at 0.001500 s: no handler for #GP" in text
     assert "vCPU 0, in kernel mode, at start+0x12/0x40" in text
@@ -92,7 +94,7 @@ def test_the_whole_report(report):
     assert max(len(line) for line in text.splitlines()) <= 110
 
 
-def test_a_report_of_which_little_is_known(report):
+def test_a_report_of_which_little_is_known(report: CrashReport) -> None:
     bare = dataclasses.replace(report, code=b"", stack=(), last_exits=(), kernel_mode=False)
     text = render(bare)
     assert "in user mode\n" in text
@@ -101,11 +103,11 @@ def test_a_report_of_which_little_is_known(report):
     assert "none recorded" in text
 
 
-def test_code_that_is_no_instruction(report):
+def test_code_that_is_no_instruction(report: CrashReport) -> None:
     assert "06 is no instruction" in render(dataclasses.replace(report, code=b"\x06"))
 
 
-def test_a_32_bit_guest():
+def test_a_32_bit_guest() -> None:
     """Its registers have its names and 8 digits, its code is 32-bit code, its stack is of 4-byte words."""
     registers = Registers(rax=1 << 32 | 0x1000, rbx=0x1001)
     registers.ds.selector = 0xE021

@@ -26,12 +26,14 @@ RECORDS = st.builds(
 )
 
 
-def record(kind=ExitKind.HYPERCALL, detail=17, rip=0x100400, time=5):
+def record(
+    kind: ExitKind = ExitKind.HYPERCALL, detail: int = 17, rip: int = 0x100400, time: int = 5
+) -> ExitRecord:
     return ExitRecord(time, 1, 0, kind, detail, (*range(16), rip, 0x202))
 
 
-def test_a_trace_line():
-    written = []
+def test_a_trace_line() -> None:
+    written: list[bytes] = []
     trace = Trace(written.append)
     trace.exit(record())
     assert written == []
@@ -44,8 +46,8 @@ def test_a_trace_line():
 
 
 @given(st.lists(RECORDS, max_size=20))
-def test_each_line_is_json_and_tells_the_record(records):
-    written = []
+def test_each_line_is_json_and_tells_the_record(records: list[ExitRecord]) -> None:
+    written: list[bytes] = []
     trace = Trace(written.append)
     for each in records:
         trace.exit(each)
@@ -59,8 +61,8 @@ def test_each_line_is_json_and_tells_the_record(records):
         assert int(line["rip"], 16) == each.registers[16]
 
 
-def test_a_long_trace_is_written_as_it_grows():
-    written = []
+def test_a_long_trace_is_written_as_it_grows() -> None:
+    written: list[bytes] = []
     trace = Trace(written.append)
     for detail in range(10_000):
         trace.exit(record(ExitKind.SYSTEM_CALL, detail))
@@ -83,15 +85,15 @@ def test_a_long_trace_is_written_as_it_grows():
         (ExitKind.BUDGET, 0, ""),
     ],
 )
-def test_details_have_names(kind, detail, name):
+def test_details_have_names(kind: ExitKind, detail: int, name: str) -> None:
     assert detail_name(kind, detail) == name
 
 
-def test_a_hypercall_nobody_has():
+def test_a_hypercall_nobody_has() -> None:
     assert hypercall_name(-1) == "hypercall -1"
 
 
-def test_the_digest_is_the_chain_its_documentation_says():
+def test_the_digest_is_the_chain_its_documentation_says() -> None:
     digest = Digest()
     assert digest.summary() == "0" * 64 + " 0\n"
     state = bytes(32)
@@ -105,7 +107,7 @@ def test_the_digest_is_the_chain_its_documentation_says():
 
 @pytest.mark.promise("T-1")
 @given(st.lists(RECORDS, min_size=1, max_size=8), st.data())
-def test_every_field_of_every_exit_counts(records, data):
+def test_every_field_of_every_exit_counts(records: list[ExitRecord], data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(records) - 1))
     changed = data.draw(RECORDS)
     one, same, other = Digest(), Digest(), Digest()

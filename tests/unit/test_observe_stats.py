@@ -3,7 +3,7 @@
 
 import io
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -14,7 +14,7 @@ from pyhv.observe.stats import Statistics, collect, render
 from pyhv.resident import Counts, Residents
 
 
-def counts(exits: dict[ExitKind, int], calls: dict[int, int], **more: int) -> Counts:
+def counts(exits: dict[ExitKind, int], calls: dict[int, int], **more: Any) -> Counts:
     made = Counts(**more)
     for kind, count in exits.items():
         made.exits[kind] = count
@@ -43,7 +43,7 @@ def statistics() -> Statistics:
     return collect(cast(Machine, machine), real_ns=1000)
 
 
-def test_collect_adds_domains_up_and_ranks():
+def test_collect_adds_domains_up_and_ranks() -> None:
     s = statistics()
     assert (s.machine_ns, s.virtual_time, s.real_ns, s.code_bytes) == (2_000_000_000, True, 1000, 12345)
     assert list(s.exits.items()) == [("page_fault", 9), ("hypercall", 6)]
@@ -51,13 +51,13 @@ def test_collect_adds_domains_up_and_ranks():
     assert (s.unknown_hypercalls, s.table_updates, s.emulated, s.events) == (7, 3, 4, 6)
 
 
-def test_shares():
+def test_shares() -> None:
     s = statistics()
     assert (s.share(s.guest_ns), s.share(s.handler_ns)) == (0.5, 0.3)
     assert s.share(5000) == 1.0
 
 
-def test_the_table_shows_it_all():
+def test_the_table_shows_it_all() -> None:
     text = io.StringIO()
     Console(file=text, width=80).print(render(statistics()))
     lines = [line.split("│") for line in text.getvalue().splitlines() if "│" in line]

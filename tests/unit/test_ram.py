@@ -4,6 +4,7 @@
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,8 @@ def test_words_of_an_array_dirty_the_frames_that_they_are_in(
     dtype: type[np.uint64] | type[np.uint32], per_frame: int
 ) -> None:
     ram = Ram(FRAMES)
-    ram.store_words(4, np.array([0, per_frame - 1, 3 * per_frame]), np.array([1, 2, 3], dtype=dtype), dtype)
+    values: Any = np.array([1, 2, 3], dtype=dtype)
+    ram.store_words(4, np.array([0, per_frame - 1, 3 * per_frame]), values, dtype)
     assert ram.take_dirty().tolist() == [4, 7]
     words = ram.tables.reshape(-1).view(dtype)[4 * per_frame :]
     assert [int(words[index]) for index in (0, per_frame - 1, 3 * per_frame)] == [1, 2, 3]

@@ -2,6 +2,7 @@
 """The byte rings, the console page and the xenstore page, with a byte array for a guest's frame."""
 
 from collections import deque
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,7 @@ def small_ring(start: int) -> tuple[BytesPage, ByteRing]:
     st.integers(0, 2**32 - 1),
     st.lists(st.one_of(st.binary(max_size=20), st.integers(0, 20))),
 )
-def test_a_ring_is_a_queue_of_bytes(start, operations):
+def test_a_ring_is_a_queue_of_bytes(start: int, operations: list[Any]) -> None:
     _, ring = small_ring(start)
     model: deque[int] = deque()
     for operation in operations:
@@ -54,7 +55,7 @@ def test_a_ring_is_a_queue_of_bytes(start, operations):
     assert ring.read() == bytes(model)
 
 
-def test_indices_wrap_at_32_bits():
+def test_indices_wrap_at_32_bits() -> None:
     page, ring = small_ring(0xFFFF_FFFE)
     assert ring.write(b"abcdef") == 6
     assert page.read_u32(68) == 4
@@ -63,7 +64,7 @@ def test_indices_wrap_at_32_bits():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
-def test_any_indices_are_either_sound_or_refused(cons, prod):
+def test_any_indices_are_either_sound_or_refused(cons: int, prod: int) -> None:
     page = BytesPage()
     ring = ByteRing(page, 0, 16, 64, 68)
     page.write_u32(64, cons)
@@ -78,7 +79,7 @@ def test_any_indices_are_either_sound_or_refused(cons, prod):
     assert page.bytes == before
 
 
-def test_the_size_must_be_a_power_of_two():
+def test_the_size_must_be_a_power_of_two() -> None:
     with pytest.raises(ValueError, match="power of two"):
         ByteRing(BytesPage(), 0, 24, 64, 68)
 
@@ -86,7 +87,7 @@ def test_the_size_must_be_a_power_of_two():
 # ---- console
 
 
-def test_console_output_is_drained_and_acknowledged():
+def test_console_output_is_drained_and_acknowledged() -> None:
     page, bell = BytesPage(), Bell()
     page.bytes[3088] = 1
     console = ConsoleRing(page, bell)
@@ -114,7 +115,7 @@ def test_a_guest_that_may_wait_for_room_is_notified_at_once(printed: int, at_onc
     assert bell.rung == 1
 
 
-def test_one_notification_serves_both_directions():
+def test_one_notification_serves_both_directions() -> None:
     page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
     page.write_u32(3084, 10)
@@ -124,7 +125,7 @@ def test_one_notification_serves_both_directions():
     assert bell.rung == 1
 
 
-def test_console_input_waits_for_room():
+def test_console_input_waits_for_room() -> None:
     page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
     assert console.feed(b"x" * 1000) == 1000
@@ -139,7 +140,7 @@ def test_console_input_waits_for_room():
 
 
 @pytest.mark.promise("L-12")
-def test_console_with_nonsense_indices_moves_nothing():
+def test_console_with_nonsense_indices_moves_nothing() -> None:
     page, bell = BytesPage(), Bell()
     console = ConsoleRing(page, bell)
     page.write_u32(3084, 2049)
@@ -194,7 +195,7 @@ def home_store() -> Store:
     return store
 
 
-def test_a_request_through_the_ring():
+def test_a_request_through_the_ring() -> None:
     guest = Guest(home_store())
     assert guest.page.read_u32(2064) == 3
     guest.send(encode(Message.WRITE, 7, 0, b"a\0value"), encode(Message.READ, 8, 0, b"a\0"))
@@ -203,7 +204,7 @@ def test_a_request_through_the_ring():
     assert not guest.ring.service()
 
 
-def test_messages_larger_than_the_ring_pass():
+def test_messages_larger_than_the_ring_pass() -> None:
     store = home_store()
     store.write("/local/domain/1/big", b"v" * 4000)
     guest = Guest(store)
@@ -214,7 +215,7 @@ def test_messages_larger_than_the_ring_pass():
     assert store.read("/local/domain/1/mine") == b"w" * 1900
 
 
-def test_events_caused_by_others_arrive_unasked():
+def test_events_caused_by_others_arrive_unasked() -> None:
     store = home_store()
     guest = Guest(store)
     guest.send(encode(Message.WATCH, 1, 0, b"a\0tok\0"))
@@ -227,7 +228,7 @@ def test_events_caused_by_others_arrive_unasked():
 
 
 @pytest.mark.promise("L-11")
-def test_a_guest_that_never_reads_stops_the_store_from_listening():
+def test_a_guest_that_never_reads_stops_the_store_from_listening() -> None:
     store = home_store()
     store.write("/local/domain/1/big", b"v" * 1000)
     guest = Guest(store)
@@ -240,7 +241,7 @@ def test_a_guest_that_never_reads_stops_the_store_from_listening():
     assert len(guest.connection.take(10**9)) < 2048  # at most the rest of one reply
 
 
-def test_a_guest_that_keeps_producing_does_not_keep_the_store():
+def test_a_guest_that_keeps_producing_does_not_keep_the_store() -> None:
     class Racing(BytesPage):
         """Its guest, on another CPU, sends a request and reads its reply whenever the store looks away."""
 
@@ -263,7 +264,7 @@ def test_a_guest_that_keeps_producing_does_not_keep_the_store():
 
 
 @pytest.mark.parametrize("offset", [2048, 2052, 2056, 2060])
-def test_nonsense_indices_kill_the_ring_and_say_so(offset):
+def test_nonsense_indices_kill_the_ring_and_say_so(offset: int) -> None:
     guest = Guest(home_store())
     guest.page.write_u32(offset, 0x8000_0000)
     assert guest.ring.service()
@@ -274,7 +275,7 @@ def test_nonsense_indices_kill_the_ring_and_say_so(offset):
 
 
 @pytest.mark.promise("L-10")
-def test_an_overlong_message_kills_the_ring_until_the_guest_reconnects():
+def test_an_overlong_message_kills_the_ring_until_the_guest_reconnects() -> None:
     guest = Guest(home_store())
     guest.out.write(HEADER.pack(Message.READ, 1, 0, 4097))
     guest.ring.service()
@@ -290,7 +291,7 @@ def test_an_overlong_message_kills_the_ring_until_the_guest_reconnects():
 
 @pytest.mark.promise("I-12")
 @given(st.lists(st.tuples(st.integers(0, 2079), st.binary(max_size=64)), max_size=12))
-def test_whatever_is_in_the_page_nothing_is_raised(pokes):
+def test_whatever_is_in_the_page_nothing_is_raised(pokes: list[tuple[int, bytes]]) -> None:
     store = home_store()
     guest = Guest(store)
     for offset, data in pokes:
@@ -300,7 +301,7 @@ def test_whatever_is_in_the_page_nothing_is_raised(pokes):
 
 
 @given(st.data())
-def test_replies_survive_any_chopping(data):
+def test_replies_survive_any_chopping(data: st.DataObject) -> None:
     guest = Guest(home_store())
     stream = b"".join(encode(Message.WRITE, n, 0, b"k%d\0" % n + b"v" * n) for n in range(20))
     while stream:

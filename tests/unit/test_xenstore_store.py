@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The store's semantics: nodes, permissions, quotas, watches, transactions, a domain's life."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import pytest
 
 from pyhv.errors import ConfigError
@@ -8,7 +12,7 @@ from pyhv.xenstore.client import Client
 from pyhv.xenstore.domu import DomU, remove_domu, request_shutdown, shutdown_pending, write_domu
 from pyhv.xenstore.limits import Quota, StoreError, canonical
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Access, Permissions
-from pyhv.xenstore.store import Store
+from pyhv.xenstore.store import Accessor, Store
 from pyhv.xenstore.transactions import Create, SetValue, Transaction
 from pyhv.xenstore.tree import Tree
 
@@ -29,7 +33,7 @@ def store() -> Store:
     return store
 
 
-def refused(name: str):
+def refused(name: str) -> AbstractContextManager[pytest.ExceptionInfo[StoreError]]:
     return pytest.raises(StoreError, match=f"^{name}")
 
 
@@ -39,7 +43,7 @@ def refused(name: str):
 @pytest.mark.parametrize(
     "path", ["/", "/a", "/a-b/C_d/e@f/0", "rel", "/" + "x" * 2047, "y" * 2048, "a@x", "/local/domain/9/z"]
 )
-def test_good_paths(path):
+def test_good_paths(path: str) -> None:
     assert canonical(path, 1) == (path if path.startswith("/") else f"{HOME}/{path}")
 
 
@@ -62,7 +66,7 @@ def test_good_paths(path):
         "@x",
     ],
 )
-def test_bad_paths(path):
+def test_bad_paths(path: str) -> None:
     with refused("EINVAL"):
         canonical(path, 1)
 
@@ -70,7 +74,7 @@ def test_bad_paths(path):
 # ---- nodes
 
 
-def test_write_makes_parents_and_children_keep_their_order(store):
+def test_write_makes_parents_and_children_keep_their_order(store: Store) -> None:
     store.write("/z/b/c", "deep")
     store.write("/z/a")
     store.write("/z/b", b"\0\xff")
@@ -81,13 +85,13 @@ def test_write_makes_parents_and_children_keep_their_order(store):
     assert store.read_text("/z/b/c") == "deep"
 
 
-def test_mkdir_keeps_what_is_there(store):
+def test_mkdir_keeps_what_is_there(store: Store) -> None:
     store.write("/a", 5)
     store.mkdir("/a")
     assert store.read_int("/a") == 5
 
 
-def test_rm(store):
+def test_rm(store: Store) -> None:
     store.write("/a/b/c")
     store.remove("/a/b")
     assert store.ls("/a") == []
@@ -100,13 +104,13 @@ def test_rm(store):
 
 
 @pytest.mark.parametrize("value", ["", "x", "1x", " 1", "--1", "9" * 21, "²"])
-def test_what_is_no_number_is_refused(store, value):
+def test_what_is_no_number_is_refused(store: Store, value: str) -> None:
     store.write("/n", value)
     with refused("EINVAL"):
         store.read_int("/n")
 
 
-def test_a_very_deep_chain_is_no_problem(store):
+def test_a_very_deep_chain_is_no_problem(store: Store) -> None:
     path = "/d" * 1024  # the longest path that is legal
     store.write(path, "bottom")
     assert store.read(path) == b"bottom"
@@ -118,7 +122,7 @@ def test_a_very_deep_chain_is_no_problem(store):
 # ---- permissions
 
 
-def test_permission_lists():
+def test_permission_lists() -> None:
     permissions = Permissions.parse(["r3", "w4", "b5", "n6"])
     assert [permissions.of(domid) for domid in (4, 5, 6, 7)] == [
         Access.WRITE,
@@ -131,12 +135,12 @@ def test_permission_lists():
 
 
 @pytest.mark.parametrize("text", ["", "r", "5", "x5", "r-1", "r5 ", "R5", "r99999", "rw5", "r٣"])
-def test_bad_permissions(text):
+def test_bad_permissions(text: str) -> None:
     with refused("EINVAL"):
         Permissions.parse([text])
 
 
-def test_what_a_guest_makes_is_its_own_and_inherits_the_list(store):
+def test_what_a_guest_makes_is_its_own_and_inherits_the_list(store: Store) -> None:
     store.set_permissions(HOME, ["n0", "b1", "r2"])
     guest, _ = connect(store)
     guest.write("a/b", b"x")
@@ -147,7 +151,7 @@ def test_what_a_guest_makes_is_its_own_and_inherits_the_list(store):
 
 
 @pytest.mark.promise("I-8")
-def test_a_stranger_is_told_nothing(store):
+def test_a_stranger_is_told_nothing(store: Store) -> None:
     store.write(f"{HOME}/secret", "s")
     other, _ = connect(store, 2)
     for path in (f"{HOME}/secret", f"{HOME}/missing", "/", "/nowhere/at/all"):
@@ -160,7 +164,7 @@ def test_a_stranger_is_told_nothing(store):
 
 
 @pytest.mark.promise("I-8")
-def test_read_only_is_read_only(store):
+def test_read_only_is_read_only(store: Store) -> None:
     store.write(f"{HOME}/ro", "1")
     store.set_permissions(f"{HOME}/ro", ["n0", "r1"])
     guest, _ = connect(store)
@@ -175,7 +179,7 @@ def test_read_only_is_read_only(store):
         guest.read("ro/below")
 
 
-def test_only_the_owner_changes_permissions_and_cannot_give_away(store):
+def test_only_the_owner_changes_permissions_and_cannot_give_away(store: Store) -> None:
     guest, _ = connect(store)
     guest.write("a", b"")
     guest.set_permissions("a", Permissions.parse(["n1", "r2"]))
@@ -191,7 +195,7 @@ def test_only_the_owner_changes_permissions_and_cannot_give_away(store):
 
 
 @pytest.mark.promise("L-6")
-def test_the_node_quota_counts_what_is_owned(store):
+def test_the_node_quota_counts_what_is_owned(store: Store) -> None:
     guest, _ = connect(store)
     for n in range(999):
         guest.write(f"n{n % 50}/{n}" if n >= 50 else f"n{n}", b"")
@@ -207,7 +211,7 @@ def test_the_node_quota_counts_what_is_owned(store):
 
 
 @pytest.mark.promise("L-6")
-def test_transactions_do_not_evade_the_node_quota():
+def test_transactions_do_not_evade_the_node_quota() -> None:
     store = Store(Quota(nodes=3))
     store.mkdir(HOME)
     store.set_permissions(HOME, ["b1"])
@@ -234,7 +238,7 @@ def test_transactions_do_not_evade_the_node_quota():
 
 
 @pytest.mark.promise("L-7")
-def test_the_entry_quota_counts_the_whole_record(store):
+def test_the_entry_quota_counts_the_whole_record(store: Store) -> None:
     guest, _ = connect(store)
     fixed = 24 + 2 * 8
     guest.write("a", b"x" * (2047 - fixed))
@@ -249,7 +253,7 @@ def test_the_entry_quota_counts_the_whole_record(store):
 
 
 @pytest.mark.promise("L-8")
-def test_the_watch_and_transaction_quotas_are_the_domains(store):
+def test_the_watch_and_transaction_quotas_are_the_domains(store: Store) -> None:
     guest, _ = connect(store)
     twin, _ = connect(store)
     for n in range(129):  # xenstored compares before it counts the new one
@@ -279,7 +283,7 @@ def test_the_watch_and_transaction_quotas_are_the_domains(store):
         ("/local/domain/77a", 2048),
     ],
 )
-def test_the_longest_path(store, start, most):
+def test_the_longest_path(store: Store, start: str, most: int) -> None:
     """2048 bytes, and in a domain's home that many behind the name of the home."""
     guest, _ = connect(store)
     with pytest.raises(StoreError) as longest:
@@ -289,7 +293,7 @@ def test_the_longest_path(store, start, most):
         guest.read(start.ljust(most + 1, "x"))
 
 
-def test_permissions_count_for_the_entry_quota(store):
+def test_permissions_count_for_the_entry_quota(store: Store) -> None:
     guest, _ = connect(store)
     guest.write("a", b"x" * (2047 - 24 - 2 * 8))
     guest.set_permissions("a", Permissions.parse(["n1", "r2"]))
@@ -297,14 +301,18 @@ def test_permissions_count_for_the_entry_quota(store):
         guest.set_permissions("a", Permissions.parse(["n1", "r2", "r3"]))
 
 
-def test_a_transaction_that_met_a_quota_can_only_be_dropped():
+def test_a_transaction_that_met_a_quota_can_only_be_dropped() -> None:
     """As on xenstored, which then answers ENOMEM to its commit; each missing node that is looked for counts,
     and so does the node that is found above it."""
     store = Store(Quota(transaction_nodes=30))
     store.mkdir(HOME)
     store.set_permissions(HOME, ["n1"])
     guest, _ = connect(store)
-    for touch in (lambda n, tx: guest.mkdir(f"m{n}", tx), lambda n, tx: guest.remove(f"m{n}", tx)):
+    touches: list[Callable[[int, int], object]] = [
+        lambda n, tx: guest.mkdir(f"m{n}", tx),
+        lambda n, tx: guest.remove(f"m{n}", tx),
+    ]
+    for touch in touches:
         tx = guest.start()
         for n in range(29):
             touch(n, tx)
@@ -325,7 +333,7 @@ def test_a_transaction_that_met_a_quota_can_only_be_dropped():
 
 
 @pytest.mark.promise("L-9")
-def test_a_transaction_that_writes_in_circles_is_stopped(store):
+def test_a_transaction_that_writes_in_circles_is_stopped(store: Store) -> None:
     guest, _ = connect(store)
     tx = guest.start()
     for n in range(5000):
@@ -344,7 +352,7 @@ def test_a_transaction_that_writes_in_circles_is_stopped(store):
 
 
 @pytest.mark.promise("L-9")
-def test_rewriting_one_node_in_a_transaction_keeps_the_last_value_only():
+def test_rewriting_one_node_in_a_transaction_keeps_the_last_value_only() -> None:
     transaction = Transaction(Tree(), nodes_max=3)
     transaction.change(Create("/a", b"", PRIVATE_TO_DOM0), 1)
     for n in range(10):
@@ -355,7 +363,7 @@ def test_rewriting_one_node_in_a_transaction_keeps_the_last_value_only():
 # ---- watches
 
 
-def test_a_watch_fires_at_once_and_for_all_below(store):
+def test_a_watch_fires_at_once_and_for_all_below(store: Store) -> None:
     guest, heard = connect(store)
     guest.watch("a", b"t")
     guest.watch(f"{HOME}/a", b"u")
@@ -374,7 +382,7 @@ def test_a_watch_fires_at_once_and_for_all_below(store):
     assert heard == [(f"{HOME}/a", b"u")]
 
 
-def test_watches_inside_a_removed_subtree_hear_of_their_own_node(store):
+def test_watches_inside_a_removed_subtree_hear_of_their_own_node(store: Store) -> None:
     store.write("/t/a/b")
     store.write("/t/a/c/d")
     heard: list[str] = []
@@ -386,7 +394,7 @@ def test_watches_inside_a_removed_subtree_hear_of_their_own_node(store):
 
 
 @pytest.mark.promise("I-8")
-def test_an_unreadable_node_is_not_told_of(store):
+def test_an_unreadable_node_is_not_told_of(store: Store) -> None:
     guest, heard = connect(store)
     guest.watch("/", b"t")
     guest.watch("/private/x", b"u")
@@ -397,7 +405,7 @@ def test_an_unreadable_node_is_not_told_of(store):
     assert heard == []
 
 
-def test_losing_and_gaining_access_is_told(store):
+def test_losing_and_gaining_access_is_told(store: Store) -> None:
     store.write("/p/x")
     guest, heard = connect(store)
     guest.watch("/p", b"t")
@@ -408,7 +416,7 @@ def test_losing_and_gaining_access_is_told(store):
     assert heard == [("/p/x", b"t")] * 2
 
 
-def test_a_callback_sees_the_change_and_may_change_in_turn(store):
+def test_a_callback_sees_the_change_and_may_change_in_turn(store: Store) -> None:
     heard: list[tuple[str, bool]] = []
 
     def answer(path: str) -> None:
@@ -425,7 +433,7 @@ def test_a_callback_sees_the_change_and_may_change_in_turn(store):
     assert len(heard) == 3
 
 
-def test_a_cancelled_watch_hears_nothing_that_was_already_queued(store):
+def test_a_cancelled_watch_hears_nothing_that_was_already_queued(store: Store) -> None:
     heard: list[str] = []
     first = store.watch("/q", lambda path: second.cancel() if path == "/q/x" else None)
     second = store.watch("/q", heard.append)
@@ -437,7 +445,7 @@ def test_a_cancelled_watch_hears_nothing_that_was_already_queued(store):
 # ---- transactions
 
 
-def test_a_transaction_is_seen_by_itself_only_until_its_end(store):
+def test_a_transaction_is_seen_by_itself_only_until_its_end(store: Store) -> None:
     heard: list[str] = []
     store.watch("/t", heard.append)
     with store.transaction() as t:
@@ -452,7 +460,7 @@ def test_a_transaction_is_seen_by_itself_only_until_its_end(store):
     assert heard == ["/t", "/t/a"]
 
 
-def test_what_a_removed_node_was_made_for_and_left_behind_is_told(store):
+def test_what_a_removed_node_was_made_for_and_left_behind_is_told(store: Store) -> None:
     heard: list[str] = []
     store.watch("/t", heard.append)
     with store.transaction() as t:
@@ -461,7 +469,7 @@ def test_what_a_removed_node_was_made_for_and_left_behind_is_told(store):
     assert heard == ["/t", "/t/a"]
 
 
-def test_an_exception_drops_the_transaction(store):
+def test_an_exception_drops_the_transaction(store: Store) -> None:
     def interrupted() -> None:
         with store.transaction() as t:
             t.write("/t")
@@ -490,7 +498,9 @@ def test_an_exception_drops_the_transaction(store):
         (lambda t: t.read("/s/a"), lambda s: None, False),
     ],
 )
-def test_conflicts(store, inside, outside, conflict):
+def test_conflicts(
+    store: Store, inside: Callable[[Accessor], object], outside: Callable[[Store], object], conflict: bool
+) -> None:
     store.write("/s/a", "1")
     store.write("/s/b", "1")
     transaction = store.transaction()
@@ -506,7 +516,7 @@ def test_conflicts(store, inside, outside, conflict):
         transaction.__exit__(None, None, None)
 
 
-def test_transaction_numbers(store):
+def test_transaction_numbers(store: Store) -> None:
     guest, _ = connect(store)
     other, _ = connect(store, 2)
     tx = guest.start()
@@ -529,7 +539,7 @@ def test_transaction_numbers(store):
 # ---- a domain's life
 
 
-def test_introduce_and_release(store):
+def test_introduce_and_release(store: Store) -> None:
     heard: list[str] = []
     store.watch("@introduceDomain", heard.append)
     store.watch("@releaseDomain", heard.append)
@@ -567,7 +577,7 @@ def test_introduce_and_release(store):
             store.introduce(domid)
 
 
-def test_a_callback_may_tidy_up_while_a_domain_is_released(store):
+def test_a_callback_may_tidy_up_while_a_domain_is_released(store: Store) -> None:
     store.write(f"{HOME}/device/vbd/1")
     store.watch(f"{HOME}/device", lambda path: store.remove("/elsewhere"))
     store.write("/elsewhere/node")
@@ -576,8 +586,8 @@ def test_a_callback_may_tidy_up_while_a_domain_is_released(store):
     assert not store.exists("/elsewhere")
 
 
-def domu(**changes) -> DomU:
-    facts = {
+def domu(**changes: Any) -> DomU:
+    facts: dict[str, Any] = {
         "domid": 1,
         "name": "guest",
         "uuid": "00000000-0000-0000-0000-000000000001",
@@ -591,7 +601,7 @@ def domu(**changes) -> DomU:
     return DomU(**{**facts, **changes})
 
 
-def test_a_domu_finds_what_it_expects(store):
+def test_a_domu_finds_what_it_expects(store: Store) -> None:
     write_domu(store, domu())
     guest, _ = connect(store)
     expected = {
@@ -613,7 +623,7 @@ def test_a_domu_finds_what_it_expects(store):
             guest.write(path, b"x")
 
 
-def test_a_shutdown_is_asked_for_and_acknowledged(store):
+def test_a_shutdown_is_asked_for_and_acknowledged(store: Store) -> None:
     write_domu(store, domu())
     guest, heard = connect(store)
     guest.watch("control/shutdown", b"t")
@@ -630,7 +640,7 @@ def test_a_shutdown_is_asked_for_and_acknowledged(store):
 
 
 @pytest.mark.promise("I-10")
-def test_nothing_is_left_of_a_removed_domu(store):
+def test_nothing_is_left_of_a_removed_domu(store: Store) -> None:
     store.release(1)
     store.mkdir("/local/domain/0/backend/vbd")
     before = store.dump()
@@ -641,7 +651,7 @@ def test_nothing_is_left_of_a_removed_domu(store):
     assert store.dump() == before
 
 
-def test_the_same_operations_give_the_same_store():
+def test_the_same_operations_give_the_same_store() -> None:
     def run() -> str:
         store = Store()
         write_domu(store, domu())

@@ -26,7 +26,7 @@ def store() -> Store:
 
 
 @pytest.fixture
-def guest(store) -> Connection:
+def guest(store: Store) -> Connection:
     return Connection(store, 1)
 
 
@@ -54,7 +54,7 @@ def ask(connection: Connection, kind: int, payload: bytes, tx: int = 0) -> bytes
     return answer
 
 
-def test_every_type_of_message(store, guest):
+def test_every_type_of_message(store: Store, guest: Connection) -> None:
     assert ask(guest, Message.MKDIR, b"dir\0") == b"OK\0"
     assert ask(guest, Message.WRITE, b"dir/a\0x\0y") == b"OK\0"
     assert ask(guest, Message.WRITE, b"dir/b\0") == b"OK\0"
@@ -79,7 +79,7 @@ def test_every_type_of_message(store, guest):
     assert ask(guest, Message.IS_DOMAIN_INTRODUCED, b"1\0") == b"T\0"
 
 
-def test_transactions(store, guest):
+def test_transactions(store: Store, guest: Connection) -> None:
     answer = ask(guest, Message.TRANSACTION_START, b"\0")
     tx = int(answer[:-1])
     assert ask(guest, Message.WRITE, b"a\0x", tx) == b"OK\0"
@@ -100,13 +100,13 @@ def test_transactions(store, guest):
 
 @pytest.mark.promise("I-8")
 @pytest.mark.parametrize("kind", [0, 8, 9, 18, 19])
-def test_what_only_the_toolstack_may(store, guest, kind):
+def test_what_only_the_toolstack_may(store: Store, guest: Connection, kind: int) -> None:
     assert ask(guest, kind, b"1\0") == "EACCES"
     assert ask(Connection(store, 0), kind, b"1\0") == "ENOSYS"
 
 
 @pytest.mark.parametrize("kind", [15, 16, 20, 23, 24, 25, 26, 27, 0xFFFF, 0xFFFF_FFFF])
-def test_unknown_types(guest, kind):
+def test_unknown_types(guest: Connection, kind: int) -> None:
     assert ask(guest, kind, b"a\0") == "ENOSYS"
 
 
@@ -139,18 +139,19 @@ def test_unknown_types(guest, kind):
         (Message.DIRECTORY_PART, b"a\0x\0"),
     ],
 )
-def test_malformed_payloads(guest, kind, payload):
+def test_malformed_payloads(guest: Connection, kind: int, payload: bytes) -> None:
     assert ask(guest, kind, payload) == "EINVAL"
 
 
-def test_a_long_directory_comes_in_parts(store, guest):
+def test_a_long_directory_comes_in_parts(store: Store, guest: Connection) -> None:
     names = [f"{n:03}" + "x" * 30 for n in range(200)]
     for name in names:
         store.write(f"{HOME}/{name}")
     assert ask(guest, Message.DIRECTORY, HOME.encode() + b"\0") == "E2BIG"
-    listing, generations = b"", set()
+    listing, generations = b"", set[bytes]()
     while not listing.endswith(b"\0\0"):
         answer = ask(guest, Message.DIRECTORY_PART, HOME.encode() + b"\0%d\0" % len(listing))
+        assert isinstance(answer, bytes)
         generation, _, part = answer.partition(b"\0")
         generations.add(generation)
         listing += part
@@ -158,19 +159,20 @@ def test_a_long_directory_comes_in_parts(store, guest):
     assert len(generations) == 1
     store.write(f"{HOME}/more")
     answer = ask(guest, Message.DIRECTORY_PART, HOME.encode() + b"\x00999999\0")
+    assert isinstance(answer, bytes)
     generation, _, rest = answer.partition(b"\0")
     assert rest == b"\0"
     assert generation not in generations
 
 
-def test_a_reply_too_long_is_e2big(store, guest):
+def test_a_reply_too_long_is_e2big(store: Store, guest: Connection) -> None:
     store.write(f"{HOME}/big", b"x" * 4096)
     assert ask(guest, Message.READ, b"big\0") == b"x" * 4096
     store.write(f"{HOME}/big", b"x" * 4097)
     assert ask(guest, Message.READ, b"big\0") == "E2BIG"
 
 
-def test_the_reply_to_watch_precedes_its_event(guest):
+def test_the_reply_to_watch_precedes_its_event(guest: Connection) -> None:
     guest.on_output = lambda: pytest.fail("called while a request is executed")
     guest.feed(encode(Message.WATCH, 5, 0, b"a\0t\0"))
     assert decode(guest.take(999)) == [
@@ -179,7 +181,7 @@ def test_the_reply_to_watch_precedes_its_event(guest):
     ]
 
 
-def test_messages_arrive_in_pieces_and_leave_in_pieces(guest):
+def test_messages_arrive_in_pieces_and_leave_in_pieces(guest: Connection) -> None:
     out = b""
     for byte in encode(Message.WRITE, 1, 0, b"a\0x") + encode(Message.READ, 2, 0, b"a\0"):
         assert guest.feed(bytes([byte])) == 1
@@ -192,7 +194,7 @@ def test_messages_arrive_in_pieces_and_leave_in_pieces(guest):
 
 
 @pytest.mark.promise("L-10")
-def test_the_longest_message_is_legal_and_one_more_byte_is_fatal(store, guest):
+def test_the_longest_message_is_legal_and_one_more_byte_is_fatal(store: Store, guest: Connection) -> None:
     guest.feed(encode(Message.WATCH, 1, 0, b"a\0t\0"))
     guest.take(999)
     assert ask(guest, Message.WRITE, b"a\0" + b"x" * 4094) == "ENOSPC"
@@ -206,7 +208,7 @@ def test_the_longest_message_is_legal_and_one_more_byte_is_fatal(store, guest):
 
 
 @pytest.mark.promise("L-11")
-def test_requests_wait_while_output_does(guest):
+def test_requests_wait_while_output_does(guest: Connection) -> None:
     flood = encode(Message.READ, 1, 0, b"a\0") * 1000
     accepted = guest.feed(flood)
     assert accepted <= MESSAGE_MAX + 18
@@ -219,7 +221,7 @@ def test_requests_wait_while_output_does(guest):
 
 
 @pytest.mark.promise("L-11")
-def test_events_wait_up_to_a_limit_and_equal_ones_are_one():
+def test_events_wait_up_to_a_limit_and_equal_ones_are_one() -> None:
     store = home_store(Quota(event_bytes=1000))
     guest = Connection(store, 1)
     guest.feed(encode(Message.WATCH, 1, 0, b"a\0t\0"))
@@ -235,7 +237,7 @@ def test_events_wait_up_to_a_limit_and_equal_ones_are_one():
     assert decode(guest.take(9999)) == [(Message.WATCH_EVENT, 0, 0, b"a/later\0t\0")]
 
 
-def test_an_event_too_long_for_a_message_is_dropped(store, guest):
+def test_an_event_too_long_for_a_message_is_dropped(store: Store, guest: Connection) -> None:
     path = HOME + "/" + "d" * 1800
     guest.feed(encode(Message.WATCH, 1, 0, HOME.encode() + b"\0" + b"t" * 3000 + b"\0"))
     guest.take(1 << 20)
@@ -244,7 +246,7 @@ def test_an_event_too_long_for_a_message_is_dropped(store, guest):
     assert not guest.has_output
 
 
-def test_a_released_domain_is_cut_off_for_good(store, guest):
+def test_a_released_domain_is_cut_off_for_good(store: Store, guest: Connection) -> None:
     store.introduce(1)
     guest.feed(encode(Message.WATCH, 1, 0, b"@releaseDomain\0t\0"))
     guest.take(999)
@@ -287,7 +289,7 @@ MESSAGES = st.builds(
 
 @pytest.mark.promise("I-12")
 @given(st.lists(st.one_of(st.binary(max_size=60), MESSAGES, MESSAGES), max_size=30))
-def test_random_bytes_never_raise_and_every_answer_is_well_formed(pieces):
+def test_random_bytes_never_raise_and_every_answer_is_well_formed(pieces: list[bytes]) -> None:
     store = home_store()
     guests = [Connection(store, 1), Connection(store, 2), Connection(store, 0)]
     for n, piece in enumerate(pieces):
