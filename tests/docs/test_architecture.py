@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pyhv.guests.build import build_builtin
+from pyhv.loader.elf import load_image
+from pyhv.loader.layout import plan
+
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "SPECIFICATION.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,3 +67,16 @@ def test_words_are_in_order() -> None:
     words = re.findall(r"^\| ([^|]+?) \|", table, re.MULTILINE)[2:]
     assert len(words) > 15
     assert words == sorted(words, key=str.casefold)
+
+
+def test_the_memory_of_a_new_guest_is_as_it_is_drawn() -> None:
+    page = (ROOT / "docs" / "guests.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^(0x[0-9a-f]+)(?:  (\w[\w ]*?)  |      )", page, re.MULTILINE)
+    layout = plan(load_image(build_builtin("hello"), "hello"), 128 << 8)
+    assert [(int(va, 16), name) for va, name in rows] == [
+        (0, ""),
+        *((extent.va, extent.name) for extent in layout.extents()),
+        (layout.stack_top, ""),
+        (layout.region_end, ""),
+        (layout.nr_pages << 12, ""),
+    ]
