@@ -8,7 +8,6 @@ commands - `hypercalls.py` decides.
 
 import struct
 from collections.abc import Callable
-from typing import TypeVar
 
 from fuzz.grammar import Grammar
 from fuzz.world import FLAT_RING1_CS, FLAT_RING1_DS
@@ -19,7 +18,6 @@ from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Hypercall, Memory, Mmuext
 from pyhv.address import MASK32
 
 Arguments = tuple[int, ...]
-_S = TypeVar("_S", bound=AbiStruct)
 _LISTS = 1024
 """Offset in the argument pages of lists that structures point to."""
 _RESULT = 4096 + 2048

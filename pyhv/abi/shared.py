@@ -78,7 +78,7 @@ SHARED_LAYOUT = {
 }  # fmt: skip
 """By the guest's width."""
 
-# vcpu_guest_context (VCPUOP_initialise), 64-bit
+# vcpu_guest_context of VCPUOP_initialise, 64-bit
 GC_SIZE = 5168
 GC_FPU = 0
 GC_FLAGS = 512

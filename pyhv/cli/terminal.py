@@ -13,7 +13,7 @@ import os
 import signal
 import termios
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from pyhv.cli.consoles import CHUNK, Input
 
@@ -42,7 +42,7 @@ class RawTerminal:
         self._fd = fd
         self._saved: list[Any] | None = None
 
-    def __enter__(self) -> "RawTerminal":
+    def __enter__(self) -> Self:
         self._saved = termios.tcgetattr(self._fd)
         self.enter_raw()
         return self
@@ -119,7 +119,7 @@ class Signals:
         os.set_blocking(self._writer, False)
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Signals":
+    def __enter__(self) -> Self:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 self._previous[number] = signal.signal(number, self._handle)

@@ -209,7 +209,7 @@ class Engine:
         self.stop_entry = stops.post_address, ctypes.addressof(seat)
         return seat
 
-    def _install_hooks(self, count_blocks: bool, native: bool) -> None:
+    def _install_hooks(self, count_blocks: bool, native: bool) -> None:  # noqa: C901 - a closure for each hook
         sink, vmcb = self.sink, self.vmcb
         q, d = vmcb.q, vmcb.d
 

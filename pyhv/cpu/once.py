@@ -12,27 +12,27 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
-_T = TypeVar("_T", covariant=True)
+_T_co = TypeVar("_T_co", covariant=True)
 lock: Final = threading.RLock()
 """One for all, as facts rest upon others; also for the few lists that belong to them."""
 
 
-class Fact(Protocol[_T]):
+class Fact(Protocol[_T_co]):
     """What `once` makes of a function."""
 
-    def __call__(self) -> _T:
+    def __call__(self) -> _T_co:
         """The fact."""
 
     def cache_clear(self) -> None:
         """Find it out anew, for tests."""
 
 
-class _Once(Fact[_T]):
-    def __init__(self, find: Callable[[], _T]) -> None:
+class _Once(Fact[_T_co]):
+    def __init__(self, find: Callable[[], _T_co]) -> None:
         self._found = functools.cache(find)
         functools.update_wrapper(self, find)
 
-    def __call__(self) -> _T:
+    def __call__(self) -> _T_co:
         with lock:
             return self._found()
 
@@ -40,7 +40,7 @@ class _Once(Fact[_T]):
         self._found.cache_clear()
 
 
-def once(find: Callable[[], _T]) -> Fact[_T]:
+def once(find: Callable[[], _T_co]) -> Fact[_T_co]:
     """Decorator of a function that is called once, by one thread, however many ask.
 
     An exception is no fact: the next one who asks tries again.

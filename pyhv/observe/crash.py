@@ -69,7 +69,7 @@ def render(report: CrashReport, symbols: Sequence[Symbol] = (), tail: Sequence[b
         "",
         *_registers(report),
         "",
-        *_code(report, names),
+        *_code(report),
         "",
         *_stack(report, names),
         "",
@@ -109,7 +109,7 @@ def _register(report: CrashReport, name: str) -> int:
     return value & (1 << report.width) - 1
 
 
-def _code(report: CrashReport, names: Symbols) -> list[str]:
+def _code(report: CrashReport) -> list[str]:
     if not report.code:
         return ["Code: not readable at RIP"]
     instructions = disassemble(report.code, report.pc, INSTRUCTIONS, report.width)

@@ -4,7 +4,8 @@
 vCPUs are named. Accounts come in the order in which their vCPUs joined, and the queue in its own.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Protocol, TypeVar
 
 from pyhv.abi.layout import u16, u32
@@ -43,7 +44,7 @@ def read_accounts(saved: Plain, known: Mapping[VcpuName, A]) -> dict[VcpuName, A
     return accounts
 
 
-def read_parameters(saved: Plain, known: Set[int], pcpus: int = 1) -> dict[int, SchedParameters]:
+def read_parameters(saved: Plain, known: AbstractSet[int], pcpus: int = 1) -> dict[int, SchedParameters]:
     """The weight and cap of exactly those domains that are known, in the order that was saved. StateError."""
     parameters = typed(dict[u16, tuple[u32, u32]], saved, "domains")
     if parameters.keys() != known:
@@ -65,7 +66,7 @@ def say_places(queue: Iterable[A], running: Mapping[int, A]) -> dict[str, Plain]
 
 
 def read_places(
-    saved: Mapping[str, Plain], accounts: Mapping[VcpuName, A], placed: Set[VcpuName]
+    saved: Mapping[str, Plain], accounts: Mapping[VcpuName, A], placed: AbstractSet[VcpuName]
 ) -> tuple[list[A], dict[int, A]]:
     """The queue and who runs: all vCPUs of `placed` once. StateError."""
     queue = typed(list[tuple[u16, u16]], saved["queue"], "queue")

@@ -69,7 +69,7 @@ class TestBoundary:
     def test_help_names_every_exit_code(self, run: Invoke) -> None:
         text = run("boot", "--help").stdout
         for code in ExitCode:
-            assert re.search(rf"^ +{code.value} ", text, re.M), code
+            assert re.search(rf"^ +{code.value} ", text, re.MULTILINE), code
         assert "standard output has gone" in text
 
     def test_help_is_light(self) -> None:

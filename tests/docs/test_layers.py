@@ -157,9 +157,9 @@ def graph() -> dict[str, set[str]]:
 def circles(imported: dict[str, set[str]]) -> list[list[str]]:
     """Modules that import each other, directly or through others, as sorted groups."""
     reachable: dict[str, set[str]] = {}
-    for name in imported:
+    for name, found_there in imported.items():
         seen: set[str] = set()
-        ahead = list(imported[name])
+        ahead = list(found_there)
         while ahead:
             found = ahead.pop()
             if found not in seen:

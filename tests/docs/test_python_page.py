@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
-BLOCK = re.compile(r"^## (?P<title>[^\n]+)$|^```python(?P<kind>[^\n]*)\n(?P<code>.*?)^```", re.M | re.S)
+BLOCK = re.compile(
+    r"^## (?P<title>[^\n]+)$|^```python(?P<kind>[^\n]*)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
+)
 
 
 def examples() -> list[tuple[str, str, str]]:

@@ -153,7 +153,7 @@ def test_a_store_across_two_pages(bare: Bare, size: int, before: bool) -> None:
 def test_a_block_that_changes_its_own_next_instruction(bare: Bare) -> None:
     for page in (CODE, ALIAS):
         source = f"mov byte ptr [{at(page)} + rcx], 2; mov eax, 1; ud2"
-        length = len(assemble(source.split(";")[0], at(CODE)))
+        length = len(assemble(source.split(";", maxsplit=1)[0], at(CODE)))
         bare.q[v.RCX] = length + 1
         bare.run(source)
         assert bare.q[v.RAX] == 2

@@ -80,7 +80,7 @@ class World:
             "take": lambda: play.extend(domain.take(1 + c % 3)),
             "extent": lambda: frames.allocate_extent(99, c % 3),
             "shared": lambda: frames.allocate_shared(99),
-            "flush": lambda: tables.flushed(),
+            "flush": tables.flushed,
             "read": lambda: domain.memory.read(slot << 12, 8) if domain.memory.l4 else None,
             "map": lambda: domain.area.map(0, c % 32, target if b % 3 else None),
             "approve": lambda: self.approve(domain, table, c),
@@ -258,7 +258,7 @@ def with_word(column: bytes, at: int, value: int, size: int) -> bytes:
         ("free", lambda old: old[4:8] + old[4:], "free does not have exactly"),
         ("free", lambda old: old * 2, "free has"),
         ("free", lambda old: old + b"x", "free has"),
-        ("code", lambda old: list(old), "code is not of the type bytes"),
+        ("code", list, "code is not of the type bytes"),
     ],
 )
 def test_what_no_frame_table_can_have_been_is_refused(

@@ -58,7 +58,7 @@ class World:
             max_port=max_port,
             width=width,
             privileged=domid == 0,
-            device_event=lambda name: self.heard.append(name),
+            device_event=self.heard.append,
         )
         return self.domains[domid]
 

@@ -218,7 +218,7 @@ round{form}_by_mxcsr:
 """
 
 
-def _dot_product(name: str, table: str, most: int, operation: str) -> str:
+def _dot_product(table: str, most: int, operation: str) -> str:
     """DPPS, DPPD; the immediate byte is in ECX. Lanes that do not take part are zero times zero."""
     return f"""
     {_BOTH}
@@ -255,10 +255,8 @@ def routines() -> dict[str, str]:
         for form in _FORMS:
             found[f"helper_round{form}_xmm"] = _rounding(form)
         sums = "mulps xmm0, xmm1\nhaddps xmm0, xmm0\nhaddps xmm0, xmm0"
-        found["helper_dpps_xmm"] = _dot_product("dpps", "sse_lanes", 15, sums)
-        found["helper_dppd_xmm"] = _dot_product(
-            "dppd", "sse_halves", 3, "mulpd xmm0, xmm1\nhaddpd xmm0, xmm0"
-        )
+        found["helper_dpps_xmm"] = _dot_product("sse_lanes", 15, sums)
+        found["helper_dppd_xmm"] = _dot_product("sse_halves", 3, "mulpd xmm0, xmm1\nhaddpd xmm0, xmm0")
     if host_has("sse4_2"):
         found |= strings.routines()
     return found
@@ -267,8 +265,8 @@ def routines() -> dict[str, str]:
 def _proof(trial: Trial) -> None:
     """1/0 sets ZE and nothing else; unmasked it is #XM, with the destination as it was."""
     raw, data = trial.ram.writable.raw, DATA << 12
-    # xorps xmm1, xmm1; movss xmm0, [rbx]; ldmxcsr [rbx + 4]; divss xmm0, xmm1; movss [rbx], xmm0;
-    # stmxcsr [rbx + 4]; ud2
+    # The code: xorps xmm1, xmm1; movss xmm0, [rbx]; ldmxcsr [rbx + 4]; divss xmm0, xmm1;
+    # then movss [rbx], xmm0; stmxcsr [rbx + 4]; ud2
     code = bytes.fromhex("0f57c9 f30f1003 0fae5304 f30f5ec1 f30f1103 0fae5b04 0f0b")
     one, infinity = 0x3F80_0000, 0x7F80_0000
     for mxcsr, result, told in ((0x1F80, infinity, 0x1F84), (0x1D80, one, 0x1D80)):
