@@ -11,6 +11,7 @@ lie within memory, page numbers exist, and each block has exactly as many bytes 
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -24,7 +25,7 @@ from pyhv.errors import SnapshotError
 PAGES_PER_BLOCK: Final = 256
 _LEVEL: Final = 3
 _AT_A_TIME: Final = 4096
-"""Frames that are read together."""
+"""Frames that are read or written together."""
 _ZEROS: Final = bytes(PAGE_SIZE)
 
 
@@ -79,6 +80,8 @@ class PageWriter:
 def read_pages(frames: int, table: bytes, blocks: Iterable[bytes]) -> Image:
     """The image of `frames` frames that `PageWriter` wrote. SnapshotError: it cannot be one."""
     owners, pages = _read_table(frames, table)
+    if owners.size > _host_pages():
+        raise SnapshotError(f"has {owners.size >> 8} MiB of memory, more than this host")
     differing = int(pages.max()) + 1 if pages.size else 0
     order = np.argsort(pages, kind="stable")
     sorted_pages = pages[order]
@@ -91,12 +94,18 @@ def read_pages(frames: int, table: bytes, blocks: Iterable[bytes]) -> Image:
             raise SnapshotError("has more blocks of memory than its table speaks of")
         rows = np.frombuffer(_expand(block, count << PAGE_SHIFT), dtype=np.uint64).reshape(count, 512)
         start, end = np.searchsorted(sorted_pages, (first, first + count))
-        mine = order[start:end]
-        words[owners[mine]] = rows[pages[mine] - first]
+        for at in range(start, end, _AT_A_TIME):  # any number of frames may have one page
+            mine = order[at : min(at + _AT_A_TIME, end)]
+            words[owners[mine]] = rows[pages[mine] - first]
         first += count
     if first != differing:
         raise SnapshotError("has fewer blocks of memory than its table speaks of")
     return Image((layer,), np.zeros(frames, dtype=np.int32))
+
+
+def _host_pages() -> int:
+    """How many pages of memory the host has in all."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> PAGE_SHIFT
 
 
 def _read_table(frames: int, table: bytes) -> tuple[MfnArray, MfnArray]:
