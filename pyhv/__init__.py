@@ -11,7 +11,7 @@ with pyhv.Machine(memory="1G", virtual_time=True, seed=1) as machine:
     assert guest.wait().reason == "poweroff"
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pyhv.version import VERSION
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyhv.errors import PyhvError
     from pyhv.snapshot.snapshot import Snapshot
 
-_HOMES = {
+_HOMES: Final = {
     "Guest": "pyhv.api.guest",
     "GuestFailed": "pyhv.api.guest",
     "Machine": "pyhv.api.machine",

@@ -7,7 +7,7 @@ guest code computes and what page tables translate. The types are `int` at run t
 `mypy` keeps them apart. This module knows no ABI structure and holds no state.
 """
 
-from typing import NewType
+from typing import Final, NewType
 
 Va = NewType("Va", int)
 """Guest virtual address, 0 .. 2**64-1 (canonical or not)."""
@@ -18,20 +18,20 @@ Mfn = NewType("Mfn", int)
 MachineAddress = NewType("MachineAddress", int)
 """Byte address in the machine's RAM."""
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
-PAGE_MASK = PAGE_SIZE - 1
-ENTRIES = 512
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 1 << PAGE_SHIFT
+PAGE_MASK: Final = PAGE_SIZE - 1
+ENTRIES: Final = 512
 """Entries of one 64-bit (or PAE) page table."""
-MASK64 = (1 << 64) - 1
-MASK32 = (1 << 32) - 1
+MASK64: Final = (1 << 64) - 1
+MASK32: Final = (1 << 32) - 1
 
-HYPERVISOR_VIRT_START = 0xFFFF_8000_0000_0000
+HYPERVISOR_VIRT_START: Final = 0xFFFF_8000_0000_0000
 """First address of the hypervisor's hole in a 64-bit guest's address space (L4 slot 256)."""
-HYPERVISOR_VIRT_END = 0xFFFF_8800_0000_0000
+HYPERVISOR_VIRT_END: Final = 0xFFFF_8800_0000_0000
 """First address above the hole (L4 slot 272)."""
 
-COMPAT_VIRT_START = 0xF580_0000
+COMPAT_VIRT_START: Final = 0xF580_0000
 """First address of the hypervisor's part of a 32-bit guest's address space; it reaches to 4 GiB."""
 
 

@@ -20,11 +20,11 @@ from pyhv.cpu.engine import Engine
 from pyhv.cpu.tsc import HostTsc, TscRate, rate
 from pyhv.state import Nanoseconds, Plain, entries, refusal, typed
 
-BYTES_PER_NS = 4
-EXIT_NS = 250
+BYTES_PER_NS: Final = 4
+EXIT_NS: Final = 250
 """Virtual time: executed bytes that make a nanosecond, and what an exit costs."""
 
-TSC_READ_NS = 2_000
+TSC_READ_NS: Final = 2_000
 """Virtual time: what a read of the TSC costs that exits.
 
 Where Xen emulates the TSC, a read is a fault, its decoding and a way back: one to two microseconds. This is
@@ -35,7 +35,7 @@ read costs the host's processor about a microsecond.
 STEPS_A_LOOK: Final = 64
 """Steps of a long hypercall between two looks at the clock."""
 
-TSC_IS_SYSTEM_TIME = rate(1_000_000_000)
+TSC_IS_SYSTEM_TIME: Final = rate(1_000_000_000)
 """The rate of a TSC that counts nanoseconds."""
 
 

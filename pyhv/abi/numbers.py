@@ -350,10 +350,10 @@ class Feature(enum.IntEnum):
 
 NR_HYPERCALLS: Final = 64
 """Numbers from here on are no hypercall's, and never will be."""
-CALLBACKF_MASK_EVENTS = 1
-NR_VIRQS = 24
-UVMF_FLUSH_MASK = 3
-UVMF_TLB_FLUSH = 1
-UVMF_INVLPG = 2
+CALLBACKF_MASK_EVENTS: Final = 1
+NR_VIRQS: Final = 24
+UVMF_FLUSH_MASK: Final = 3
+UVMF_TLB_FLUSH: Final = 1
+UVMF_INVLPG: Final = 2
 """Low bits of `update_va_mapping`'s flags: none, whole TLB, one page."""
-MEMOP_EXTENT_SHIFT = 6
+MEMOP_EXTENT_SHIFT: Final = 6

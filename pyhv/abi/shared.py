@@ -8,40 +8,41 @@ one for 64 and one for 32 bits. The `GC_*` constants are the 64-bit context's.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
-MAX_LEGACY_VCPUS = 32
+MAX_LEGACY_VCPUS: Final = 32
 """Slots of `vcpu_info` in `shared_info`."""
 
 # shared_info
-SI_VCPU_INFO = 0
-VCPU_INFO_SIZE = 64
-SI_EVTCHN_PENDING = 2048
+SI_VCPU_INFO: Final = 0
+VCPU_INFO_SIZE: Final = 64
+SI_EVTCHN_PENDING: Final = 2048
 
 # vcpu_info
-VI_UPCALL_PENDING = 0
-VI_UPCALL_MASK = 1
-VI_TIME = 32
+VI_UPCALL_PENDING: Final = 0
+VI_UPCALL_MASK: Final = 1
+VI_TIME: Final = 32
 
 # vcpu_time_info, from its start
-TI_SIZE = 32
+TI_SIZE: Final = 32
 
 # the console page (`io/console.h`)
-CONSOLE_CONNECTION = 3088
+CONSOLE_CONNECTION: Final = 3088
 """u8: somebody listens (0) or not yet (1)."""
 
 # the FIFO control block and event words
-FIFO_CONTROL_BLOCK_SIZE = 72
-FIFO_READY = 0
+FIFO_CONTROL_BLOCK_SIZE: Final = 72
+FIFO_READY: Final = 0
 """u32: one bit a priority."""
-FIFO_HEAD = 8
+FIFO_HEAD: Final = 8
 """u32 for each of the 16 priorities: the first port of the queue."""
-FIFO_WORDS_PER_PAGE = 1024
+FIFO_WORDS_PER_PAGE: Final = 1024
 """Event words (u32, one a port) in a page of the event array."""
 FIFO_PENDING, FIFO_MASKED, FIFO_LINKED, FIFO_BUSY = 1 << 31, 1 << 30, 1 << 29, 1 << 28
 """Bits of an event word; the low `FIFO_LINK_BITS` are LINK, the next port of the queue."""
-FIFO_LINK_BITS = 17
-FIFO_PORTS = 1 << FIFO_LINK_BITS
-FIFO_QUEUES = 16
+FIFO_LINK_BITS: Final = 17
+FIFO_PORTS: Final = 1 << FIFO_LINK_BITS
+FIFO_QUEUES: Final = 16
 """Priorities, 0 the most urgent; each vCPU has a queue for each."""
 
 
@@ -66,7 +67,7 @@ class SharedLayout:
     """In `vcpu_info`, `unsigned long`."""
 
 
-SHARED_LAYOUT = {
+SHARED_LAYOUT: Final = {
     64: SharedLayout(
         width=64, evtchn_mask=2560, wc_version=3072, wc_sec=3076, wc_nsec=3080, wc_sec_hi=3084,
         max_pfn=3088, nmi_reason=3104, pending_sel=8, cr2=16,
@@ -79,26 +80,26 @@ SHARED_LAYOUT = {
 """By the guest's width."""
 
 # vcpu_guest_context of VCPUOP_initialise, 64-bit
-GC_SIZE = 5168
-GC_FPU = 0
-GC_FLAGS = 512
-GC_USER_REGS = 520
-GC_TRAP_CTXT = 720
-GC_LDT_BASE = 4816
-GC_LDT_ENTS = 4824
-GC_GDT_FRAMES = 4832
-GC_GDT_ENTS = 4960
-GC_KERNEL_SS = 4968
-GC_KERNEL_SP = 4976
-GC_CTRLREG = 4984
-GC_DEBUGREG = 5048
-GC_EVENT_CALLBACK = 5112
-GC_FAILSAFE_CALLBACK = 5120
-GC_SYSCALL_CALLBACK = 5128
-GC_VM_ASSIST = 5136
-GC_FS_BASE = 5144
-GC_GS_BASE_KERNEL = 5152
-GC_GS_BASE_USER = 5160
+GC_SIZE: Final = 5168
+GC_FPU: Final = 0
+GC_FLAGS: Final = 512
+GC_USER_REGS: Final = 520
+GC_TRAP_CTXT: Final = 720
+GC_LDT_BASE: Final = 4816
+GC_LDT_ENTS: Final = 4824
+GC_GDT_FRAMES: Final = 4832
+GC_GDT_ENTS: Final = 4960
+GC_KERNEL_SS: Final = 4968
+GC_KERNEL_SP: Final = 4976
+GC_CTRLREG: Final = 4984
+GC_DEBUGREG: Final = 5048
+GC_EVENT_CALLBACK: Final = 5112
+GC_FAILSAFE_CALLBACK: Final = 5120
+GC_SYSCALL_CALLBACK: Final = 5128
+GC_VM_ASSIST: Final = 5136
+GC_FS_BASE: Final = 5144
+GC_GS_BASE_KERNEL: Final = 5152
+GC_GS_BASE_USER: Final = 5160
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class ContextLayout:
     gs_base_user: int | None
 
 
-CONTEXT_LAYOUT = {
+CONTEXT_LAYOUT: Final = {
     64: ContextLayout(
         size=GC_SIZE, word=8, flags=GC_FLAGS, user_regs=GC_USER_REGS, trap_ctxt=GC_TRAP_CTXT, trap_size=16,
         ldt_base=GC_LDT_BASE, ldt_ents=GC_LDT_ENTS, gdt_frames=GC_GDT_FRAMES, gdt_ents=GC_GDT_ENTS,
@@ -153,23 +154,23 @@ CONTEXT_LAYOUT = {
 }  # fmt: skip
 """By the guest's width."""
 
-VGCF_I387_VALID = 1
-VGCF_IN_KERNEL = 4
-VGCF_FAILSAFE_DISABLES_EVENTS = 8
-VGCF_SYSCALL_DISABLES_EVENTS = 16
-VGCF_ONLINE = 32
-VGCF_IN_SYSCALL = 0x100
+VGCF_I387_VALID: Final = 1
+VGCF_IN_KERNEL: Final = 4
+VGCF_FAILSAFE_DISABLES_EVENTS: Final = 8
+VGCF_SYSCALL_DISABLES_EVENTS: Final = 16
+VGCF_ONLINE: Final = 32
+VGCF_IN_SYSCALL: Final = 0x100
 """Flag of the iret frame: RCX and R11 hold what SYSRET would have put there."""
 
 # cpu_user_regs: offsets by register name
-USER_REGS = {
+USER_REGS: Final = {
     "r15": 0, "r14": 8, "r13": 16, "r12": 24, "rbp": 32, "rbx": 40, "r11": 48, "r10": 56, "r9": 64,
     "r8": 72, "rax": 80, "rcx": 88, "rdx": 96, "rsi": 104, "rdi": 112, "error_code": 120,
     "entry_vector": 124, "rip": 128, "cs": 136, "saved_upcall_mask": 140, "rflags": 144, "rsp": 152,
     "ss": 160, "es": 168, "ds": 176, "fs": 184, "gs": 192,
 }  # fmt: skip
 
-USER_REGS_32 = {
+USER_REGS_32: Final = {
     "ebx": 0, "ecx": 4, "edx": 8, "esi": 12, "edi": 16, "ebp": 20, "eax": 24, "error_code": 28,
     "entry_vector": 30, "eip": 32, "cs": 36, "saved_upcall_mask": 38, "eflags": 40, "esp": 44, "ss": 48,
     "es": 52, "ds": 56, "fs": 60, "gs": 64,

@@ -10,11 +10,12 @@ pyhv.errors.ConfigError: '12 apples' is no amount of memory; write 128M, 1G or a
 
 import re
 from fractions import Fraction
+from typing import Final
 
 from pyhv.address import PAGE_SHIFT
 from pyhv.errors import ConfigError
 
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
+_UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
 def pages(amount: str | int) -> int:

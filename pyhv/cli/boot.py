@@ -6,7 +6,7 @@ import itertools
 import re
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
 
-PAGES_PER_MIB = 256
-MAX_NAME = 64
+PAGES_PER_MIB: Final = 256
+MAX_NAME: Final = 64
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   pyhv boot                            pyhv's own guests, side by side
   pyhv boot hello                      one of them

@@ -2,13 +2,14 @@
 """`pyhv build`: an assembly source becomes a kernel image. How is `pyhv.guests.build`'s."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from pyhv.cli.messages import say, verbose_option
 from pyhv.errors import EnvironmentProblem
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   pyhv build mykernel.S -o mykernel.img && pyhv boot mykernel.img --memory 16
 

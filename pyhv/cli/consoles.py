@@ -12,21 +12,21 @@ import os
 import select
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from pyhv.errors import ConfigError, EnvironmentProblem
 
-MAX_PARTIAL = 4096
+MAX_PARTIAL: Final = 4096
 """Longest line that is held back to be printed whole, in bytes."""
-TAIL_BYTES = 4096
+TAIL_BYTES: Final = 4096
 """How much of a console's end is remembered for a crash report."""
-_TERMINAL_TAKES = 256
+_TERMINAL_TAKES: Final = 256
 """Bytes that a terminal takes at once when it is ready."""
-CHUNK = 4096
+CHUNK: Final = 4096
 """How much input is read at a time, in bytes."""
 
-_CONTROL = bytes(set(range(32)) - set(b"\t\x1b")) + b"\x7f"
-_COLOURS = (36, 33, 32, 35, 34, 31, 96, 93, 92, 95, 94, 91)
+_CONTROL: Final = bytes(set(range(32)) - set(b"\t\x1b")) + b"\x7f"
+_COLOURS: Final = (36, 33, 32, 35, 34, 31, 96, 93, 92, 95, 94, 91)
 
 
 class OutputClosed(Exception):

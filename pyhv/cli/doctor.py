@@ -17,7 +17,7 @@ PLAIN_WIDTH: Final = 160
 """Columns when the output is not a terminal."""
 _STYLES: Final = {"yes": "green", "no": "yellow", "FAILED": "bold red", "-": ""}
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   pyhv doctor
   PYHV_ENGINE_TUNING=0 pyhv doctor    leave the emulator as it is

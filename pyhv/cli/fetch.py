@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import click
 
@@ -11,9 +12,9 @@ from pyhv.images import debian, kernels
 from pyhv.images.debian import FLAVOURS, STOCK
 from pyhv.images.kernels import KERNELS
 
-DEBIAN = "debian"
+DEBIAN: Final = "debian"
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   pyhv fetch debian
   pyhv fetch debian --suite trixie-backports --flavour rt

@@ -5,7 +5,7 @@ The words on images are those of `pyhv.loader.describe`.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from pyhv.loader.describe import Description
 
-PAGES_PER_MIB = 256
-PLAIN_WIDTH = 160
+PAGES_PER_MIB: Final = 256
+PLAIN_WIDTH: Final = 160
 """Columns when the output is not a terminal."""
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   pyhv inspect vmlinuz
   pyhv inspect vmlinuz --memory 64 --ramdisk initramfs.cpio.gz

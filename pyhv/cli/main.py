@@ -6,7 +6,7 @@ Here is the one boundary between exceptions and exit codes: a `PyhvError` is tol
 """
 
 import traceback
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -20,7 +20,7 @@ from pyhv.cli.messages import VERBOSE, say
 from pyhv.cli.restore import restore
 from pyhv.errors import ExitCode, PyhvError
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   pyhv boot                   a demonstration: several guests on one machine
   pyhv boot debian            Debian's stock kernel, with a shell

@@ -3,14 +3,14 @@
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-VERBOSE = "pyhv.verbose"
+VERBOSE: Final = "pyhv.verbose"
 """Key in click's `Context.meta`: more messages, and tracebacks."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])

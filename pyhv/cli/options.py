@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyhv.cli.saving import SaveOptions
     from pyhv.cli.session import RunOptions
 
-NANOSECONDS = 1_000_000_000
+NANOSECONDS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def file() -> click.Path:
     return click.Path(dir_okay=False, path_type=Path)
 
 
-_SECONDS = click.FloatRange(0, min_open=True)
-_OPTIONS = (
+_SECONDS: Final = click.FloatRange(0, min_open=True)
+_OPTIONS: Final = (
     click.option(
         "--timeout", type=_SECONDS, metavar="SECONDS", help="End the run after that much machine time."
     ),

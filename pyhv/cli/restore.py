@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyhv.machine import Machine
     from pyhv.snapshot.snapshot import Snapshot
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   pyhv boot debian --save debian.snap --save-when '/ # '
   pyhv restore debian.snap

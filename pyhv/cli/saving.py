@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from pyhv.api.console import ConsoleNotes
 from pyhv.api.guest import GuestNotes
@@ -20,7 +20,7 @@ from pyhv.snapshot.snapshot import take
 from pyhv.state import state
 from pyhv.until import Nanoseconds, Until, When
 
-VERDICTS = "verdicts"
+VERDICTS: Final = "verdicts"
 """In a snapshot's head: how the guests' output is judged, by domid."""
 
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -37,7 +38,7 @@ from pyhv.resident import Ended
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until, When
 from pyhv.xenstore.peers import introduce_peers
 
-TAIL_LINES = 12
+TAIL_LINES: Final = 12
 """Console lines that go into a crash report."""
 
 

@@ -13,18 +13,18 @@ import os
 import signal
 import termios
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pyhv.cli.consoles import CHUNK, Input
 
-LEAVE = b"\x1d"
+LEAVE: Final = b"\x1d"
 """Ctrl-]."""
-MAX_TYPED = 1 << 16
+MAX_TYPED: Final = 1 << 16
 """Keys remembered, in bytes, for a guest that does not read; more are dropped, as a terminal would."""
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS: Final = 2.0
 """How long an orderly end may take after a signal."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def usable_terminal(fd: int) -> bool:

@@ -13,12 +13,12 @@ that is being written is kept. This module knows nothing of machines and domains
 import enum
 import re
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from pyhv.abi.numbers import Shutdown
 from pyhv.errors import ExitCode
 
-MAX_LINE = 1024
+MAX_LINE: Final = 1024
 """Bytes of a line that are looked at; what a reporting line says lies well within."""
 
 
@@ -31,14 +31,14 @@ class Report(enum.Enum):
     FAILURE = "reported a failure"
 
 
-_CODES = {
+_CODES: Final = {
     Report.NOTHING: ExitCode.OK,
     Report.SUCCESS: ExitCode.OK,
     Report.SKIP: ExitCode.SKIP,
     Report.FAILURE: ExitCode.FAILURE,
 }
 
-SEVERITY = (
+SEVERITY: Final = (
     ExitCode.OK,
     ExitCode.SKIP,
     ExitCode.ENDED,
@@ -54,7 +54,7 @@ timeout, because it says more about the cause.
 """
 
 
-OTHER_ENDS = {
+OTHER_ENDS: Final = {
     Shutdown.REBOOT: "asked for a reboot, which ended its run",
     Shutdown.SUSPEND: "has suspended itself, and nobody is there to resume it",
     Shutdown.SOFT_RESET: "asked for a soft reset, which ended its run",
@@ -137,7 +137,7 @@ class Xtf:
         return ExitCode.FAILURE if self.report is Report.NOTHING else _CODES[self.report]
 
 
-CONVENTIONS: dict[str, Callable[[], Convention]] = {"": Plain, "pyhv": Builtin, "xtf": Xtf}
+CONVENTIONS: Final[dict[str, Callable[[], Convention]]] = {"": Plain, "pyhv": Builtin, "xtf": Xtf}
 """Ways to judge a guest, by name."""
 
 

@@ -10,43 +10,44 @@ bytes out.
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import keystone
 
 from pyhv.errors import ImageError
 
-DIRECTIVES = frozenset({".byte", ".short", ".long", ".quad", ".zero", ".balign"})
+DIRECTIVES: Final = frozenset({".byte", ".short", ".long", ".quad", ".zero", ".balign"})
 """What `assemble` passes on. Keystone 0.9.2 crashes on `.text`, rejects `.org` and mangles `.section`."""
 
-MAX_BYTES = 64 << 20
+MAX_BYTES: Final = 64 << 20
 """Most that one directive may reserve; a slip in a `.zero` should not take the host's memory."""
 
-_SIZED = frozenset({".zero", ".balign"})
+_SIZED: Final = frozenset({".zero", ".balign"})
 
-_MISREAD = {
+_MISREAD: Final = {
     # Keystone picks the 16-bit operand size for these, which no kernel means.
     64: {"iret": "iretq", "pushf": "pushfq", "popf": "popfq"},
     32: {"iret": "iretd", "pushf": "pushfd", "popf": "popfd"},
 }
-_MODES = {64: keystone.KS_MODE_64, 32: keystone.KS_MODE_32}
-_SHORT_PUSH = frozenset({"cs", "ds", "es", "ss"})
+_MODES: Final = {64: keystone.KS_MODE_64, 32: keystone.KS_MODE_32}
+_SHORT_PUSH: Final = frozenset({"cs", "ds", "es", "ss"})
 
-_LABEL = re.compile(r"\s*([A-Za-z_.][\w.]*)\s*:\s*(.*)", re.DOTALL)
-_CHARACTER = re.compile(r"'(\\[nt0\\']|[^'\\])'")
-_ESCAPED = {"\\n": "\n", "\\t": "\t", "\\0": "\0", "\\\\": "\\", "\\'": "'"}
-_NUMBER = re.compile(r"(?<![\w.])\d\w*")
-_DECIMAL = re.compile(r"0|[1-9]\d*")
-_HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]+")
-_MNEMONIC = re.compile(r"\.?[A-Za-z][A-Za-z0-9]*")
-_PREFIXES = frozenset({"lock", "rep", "repe", "repz", "repne", "repnz"})
-_TOKEN = re.compile(r"\s*([A-Za-z_.\d][\w.]*|<<|>>|[-+*/&|^~(),:\[\]])")
-_NAME = re.compile(r"[A-Za-z_.]")
-_SIZES = frozenset({"byte", "word", "dword", "qword"})
-_SEGMENTS = frozenset({"cs", "ds", "es", "fs", "gs", "ss"})
-_BINARY = frozenset({"+", "-", "*", "/", "&", "|", "^", "<<", ">>"})
-_UNARY = frozenset({"+", "-", "~"})
-_CLOSING = {"(": ")", "[": "]"}
-_MAX_NESTING = 20
+_LABEL: Final = re.compile(r"\s*([A-Za-z_.][\w.]*)\s*:\s*(.*)", re.DOTALL)
+_CHARACTER: Final = re.compile(r"'(\\[nt0\\']|[^'\\])'")
+_ESCAPED: Final = {"\\n": "\n", "\\t": "\t", "\\0": "\0", "\\\\": "\\", "\\'": "'"}
+_NUMBER: Final = re.compile(r"(?<![\w.])\d\w*")
+_DECIMAL: Final = re.compile(r"0|[1-9]\d*")
+_HEXADECIMAL: Final = re.compile(r"0[xX][0-9a-fA-F]+")
+_MNEMONIC: Final = re.compile(r"\.?[A-Za-z][A-Za-z0-9]*")
+_PREFIXES: Final = frozenset({"lock", "rep", "repe", "repz", "repne", "repnz"})
+_TOKEN: Final = re.compile(r"\s*([A-Za-z_.\d][\w.]*|<<|>>|[-+*/&|^~(),:\[\]])")
+_NAME: Final = re.compile(r"[A-Za-z_.]")
+_SIZES: Final = frozenset({"byte", "word", "dword", "qword"})
+_SEGMENTS: Final = frozenset({"cs", "ds", "es", "fs", "gs", "ss"})
+_BINARY: Final = frozenset({"+", "-", "*", "/", "&", "|", "^", "<<", ">>"})
+_UNARY: Final = frozenset({"+", "-", "~"})
+_CLOSING: Final = {"(": ")", "[": "]"}
+_MAX_NESTING: Final = 20
 
 
 def label_of(line: str) -> tuple[str | None, str]:

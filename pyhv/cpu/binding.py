@@ -9,6 +9,7 @@ what they are used for.
 
 import ctypes
 from collections.abc import Callable
+from typing import Final
 
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
@@ -16,32 +17,32 @@ from unicorn.unicorn_py3 import unicorn as _package
 
 from pyhv.errors import EngineError
 
-LIBRARY_PATH: str = _package.uclib._name
+LIBRARY_PATH: Final[str] = _package.uclib._name
 _lib = ctypes.CDLL(LIBRARY_PATH)
 
 
-HOOK_INTR: int = uc_const.UC_HOOK_INTR
-HOOK_INSN: int = uc_const.UC_HOOK_INSN
-HOOK_INSN_INVALID: int = uc_const.UC_HOOK_INSN_INVALID
-HOOK_BLOCK_TRANSLATED: int = uc_const.UC_HOOK_EDGE_GENERATED
-HOOK_BLOCK: int = uc_const.UC_HOOK_BLOCK
-HOOK_MEMORY: int = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
-HOOK_FETCH_PROT: int = uc_const.UC_HOOK_MEM_FETCH_PROT
-MEM_WRITE: int = uc_const.UC_MEM_WRITE
-INS_SYSCALL: int = x86_const.UC_X86_INS_SYSCALL
-INS_SYSENTER: int = x86_const.UC_X86_INS_SYSENTER
-INS_CPUID: int = x86_const.UC_X86_INS_CPUID
-INS_RDTSC: int = x86_const.UC_X86_INS_RDTSC
-INS_RDTSCP: int = x86_const.UC_X86_INS_RDTSCP
-INS_IN: int = x86_const.UC_X86_INS_IN
-INS_OUT: int = x86_const.UC_X86_INS_OUT
-REG_RAX: int = x86_const.UC_X86_REG_RAX
-REG_EFLAGS: int = x86_const.UC_X86_REG_EFLAGS
-REG_CR0: int = x86_const.UC_X86_REG_CR0
-REG_CR3: int = x86_const.UC_X86_REG_CR3
-REG_CR4: int = x86_const.UC_X86_REG_CR4
-REG_MSR: int = x86_const.UC_X86_REG_MSR
-GENERAL_REGISTERS: tuple[int, ...] = tuple(
+HOOK_INTR: Final[int] = uc_const.UC_HOOK_INTR
+HOOK_INSN: Final[int] = uc_const.UC_HOOK_INSN
+HOOK_INSN_INVALID: Final[int] = uc_const.UC_HOOK_INSN_INVALID
+HOOK_BLOCK_TRANSLATED: Final[int] = uc_const.UC_HOOK_EDGE_GENERATED
+HOOK_BLOCK: Final[int] = uc_const.UC_HOOK_BLOCK
+HOOK_MEMORY: Final[int] = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
+HOOK_FETCH_PROT: Final[int] = uc_const.UC_HOOK_MEM_FETCH_PROT
+MEM_WRITE: Final[int] = uc_const.UC_MEM_WRITE
+INS_SYSCALL: Final[int] = x86_const.UC_X86_INS_SYSCALL
+INS_SYSENTER: Final[int] = x86_const.UC_X86_INS_SYSENTER
+INS_CPUID: Final[int] = x86_const.UC_X86_INS_CPUID
+INS_RDTSC: Final[int] = x86_const.UC_X86_INS_RDTSC
+INS_RDTSCP: Final[int] = x86_const.UC_X86_INS_RDTSCP
+INS_IN: Final[int] = x86_const.UC_X86_INS_IN
+INS_OUT: Final[int] = x86_const.UC_X86_INS_OUT
+REG_RAX: Final[int] = x86_const.UC_X86_REG_RAX
+REG_EFLAGS: Final[int] = x86_const.UC_X86_REG_EFLAGS
+REG_CR0: Final[int] = x86_const.UC_X86_REG_CR0
+REG_CR3: Final[int] = x86_const.UC_X86_REG_CR3
+REG_CR4: Final[int] = x86_const.UC_X86_REG_CR4
+REG_MSR: Final[int] = x86_const.UC_X86_REG_MSR
+GENERAL_REGISTERS: Final[tuple[int, ...]] = tuple(
     getattr(x86_const, f"UC_X86_REG_{name}")
     for name in [
         "RAX",
@@ -64,18 +65,20 @@ GENERAL_REGISTERS: tuple[int, ...] = tuple(
 )
 """Unicorn's register numbers in the processor's own order."""
 
-CB_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
-CB_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
-CB_INSN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-CB_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-CB_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
-CB_OUT = ctypes.CFUNCTYPE(
+CB_INTR: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+CB_INVALID: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+CB_INSN: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+CB_CPUID: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+CB_IN: Final = ctypes.CFUNCTYPE(
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
+)
+CB_OUT: Final = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
 )
-CB_MEMORY = ctypes.CFUNCTYPE(
+CB_MEMORY: Final = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 )
-CB_FETCH = ctypes.CFUNCTYPE(
+CB_FETCH: Final = ctypes.CFUNCTYPE(
     ctypes.c_bool,
     ctypes.c_void_p,
     ctypes.c_int,
@@ -84,7 +87,7 @@ CB_FETCH = ctypes.CFUNCTYPE(
     ctypes.c_int64,
     ctypes.c_void_p,
 )
-CB_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+CB_BLOCK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 
 
 class TranslatedBlock(ctypes.Structure):
@@ -93,7 +96,7 @@ class TranslatedBlock(ctypes.Structure):
     _fields_ = (("pc", ctypes.c_uint64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
 
 
-CB_TRANSLATED = ctypes.CFUNCTYPE(
+CB_TRANSLATED: Final = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.POINTER(TranslatedBlock), ctypes.c_void_p, ctypes.c_void_p
 )
 """The second block is the one executed before."""
@@ -172,7 +175,7 @@ cpu_breakpoint_insert: Callable[[int, int, int, None], object] | None = _insert
 cpu_breakpoint_remove: Callable[[int, int, int], object] | None = _remove
 """... and no more. Either drops all translations."""
 
-EMU_STOP_ADDRESS: int = ctypes.cast(_lib.uc_emu_stop, _ptr).value or 0
+EMU_STOP_ADDRESS: Final[int] = ctypes.cast(_lib.uc_emu_stop, _ptr).value or 0
 """Where `uc_emu_stop` is in this process: the native block clock jumps there."""
 
 
@@ -188,16 +191,16 @@ def _control(kind: int, arguments: int, direction: int) -> int:
     return kind | arguments << 26 | direction << 30
 
 
-CTL_TLB_FLUSH = _control(uc_const.UC_CTL_TLB_FLUSH, 0, 1)
-CTL_TLB_TYPE = _control(uc_const.UC_CTL_TLB_TYPE, 1, 1)
-CTL_FLUSH_TB = _control(uc_const.UC_CTL_TB_FLUSH, 0, 1)
-CTL_USE_EXITS = _control(uc_const.UC_CTL_UC_USE_EXITS, 1, 1)
-CTL_TCG_BUFFER_SIZE = _control(uc_const.UC_CTL_TCG_BUFFER_SIZE, 1, 1)
-TLB_CPU: int = uc_const.UC_TLB_CPU
-ARCH_X86: int = uc_const.UC_ARCH_X86
-MODE_64: int = uc_const.UC_MODE_64
-CTL_CPU_MODEL = _control(uc_const.UC_CTL_CPU_MODEL, 1, 1)
-CPU_SANDY_BRIDGE: int = x86_const.UC_CPU_X86_SANDYBRIDGE
+CTL_TLB_FLUSH: Final = _control(uc_const.UC_CTL_TLB_FLUSH, 0, 1)
+CTL_TLB_TYPE: Final = _control(uc_const.UC_CTL_TLB_TYPE, 1, 1)
+CTL_FLUSH_TB: Final = _control(uc_const.UC_CTL_TB_FLUSH, 0, 1)
+CTL_USE_EXITS: Final = _control(uc_const.UC_CTL_UC_USE_EXITS, 1, 1)
+CTL_TCG_BUFFER_SIZE: Final = _control(uc_const.UC_CTL_TCG_BUFFER_SIZE, 1, 1)
+TLB_CPU: Final[int] = uc_const.UC_TLB_CPU
+ARCH_X86: Final[int] = uc_const.UC_ARCH_X86
+MODE_64: Final[int] = uc_const.UC_MODE_64
+CTL_CPU_MODEL: Final = _control(uc_const.UC_CTL_CPU_MODEL, 1, 1)
+CPU_SANDY_BRIDGE: Final[int] = x86_const.UC_CPU_X86_SANDYBRIDGE
 
 
 def check(code: int, doing: str) -> None:

@@ -17,13 +17,13 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import keystone
 
 from pyhv.cpu import binding
 
-_SOURCES = {
+_SOURCES: Final = {
     # rdi = engine, edx = block size, rcx = cell {int64 budget; stop function}
     "x86_64": (
         keystone.KS_ARCH_X86,
@@ -98,7 +98,7 @@ def make_budget(*, native: bool = True) -> BlockBudget | PythonBlockBudget:
         return PythonBlockBudget()
 
 
-_NEVER = 3_600_000_000_000
+_NEVER: Final = 3_600_000_000_000
 """An hour, in ns: the thread looks up even if nobody calls."""
 
 

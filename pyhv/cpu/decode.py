@@ -10,7 +10,7 @@ import enum
 import functools
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import capstone
 from capstone import x86 as cx86
@@ -60,12 +60,12 @@ class Privileged(NamedTuple):
     register: int = 0
 
 
-_ONE_BYTE = {0xFA: Op.CLI, 0xFB: Op.STI}
-_TWO_BYTE = {
+_ONE_BYTE: Final = {0xFA: Op.CLI, 0xFB: Op.STI}
+_TWO_BYTE: Final = {
     0x06: Op.CLTS, 0x09: Op.WBINVD, 0x31: Op.RDTSC, 0x32: Op.RDMSR, 0x30: Op.WRMSR, 0xA2: Op.CPUID,
 }  # fmt: skip
-_MOVES = {0x20: Op.READ_CR, 0x22: Op.WRITE_CR, 0x21: Op.READ_DR, 0x23: Op.WRITE_DR}
-_PREFIXES = frozenset({0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, 0xF2, 0xF3})
+_MOVES: Final = {0x20: Op.READ_CR, 0x22: Op.WRITE_CR, 0x21: Op.READ_DR, 0x23: Op.WRITE_DR}
+_PREFIXES: Final = frozenset({0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, 0xF2, 0xF3})
 
 
 def prefixed(code: bytes, opcode: int) -> int:
@@ -136,7 +136,7 @@ class Store(NamedTuple):
     immediate: int
 
 
-_GENERAL = {}
+_GENERAL: Final = {}
 for _number, _names in enumerate(
     [
         "rax eax ax al",
@@ -154,15 +154,15 @@ for _number, _names in enumerate(
 for _number in range(8, 16):
     for _suffix in ("", "D", "W", "B"):
         _GENERAL[getattr(cx86, f"X86_REG_R{_number}{_suffix}")] = _number
-_HIGH = {cx86.X86_REG_AH: 0, cx86.X86_REG_CH: 1, cx86.X86_REG_DH: 2, cx86.X86_REG_BH: 3}
-_SEGMENTS = {cx86.X86_REG_FS: 4, cx86.X86_REG_GS: 5}
-_SEGMENTS_32 = _SEGMENTS | {
+_HIGH: Final = {cx86.X86_REG_AH: 0, cx86.X86_REG_CH: 1, cx86.X86_REG_DH: 2, cx86.X86_REG_BH: 3}
+_SEGMENTS: Final = {cx86.X86_REG_FS: 4, cx86.X86_REG_GS: 5}
+_SEGMENTS_32: Final = _SEGMENTS | {
     cx86.X86_REG_ES: 0, cx86.X86_REG_CS: 1, cx86.X86_REG_SS: 2, cx86.X86_REG_DS: 3,
 }  # fmt: skip
-_ON_STACK = frozenset({4, 5})
+_ON_STACK: Final = frozenset({4, 5})
 """ESP and EBP: as a base they imply SS."""
 
-STORES = frozenset(
+STORES: Final = frozenset(
     [
         "mov",
         "movabs",
@@ -258,7 +258,7 @@ class Accesses(NamedTuple):
     repeated: bool
 
 
-_SPRAWLING = frozenset(
+_SPRAWLING: Final = frozenset(
     [
         *["fxsave", "fxsave64", "fxrstor", "fxrstor64", "fnsave", "frstor", "fnstenv", "fldenv", "xlatb"],
         *["bt", "bts", "btr", "btc", "maskmovdqu", "maskmovq", "bound", "lgdt", "lidt", "sgdt", "sidt"],
@@ -266,15 +266,15 @@ _SPRAWLING = frozenset(
     ]
 )
 """Instructions that reach memory which their operands do not tell, or not exactly."""
-_BY_RSP = frozenset(
+_BY_RSP: Final = frozenset(
     [
         *["push", "pop", "pushfq", "popfq", "pushfd", "popfd", "pushf", "popf", "call", "ret"],
         *["enter", "iret", "iretd", "iretq", "retf", "retfq", "lcall"],
     ]
 )
 """Instructions that push or pop."""
-_STRING = frozenset(["movs", "cmps", "stos", "lods", "scas", "ins", "outs"])
-_STACK_BASES = frozenset({4, 5})  # RSP, RBP
+_STRING: Final = frozenset(["movs", "cmps", "stos", "lods", "scas", "ins", "outs"])
+_STACK_BASES: Final = frozenset({4, 5})  # RSP, RBP
 
 
 @functools.lru_cache(maxsize=4096)
@@ -328,8 +328,8 @@ class FarTransfer(NamedTuple):
     offset_size: int
 
 
-_FAR_DIRECT = {0x9A: False, 0xEA: True}
-_FAR_INDIRECT = {3: False, 5: True}
+_FAR_DIRECT: Final = {0x9A: False, 0xEA: True}
+_FAR_INDIRECT: Final = {3: False, 5: True}
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,7 +16,7 @@ This module knows registers and callbacks. It knows no hypercall, no domain and 
 import ctypes
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from pyhv.abi.x86 import PF_I, PTE_MFN_MASK, PTE_P
 from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
@@ -35,14 +35,14 @@ from pyhv.cpu.vmcb import Vmcb
 from pyhv.cpu.watch import StoreWatch
 from pyhv.errors import GuestCrash
 
-_NOWHERE = 0xDEAD_0000_0000_0000
-_UC_PROT_ALL = 7
-_MOST_CODE_PAGES = 4096
-_LONGEST_PREFIX = 13
-_CR4_TSD = 4
-_EFLAGS = ctypes.c_int(binding.REG_EFLAGS)
+_NOWHERE: Final = 0xDEAD_0000_0000_0000
+_UC_PROT_ALL: Final = 7
+_MOST_CODE_PAGES: Final = 4096
+_LONGEST_PREFIX: Final = 13
+_CR4_TSD: Final = 4
+_EFLAGS: Final = ctypes.c_int(binding.REG_EFLAGS)
 _DEBUG, _PAGE_FAULT = 1, 14
-_TLB_FLUSH = ctypes.c_uint(binding.CTL_TLB_FLUSH)
+_TLB_FLUSH: Final = ctypes.c_uint(binding.CTL_TLB_FLUSH)
 _fast_reg_read, _fast_ctl = binding.fast_reg_read, binding.fast_ctl
 _fast_flush_page = binding.fast_tlb_flush_page
 

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from pyhv.cpu.host import executable_memory_refused
 from pyhv.errors import EngineError, GuestCrash
 
-LIBRARIES = (
+LIBRARIES: Final = (
     "unicorn", "capstone", "keystone-engine", "numpy", "pyelftools", "lz4", "zstandard", "click", "rich",
 )  # fmt: skip
 

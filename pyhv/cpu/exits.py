@@ -5,7 +5,7 @@
 """
 
 import enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class ExitKind(enum.IntEnum):
@@ -41,7 +41,7 @@ class ExitRecord(NamedTuple):
     registers: tuple[int, ...]
 
 
-_BY_VECTOR = {
+_BY_VECTOR: Final = {
     7: ExitKind.DEVICE_NOT_AVAILABLE,
     13: ExitKind.GENERAL_PROTECTION,
     14: ExitKind.PAGE_FAULT,

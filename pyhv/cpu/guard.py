@@ -12,6 +12,7 @@ does not fit - another host, no such slot, the emulator's own functions not expo
 
 import ctypes
 import mmap
+from typing import Final
 
 import keystone
 
@@ -20,9 +21,9 @@ from pyhv.cpu.once import once
 from pyhv.cpu.slots import library
 from pyhv.cpu.stops import posted_stops
 
-_UD = 6
+_UD: Final = 6
 
-_CODE = """
+_CODE: Final = """
     xor edx, edx
     mov rdx, fs:[rdx]
     movabs rax, {first}

@@ -12,6 +12,7 @@ registers, selectors, the bases of FS and GS. The others - hidden parts, privile
 import ctypes
 import os
 import struct
+from typing import Final
 
 import capstone
 from capstone import x86 as capstone_x86
@@ -22,9 +23,9 @@ from pyhv.cpu import vmcb as v
 from pyhv.cpu.once import once
 from pyhv.errors import EngineError
 
-REMEDY = "pyhv was built on unicorn 2.1.4: pip install --force-reinstall 'unicorn==2.1.4'."
-_STRUCT_WORDS = 512
-_SEARCH = 0x10000
+REMEDY: Final = "pyhv was built on unicorn 2.1.4: pip install --force-reinstall 'unicorn==2.1.4'."
+_STRUCT_WORDS: Final = 512
+_SEARCH: Final = 0x10000
 
 
 def _reader() -> int:

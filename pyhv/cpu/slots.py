@@ -11,6 +11,7 @@ of `guard.py` and of `tuning/`. It never raises for a library of another form: i
 import ctypes
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -18,12 +19,12 @@ from pyhv.cpu import binding
 from pyhv.cpu.once import once
 
 _PT_DYNAMIC, _PT_NOTE, _PF_X = 2, 4, 1
-_PT_LOAD = 1
+_PT_LOAD: Final = 1
 _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_JMPREL = 2, 5, 6, 10, 23
-_NT_GNU_BUILD_ID = 3
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQ")
-_RELOCATION = np.dtype([("at", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
-_SYMBOL_WORDS = 6
+_NT_GNU_BUILD_ID: Final = 3
+_PROGRAM_HEADER: Final = struct.Struct("<IIQQQQQ")
+_RELOCATION: Final = np.dtype([("at", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
+_SYMBOL_WORDS: Final = 6
 """A symbol is 24 bytes; the first of its six words is where its name is."""
 
 
@@ -61,7 +62,7 @@ class Library:
         return slot is not None and (slot.value in self.code or slot.value == binding.symbol_address(name))
 
 
-_NOTHING = Library(0, "", {}, range(0))
+_NOTHING: Final = Library(0, "", {}, range(0))
 
 
 def _read_library() -> Library:

@@ -24,6 +24,7 @@ import functools
 import mmap
 import platform
 from collections.abc import Callable
+from typing import Final
 
 import keystone
 
@@ -31,10 +32,10 @@ from pyhv.cpu import binding
 from pyhv.cpu.once import lock, once
 from pyhv.cpu.slots import library
 
-_EXCP_INTERRUPT = 0x10000
+_EXCP_INTERRUPT: Final = 0x10000
 """What `cpu_exec` returns when it was asked to come back, and for no other reason."""
 
-_CODE = """
+_CODE: Final = """
 around:
     push rbx
     push r12

@@ -13,16 +13,16 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import keystone
 
 from pyhv.cpu import binding
 from pyhv.cpu.once import once
 
-_READ = "rdtsc; shl rdx, 0x20; or rax, rdx; ret"
-_CALIBRATION_NS = 12_000_000
-_SLOW = 100_000
+_READ: Final = "rdtsc; shl rdx, 0x20; or rax, rdx; ret"
+_CALIBRATION_NS: Final = 12_000_000
+_SLOW: Final = 100_000
 """The guest's clock is set this fraction (1/100,000) slow: refreshing its record never turns it back."""
 
 

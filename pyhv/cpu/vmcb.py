@@ -53,12 +53,12 @@ TR_OFFSET: Final = 352
 GDT_OFFSET: Final = 376
 IDT_OFFSET: Final = 400
 
-SEG_SEL = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n) // 4 for n in range(6))
+SEG_SEL: Final = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n) // 4 for n in range(6))
 """u32 indices of the selectors."""
-SEG_BASE = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n + 8) // 8 for n in range(6))
+SEG_BASE: Final = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n + 8) // 8 for n in range(6))
 """u64 indices of the hidden bases."""
-SEG_LIMIT = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n + 16) // 4 for n in range(6))
-SEG_FLAGS = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n + 20) // 4 for n in range(6))
+SEG_LIMIT: Final = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n + 16) // 4 for n in range(6))
+SEG_FLAGS: Final = tuple((SEGMENT_OFFSET + SEGMENT_SIZE * n + 20) // 4 for n in range(6))
 
 # hflags bits
 HF_CPL: Final = 3
@@ -68,7 +68,7 @@ HF_LMA, HF_CS64, HF_RF, HF_VM, HF_AC = 1 << 14, 1 << 15, 1 << 16, 1 << 17, 1 << 
 HF_OSFXSR: Final = 1 << 22
 HF_INHIBIT: Final = 1 << 3
 """The instruction is the one behind MOV SS or POP SS."""
-HF_BASE64 = HF_PE | HF_LMA | HF_CS64 | HF_CS32 | HF_SS32 | HF_MP | HF_OSFXSR
+HF_BASE64: Final = HF_PE | HF_LMA | HF_CS64 | HF_CS32 | HF_SS32 | HF_MP | HF_OSFXSR
 """hflags of 64-bit code with paging and SSE on, CPL 0, TS clear."""
 
 CC_OP_EFLAGS: Final = 1

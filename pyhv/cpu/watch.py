@@ -13,6 +13,7 @@ not changed: whoever adds one flushes it. Which frames are to be watched is deci
 """
 
 import ctypes
+from typing import Final
 
 from pyhv.address import PAGE_SHIFT
 from pyhv.cpu import binding
@@ -26,7 +27,7 @@ def _never(*_arguments: object) -> bool:
     raise AssertionError("the emulator refused to fetch from RAM, which is mapped with all rights")
 
 
-_CALLBACK = binding.CB_FETCH(_never)
+_CALLBACK: Final = binding.CB_FETCH(_never)
 
 
 class StoreWatch:

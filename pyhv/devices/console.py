@@ -16,24 +16,24 @@ Terminals, logs and line endings are not known here.
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.abi.shared import CONSOLE_CONNECTION
 from pyhv.devices.ring import ByteRing, RingBroken
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, entries, typed
 
-IN_SIZE = 1024
-OUT_SIZE = 2048
-PRESSING = OUT_SIZE // 2
+IN_SIZE: Final = 1024
+OUT_SIZE: Final = 2048
+PRESSING: Final = OUT_SIZE // 2
 """Bytes of output from which on the guest hears at once that they have been taken."""
-_IN_DATA = 0
-_OUT_DATA = 1024
-_IN_CONS = 3072
-_IN_PROD = 3076
-_OUT_CONS = 3080
-_OUT_PROD = 3084
-_CONNECTED = b"\0"
+_IN_DATA: Final = 0
+_OUT_DATA: Final = 1024
+_IN_CONS: Final = 3072
+_IN_PROD: Final = 3076
+_OUT_CONS: Final = 3080
+_OUT_PROD: Final = 3084
+_CONNECTED: Final = b"\0"
 
 
 class ConsoleRing:

@@ -14,7 +14,7 @@ This module moves bytes between the page and a `Connection`; what they mean is k
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.abi.xs_wire import LinkError
 from pyhv.devices.ring import ByteRing, RingBroken
@@ -22,21 +22,21 @@ from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, entries, typed
 from pyhv.xenstore.wire import Connection
 
-RING_SIZE = 1024
-_REQ_DATA = 0
-_RSP_DATA = 1024
-_REQ_CONS = 2048
-_REQ_PROD = 2052
-_RSP_CONS = 2056
-_RSP_PROD = 2060
-_SERVER_FEATURES = 2064
-_CONNECTION = 2068
-_ERROR = 2072
+RING_SIZE: Final = 1024
+_REQ_DATA: Final = 0
+_RSP_DATA: Final = 1024
+_REQ_CONS: Final = 2048
+_REQ_PROD: Final = 2052
+_RSP_CONS: Final = 2056
+_RSP_PROD: Final = 2060
+_SERVER_FEATURES: Final = 2064
+_CONNECTION: Final = 2068
+_ERROR: Final = 2072
 
-FEATURE_RECONNECTION = 1
-FEATURE_ERROR = 2
-_CONNECTED = 0
-_RECONNECT = 1
+FEATURE_RECONNECTION: Final = 1
+FEATURE_ERROR: Final = 2
+_CONNECTED: Final = 0
+_RECONNECT: Final = 1
 
 
 class XenstoreRing:

@@ -4,12 +4,12 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final
 
 from pyhv.abi.layout import u8, u16, u64
 
-VECTORS = 256
-NO_TRAP = (0, 0)
+VECTORS: Final = 256
+NO_TRAP: Final = (0, 0)
 
 
 @dataclass(slots=True)

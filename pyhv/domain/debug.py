@@ -6,7 +6,7 @@ The rules of reading and writing are those of the hypercalls and of MOV DR alike
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.layout import u64
@@ -15,12 +15,12 @@ from pyhv.address import MASK32, guest_may_use
 from pyhv.errors import XenError
 
 _RESET_DR6, _RESET_DR7 = 0xFFFF_0FF0, 0x400
-_DR6_FIXED = 0xFFFF_0FF0
-_DR6_WRITABLE = 0xE00F
-_DR7_FIXED = 0x400
-_DR7_RESERVED = 0xD800
-_DR7_GENERAL_DETECT = 1 << 13
-_IO = 2
+_DR6_FIXED: Final = 0xFFFF_0FF0
+_DR6_WRITABLE: Final = 0xE00F
+_DR7_FIXED: Final = 0x400
+_DR7_RESERVED: Final = 0xD800
+_DR7_GENERAL_DETECT: Final = 1 << 13
+_IO: Final = 2
 """Kind of a breakpoint in DR7: at a port."""
 
 

@@ -2,14 +2,14 @@
 """A vCPU's descriptor tables, GDT and LDT, and what has been decoded of them."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final
 
 from pyhv.abi.layout import u64
 from pyhv.address import Mfn
 from pyhv.mmu.descriptors import Segment
 from pyhv.state import cache
 
-_MOST_ENTRIES = 8192
+_MOST_ENTRIES: Final = 8192
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ tables and descriptors it uses (`paging.py`, `descriptors.py`), its debug regist
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final
 
 from pyhv.abi.layout import u32, u64
 from pyhv.abi.numbers import VcpuState
@@ -31,7 +31,7 @@ from pyhv.mmu.physical import FramePage
 from pyhv.sched.runstate import Runstate
 from pyhv.state import given
 
-_RESET_CR4 = 0x660
+_RESET_CR4: Final = 0x660
 
 
 @dataclass(slots=True)

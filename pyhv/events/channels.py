@@ -19,7 +19,7 @@ in the place of an upcall. Every number is a guest's and is checked here.
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn
+from typing import ClassVar, Final, NoReturn
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -34,13 +34,13 @@ from pyhv.events.fifo import Fifo, check_control_block
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, cache, entries, refusal, restore, say, typed
 
-PER_VCPU_VIRQS = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
+PER_VCPU_VIRQS: Final = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
 """VIRQs that each vCPU binds for itself, and that stay on it."""
-PER_DOMAIN_VIRQS = frozenset({Virq.ARGO})
+PER_DOMAIN_VIRQS: Final = frozenset({Virq.ARGO})
 """VIRQs that every domain may bind once, through vCPU 0."""
-DEFAULT_MAX_PORT = 1023
+DEFAULT_MAX_PORT: Final = 1023
 """Highest port of a domain unless its configuration says more."""
-NR_PIRQS = 256
+NR_PIRQS: Final = 256
 """Physical interrupt numbers below this exist, but none is a plain domain's."""
 
 

@@ -22,7 +22,7 @@ that a word that was read is still the same when it is written.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.layout import u8, u16, u32
@@ -45,14 +45,14 @@ from pyhv.events.delivery import Effect
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, construct, refusal, state
 
-DEFAULT_PRIORITY = 7
+DEFAULT_PRIORITY: Final = 7
 """What a port begins with."""
-MAX_PAGES = FIFO_PORTS // FIFO_WORDS_PER_PAGE
+MAX_PAGES: Final = FIFO_PORTS // FIFO_WORDS_PER_PAGE
 """Pages of a full event array."""
 
 _NOTHING, _NEWLY_PENDING = Effect.NOTHING, Effect.NEWLY_PENDING
 _UPCALL, _BOTH = Effect.UPCALL, Effect.BOTH
-_UNLINK = ~(FIFO_BUSY | (1 << FIFO_LINK_BITS) - 1)
+_UNLINK: Final = ~(FIFO_BUSY | (1 << FIFO_LINK_BITS) - 1)
 
 
 def check_control_block(offset: int) -> None:

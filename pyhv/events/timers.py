@@ -9,20 +9,20 @@ what a timer is for: its owner asks for the next deadline and acts on the keys t
 import heapq
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from pyhv.abi.layout import u64
 from pyhv.state import Nanoseconds, Plain, entries, items, refusal, say, typed
 
 K = TypeVar("K", bound=Hashable)
 
-FAR_FUTURE = 1 << 50
+FAR_FUTURE: Final = 1 << 50
 """A set_timer_op deadline further ahead than this (ns, 13 days) is taken for a guest's mistake."""
-MISTAKE_DELAY = 100_000_000
+MISTAKE_DELAY: Final = 100_000_000
 """What such a deadline is replaced by, from now: the guest gets to look at its clock again (ns)."""
-MIN_PERIOD = 1_000_000
+MIN_PERIOD: Final = 1_000_000
 """Shortest period that VCPUOP_set_periodic_timer accepts (ns)."""
-DEFAULT_PERIOD = 10_000_000
+DEFAULT_PERIOD: Final = 10_000_000
 """Period of the VIRQ_TIMER that every vCPU of a PV domain starts with (ns)."""
 
 

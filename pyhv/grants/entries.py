@@ -18,19 +18,19 @@ This module reads and writes entries; what they permit is for `table` to say.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from pyhv.abi.grants import EntryFlag
 from pyhv.address import MASK32, PAGE_SIZE
 from pyhv.shared_page import SharedPage
 
-STATUS_SIZE = 2
+STATUS_SIZE: Final = 2
 """Bytes of an entry's status in version 2."""
-_START_MASK = 0x7FFF
+_START_MASK: Final = 0x7FFF
 """Xen keeps 15 bits of a sub-page's offset."""
 
 
-IN_USE = EntryFlag.READING | EntryFlag.WRITING
+IN_USE: Final = EntryFlag.READING | EntryFlag.WRITING
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ grant table.
 import heapq
 from collections import Counter, abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.abi.layout import u16, u32
@@ -19,9 +19,9 @@ from pyhv.grants.status import GrantError
 from pyhv.grants.table import HALVES
 from pyhv.state import Plain, construct, refusal, state
 
-HANDLES_PER_FRAME = 256
+HANDLES_PER_FRAME: Final = 256
 """Handles that a frame of Xen's own bookkeeping holds; the limit is configured in such frames."""
-MAX_FRAMES = 1024
+MAX_FRAMES: Final = 1024
 
 
 @dataclass(slots=True)

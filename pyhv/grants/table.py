@@ -15,7 +15,7 @@ checks after `take`, and drops it if it is not.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import RESERVED_ENTRIES, EntryFlag, GrantStatus, MapFlag
@@ -27,13 +27,13 @@ from pyhv.grants.status import GrantError
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, construct, refusal, state
 
-MAX_FRAMES = 64
+MAX_FRAMES: Final = 64
 """Default limit of a table's size, in frames."""
-MAX_PINS = 128
+MAX_PINS: Final = 128
 """Most uses of one kind of one entry at a time."""
 
 
-HALVES = MapFlag.DEVICE | MapFlag.HOST
+HALVES: Final = MapFlag.DEVICE | MapFlag.HOST
 
 
 class SharedPages(Protocol):

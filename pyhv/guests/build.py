@@ -10,6 +10,7 @@ lines into notes. The kernels that come with pyhv are the `*.S` files beside it,
 import functools
 import struct
 from pathlib import Path
+from typing import Final
 
 from pyhv.address import PAGE_SIZE
 from pyhv.cpu.assembler import assemble
@@ -25,16 +26,16 @@ from pyhv.guests.elf import (
 )
 from pyhv.guests.preprocess import Label, Note, Program, Section, Statement, preprocess
 
-LOAD_ADDRESS = 0x100000
+LOAD_ADDRESS: Final = 0x100000
 """Virtual and pseudo-physical address of the first byte of .text: 1 MiB, as in Xen's own test kernels."""
 
-ENTRY = "_start"
+ENTRY: Final = "_start"
 """The label at which a kernel begins."""
 
-MAX_IMAGE_BYTES = 64 << 20
+MAX_IMAGE_BYTES: Final = 64 << 20
 """Largest kernel, .bss included; a slip in a `.zero` should not take the host's memory."""
 
-_HERE = Path(__file__).parent
+_HERE: Final = Path(__file__).parent
 _DATA, _BSS, _END = "__data_start", "__bss_start", "_end"
 
 
@@ -91,12 +92,12 @@ def _describe(directory: str = "") -> dict[str, str]:
     return found
 
 
-BUILTIN: dict[str, str] = _describe()
+BUILTIN: Final[dict[str, str]] = _describe()
 """Kernels that come with pyhv: name to one line on what each does."""
-HOSTILE: dict[str, str] = _describe("hostile/")
+HOSTILE: Final[dict[str, str]] = _describe("hostile/")
 """Kernels that attack the hypervisor, each in one way: `hostile/name` to one line on what each tries."""
 
-BUILTIN_32 = frozenset(name for name in BUILTIN if name.endswith("32"))
+BUILTIN_32: Final = frozenset(name for name in BUILTIN if name.endswith("32"))
 """Which of them are 32-bit PAE kernels."""
 
 

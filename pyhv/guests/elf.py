@@ -12,6 +12,7 @@ This module arranges bytes that others have made: it neither assembles nor judge
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pyhv.address import PAGE_MASK
 
@@ -32,7 +33,7 @@ class _Class:
     """Where name, info, other, shndx, value and size go."""
 
 
-_CLASSES = {
+_CLASSES: Final = {
     64: _Class(
         number=2,
         machine=62,  # EM_X86_64
@@ -55,7 +56,7 @@ _CLASSES = {
     ),
 }
 
-_ET_EXEC = 2
+_ET_EXEC: Final = 2
 _PT_LOAD, _PT_NOTE = 1, 4
 _PF_X, _PF_W, _PF_R = 1, 2, 4
 _SHT_PROGBITS, _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOTE, _SHT_NOBITS = 1, 2, 3, 7, 8

@@ -23,12 +23,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from pyhv.cpu.assembler import label_of
 from pyhv.errors import ImageError
 from pyhv.loader.notes import Elfnote
 
-MAX_DEPTH = 32
+MAX_DEPTH: Final = 32
 """How deep includes and macros may nest."""
 
 
@@ -87,14 +88,14 @@ class _Macro:
     """Pairs (text, origin)."""
 
 
-_STRING = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'")
-_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w)")
-_LOCAL = re.compile(r"(?<![\w.])\.([A-Za-z_]\w*)")
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_PARAMETER = re.compile(r"\\(@|[A-Za-z_]\w*)")
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
-_KNOWN_ESCAPES = " ".join(f"\\{letter}" for letter in _ESCAPES)
-_OPERATORS: dict[type[ast.AST], Callable[[int, int], int]] = {
+_STRING: Final = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])'")
+_NAME: Final = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w)")
+_LOCAL: Final = re.compile(r"(?<![\w.])\.([A-Za-z_]\w*)")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_]\w*")
+_PARAMETER: Final = re.compile(r"\\(@|[A-Za-z_]\w*)")
+_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
+_KNOWN_ESCAPES: Final = " ".join(f"\\{letter}" for letter in _ESCAPES)
+_OPERATORS: Final[dict[type[ast.AST], Callable[[int, int], int]]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

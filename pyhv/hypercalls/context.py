@@ -6,7 +6,7 @@ bases) or other domains goes through `Processor` and `Host`, which the layers ab
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -23,13 +23,13 @@ from pyhv.mmu.tables import PageTables
 
 _S = TypeVar("_S", bound=AbiStruct)
 
-_STEP_NS = 250
+_STEP_NS: Final = 250
 """What a step costs in virtual time."""
-_STEPS_A_TABLE = 16
+_STEPS_A_TABLE: Final = 16
 """What approving or dropping a whole page table costs, in steps: it is as much work as so many hypercalls."""
 
 
-WATCHDOGS = 2
+WATCHDOGS: Final = 2
 """Watchdog timers of a domain."""
 
 

@@ -3,6 +3,8 @@
 segment bases (public headers `xen.h`, `callback.h`, `nmi.h`).
 """
 
+from typing import Final
+
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import (
     CALLBACKF_MASK_EVENTS,
@@ -35,7 +37,7 @@ from pyhv.mmu.descriptors import fix_descriptor
 from pyhv.mmu.frames import SEGDESC
 from pyhv.mmu.segdesc import drop_descriptor_page, take_descriptor_page
 
-_MASKS = 4
+_MASKS: Final = 4
 """Flag of a trap: entering it masks events."""
 
 

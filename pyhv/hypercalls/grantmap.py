@@ -6,6 +6,8 @@ other entry does, and drops them if the guest overwrites it by other means. The 
 alone. Both count as uses of the granter's entry until they are unmapped.
 """
 
+from typing import Final
+
 from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.abi.numbers import Gnttab
 from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapAndReplace, GnttabUnmapGrantRef
@@ -17,11 +19,11 @@ from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.grants import living, on_each, table_of
 from pyhv.mmu.frames import L1
 
-_HALVES = (MapFlag.DEVICE | MapFlag.HOST).value
+_HALVES: Final = (MapFlag.DEVICE | MapFlag.HOST).value
 _READONLY, _APPLICATION = MapFlag.READONLY.value, MapFlag.APPLICATION.value
-_CONTAINS_PTE = MapFlag.CONTAINS_PTE.value
+_CONTAINS_PTE: Final = MapFlag.CONTAINS_PTE.value
 """As integers: a flag's own `&` takes ten times as long."""
-_KEPT_FLAGS = 0x1F
+_KEPT_FLAGS: Final = 0x1F
 
 
 def check_granted(call: Call, number: int, owner: int) -> Mfn:

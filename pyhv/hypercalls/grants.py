@@ -8,7 +8,7 @@ accounts are in `grants/`.
 
 from collections.abc import Callable
 from functools import update_wrapper
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -46,11 +46,11 @@ _Handler = Callable[[Call, int, int], int]
 commands = Commands[[int, int], int](Hypercall.GRANT_TABLE_OP, Gnttab)
 """All sub-operations; `grantmap` and `grantcopy` add theirs."""
 
-_COMMAND_BITS = 12
+_COMMAND_BITS: Final = 12
 """The command's upper bits are Xen's own, for continuing a long cache flush."""
-_COUNT_LIMIT = 1 << 31
-_CACHE_OPERATIONS = (CacheFlag.CLEAN | CacheFlag.INVALIDATE).value
-_TOOLSTACK_ENTRIES = 512
+_COUNT_LIMIT: Final = 1 << 31
+_CACHE_OPERATIONS: Final = (CacheFlag.CLEAN | CacheFlag.INVALIDATE).value
+_TOOLSTACK_ENTRIES: Final = 512
 """Domain 0 has a table of one frame, and has granted nothing."""
 
 

@@ -8,6 +8,7 @@ is as FNINIT leaves it.
 
 import struct
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from pyhv.abi import shared
 from pyhv.abi.errno import Errno
@@ -22,10 +23,10 @@ from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import XenError
 from pyhv.hypercalls.cpustate import fix_rpl, set_trap
 
-_MOST_GDT_FRAMES = 16
-_VECTORS = 256
+_MOST_GDT_FRAMES: Final = 16
+_VECTORS: Final = 256
 _CONTROL, _DEBUG = 8, 8
-_NOT_REGISTERS = frozenset({"error_code", "entry_vector", "saved_upcall_mask"})
+_NOT_REGISTERS: Final = frozenset({"error_code", "entry_vector", "saved_upcall_mask"})
 
 
 def _no_traps() -> list[TrapInfo]:

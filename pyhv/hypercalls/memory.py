@@ -6,6 +6,7 @@ only some operations take. The calls that give and take frames are in `reservati
 """
 
 import struct
+from typing import Final
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
@@ -32,19 +33,19 @@ commands = Commands[[int, int], int](Hypercall.MEMORY_OP, Memory)
 """All sub-operations; `reservation` and `exchange` add theirs."""
 
 _M2P_END, _COMPAT_M2P_END = 0xFFFF_8040_0000_0000, 0xFFE0_0000
-_COMPAT_M2P_ENTRIES = (_COMPAT_M2P_END - COMPAT_VIRT_START) // 4
-_M2P_STEP = 2 << 20
-_E820 = struct.Struct("<QQI")
-_E820_RAM = 1
-_E820_MOST = 1024
+_COMPAT_M2P_ENTRIES: Final = (_COMPAT_M2P_END - COMPAT_VIRT_START) // 4
+_M2P_STEP: Final = 2 << 20
+_E820: Final = struct.Struct("<QQI")
+_E820_RAM: Final = 1
+_E820_MOST: Final = 1024
 _SPACE_GMFN_RANGE, _SPACE_GMFN_FOREIGN = 3, 4
 
-_CONTINUED = frozenset({
+_CONTINUED: Final = frozenset({
     Memory.INCREASE_RESERVATION, Memory.DECREASE_RESERVATION, Memory.POPULATE_PHYSMAP, Memory.ADD_TO_PHYSMAP,
     Memory.ADD_TO_PHYSMAP_BATCH, Memory.ACQUIRE_RESOURCE,
 })  # fmt: skip
 """Operations whose command may name a first extent."""
-_COMMON = frozenset({
+_COMMON: Final = frozenset({
     Memory.MAXIMUM_RAM_PAGE, Memory.CURRENT_RESERVATION, Memory.MAXIMUM_RESERVATION, Memory.MAXIMUM_GPFN,
     Memory.EXCHANGE, Memory.REMOVE_FROM_PHYSMAP, Memory.CLAIM_PAGES, Memory.GET_VNUMAINFO,
 })  # fmt: skip

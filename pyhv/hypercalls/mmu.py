@@ -4,6 +4,8 @@
 Decoding and order of checks are here; the rules of approval are `mmu/tables.py`.
 """
 
+from typing import Final
+
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import UVMF_FLUSH_MASK, UVMF_INVLPG, Hypercall, Mmu
 from pyhv.abi.structs import MmuUpdate
@@ -15,7 +17,7 @@ from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
 from pyhv.hypercalls.table import hypercall
 from pyhv.mmu.frames import L1, L4, SEGDESC, WRITABLE
 
-_REQUEST = MmuUpdate.layout64.packer
+_REQUEST: Final = MmuUpdate.layout64.packer
 
 
 @hypercall(Hypercall.MMU_UPDATE)

@@ -7,6 +7,7 @@ tables (`mmu/stepwise.py`). The guest then makes the call again for the rest: bi
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.errors import XenError
@@ -14,7 +15,7 @@ from pyhv.hypercalls.context import Again, Call
 from pyhv.mmu import stepwise
 from pyhv.mmu.budget import IN_STEPS, ONE_STEP, TooMuch
 
-_CONTINUED = 1 << 31
+_CONTINUED: Final = 1 << 31
 """In a count: this is the rest of a list whose beginning is done."""
 
 

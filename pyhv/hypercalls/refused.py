@@ -5,7 +5,7 @@ This Xen is one without HVM, profiling, Argo and XSM, with verbose console outpu
 others. The control calls look at their structure before they look at the caller, as Xen's do.
 """
 
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import ConsoleIo, Hypercall
@@ -16,9 +16,9 @@ from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.signature import Ptr, u32, ulong
 from pyhv.hypercalls.table import Status, hypercall
 
-_CONSOLE_CHUNK = 4096
+_CONSOLE_CHUNK: Final = 4096
 _SYSCTL_VERSION, _DOMCTL_VERSION, _PLATFORM_VERSION = 0x15, 0x15, 0x0300_0001
-_DOMCTL_WITHOUT_DOMAIN = frozenset({1, 5})
+_DOMCTL_WITHOUT_DOMAIN: Final = frozenset({1, 5})
 """Of createdomain and getdomaininfo the domain need not exist."""
 
 

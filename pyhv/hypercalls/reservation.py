@@ -7,6 +7,7 @@ the extent at which it goes on.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
 from pyhv.abi.structs import MemoryReservation
@@ -17,11 +18,11 @@ from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.memory import commands, existing
 from pyhv.mmu.frames import INVALID_M2P, NoFrames
 
-MAX_ORDER = 9
+MAX_ORDER: Final = 9
 """Largest extent of a plain domain: 2 MiB."""
-_MOST_EXTENTS = MASK32 >> MEMOP_EXTENT_SHIFT
+_MOST_EXTENTS: Final = MASK32 >> MEMOP_EXTENT_SHIFT
 """More could not be named when the call goes on."""
-_ADDRESS_BITS = 0xFF
+_ADDRESS_BITS: Final = 0xFF
 _NODE_SHIFT, _NODE_MASK, _NO_NODE = 8, 0xFF, 0xFF
 _POPULATE_ON_DEMAND, _EXACT_NODE, _VNODE = 1 << 16, 1 << 17, 1 << 18
 """Flags of a reservation (XENMEMF)."""

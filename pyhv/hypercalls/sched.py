@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """sched_op, its predecessor, and set_timer_op (public header `sched.h`)."""
 
+from typing import Final
+
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall, Sched
 from pyhv.abi.structs import RemoteShutdown, SchedPoll, SchedShutdown, SchedWatchdog
@@ -11,9 +13,9 @@ from pyhv.hypercalls.signature import Ptr, u32, u64, ulong
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
 _commands = Commands[[int], int](Hypercall.SCHED_OP, Sched)
-_MAX_POLL = 128
-_SECOND = 1_000_000_000
-_FOREVER = 1 << 62
+_MAX_POLL: Final = 128
+_SECOND: Final = 1_000_000_000
+_FOREVER: Final = 1 << 62
 """Deadlines further ahead (ns) are cut to this: a host cannot sleep longer either."""
 
 

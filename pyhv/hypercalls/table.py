@@ -19,7 +19,7 @@ mistake and end the import. A number that is in no table returns ENOSYS, as on X
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, TypeVar
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.layout import AbiStruct
@@ -71,7 +71,7 @@ class Entry:
         return self.wide if width == 64 else self.narrow
 
 
-HYPERCALLS: list[Entry | None] = [None] * NR_HYPERCALLS
+HYPERCALLS: Final[list[Entry | None]] = [None] * NR_HYPERCALLS
 """By number; `registry` fills it."""
 
 
@@ -167,5 +167,5 @@ class Commands(dict[int, Callable[Concatenate[Call, _P], _R]], Generic[_P, _R]):
         self.operations[number] = operation
 
 
-COMMANDS: dict[Hypercall, Commands[..., Any]] = {}
+COMMANDS: Final[dict[Hypercall, Commands[..., Any]]] = {}
 """The sub-operations by hypercall; `registry` fills it."""

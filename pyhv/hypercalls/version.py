@@ -5,6 +5,7 @@ Strings have a fixed size and are padded with zeros. What Xen denies a plain dom
 """
 
 import struct
+from typing import Final
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Assist, Feature, Hypercall, Xenver
@@ -17,14 +18,14 @@ from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
 _commands = Commands[[int], int](Hypercall.XEN_VERSION, Xenver)
-_EXTRAVERSION = b".0-pyhv"
-_CAPABILITIES = b"xen-3.0-x86_64 xen-3.0-x86_32p "
-_COMPILED = ((b"python", 64), (b"pyhv", 16), (b"pyhv", 32), (b"unknown", 32))
+_EXTRAVERSION: Final = b".0-pyhv"
+_CAPABILITIES: Final = b"xen-3.0-x86_64 xen-3.0-x86_32p "
+_COMPILED: Final = ((b"python", 64), (b"pyhv", 16), (b"pyhv", 32), (b"unknown", 32))
 """Compiler, by whom, in which domain, when."""
-_CHANGESET = b"unavailable"
-_DENIED = b"<denied>"
-_FEATURES = sum(1 << feature for feature in Feature)
-_PAE_PGDIR_ABOVE_4GB = 4
+_CHANGESET: Final = b"unavailable"
+_DENIED: Final = b"<denied>"
+_FEATURES: Final = sum(1 << feature for feature in Feature)
+_PAE_PGDIR_ABOVE_4GB: Final = 4
 
 
 @hypercall(Hypercall.XEN_VERSION)

@@ -21,15 +21,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Final, Protocol
 
 from pyhv.errors import EnvironmentProblem
 
-ELSEWHERE = "with files of your own: pyhv boot VMLINUZ --ramdisk INITRAMFS --append console=hvc0 --memory 128"
-_SUITE_NAME = re.compile(r"[a-z][a-z0-9]*(-backports)?")
-_POLL_SECONDS = 0.1
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_NO_SECURITY = ("sid", "unstable", "experimental")
+ELSEWHERE: Final = (
+    "with files of your own: pyhv boot VMLINUZ --ramdisk INITRAMFS --append console=hvc0 --memory 128"
+)
+_SUITE_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-backports)?")
+_POLL_SECONDS: Final = 0.1
+_KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_NO_SECURITY: Final = ("sid", "unstable", "experimental")
 """Suites for which there is no archive of security updates."""
 
 

@@ -15,21 +15,22 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pyhv.errors import EnvironmentProblem
 from pyhv.images import archive, initramfs
 from pyhv.images.archive import ELSEWHERE, Archive, Progress
 
-COMMAND_LINE = "console=hvc0"
-MEMORY_MIB = 128
-STOCK = "stock"
-FLAVOURS = (STOCK, "cloud", "rt")
+COMMAND_LINE: Final = "console=hvc0"
+MEMORY_MIB: Final = 128
+STOCK: Final = "stock"
+FLAVOURS: Final = (STOCK, "cloud", "rt")
 """Debian's builds of a kernel for amd64: for everything, for virtual machines, fully preemptible."""
 
-_VERSION = r"\d[a-z0-9.+~]*(-\d+)?"
+_VERSION: Final = r"\d[a-z0-9.+~]*(-\d+)?"
 """6.1.0-56, 6.12.117+deb13: no flavour is part of it."""
-_VMLINUZ = re.compile(r"\./(boot|usr/lib/.*)/vmlinuz[^/]*")
-_BUSYBOX = re.compile(r"\./(usr/)?bin/busybox")
+_VMLINUZ: Final = re.compile(r"\./(boot|usr/lib/.*)/vmlinuz[^/]*")
+_BUSYBOX: Final = re.compile(r"\./(usr/)?bin/busybox")
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import hashlib
 import platform
 import subprocess
 from pathlib import Path
+from typing import Final
 
 from pyhv.loader.cpio import CpioWriter
 
-COMPRESSION = 1
+COMPRESSION: Final = 1
 """gzip level: the guest unpacks it on an emulated processor, the host packs it once."""
 
-INIT = """\
+INIT: Final = """\
 #!/bin/sh
 # PID 1. Times are read without starting a process, so that reading them costs nothing.
 export PATH=/bin HOME=/ TERM="${TERM:-linux}"
@@ -121,7 +122,7 @@ stamp PYHV-POWEROFF
 poweroff -f
 """
 
-_APPLETS = (
+_APPLETS: Final = (
     "[ [[ ash awk basename bc blockdev bunzip2 bzcat cal cat chgrp chmod chown chroot clear cmp cp cpio "
     "cttyhack cut date dc dd df diff dirname dmesg du echo ed egrep env expr factor fallocate false "
     "fdisk fgrep find fold free grep groups gunzip gzip halt head hexdump hostname id ifconfig insmod "

@@ -11,6 +11,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote
 
 from pyhv.errors import EnvironmentProblem
@@ -37,8 +38,8 @@ class PackagedFile:
     version: str
 
 
-_MACH = r"\./boot/gnumach-.*\.gz"
-KERNELS = {
+_MACH: Final = r"\./boot/gnumach-.*\.gz"
+KERNELS: Final = {
     "pv-grub": Packaged("grub-xen-host", r"\./usr/lib/grub-xen/grub-x86_64-xen\.bin"),
     "pv-grub-32": Packaged("grub-xen-host", r"\./usr/lib/grub-xen/grub-i386-xen\.bin"),
     "gnumach": Packaged("gnumach-image-1.8-xen-486", _MACH, "bookworm"),

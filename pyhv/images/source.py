@@ -8,6 +8,7 @@ A word is the name of a guest that comes with pyhv, or of a kernel that Debian p
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from pyhv.errors import ImageError
 from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
@@ -18,13 +19,13 @@ from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.loader.ramdisk import MAX_RAMDISK, Ramdisk, prepare
 
-DEBIAN = "debian"
-DEMONSTRATION = (
+DEBIAN: Final = "debian"
+DEMONSTRATION: Final = (
     "hello", "hello32", "ticker", "pages", "pages32", "usermode", "usermode32", "ping", "pong", "intruder",
 )  # fmt: skip
 """What `pyhv boot` shows when it is not told what to boot; ping and pong need each other."""
-BUILTIN_MIB = 16
-FILE_MIB = 128
+BUILTIN_MIB: Final = 16
+FILE_MIB: Final = 128
 
 
 @dataclass(frozen=True, slots=True)

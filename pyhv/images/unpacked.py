@@ -8,16 +8,17 @@ last few of them. The cache is a convenience: where it cannot be read or written
 import hashlib
 import os
 from pathlib import Path
+from typing import Final
 
 from pyhv.errors import EnvironmentProblem
 from pyhv.images.debian import cache_directory, store_whole
 from pyhv.loader.bzimage import ELF_MAGIC, Unpacked, unpack
 
-WORTH_KEEPING = 1 << 20
+WORTH_KEEPING: Final = 1 << 20
 """Compressed images below this size (bytes) unpack in no time."""
-KEPT = 4
+KEPT: Final = 4
 """Unpacked kernels that stay in the cache."""
-_FORMAT = b"pyhv unpacked 1"
+_FORMAT: Final = b"pyhv unpacked 1"
 
 
 def unpack_once(data: bytes, name: str) -> Unpacked:

@@ -6,11 +6,13 @@ behaviour), plus a few that keep a hostile image from naming addresses outside i
 function of the image; how much memory the domain has is `layout.py`'s concern.
 """
 
+from typing import Final
+
 from pyhv.address import PAGE_MASK, guest_may_use
 from pyhv.loader.image import KernelImage
 from pyhv.loader.notes import NoteSource, Pae
 
-MAX_SPAN = 4 << 40
+MAX_SPAN: Final = 4 << 40
 """Largest distance in bytes from VIRT_BASE to the image's end: what the largest domain has."""
 
 

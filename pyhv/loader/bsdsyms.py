@@ -15,12 +15,12 @@ This module reads no file and knows no memory.
 
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-_EHDR = 64
-_HEADERS = 4 * _EHDR
+_EHDR: Final = 64
+_HEADERS: Final = 4 * _EHDR
 """The ELF header and three section headers, as large as those of the 64-bit class."""
-_SIZE_FIELD = 4
+_SIZE_FIELD: Final = 4
 _E_VERSION, _EV_CURRENT = 20, 1
 
 
@@ -38,7 +38,7 @@ class _Form(NamedTuple):
     sh_link: int
 
 
-_FORMS = {
+_FORMS: Final = {
     32: _Form(4, 52, 28, 32, 40, "<I", 40, 16, 24),
     64: _Form(8, 64, 32, 40, 52, "<Q", 64, 24, 40),
 }

@@ -10,7 +10,7 @@ part.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,22 +24,22 @@ from pyhv.errors import ConfigError
 from pyhv.loader.image import KernelImage, Segment
 from pyhv.loader.layout import Layout, TableRun, p2m_entry, table_number, top_level
 
-SIF_MOD_START_PFN = 1 << 3
+SIF_MOD_START_PFN: Final = 1 << 3
 """start_info flag: mod_start is a pfn and the ramdisk is not mapped."""
-SIF_VIRT_P2M_4TOOLS = 1 << 4
+SIF_VIRT_P2M_4TOOLS: Final = 1 << 4
 """start_info flag: the toolstack can follow a p2m list that the kernel keeps in virtual addresses."""
-MAX_CMDLINE = 1023
+MAX_CMDLINE: Final = 1023
 """Bytes of a command line, without its NUL."""
 
-FRAMES_BELOW_4G = 1 << 20
+FRAMES_BELOW_4G: Final = 1 << 20
 """Frames with a smaller number lie where 32 bits reach."""
 
-PTE_DATA = PTE_P | PTE_RW | PTE_A
-PTE_TABLE_PAGE = PTE_P | PTE_A
-PTE_UPPER = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
+PTE_DATA: Final = PTE_P | PTE_RW | PTE_A
+PTE_TABLE_PAGE: Final = PTE_P | PTE_A
+PTE_UPPER: Final = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 
-_CLEAR_STEP = 1 << 20
-_INDEX_BITS = ENTRIES.bit_length() - 1
+_CLEAR_STEP: Final = 1 << 20
+_INDEX_BITS: Final = ENTRIES.bit_length() - 1
 
 U64Array = npt.NDArray[np.uint64]
 

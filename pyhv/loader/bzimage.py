@@ -11,12 +11,12 @@ Linux appends the unpacked size (4 bytes) to most payloads; it is not needed.
 """
 
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyhv.errors import ImageError
 from pyhv.loader.decompress import expand, sniff
 
-ELF_MAGIC = b"\x7fELF"
+ELF_MAGIC: Final = b"\x7fELF"
 
 
 class Unpacked(NamedTuple):

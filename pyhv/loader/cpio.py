@@ -10,13 +10,14 @@ nothing of what the files are for.
 """
 
 import stat
+from typing import Final
 
 from pyhv.errors import ConfigError
 
-MAX_SIZE = (1 << 32) - 1
+MAX_SIZE: Final = (1 << 32) - 1
 """Largest file in bytes: sizes have 8 hexadecimal digits."""
-_MAX_NAME = 4095
-_TRAILER = "TRAILER!!!"
+_MAX_NAME: Final = 4095
+_TRAILER: Final = "TRAILER!!!"
 
 
 class CpioWriter:

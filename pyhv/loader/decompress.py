@@ -13,27 +13,27 @@ import lzma
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 import lz4.block
 import zstandard
 
 from pyhv.errors import ImageError
 
-MAX_UNPACKED = 1 << 30
+MAX_UNPACKED: Final = 1 << 30
 """Most bytes that one file, or the payload of a bzImage, may unpack to; Xen's builder has the same limit."""
-MAX_STREAMS = 1 << 16
+MAX_STREAMS: Final = 1 << 16
 """Most streams that may follow one another; parallel packers make some thousands of a gigabyte."""
 
-_STEP = 1 << 20
-_FEED = 1 << 16
-_ZSTD_FEED = 4096  # one byte of zstd can announce 32 KiB; this bounds what one call returns
-_LZ4_MAGIC = 0x184C2102
-_LZ4_BLOCK = 8 << 20  # the legacy frame format's block size
-_LZMA_MEMORY = 512 << 20  # Linux uses dictionaries of up to 128 MiB
-_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` asks for; it is touched as far as something is unpacked
-_MAGIC_SIZE = 8  # enough to know any format
-_SIZE_FIELD = 4  # what Linux appends to a payload; a further stream is longer
+_STEP: Final = 1 << 20
+_FEED: Final = 1 << 16
+_ZSTD_FEED: Final = 4096  # one byte of zstd can announce 32 KiB; this bounds what one call returns
+_LZ4_MAGIC: Final = 0x184C2102
+_LZ4_BLOCK: Final = 8 << 20  # the legacy frame format's block size
+_LZMA_MEMORY: Final = 512 << 20  # Linux uses dictionaries of up to 128 MiB
+_ZSTD_WINDOW: Final = 1 << 31  # what `zstd --long=31` asks for; it is touched as far as something is unpacked
+_MAGIC_SIZE: Final = 8  # enough to know any format
+_SIZE_FIELD: Final = 4  # what Linux appends to a payload; a further stream is longer
 
 
 class _Truncated(Exception):
@@ -214,7 +214,7 @@ def _lz4(payload: bytes) -> Iterator[bytes]:
         at += size
 
 
-_DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+_DECODERS: Final[dict[str, Callable[[bytes], Iterator[bytes]]]] = {
     "gzip": _gzip,
     "xz": _xz,
     "lzma": _lzma_alone,
@@ -223,7 +223,7 @@ _DECODERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
     "zstd": _zstd,
 }
 
-_MAGICS = {
+_MAGICS: Final = {
     b"\x1f\x8b": "gzip",
     b"\xfd7zXZ\0": "xz",
     b"\x5d\0": "lzma",

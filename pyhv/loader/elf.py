@@ -13,7 +13,7 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from elftools.common.exceptions import ELFError
 from elftools.common.utils import struct_parse
@@ -29,17 +29,17 @@ from pyhv.loader.decompress import MAX_UNPACKED
 from pyhv.loader.image import KernelImage, Segment, SymbolTable
 from pyhv.loader.notes import NoteSource, XenNotes
 
-MAX_FILE = MAX_UNPACKED
+MAX_FILE: Final = MAX_UNPACKED
 """Largest kernel file in bytes."""
-MAX_PROGRAM_HEADERS = 256
-MAX_SECTION_HEADERS = 8192
-MAX_COPIES = 2
+MAX_PROGRAM_HEADERS: Final = 256
+MAX_SECTION_HEADERS: Final = 8192
+MAX_COPIES: Final = 2
 """How many times over, in sum, segments may fill the memory that they span."""
 
-_EHDR_SIZE = {32: 52, 64: 64}
-_PHDR_SIZE = {32: 32, 64: 56}
-_SHDR_SIZE = {32: 40, 64: 64}
-_PF_RWX = 7
+_EHDR_SIZE: Final = {32: 52, 64: 64}
+_PHDR_SIZE: Final = {32: 32, 64: 56}
+_SHDR_SIZE: Final = {32: 40, 64: 64}
+_PF_RWX: Final = 7
 
 
 def load_image(

@@ -14,19 +14,21 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pyhv.address import PAGE_MASK, Va
 from pyhv.loader.bsdsyms import BsdSymbols
 from pyhv.loader.notes import Pae, XenNotes
 
-MAX_SYMBOL_NAME = 512
+MAX_SYMBOL_NAME: Final = 512
 """Longest symbol name, in bytes, that is kept."""
 
-MAX_SYMBOLS = 256 << 20
+MAX_SYMBOLS: Final = 256 << 20
 """Largest symbol or string table, in bytes, whose names are read."""
 
-_STT_NAMED = frozenset({0, 1, 2})  # NOTYPE, OBJECT, FUNC: sections and files have no address of their own
+_STT_NAMED: Final = frozenset(
+    {0, 1, 2}
+)  # NOTYPE, OBJECT, FUNC: sections and files have no address of their own
 
 
 class Segment(NamedTuple):

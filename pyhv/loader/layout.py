@@ -14,23 +14,25 @@ Page tables are numbered and counted alike in both guest classes; a 32-bit (PAE)
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyhv.address import ENTRIES, MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE, Pfn, Va, guest_may_use, pages_of
 from pyhv.errors import ConfigError, ImageError
 from pyhv.loader.accept import objections
 from pyhv.loader.image import KernelImage
 
-MAX_PAGES = {64: 1 << 30, 32: 0x298_0000}
+MAX_PAGES: Final = {64: 1 << 30, 32: 0x298_0000}
 """Largest domain, in pages, that is planned for: 4 TiB, or what a 32-bit guest's M2P can name."""
-PAGES_PER_MIB = 256
+PAGES_PER_MIB: Final = 256
 
-_STACK_PAGES = 1
-_SLACK_PAGES = 128  # 512 KiB that the ABI promises behind the boot stack
-_REGION_MASK = (4 << 20) - 1  # the mapped region ends at a multiple of 4 MiB
-_COMPAT_L2S_FROM = 0xC000_0000  # the L3's last entry, which Xen needs, is about the addresses from here on
-_INDEX_BITS = ENTRIES.bit_length() - 1
-_TRANSLATED = (1 << 48) - 1
+_STACK_PAGES: Final = 1
+_SLACK_PAGES: Final = 128  # 512 KiB that the ABI promises behind the boot stack
+_REGION_MASK: Final = (4 << 20) - 1  # the mapped region ends at a multiple of 4 MiB
+_COMPAT_L2S_FROM: Final = (
+    0xC000_0000  # the L3's last entry, which Xen needs, is about the addresses from here on
+)
+_INDEX_BITS: Final = ENTRIES.bit_length() - 1
+_TRANSLATED: Final = (1 << 48) - 1
 
 
 class Extent(NamedTuple):

@@ -22,21 +22,21 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT
 
-MAX_NOTES = 65536
+MAX_NOTES: Final = 65536
 """Records that are read of one file, of whatever owner; what follows them is not seen."""
-MAX_STRING = 4096
+MAX_STRING: Final = 4096
 """Longest string in bytes, without its NUL; a longer one counts as not said."""
-MAX_GUEST_STRING = 64 * 1024
+MAX_GUEST_STRING: Final = 64 * 1024
 """Bytes of `__xen_guest` that are read; real ones have a few hundred."""
-UNSET = MASK64
+UNSET: Final = MASK64
 """The number that says nothing: libelf cannot tell it from the absence of the note."""
 
-_HEADER = 12
-_FEATURE_PIECE = 63  # libelf reads FEATURES in pieces of at most that many characters
+_HEADER: Final = 12
+_FEATURE_PIECE: Final = 63  # libelf reads FEATURES in pieces of at most that many characters
 _KEY, _VALUE = 31, 127  # and __xen_guest in such
 
 
@@ -65,7 +65,7 @@ class Elfnote(enum.IntEnum):
     PHYS32_RELOC = 19
 
 
-XENFEATURES = {
+XENFEATURES: Final = {
     "writable_page_tables": 0,
     "writable_descriptor_tables": 1,
     "auto_translated_physmap": 2,
@@ -89,7 +89,7 @@ XENFEATURES = {
 }
 """XENFEAT bit numbers by name (public header `features.h`)."""
 
-BUILDER_FEATURES = frozenset(
+BUILDER_FEATURES: Final = frozenset(
     {
         "writable_page_tables",
         "writable_descriptor_tables",
@@ -176,7 +176,7 @@ class XenNotes:
     """Types of "Xen" notes that `elfnote.h` does not name."""
 
 
-_STRINGS = {
+_STRINGS: Final = {
     Elfnote.INFO: "info",
     Elfnote.XEN_VERSION: "xen_version",
     Elfnote.GUEST_OS: "guest_os",
@@ -184,7 +184,7 @@ _STRINGS = {
     Elfnote.LOADER: "loader",
     Elfnote.PAE_MODE: "pae_mode",
 }
-_NUMBERS = {
+_NUMBERS: Final = {
     Elfnote.ENTRY: "entry",
     Elfnote.HYPERCALL_PAGE: "hypercall_page",
     Elfnote.VIRT_BASE: "virt_base",
@@ -195,7 +195,7 @@ _NUMBERS = {
     Elfnote.MOD_START_PFN: "mod_start_pfn",
     Elfnote.PHYS32_ENTRY: "phys32_entry",
 }
-_ADDRESSES = frozenset(
+_ADDRESSES: Final = frozenset(
     {
         Elfnote.ENTRY,
         Elfnote.HYPERCALL_PAGE,
@@ -297,14 +297,14 @@ def from_guest_string(text: bytes) -> XenNotes:
     return XenNotes(source=NoteSource.XEN_GUEST, features=tuple(features), **said)
 
 
-_GUEST_STRINGS = {
+_GUEST_STRINGS: Final = {
     b"LOADER": "loader",
     b"GUEST_OS": "guest_os",
     b"GUEST_VER": "guest_version",
     b"XEN_VER": "xen_version",
     b"PAE": "pae_mode",
 }
-_GUEST_NUMBERS = {
+_GUEST_NUMBERS: Final = {
     b"VIRT_BASE": "virt_base",
     b"VIRT_ENTRY": "entry",
     b"ELF_PADDR_OFFSET": "paddr_offset",
@@ -366,7 +366,7 @@ def _printable(text: bytes) -> str:
     return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in text)
 
 
-_C_NUMBER = re.compile(
+_C_NUMBER: Final = re.compile(
     rb"[ \t\n\v\f\r]*(?P<sign>[+-]?)"
     rb"(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]*)|(?P<decimal>[1-9][0-9]*))"
 )

@@ -11,17 +11,17 @@ size of the file if that is larger, tells the guest so, and what it does not fil
 first stream it would lose, so such a file is left to the guest. This module does not look inside an archive.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyhv.errors import ImageError
 from pyhv.loader.decompress import MAX_UNPACKED, gunzip, sniff
 
-MAX_RAMDISK = MAX_UNPACKED
+MAX_RAMDISK: Final = MAX_UNPACKED
 """Most bytes of a ramdisk, packed or not; Xen's builder has the same limit."""
 
-_SLACK = 16
-_LEAST_GZIP = 6
-_SIZE_FIELD = 4
+_SLACK: Final = 16
+_LEAST_GZIP: Final = 6
+_SIZE_FIELD: Final = 4
 
 
 class Ramdisk(NamedTuple):

@@ -12,7 +12,7 @@ that ends where older hypervisors began is extended to 4 GiB, so that it covers 
 3, section 3.4.5; Xen's checks.) The module reads no guest memory.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +20,18 @@ import numpy.typing as npt
 from pyhv.abi.x86 import FIRST_RESERVED_GDT_ENTRY
 from pyhv.address import COMPAT_VIRT_START
 
-PRESENT = 1 << 47
-DPL = 3 << 45
-S = 1 << 44
-CODE = 1 << 43
-ACCESSED = 1 << 40
-_TYPE_SHIFT = 40
-_CALL_GATE = 0xC
-LONG = 1 << 53
-DEFAULT_BIG = 1 << 54
+PRESENT: Final = 1 << 47
+DPL: Final = 3 << 45
+S: Final = 1 << 44
+CODE: Final = 1 << 43
+ACCESSED: Final = 1 << 40
+_TYPE_SHIFT: Final = 40
+_CALL_GATE: Final = 0xC
+LONG: Final = 1 << 53
+DEFAULT_BIG: Final = 1 << 54
 CONFORMING = _EXPAND_DOWN = 1 << 42
 WRITABLE_DATA = READABLE_CODE = 1 << 41
-_WHOLE_LIMIT = 0x000F_0000_0000_FFFF
+_WHOLE_LIMIT: Final = 0x000F_0000_0000_FFFF
 
 
 def fix_descriptor(value: int, width: int = 64) -> int | None:

@@ -41,9 +41,17 @@ L3: Final = 3
 L4: Final = 4
 SEGDESC: Final = 5
 WRITABLE: Final = 7
-TYPE_NAMES = {NONE: "none", L1: "L1", L2: "L2", L3: "L3", L4: "L4", SEGDESC: "segdesc", WRITABLE: "writable"}
+TYPE_NAMES: Final = {
+    NONE: "none",
+    L1: "L1",
+    L2: "L2",
+    L3: "L3",
+    L4: "L4",
+    SEGDESC: "segdesc",
+    WRITABLE: "writable",
+}
 
-INVALID_M2P = (1 << 64) - 1
+INVALID_M2P: Final = (1 << 64) - 1
 
 
 def read_column(

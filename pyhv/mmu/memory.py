@@ -32,11 +32,11 @@ from pyhv.errors import XenError
 from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, entries, refusal, typed
 
-LOWER_HALF_END = 0x0000_8000_0000_0000
-_MOST_LEAVES = 1 << 14
+LOWER_HALF_END: Final = 0x0000_8000_0000_0000
+_MOST_LEAVES: Final = 1 << 14
 _U64: Final = struct.Struct("<Q")
 _U32: Final = struct.Struct("<I")
-_L3_OF_COMPAT = PTE_P | PTE_RW | PTE_US
+_L3_OF_COMPAT: Final = PTE_P | PTE_RW | PTE_US
 """What an L4 entry over the L3 of a 32-bit guest would be: all rights."""
 
 

@@ -55,9 +55,9 @@ COMPAT_FIRST_SLOT: Final = 428
 
 _ALL_RIGHTS: Final = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 _SUPERVISOR_RW: Final = PTE_P | PTE_RW | PTE_A | PTE_D
-_HIGH = slice(272, 512)
-_LOW = slice(0, 256)
-_US = np.uint64(PTE_US)
+_HIGH: Final = slice(272, 512)
+_LOW: Final = slice(0, 256)
+_US: Final = np.uint64(PTE_US)
 _Variant = Annotated[int, range(SPLIT_USER, COMPAT + 1)]
 
 

@@ -7,6 +7,7 @@ is escaped, so a report cannot steer the terminal it is read on.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Final
 
 from pyhv.cpu.decode import disassemble
 from pyhv.cpu.registers import SEGMENTS, SegmentRegister, wide_name
@@ -14,16 +15,16 @@ from pyhv.loader.image import Symbol
 from pyhv.observe.trace import detail_name
 from pyhv.traps.report import CrashReport
 
-INSTRUCTIONS = 4
-LAST_EXITS = 16
-MAX_UNSIZED = 0x10000
+INSTRUCTIONS: Final = 4
+LAST_EXITS: Final = 16
+MAX_UNSIZED: Final = 0x10000
 """How far an address may lie behind a symbol of unknown size and still be named after it, in bytes."""
-_GENERAL = (
+_GENERAL: Final = (
     ("rax", "rbx", "rcx"), ("rdx", "rsi", "rdi"), ("rbp", "rsp", "r8"), ("r9", "r10", "r11"),
     ("r12", "r13", "r14"), ("r15", "rip", "rflags"),
 )  # fmt: skip
-_SYSTEM = (("cs", "ss", "cr2"), ("cr3", "fs_base", "gs_base"))
-_ROWS = {
+_SYSTEM: Final = (("cs", "ss", "cr2"), ("cr3", "fs_base", "gs_base"))
+_ROWS: Final = {
     64: (*_GENERAL, *_SYSTEM),
     32: (
         ("eax", "ebx", "ecx", "edx"), ("esi", "edi", "ebp", "esp"), ("eip", "eflags", "cr2", "cr3"),
@@ -31,7 +32,7 @@ _ROWS = {
     ),
 }  # fmt: skip
 """Which registers stand in one line, by the guest's width."""
-_FLAGS = (
+_FLAGS: Final = (
     (11, "OF"), (10, "DF"), (9, "IF"), (8, "TF"), (7, "SF"), (6, "ZF"), (4, "AF"), (2, "PF"), (0, "CF"),
 )  # fmt: skip
 

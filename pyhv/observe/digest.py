@@ -11,13 +11,14 @@ part. In real time the times differ, and so does every digest.
 
 import hashlib
 import struct
+from typing import Final
 
 from pyhv.address import MASK64
 from pyhv.cpu.exits import ExitRecord
 
-REGISTERS = 18
-_SIZE = 32
-_RECORD = struct.Struct(f"<QHHIQ{REGISTERS}Q")
+REGISTERS: Final = 18
+_SIZE: Final = 32
+_RECORD: Final = struct.Struct(f"<QHHIQ{REGISTERS}Q")
 
 
 class Digest:

@@ -9,14 +9,15 @@ This module sees records, not domains.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from pyhv.abi.numbers import Hypercall
 from pyhv.abi.x86 import Vector
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
 
-_BUFFER = 1 << 16
-_VECTORED = frozenset(
+_BUFFER: Final = 1 << 16
+_VECTORED: Final = frozenset(
     {
         ExitKind.PAGE_FAULT,
         ExitKind.GENERAL_PROTECTION,
@@ -25,8 +26,8 @@ _VECTORED = frozenset(
         ExitKind.INVALID_OPCODE,
     }
 )
-_HYPERCALL_NAMES = {int(number): number.name.lower() for number in Hypercall}
-_VECTOR_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
+_HYPERCALL_NAMES: Final = {int(number): number.name.lower() for number in Hypercall}
+_VECTOR_NAMES: Final = {int(vector): f"#{vector.name}" for vector in Vector}
 
 
 def hypercall_name(number: int) -> str:

@@ -6,11 +6,13 @@ the clock that a guest reads its stolen time from. Nothing here knows a register
 scheduler sees vCPU names, calls and `now`.
 """
 
+from typing import Final
+
 from pyhv.sched.base import Decision, SchedParameters, Schedulable, Scheduler, VcpuName
 from pyhv.sched.credit import Credit
 from pyhv.sched.round_robin import RoundRobin
 
-SCHEDULERS: dict[str, type[Scheduler]] = {"credit": Credit, "rr": RoundRobin}
+SCHEDULERS: Final[dict[str, type[Scheduler]]] = {"credit": Credit, "rr": RoundRobin}
 """Schedulers by the name that a configuration gives them."""
 
 __all__ = [

@@ -26,7 +26,7 @@ Writing a scheduler: subclass `Scheduler`, implement its methods, add it to `pyh
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pyhv.errors import ConfigError
 from pyhv.state import Plain
@@ -37,7 +37,7 @@ VcpuName = tuple[int, int]
 WEIGHT_MIN, WEIGHT_MAX, WEIGHT_DEFAULT = 1, 65535, 256
 """A domain's share relative to the others', as in Xen's toolstack."""
 
-MILLISECOND = 1_000_000
+MILLISECOND: Final = 1_000_000
 """In nanoseconds, the unit of all times here."""
 
 
@@ -73,7 +73,7 @@ class Decision:
     slice_ns: int
 
 
-IDLE = Decision(None, 0)
+IDLE: Final = Decision(None, 0)
 """Nothing may run now."""
 
 

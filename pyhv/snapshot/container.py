@@ -33,8 +33,8 @@ from pyhv.snapshot.pages import PageWriter
 MAGIC: Final = b"PYHVSNAP"
 VERSION: Final = 1
 """Of this format and of what STAT holds. A reader takes its own version only."""
-_HEAD = struct.Struct("<8sII")
-_SECTION = struct.Struct("<4sQ")
+_HEAD: Final = struct.Struct("<8sII")
+_SECTION: Final = struct.Struct("<4sQ")
 _DIGEST_SIZE: Final = 32
 _LONGEST_HEAD: Final = 1 << 20
 _LONGEST_STATE: Final = 1 << 30

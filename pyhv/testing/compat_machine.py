@@ -7,6 +7,7 @@ Its scratch pages belong to ring 3 too, but for the last two, which hold the ker
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from pyhv.abi.numbers import Hypercall, Mmuext
 from pyhv.address import MASK32
@@ -19,19 +20,19 @@ from pyhv.testing.guest_machine import Paused, machine
 RING1_CS, RING1_DS, RING3_CS, RING3_DS = 0xE019, 0xE021, 0xE02B, 0xE033
 CODE1, DATA1 = 0x00CF_BB00_0000_FFFF, 0x00CF_B300_0000_FFFF
 CODE3, DATA3 = 0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF
-CONFORMING1 = 0x00CF_BF00_0000_FFFF
-PRESENT = 1 << 47
-GDT = [CODE3, DATA3, CODE3 & ~PRESENT, DATA3 & ~PRESENT, CODE1, DATA1, DATA3 & ~(2 << 40), CONFORMING1]
+CONFORMING1: Final = 0x00CF_BF00_0000_FFFF
+PRESENT: Final = 1 << 47
+GDT: Final = [CODE3, DATA3, CODE3 & ~PRESENT, DATA3 & ~PRESENT, CODE1, DATA1, DATA3 & ~(2 << 40), CONFORMING1]
 G_CODE3, G_DATA3, G_ABSENT_CODE, G_ABSENT_DATA, G_CODE1, G_DATA1, G_READ_ONLY, G_CONFORMING = range(8, 72, 8)
 """A GDT with one descriptor of each kind from entry 1 on, and their selectors."""
 EVENT, FAILSAFE, SYSCALL32, SYSENTER = range(256, 260)
 USER, READ_ONLY, KERNEL_RW, USER_RW = 4, 0x21, 0x63, 0x67
 
 _CODE, _HANDLERS, _FREE, _STACK, _USER_STACK = 0x8000, 0xA000, 0xC000, 0xF000, 0xD800
-_KERNEL_STACK = 0xF800
-_PAGES = 16
+_KERNEL_STACK: Final = 0xF800
+_PAGES: Final = 16
 
-HEADER = """
+HEADER: Final = """
 .width 32
 .include "xen.inc"
 .include "kernel32.inc"

@@ -2,7 +2,7 @@
 """Three paused guests that grant each other pages: for tests of grant_table_op."""
 
 import struct
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.grants import CopyFlag, EntryFlag, MapFlag
@@ -13,8 +13,8 @@ from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW
 from pyhv.machine import Machine, MachineConfig
 from pyhv.testing.guest_machine import Paused
 
-PAGES = 1024
-READ_WRITE = PTE_P | PTE_RW | PTE_A | PTE_D
+PAGES: Final = 1024
+READ_WRITE: Final = PTE_P | PTE_RW | PTE_A | PTE_D
 HOST, DEVICE, READONLY, CONTAINS_PTE = (
     MapFlag.HOST,
     MapFlag.DEVICE,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Final
 
 from pyhv.abi.numbers import UVMF_INVLPG, Hypercall, Mmuext
 from pyhv.address import MASK64, Va
@@ -28,25 +29,25 @@ from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
 from pyhv.until import Outcome
 
-PAGES = 1024
-TUNED = True
+PAGES: Final = 1024
+TUNED: Final = True
 """Whether machines are tuned; `both_engines` in conftest.py runs tests with either."""
-SECOND = 1_000_000_000
-UNMAPPED = 0x7FFF_0000_0000
+SECOND: Final = 1_000_000_000
+UNMAPPED: Final = 0x7FFF_0000_0000
 """An address that no guest here has mapped."""
 
 # What the 16 scratch pages of a paused guest are used for; tests may use 0 to 7.
 _CODE, _HANDLERS, _FREE, _STACK, _KERNEL_STACK = 0x8000, 0xA000, 0xC000, 0xE000, 0xF800
 _ARGUMENTS, _ARGUMENTS_SIZE = 0xB400, 0xC00
 
-HEADER = """
+HEADER: Final = """
 .include "xen.inc"
 .include "kernel.inc"
 .include "traps.inc"
 .include "paging.inc"
 """
 
-START = """
+START: Final = """
 .text
 _start:
     kernel_entry
@@ -144,7 +145,7 @@ def passes(body: str, *, vcpus: int = 1, timeout_ns: int = 5 * SECOND, prologue:
     return done
 
 
-TRAPS = "    call traps_init\n"
+TRAPS: Final = "    call traps_init\n"
 
 
 class Paused(Verbs):

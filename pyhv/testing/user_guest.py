@@ -7,13 +7,15 @@ exception of the process is noted, and the process goes on at the address in its
 vector, error code, RIP and CR2 of it in RDI, RSI, RDX and R8.
 """
 
+from typing import Final
+
 from pyhv.testing.guest_machine import Run, run
 
-USER_CODE = 2 << 39
-USER_DATA = USER_CODE + 0x1000
-USER_STACK_TOP = USER_CODE + 0x3000
+USER_CODE: Final = 2 << 39
+USER_DATA: Final = USER_CODE + 0x1000
+USER_STACK_TOP: Final = USER_CODE + 0x3000
 
-_SOURCE = """
+_SOURCE: Final = """
 .include "xen.inc"
 .include "kernel.inc"
 .include "traps.inc"
@@ -205,7 +207,7 @@ kernel_stack:   .zero 2 * PAGE_SIZE
 kernel_stack_top:
 """
 
-_SHARED = "mov [rip + user_l4], rax"
+_SHARED: Final = "mov [rip + user_l4], rax"
 """The user's table maps the kernel too: the lower halves are equal, and one hardware table serves both."""
 
 

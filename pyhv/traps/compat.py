@@ -19,6 +19,7 @@ by a null selector, the engine does not notice.
 """
 
 import struct
+from typing import Final
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.shared import VI_UPCALL_MASK
@@ -42,10 +43,10 @@ from pyhv.mmu.descriptors import Segment
 from pyhv.mmu.paging import COMPAT
 from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu
 
-_DROPPED_ON_ENTRY = FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
-_DATA_SEGMENTS = (v.ES, v.DS, v.FS, v.GS)
-_WORD = 4
-_VM86_FRAME_WORDS = 10
+_DROPPED_ON_ENTRY: Final = FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
+_DATA_SEGMENTS: Final = (v.ES, v.DS, v.FS, v.GS)
+_WORD: Final = 4
+_VM86_FRAME_WORDS: Final = 10
 
 
 class CompatCpu(GuestCpu):

@@ -16,6 +16,7 @@ and back to user mode (or elsewhere in the kernel) the iret hypercall, whose fra
 """
 
 import struct
+from typing import Final
 
 from pyhv.abi.numbers import Assist
 from pyhv.abi.shared import VGCF_IN_SYSCALL, VI_UPCALL_MASK
@@ -42,21 +43,21 @@ from pyhv.mmu import descriptors
 from pyhv.mmu.paging import MERGED, SPLIT_KERNEL, SPLIT_USER
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT, IRET_FLAGS, GuestCpu
 
-_FRAME = struct.Struct("<7Q").pack
-_FRAME_WITH_ERROR = struct.Struct("<8Q").pack
-_IRET = struct.Struct("<9Q")
-_DROPPED_ON_ENTRY = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
+_FRAME: Final = struct.Struct("<7Q").pack
+_FRAME_WITH_ERROR: Final = struct.Struct("<8Q").pack
+_IRET: Final = struct.Struct("<9Q")
+_DROPPED_ON_ENTRY: Final = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
 _DS_SEL, _ES_SEL, _FS_SEL, _GS_SEL = (v.SEG_SEL[segment] for segment in (v.DS, v.ES, v.FS, v.GS))
 _CS_FLAGS, _SS_FLAGS = v.SEG_FLAGS[v.CS], v.SEG_FLAGS[v.SS]
 _CS_BASE, _SS_BASE = v.SEG_BASE[v.CS], v.SEG_BASE[v.SS]
 _CS_LIMIT, _SS_LIMIT = v.SEG_LIMIT[v.CS], v.SEG_LIMIT[v.SS]
-_GS_BASE = v.SEG_BASE[v.GS]
+_GS_BASE: Final = v.SEG_BASE[v.GS]
 _HOLE_START, _HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0040
 
-_SYSCALL_LENGTH = 2
+_SYSCALL_LENGTH: Final = 2
 
-_MOST_PAIRS = 1024
+_MOST_PAIRS: Final = 1024
 """(CS, SS) pairs that are remembered decoded."""
 
 

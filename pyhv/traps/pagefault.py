@@ -11,6 +11,8 @@ Error codes and addresses are those of the Intel SDM, volume 3, section 4.7, but
 mode, which in a 64-bit guest the processor does not know.
 """
 
+from typing import Final
+
 from pyhv.abi.numbers import Assist
 from pyhv.abi.x86 import PF_I, PF_P, PF_RSVD, PF_U, PF_W, PTE_NX, PTE_RW, PTE_US, Vector
 from pyhv.address import (
@@ -31,7 +33,7 @@ from pyhv.traps import privileged
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.ptwr import emulate_store
 
-_HARDWARE = PF_P | PF_W | PF_RSVD | PF_I
+_HARDWARE: Final = PF_P | PF_W | PF_RSVD | PF_I
 
 
 def page_fault(cpu: GuestCpu) -> bool:

@@ -7,13 +7,13 @@ kernels probe these and go on. An access of several bytes is one to each port, e
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.domain.ports import PortLatches
 
-_PCI_ADDRESS = 0xCF8
-_NS_PER_REFRESH = 15_000
-_NS_PER_TICK = 838
+_PCI_ADDRESS: Final = 0xCF8
+_NS_PER_REFRESH: Final = 15_000
+_NS_PER_TICK: Final = 838
 
 
 class Ports:

@@ -6,6 +6,8 @@ its new value computed, and applied as an L1 update with all the checks of `mmu/
 knows. A store of up to 8 naturally aligned bytes; anything else stays the page fault that it was.
 """
 
+from typing import Final
+
 from pyhv.abi.x86 import FLAG_AF, FLAG_CF, FLAG_OF, FLAG_PF, FLAG_SF, FLAG_ZF, PTE_P
 from pyhv.address import MASK32, MASK64
 from pyhv.cpu import vmcb as v
@@ -14,10 +16,10 @@ from pyhv.errors import XenError
 from pyhv.mmu.tables import PageTables
 from pyhv.traps.guestcpu import GuestCpu
 
-_ARITHMETIC = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF
-_BIT_OPS = frozenset({"bts", "btr", "btc"})
-_PLAIN = frozenset({"mov", "movnti"})
-_LOGIC = frozenset({"and", "or", "xor"})
+_ARITHMETIC: Final = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF
+_BIT_OPS: Final = frozenset({"bts", "btr", "btc"})
+_PLAIN: Final = frozenset({"mov", "movnti"})
+_LOGIC: Final = frozenset({"and", "or", "xor"})
 
 
 def effective_address(cpu: GuestCpu, store: Store) -> int:

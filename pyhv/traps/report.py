@@ -2,6 +2,7 @@
 """What is known of a domain at the moment it crashed, as plain data; `observe/crash.py` prints it."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from pyhv.address import MASK32, MASK64, mfn_to_cr3
 from pyhv.cpu import vmcb as v
@@ -11,7 +12,7 @@ from pyhv.errors import XenError
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.privileged import fetch
 
-STACK_WORDS = 64
+STACK_WORDS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ Timing every exit costs some of what it measures, so it is installed only when a
 
 from collections.abc import Callable, Mapping
 from time import perf_counter_ns
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from pyhv.cpu.engine import ExitSink
 
-_METHODS = (
+_METHODS: Final = (
     "exception", "invalid_opcode", "syscall", "sysenter",
     "cpuid", "clock_read", "port_read", "port_write", "port_fault",
 )  # fmt: skip

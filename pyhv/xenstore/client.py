@@ -9,7 +9,7 @@ the hypervisor's own parts.
 
 import sys
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.state import refusal
 from pyhv.xenstore.database import Database
@@ -20,8 +20,8 @@ from pyhv.xenstore.transactions import Change, Create, Remove, SetPermissions, S
 from pyhv.xenstore.tree import Node, Tree, spine
 from pyhv.xenstore.watches import Deliver, Event, Watch
 
-NO_TRANSACTION = 0
-_IDS = 1 << 32
+NO_TRANSACTION: Final = 0
+_IDS: Final = 1 << 32
 
 
 class Client:

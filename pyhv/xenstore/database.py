@@ -10,7 +10,7 @@ user holds the hypervisor lock.
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.xenstore.limits import DOM0, Quota, StoreError, domain_path, lineage
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Access, Permissions
@@ -18,8 +18,8 @@ from pyhv.xenstore.transactions import Change, Create, Effect, Remove, SetPermis
 from pyhv.xenstore.tree import Tree, find, spine, walk
 from pyhv.xenstore.watches import Event, WatchTable
 
-INTRODUCE = "@introduceDomain"
-RELEASE = "@releaseDomain"
+INTRODUCE: Final = "@introduceDomain"
+RELEASE: Final = "@releaseDomain"
 
 
 class Database:

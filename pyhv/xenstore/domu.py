@@ -9,15 +9,16 @@ meant to write. Device nodes are the back ends' business, not known here.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from pyhv.errors import ConfigError
 from pyhv.xenstore.limits import DOM0, StoreError, domain_path
 from pyhv.xenstore.store import Accessor, Store, Value
 
-SHUTDOWN_REASONS = ("poweroff", "reboot", "halt", "suspend")
+SHUTDOWN_REASONS: Final = ("poweroff", "reboot", "halt", "suspend")
 """What may be asked for through `control/shutdown`."""
 
-_GUEST_LEAVES = (
+_GUEST_LEAVES: Final = (
     "control/shutdown",
     "control/sysrq",
     "control/feature-poweroff",
@@ -25,7 +26,7 @@ _GUEST_LEAVES = (
     "control/feature-suspend",
     "device/suspend/event-channel",
 )
-_GUEST_DIRECTORIES = ("data", "drivers", "feature", "attr", "error")
+_GUEST_DIRECTORIES: Final = ("data", "drivers", "feature", "attr", "error")
 
 
 @dataclass(frozen=True, slots=True)

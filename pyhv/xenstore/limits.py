@@ -9,19 +9,20 @@ path that somebody sent into a canonical absolute one, or says no.
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
-PAYLOAD_MAX = 4096
+PAYLOAD_MAX: Final = 4096
 """Longest payload of one message, bytes; a longer one ends the connection."""
-PATH_MAX = 2048
+PATH_MAX: Final = 2048
 """Longest path or special watch name, bytes, without its NUL; of a path in a domain's home, what follows
 `/local/domain/<domid>/`. (The header's limit of 3072 bytes for absolute paths is above that of xenstored.)"""
 
-DOM0 = 0
+DOM0: Final = 0
 """The one privileged domain: permissions and quotas do not bind it."""
-DOMID_MAX = 0x7FEF
+DOMID_MAX: Final = 0x7FEF
 """Highest number that a real domain may have (those above are reserved names, such as DOMID_SELF)."""
 
-ERROR_NAMES = frozenset(
+ERROR_NAMES: Final = frozenset(
     {
         "EINVAL",
         "EACCES",
@@ -82,8 +83,8 @@ class Quota:
     """Watch events that wait for a domain that does not read them, bytes; beyond, events are dropped."""
 
 
-_HOME = re.compile(r"/local/domain/[0-9]{1,5}/")
-_LEGAL = re.compile(r"[-A-Za-z0-9_/@]+", re.ASCII)
+_HOME: Final = re.compile(r"/local/domain/[0-9]{1,5}/")
+_LEGAL: Final = re.compile(r"[-A-Za-z0-9_/@]+", re.ASCII)
 
 
 def domain_path(domid: int) -> str:

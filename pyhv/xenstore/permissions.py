@@ -11,6 +11,7 @@ import enum
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from pyhv.xenstore.limits import DOM0, DOMID_MAX, StoreError
 
@@ -25,15 +26,15 @@ class Access(enum.IntFlag):
     """May change the permissions."""
 
 
-_ALL = Access.READ | Access.WRITE | Access.OWNER
-_ACCESS_OF_LETTER = {
+_ALL: Final = Access.READ | Access.WRITE | Access.OWNER
+_ACCESS_OF_LETTER: Final = {
     "n": Access.NONE,
     "r": Access.READ,
     "w": Access.WRITE,
     "b": Access.READ | Access.WRITE,
 }
-_LETTER_OF_ACCESS = {access: letter for letter, access in _ACCESS_OF_LETTER.items()}
-_ENTRY = re.compile(r"([nrwb])([0-9]{1,5})", re.ASCII)
+_LETTER_OF_ACCESS: Final = {access: letter for letter, access in _ACCESS_OF_LETTER.items()}
+_ENTRY: Final = re.compile(r"([nrwb])([0-9]{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +103,5 @@ class Permissions:
         return ",".join(map(str, self.entries))
 
 
-PRIVATE_TO_DOM0 = Permissions.parse(["n0"])
+PRIVATE_TO_DOM0: Final = Permissions.parse(["n0"])
 """The root's list, and so that of everything dom0 makes without saying otherwise."""

@@ -14,13 +14,13 @@ no quota (it only counts who owns how many nodes), and fires no watches.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.xenstore.limits import DOM0, StoreError, components, joined
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Permissions
 
-_RECORD_HEADER = 24
-_RECORD_PERMISSION = 8
+_RECORD_HEADER: Final = 24
+_RECORD_PERMISSION: Final = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -16,7 +16,7 @@ here.
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pyhv.abi.xs_wire import LinkError, Message
 from pyhv.state import Plain, construct, refusal, state
@@ -25,11 +25,11 @@ from pyhv.xenstore.limits import DOM0, DOMID_MAX, PAYLOAD_MAX, StoreError, domai
 from pyhv.xenstore.permissions import Permissions
 from pyhv.xenstore.store import Store
 
-HEADER = struct.Struct("<4I")
+HEADER: Final = struct.Struct("<4I")
 """type, req_id, tx_id, len."""
-MESSAGE_MAX = HEADER.size + PAYLOAD_MAX
-_OK = b"OK\0"
-_PRIVILEGED = frozenset(
+MESSAGE_MAX: Final = HEADER.size + PAYLOAD_MAX
+_OK: Final = b"OK\0"
+_PRIVILEGED: Final = frozenset(
     {Message.CONTROL, Message.INTRODUCE, Message.RELEASE, Message.RESUME, Message.SET_TARGET}
 )
 """For a guest EACCES; for domain 0 ENOSYS: the machine itself does these, not a message."""
@@ -333,7 +333,7 @@ class Connection:
         return b"T\0" if self._store.is_introduced(request.one_domid()) else b"F\0"
 
 
-_OPERATIONS: dict[int, Callable[[Connection, Request], bytes]] = {
+_OPERATIONS: Final[dict[int, Callable[[Connection, Request], bytes]]] = {
     Message.DIRECTORY: Connection._directory,
     Message.READ: Connection._read,
     Message.GET_PERMS: Connection._get_perms,

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.trial import Trial
@@ -68,11 +69,11 @@ class Patch:
     pointers: tuple[Pointer, ...] = ()
 
 
-OF_CPU = f"rdi + {layout.CPU_UC}"
+OF_CPU: Final = f"rdi + {layout.CPU_UC}"
 """Where the engine's handle is when RDI is the first argument of a function on `CPUState`."""
-OF_ENV = f"rdi + {layout.ENV_UC}"
+OF_ENV: Final = f"rdi + {layout.ENV_UC}"
 """... on `CPUX86State`."""
-OF_TCG = f"rdi + {layout.TCG_UC}"
+OF_TCG: Final = f"rdi + {layout.TCG_UC}"
 """... on `TCGContext`."""
 
 
@@ -92,6 +93,6 @@ def find_block(uc: str, otherwise: str = "next", into: str = "rax", scratch: str
 """
 
 
-_REGISTERS = frozenset(
+_REGISTERS: Final = frozenset(
     {"rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp"} | {f"r{number}" for number in range(8, 16)}
 )

@@ -8,6 +8,7 @@ that is not attached keeps the library's own paths, whatever else this process d
 import os
 import platform
 from dataclasses import dataclass
+from typing import Final
 
 from pyhv.cpu.once import once
 from pyhv.cpu.probe import find_no_exit_request
@@ -21,7 +22,7 @@ from pyhv.cpu.tuning.form import Patch
 from pyhv.cpu.tuning.install import Installation, Unfit
 from pyhv.errors import GuestCrash
 
-SWITCH = "PYHV_ENGINE_TUNING"
+SWITCH: Final = "PYHV_ENGINE_TUNING"
 """Environment variable: "0" leaves the library alone."""
 
 

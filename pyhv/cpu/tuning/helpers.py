@@ -11,12 +11,13 @@ it was (`raise_exception_ra`). Nothing is looked at when it runs: it is reached 
 
 import functools
 from collections.abc import Mapping
+from typing import Final
 
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.form import OF_TCG, Stub, find_block
 
 # void tcg_gen_callN(TCGContext *s, void *func, TCGTemp *ret, int nargs, TCGTemp **args)
-_REPLACE = """
+_REPLACE: Final = """
     movabs rax, {{real.{lowest}}}
     cmp rsi, rax
     jb next

@@ -9,6 +9,7 @@ import ctypes
 import mmap
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Final
 
 import keystone
 
@@ -18,8 +19,8 @@ from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.block import Layout
 from pyhv.cpu.tuning.form import Patch, Stub
 
-_TAIL = "\nnext:\n    movabs rax, {next}\n    jmp rax\n"
-_ALIGNMENT = 16
+_TAIL: Final = "\nnext:\n    movabs rax, {next}\n    jmp rax\n"
+_ALIGNMENT: Final = 16
 
 
 class Unfit(Exception):

@@ -288,7 +288,7 @@ def _prove_short_operands(trial: Trial) -> None:
     trial.expect("a shorter operand gives the same result", numbers == (0x3FF << 52, 0x400 << 52))
 
 
-REFUSALS = Patch(
+REFUSALS: Final = Patch(
     name="refused instructions",
     promise="what the processor does not have is #UD; SSE operands are as aligned and long as they should be",
     stubs=(

@@ -281,7 +281,7 @@ def _proof(trial: Trial) -> None:
         trial.expect("MXCSR has the flags of SSE", found == (result, told))
 
 
-SSE = Patch(
+SSE: Final = Patch(
     name="SSE",
     promise="SSE arithmetic is the host's own: results, MXCSR's flags and unmasked exceptions",
     stubs=(helper_stub(routines(), _SHARED, "helper_fxrstor", "helper_pcmpistrm_xmm"),),

@@ -6,12 +6,14 @@ The library looks each up through regions, caches and locks of a machine with de
 nothing else, so that a load inside RAM is one instruction.
 """
 
+from typing import Final
+
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.trial import FRAMES, L2, LEAF, UPPER, Trial
 from pyhv.cpu.tuning.form import OF_CPU, Patch, Stub, find_block
 
 # u64 x86_ldq_phys(CPUState *cpu, u64 address)
-_LOAD = f"""
+_LOAD: Final = f"""
     {find_block(OF_CPU)}
     mov rdx, [rax + {{word.ram_size}}]
     sub rdx, rsi
@@ -39,7 +41,7 @@ def _proof(trial: Trial) -> None:
     trial.expect("a page walk behind RAM finds nothing", event == ("exception", at, 14 << 16 | 4))
 
 
-WALKS = Patch(
+WALKS: Final = Patch(
     name="page walks",
     promise="a walk of page tables loads its entries straight from RAM",
     stubs=(Stub("x86_ldq_phys", _LOAD),),

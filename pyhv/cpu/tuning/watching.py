@@ -178,7 +178,7 @@ def _count(address: int) -> int:
     return int.from_bytes(ctypes.string_at(address, 8), "little")
 
 
-WATCHING = Patch(
+WATCHING: Final = Patch(
     name="breakpoints",
     promise="breakpoints are met by the emulator, at no cost elsewhere",
     stubs=(

@@ -11,6 +11,7 @@ that is invalid, divides by zero or meets a denormal then leaves its destination
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from pyhv.cpu.trial import Trial
 from pyhv.cpu.tuning import layout
@@ -86,7 +87,7 @@ def _proof(trial: Trial) -> None:
     trial.expect("FCOMI of a NaN is invalid and unordered", q[0] & 0x3F == 1 and q[1] & 0xFF == 1)
 
 
-X87 = Patch(
+X87: Final = Patch(
     name="x87",
     promise="x87 arithmetic is the host's own: results, the status word and unmasked exceptions",
     stubs=(helper_stub(routines(), forms.SHARED, "helper_flds_FT0", "helper_emms"),),

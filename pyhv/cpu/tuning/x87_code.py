@@ -9,7 +9,7 @@ from typing import Final
 
 from pyhv.cpu.tuning import layout
 
-_MF = 16
+_MF: Final = 16
 _FCW: Final = 0x37F
 C1, CONDITION, C2 = 0x200, 0x4700, 0x400
 _SUMMARY: Final = 0x8080
