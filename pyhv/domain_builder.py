@@ -256,7 +256,7 @@ class DomainBuilder:
             scheduler.remove(vcpu)
         scheduler.remove_domain(domain.domid)
         self._residents.remove(resident)
-        physical.invalidators.remove(domain.engine.invalidate_code)
+        physical.invalidators.remove(domain.drop_code)
         physical.executors.remove(domain.tables)
         domain.engine.close()
 
@@ -338,6 +338,7 @@ class DomainBuilder:
             width=domain.width,
             drop_page=lambda page: self._board.frames.drop_writable(page.mfn),
             find_page=domain.shared_info.elsewhere,
+            post=domain.mailbox.do,
         )
 
     def _introduce(self, domain: Domain, console: FramePage, store: FramePage, undo: ExitStack) -> None:
@@ -365,8 +366,8 @@ class DomainBuilder:
         undo.callback(engine.close)
         domain.engine = engine
         domain.tables.code.attach(engine)
-        physical.invalidators.append(engine.invalidate_code)
-        undo.callback(physical.invalidators.remove, engine.invalidate_code)
+        physical.invalidators.append(domain.drop_code)
+        undo.callback(physical.invalidators.remove, domain.drop_code)
         physical.executors.append(domain.tables)
         undo.callback(physical.executors.remove, domain.tables)
         dispatcher.attach(engine)

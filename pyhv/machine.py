@@ -269,7 +269,7 @@ class Machine:
             if not self.frames.xen_heap[mfn]:
                 domain.tot_pages -= 1
             if domain.tables.stale:
-                domain.tables.flush = True
+                domain.mailbox.do(domain.flush_tlb)
 
     # -- the loop ----------------------------------------------------------------------------------------
 
@@ -346,7 +346,6 @@ class Machine:
             pcpu.begin(resident, resident.domain.vcpus[number], decision.slice_ns, limit)
         else:
             pcpu.go_on(limit)
-        pcpu.run(limit)
         return True
 
     def has_reached(self, when: int) -> bool:

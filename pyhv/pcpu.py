@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A processor of the machine: the turn that is running on it or is paused, and how turns begin and end.
 
-    begin ──► run ──► end                   the vCPU has used its slice, or has left by itself
-      ▲        │
-      │        └────► paused ──► go_on ──► run          to the guest, nothing has happened
+    begin ──► the guest's code ──► end      the vCPU has used its slice, or has left by itself
+                  ▲      │
+               go_on ◄───┴──► paused        interrupted, or at its limit; to the guest, nothing has happened
 
-It has the clock's lease while a turn is open: the clock stops the engine that runs here, and no other.
+It has the clock's lease while a turn is open: the clock stops the engine that runs here, and no other. While
+code runs, what others want done to the domain waits in its mailbox (`domain/mailbox.py`) for the next exit.
 """
 
 import time
@@ -85,10 +86,33 @@ class Pcpu:
             self.turn.resident.domain.engine.stop()
 
     def begin(self, resident: Resident, vcpu: Vcpu, slice_ns: int, limit: int | None) -> None:
-        """Put a vCPU here, until its slice or the next deadline ends, or it leaves by itself.
+        """Let a vCPU run until its slice or the next deadline ends, or it leaves by itself.
 
         At `limit` (ns), if there is one, it pauses.
         """
+        domain = resident.domain
+        domain.mailbox.enter(domain.engine.stop)
+        try:
+            self._begin(resident, vcpu, slice_ns, limit)
+            self._run(limit)
+        finally:
+            domain.mailbox.leave()
+
+    def go_on(self, limit: int | None) -> None:
+        """Take up the turn that is paused, as `begin`."""
+        turn = self._open_turn
+        domain = turn.resident.domain
+        domain.mailbox.enter(domain.engine.stop)
+        self._interrupted = False
+        try:
+            self.clock.resume(domain.engine, turn.deadline, limit)
+            turn.resident.dispatcher.go_on(turn.vcpu)
+            self._run(limit)
+        finally:
+            domain.mailbox.leave()
+
+    def _begin(self, resident: Resident, vcpu: Vcpu, slice_ns: int, limit: int | None) -> None:
+        """Put a vCPU here, and on its engine."""
         domain, dispatcher = resident.domain, resident.dispatcher
         self._interrupted = False
         start = self.clock.now()
@@ -114,14 +138,7 @@ class Pcpu:
         if self._interrupted:
             self.interrupt()
 
-    def go_on(self, limit: int | None) -> None:
-        """Take up the turn that is paused."""
-        turn = self._open_turn
-        self._interrupted = False
-        self.clock.resume(turn.resident.domain.engine, turn.deadline, limit)
-        turn.resident.dispatcher.go_on(turn.vcpu)
-
-    def run(self, limit: int | None) -> None:
+    def _run(self, limit: int | None) -> None:
         """Run the turn until it ends, or has to pause."""
         turn = self._open_turn
         self._execute(turn)

@@ -227,7 +227,7 @@ class Services:
     def leave_processor(self, domain: Domain) -> None:
         """If one of the domain's vCPUs runs, its turn is over when its present exit is done."""
         if any(self.is_running(vcpu) for vcpu in domain.vcpus):
-            self.residents[domain.domid].dispatcher.call.reschedule = True
+            domain.mailbox.do(self.residents[domain.domid].dispatcher.end_turn)
 
     def _run_on(self, domain: Domain) -> None:
         """All vCPUs that wait for nothing are runnable again."""
@@ -260,7 +260,7 @@ class Services:
             if domain is None:
                 continue
             if kind is Timer.ONE_SHOT:
-                domain.events.raise_virq(Virq.TIMER, number)
+                domain.mailbox.do(domain.events.raise_virq, Virq.TIMER, number)
             elif kind is Timer.POLL:
                 self.wake(domain.vcpus[number])
             else:

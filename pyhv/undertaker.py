@@ -26,7 +26,7 @@ def take_apart(board: Board, resident: Resident, residents: Residents, dom0: Too
     remove_domu(dom0.store, domain.domid)
     drop_tables(frames, resident)
     dom0.detach(domain.domid)
-    physical.invalidators.remove(domain.engine.invalidate_code)
+    physical.invalidators.remove(domain.drop_code)
     physical.executors.remove(domain.tables)
     for mfn in domain.grants.destroy():
         frames.drop_shared(mfn)

@@ -11,6 +11,7 @@ from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.lifecycle import Life, Lifecycle
+from pyhv.domain.mailbox import Mailbox
 from pyhv.domain.ports import PortLatches
 from pyhv.domain.vcpu import Vcpu, new_vcpu
 from pyhv.events.channels import EventChannels
@@ -67,6 +68,8 @@ class Domain:
         self.e820: bytes | None = None
         """The memory map that the guest has set for itself; None: all its memory from 0 on."""
         self.tot_pages = 0
+        self.mailbox = Mailbox()
+        """What others want done to it."""
         self.life = Life()
         """Whether it runs, and how it ended."""
         self.suspender: Vcpu | None = None
@@ -123,6 +126,14 @@ class Domain:
     def shut_down(self, reason: int, cause: str | None = None) -> None:
         """`Life.shut_down`."""
         self.life.shut_down(reason, cause)
+
+    def drop_code(self, mfn: int, count: int) -> None:
+        """Its engine forgets what it has translated of `count` frames from `mfn` on."""
+        self.mailbox.do(self.engine.invalidate_code, mfn, count)
+
+    def flush_tlb(self) -> None:
+        """It does not run on before its TLB has forgotten all translations of addresses."""
+        self.tables.flush = True
 
     def fill_hypercall_page(self, pfn: int) -> bool:
         """Write the hypercall stubs into the guest's page `pfn`; False if it is not writable."""

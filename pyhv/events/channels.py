@@ -95,14 +95,14 @@ class EventChannels:
     whenever a pending bit went from 0 to 1, for those who poll. `max_port` is the highest port, further
     limited by the layout: 2-level has `width`² ports, FIFO 2^17. `drop_page(page)` drops the reference that
     the caller of `init_control` or `expand_array` has taken to that page; `find_page` has the page of a
-    frame, for state that was saved. `privileged` may act for other domains and own the global VIRQs.
+    frame, for state that was saved. `post(act, port)` does what comes from other domains, now or before this
+    one runs on. `privileged` may act for other domains and own the global VIRQs.
     """
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("domid", "vcpu_count", "max_port", "privileged"), "configured"),
-        **dict.fromkeys(
-            ("_lookup", "_wake", "_port_became_pending", "_drop_page", "_find_page", "_device_event"), "given"
-        ),
+        **dict.fromkeys(("_lookup", "_wake", "_port_became_pending", "_drop_page", "_find_page"), "given"),
+        **dict.fromkeys(("_device_event", "_post"), "given"),
         **dict.fromkeys(("pending", "_two_level", "_two_level_limit", "limit"), "follows from `fifo`"),
         **dict.fromkeys(("_virqs", "_closed"), "follows from the ports"),
     }
@@ -122,6 +122,7 @@ class EventChannels:
         drop_page: Callable[[SharedPage], None] = lambda _page: None,
         find_page: Callable[[Mfn], SharedPage | None] = lambda _mfn: None,
         device_event: Callable[[DeviceName], None] = lambda _name: None,
+        post: Callable[[Callable[[int], None], int], None] = lambda act, port: act(port),
     ) -> None:
         self.domid = domid
         self.vcpu_count = vcpu_count
@@ -138,6 +139,7 @@ class EventChannels:
         self._port_became_pending = port_became_pending
         self._drop_page, self._find_page = drop_page, find_page
         self._device_event = device_event
+        self._post = post
         self._two_level, self._two_level_limit = pending, self.limit
         self._ports: dict[int, _Port] = {}
         self._virqs: dict[tuple[int, int], int] = {}
@@ -252,7 +254,7 @@ class EventChannels:
         """
         entry = self._bound(port)
         if entry.peer is not None:  # INTERDOMAIN: no other port has one
-            entry.peer._set_pending(entry.peer_port)
+            entry.peer._post(entry.peer._arrive, entry.peer_port)
         elif entry.state == PortState.IPI:
             self._set_pending(port)
         elif entry.state != PortState.UNBOUND:
@@ -512,6 +514,11 @@ class EventChannels:
         offered.peer = self
         offered.peer_port = port
         return port
+
+    def _arrive(self, port: int) -> None:
+        """A peer has sent; the port may have been closed while that waited."""
+        if port in self._ports:
+            self._set_pending(port)
 
     def _set_pending(self, port: int) -> None:
         """An event has arrived on a port of this domain."""

@@ -102,6 +102,7 @@ class Dispatcher:
         self.unknown_hypercalls = 0
         self._recent: list[tuple[ExitKind, int, int]] = [(ExitKind.BUDGET, 0, 0)] * _RECENT
         self._exits = 0
+        self._posted = domain.mailbox.posted
         self.events_delivered = 0
         self.emulated = 0
         """Privileged instructions and page-table stores done for the guest."""
@@ -161,6 +162,10 @@ class Dispatcher:
         if vcpu.info.deliverable():  # it came from outside meanwhile
             self.enter()
 
+    def end_turn(self) -> None:
+        """The vCPU leaves the processor when its present exit is done."""
+        self.call.reschedule = True
+
     def _reload_segments(self) -> None:
         try:
             segments.reload(self.cpu)
@@ -198,7 +203,9 @@ class Dispatcher:
             observer.exit(record)
 
     def finish(self) -> None:
-        """The tail of every exit: events, TLB, and the way back or out."""
+        """The tail of every exit: what others have posted, events, TLB, and the way back or out."""
+        if self._posted:
+            self.domain.mailbox.drain()
         cpu = self.cpu
         vcpu = cpu.vcpu
         if self.call.reschedule:
