@@ -413,7 +413,7 @@ class Images(Target):
             if damage:
                 raise Finding("audit", damage[0])
             if domain is not None:
-                domain.shut_down(0)
+                domain.life.shut_down(0)
                 machine.settle()
             if machine.frames.free_count != free:
                 raise Finding("leak", f"{free - machine.frames.free_count} frames are lost")

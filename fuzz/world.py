@@ -343,7 +343,7 @@ class World:
         if damage:
             raise Finding("audit", damage[0])
         if not self.victim.domain.alive:
-            raise Finding("victim", f"the victim has died: {self.victim.domain.crash_cause}")
+            raise Finding("victim", f"the victim has died: {self.victim.domain.life.cause}")
         tables = self.machine.ram.tables
         changed = tables[self._canary] != self._canary_value
         if changed.any():
@@ -378,7 +378,7 @@ class World:
         """Everybody dies; nothing may be left."""
         self.check(thoroughly=True)
         for guest in (*self.guests, self.victim):
-            guest.domain.shut_down(0)
+            guest.domain.life.shut_down(0)
         self.machine.settle()
         damage = self.machine.audit()
         if damage:

@@ -241,7 +241,7 @@ class Services:
     def crash(self, domain: Domain, cause: str) -> None:
         """The guest did something fatal."""
         if domain.alive:
-            domain.shut_down(Shutdown.CRASH, cause)
+            domain.life.shut_down(Shutdown.CRASH, cause)
             self._report(domain, cause)
 
     def _report(self, domain: Domain, cause: str) -> None:
@@ -264,7 +264,7 @@ class Services:
             elif kind is Timer.POLL:
                 self.wake(domain.vcpus[number])
             else:
-                domain.shut_down(Shutdown.WATCHDOG, "its watchdog has expired")
+                domain.life.shut_down(Shutdown.WATCHDOG, "its watchdog has expired")
 
     def forget(self, domain: Domain) -> None:
         """The domain has ended: its vCPUs leave the scheduler, and its timers never fire."""

@@ -4,7 +4,6 @@
 from dataclasses import dataclass, field
 
 from pyhv.abi.hypercall_page import hypercall_page
-from pyhv.abi.numbers import Shutdown
 from pyhv.abi.shared import SHARED_LAYOUT
 from pyhv.address import Mfn
 from pyhv.clock import Clock
@@ -102,30 +101,6 @@ class Domain:
     def suspended(self) -> bool:
         """Shut down to be resumed: nothing of it runs, and nothing of it is lost."""
         return self.life.stage is Lifecycle.SUSPENDED
-
-    @property
-    def shutdown_reason(self) -> int | None:
-        """`Life.reason`."""
-        return self.life.reason
-
-    @property
-    def crash_cause(self) -> str | None:
-        """`Life.cause`."""
-        return self.life.cause
-
-    @property
-    def halted(self) -> bool:
-        """`Life.halted`."""
-        return self.life.halted
-
-    @property
-    def crashed(self) -> bool:
-        """Whether it ended as a crash (its own or the hypervisor's verdict)."""
-        return self.life.reason == Shutdown.CRASH
-
-    def shut_down(self, reason: int, cause: str | None = None) -> None:
-        """`Life.shut_down`."""
-        self.life.shut_down(reason, cause)
 
     def drop_code(self, mfn: int, count: int) -> None:
         """Its engine forgets what it has translated of `count` frames from `mfn` on."""

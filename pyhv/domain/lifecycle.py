@@ -68,6 +68,11 @@ class Life:
         """It has not shut down: it runs, or will when it is no longer paused."""
         return self.stage is Lifecycle.RUNNING or self.stage is Lifecycle.PAUSED
 
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended as a crash, by its own verdict or the hypervisor's."""
+        return self.reason == Shutdown.CRASH
+
     def shut_down(self, reason: int, cause: str | None = None) -> None:
         """It ends, or suspends itself. Without effect on one that has done so: the first reason stays."""
         if self.going_on:

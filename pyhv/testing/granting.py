@@ -82,7 +82,7 @@ class Trio:
 
     def kill(self, guest: Paused) -> None:
         """End a guest, and see that all of it goes."""
-        guest.domain.shut_down(0)
+        guest.domain.life.shut_down(0)
         self.machine.settle()
 
     def copy(self, guest: Paused, **fields: int) -> int:

@@ -97,9 +97,7 @@ class Run:
     @property
     def passed(self) -> bool:
         """Whether it said SUCCESS and powered itself off."""
-        return (
-            self.outcome is Outcome.ENDED and self.domain.shutdown_reason == 0 and "SUCCESS\n" in self.output
-        )
+        return self.outcome is Outcome.ENDED and self.domain.life.reason == 0 and "SUCCESS\n" in self.output
 
 
 @contextmanager
@@ -141,7 +139,7 @@ def run(
 def passes(body: str, *, vcpus: int = 1, timeout_ns: int = 5 * SECOND, prologue: str = "") -> Run:
     """Run `body` after the usual start (console, and traps if `prologue` says so); it must print SUCCESS."""
     done = run(HEADER + START + prologue + body, vcpus=vcpus, timeout_ns=timeout_ns)
-    assert done.passed, (done.outcome, done.output, done.domain.crash_cause)
+    assert done.passed, (done.outcome, done.output, done.domain.life.cause)
     return done
 
 

@@ -223,5 +223,5 @@ def source(user: str, *, merged: bool = False, **parts: str) -> str:
 def process(user: str, *, merged: bool = False, vcpus: int = 1, **parts: str) -> Run:
     """Run a process; the guest must end with SUCCESS."""
     done = run(source(user, merged=merged, **parts), vcpus=vcpus)
-    assert done.passed, (done.outcome, done.output, done.domain.crash_cause)
+    assert done.passed, (done.outcome, done.output, done.domain.life.cause)
     return done

@@ -179,7 +179,7 @@ def test_the_last_words_of_a_guest_that_crashes_are_heard() -> None:
     with machine() as made:
         domain, sink = create(made, printer("", 500, "xor eax, eax\nmov rbx, 0x7000000000\njmp rbx"))
         assert made.run() is Outcome.ENDED
-        assert domain.crashed
+        assert domain.life.crashed
         assert sink.data.decode() == expected(500)
 
 

@@ -29,7 +29,7 @@ def test_each_succeeds(bench: BenchMaker, guest: str, virtual: bool) -> None:
     for domain, console in zip(machine.domains, machine.consoles, strict=True):
         assert "SUCCESS" in lines_of(console.text), console.text
         assert "FAILURE" not in console.text
-        assert domain.shutdown_reason == Shutdown.POWEROFF
+        assert domain.life.reason == Shutdown.POWEROFF
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))

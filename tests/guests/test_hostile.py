@@ -100,7 +100,7 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         for guest, domain in zip(sinks, domains, strict=True):
             assert "SUCCESS\n" in said[guest], said[guest][-600:]
             assert "FAIL" not in said[guest]
-            assert domain.shutdown_reason == Shutdown.POWEROFF
+            assert domain.life.reason == Shutdown.POWEROFF
         assert "  10 rounds\n" in said["ping"]
         assert auditor.endings >= 3
         assert machine.audit() == []
@@ -122,7 +122,7 @@ def test_every_attack_is_refused_by_restored_machines(name: str) -> None:
         for console in bench.consoles:
             assert "SUCCESS\n" in console.text, console.text[-600:]
             assert "FAIL" not in console.text
-        assert all(domain.shutdown_reason == Shutdown.POWEROFF for domain in bench.domains)
+        assert all(domain.life.reason == Shutdown.POWEROFF for domain in bench.domains)
         assert bench.machine.audit() == []
         assert bench.machine.frames.free_count == free
 
@@ -543,8 +543,8 @@ def test_who_digs_a_pit_falls_into_it(how: str) -> None:
         )
         machine.observe(Auditor(machine))
         assert machine.run(timeout_ns=5 * SECOND) is Outcome.ENDED
-        assert dying.crashed
-        assert why in (dying.crash_cause or ""), dying.crash_cause
+        assert dying.life.crashed
+        assert why in (dying.life.cause or ""), dying.life.cause
         assert b"SUCCESS\n" in sinks[1].data
         assert machine.audit() == []
         assert machine.frames.free_count == free
@@ -559,7 +559,7 @@ def test_a_wrong_answer_ends_the_guest_with_a_crash() -> None:
     assert done.outcome is Outcome.ENDED
     assert "FAILED: what is right: the answer should be -1, it is " in done.output
     assert "SUCCESS" not in done.output
-    assert done.domain.shutdown_reason == Shutdown.CRASH
+    assert done.domain.life.reason == Shutdown.CRASH
 
 
 # -- names, page, package ----------------------------------------------------------------------------------

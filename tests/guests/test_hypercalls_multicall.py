@@ -89,7 +89,7 @@ def test_iret_ends_the_list(guest: Paused) -> None:
 def test_a_shutdown_in_a_list(guest: Paused) -> None:
     request = guest.put(SchedShutdown(reason=Shutdown.REBOOT).pack())
     multicall(guest, listed(Hypercall.SCHED_OP, Sched.SHUTDOWN, request), pagesize())
-    assert guest.domain.shutdown_reason == Shutdown.REBOOT
+    assert guest.domain.life.reason == Shutdown.REBOOT
 
 
 @pytest.mark.promise("T-5")

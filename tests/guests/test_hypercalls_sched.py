@@ -112,7 +112,7 @@ def test_the_old_form_takes_its_arguments_by_value(guest: Paused) -> None:
     assert guest.vcpu.blocked
     assert guest.sched_op_compat(Sched.POLL, 0) == -Errno.ENOSYS
     assert guest.sched_op_compat(Sched.SHUTDOWN, 0xFFFF880000000164) == 0
-    assert guest.domain.shutdown_reason == 0x64
+    assert guest.domain.life.reason == 0x64
 
 
 def test_other_scheduling_operations(guest: Paused) -> None:
@@ -163,7 +163,7 @@ request: .long 0, 1
 """
     done = run(HEADER + START + body)
     assert done.outcome is Outcome.ENDED
-    assert done.domain.shutdown_reason == Shutdown.WATCHDOG
+    assert done.domain.life.reason == Shutdown.WATCHDOG
 
 
 @pytest.mark.parametrize("deadline", [1, 1 << 63, (1 << 64) - 1, 1 << 62, 1 << 51])

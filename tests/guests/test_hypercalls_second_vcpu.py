@@ -219,5 +219,5 @@ def test_the_last_vcpu_that_goes_down_ends_the_domain() -> None:
 """
     done = run(HEADER + START + body)
     assert done.outcome is Outcome.ENDED
-    assert done.domain.shutdown_reason == 0
+    assert done.domain.life.reason == 0
     assert "FAILURE" not in done.output

@@ -59,13 +59,13 @@ def test_up_and_down(guest: Paused) -> None:
     assert guest.vcpu_op(VcpuOp.DOWN, 1) == 0
     assert guest.domain.alive
     assert guest.vcpu_op(VcpuOp.DOWN, 0) == 0
-    assert guest.domain.shutdown_reason == 0, "the last one down powers off"
+    assert guest.domain.life.reason == 0, "the last one down powers off"
 
 
 def test_a_domain_whose_last_vcpu_goes_down_has_halted(guest: Paused) -> None:
     """Unless it has announced how it would end."""
     assert guest.vcpu_op(VcpuOp.DOWN, 0) == 0
-    assert guest.domain.halted
+    assert guest.domain.life.halted
     report = guest.machine.residents[guest.domain.domid].report
     assert report is not None
     assert report.cause.startswith("it halted for good")
@@ -75,8 +75,8 @@ def test_a_domain_whose_last_vcpu_goes_down_has_halted(guest: Paused) -> None:
 def test_a_domain_that_has_announced_its_end_may_go_down(guest: Paused, code: int) -> None:
     assert guest.sched_op(Sched.SHUTDOWN_CODE, SchedShutdown(reason=code)) == 0
     assert guest.vcpu_op(VcpuOp.DOWN, 0) == 0
-    assert guest.domain.shutdown_reason == code
-    assert not guest.domain.halted
+    assert guest.domain.life.reason == code
+    assert not guest.domain.life.halted
 
 
 def test_a_32_bit_kernel_registers_its_runstate() -> None:

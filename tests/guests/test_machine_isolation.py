@@ -175,7 +175,7 @@ def test_memory_is_sound_all_the_time(name: str) -> None:
         machine.observe(auditor)
         assert machine.run(timeout_ns=10 * SECOND) is Outcome.ENDED
         assert auditor.audits or name in ("hello", "crasher")
-        assert domain.crashed == (name == "crasher")
+        assert domain.life.crashed == (name == "crasher")
         assert domain.life.stage is Lifecycle.DEAD
         assert ("SUCCESS\n" in home.output(0)) == (name != "crasher")
         assert machine.audit() == []
@@ -360,7 +360,7 @@ class Lending:
 
     def kill(self, guest: Paused) -> None:
         """Let a guest end and be buried."""
-        guest.domain.shut_down(0)
+        guest.domain.life.shut_down(0)
         self.machine.settle()
 
 

@@ -54,7 +54,7 @@ def test_a_suspended_domain_goes_on_where_it_was(cancelled: bool) -> None:
         assert made.run() is Outcome.ENDED, "nothing happens to it"
         made.resume(domain, cancelled=cancelled)
         assert made.run() is Outcome.ENDED
-        assert domain.shutdown_reason == Shutdown.POWEROFF
+        assert domain.life.reason == Shutdown.POWEROFF
         assert b"SUCCESS" in sink.data
         assert made.audit() == []
 
@@ -117,4 +117,4 @@ def test_an_announced_code_is_what_a_shutdown_is_recorded_as() -> None:
     with machine(pages=2 * PAGES) as made:
         domain, _ = create(made, body)
         assert made.run() is Outcome.ENDED
-        assert domain.shutdown_reason == Shutdown.SUSPEND
+        assert domain.life.reason == Shutdown.SUSPEND

@@ -252,7 +252,7 @@ def test_a_handler_in_a_bad_code_segment_is_fatal(guest: Paused32, selector: int
     guest.gdt(*GDT)
     guest.vcpu.traps.selectors[UD] = selector
     guest.execute("ud2") if kernel else guest.user("ud2")
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 @pytest.mark.parametrize("selector", [0, 1, 0x201, RING1_CS, RING3_DS, G_ABSENT_DATA | 1, G_READ_ONLY | 1])
@@ -260,14 +260,14 @@ def test_a_bad_kernel_stack_segment_is_fatal(guest: Paused32, selector: int) -> 
     guest.gdt(*GDT)
     guest.vcpu.kernel_stack.ss = selector
     guest.user("ud2")
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 @pytest.mark.parametrize("sp", [0, 8, 0xF5800010])
 def test_a_kernel_stack_that_is_not_there_is_fatal(guest: Paused32, sp: int) -> None:
     guest.vcpu.kernel_stack.sp = sp
     guest.user("ud2")
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 def test_a_kernel_stack_with_a_base(guest: Paused32) -> None:

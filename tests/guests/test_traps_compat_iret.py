@@ -96,15 +96,15 @@ def test_iret_reads_its_frame_at_esp_whatever_the_base_of_ss(guest: Paused32) ->
 @pytest.mark.parametrize("selector", [0, 0x10, 0xE018, 0xE008])
 def test_iret_to_ring_0_is_fatal(guest: Paused32, selector: int) -> None:
     guest.iret(cs=selector)
-    assert guest.domain.crashed
-    assert "ring 0" in str(guest.domain.crash_cause)
+    assert guest.domain.life.crashed
+    assert "ring 0" in str(guest.domain.life.cause)
 
 
 @pytest.mark.parametrize("esp", [0xF57F0000, 0xF5800000, 0xFFFFFFFC])
 def test_iret_with_an_unreadable_frame_is_fatal(guest: Paused32, esp: int) -> None:
     guest.q[v.RSP] = esp
     guest.hypercall(Hypercall.IRET)
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_iret_within_the_kernel_on_a_lost_stack_segment_is_fatal(guest: Paused32
     address = guest.mfn(guest.page(0)) << 12 | G_DATA1
     assert guest.update_descriptor(address, 0) == 0
     guest.iret(cs=RING1_CS)
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 def test_ring_2_is_neither_kernel_nor_user(guest: Paused32) -> None:
@@ -231,4 +231,4 @@ def test_virtual_8086_mode_without_a_way_to_say_so_is_fatal(guest: Paused32, rui
     else:
         guest.vcpu.kernel_stack.sp = 0xF57FFFFF
     vm86(guest, IF)
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed

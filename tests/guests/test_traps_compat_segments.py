@@ -181,7 +181,7 @@ def test_a_bounce_frame_stays_within_the_stack_segment(
     guest.gdt(with_base(with_limit(DATA1, limit), guest.scratch))
     guest.vcpu.kernel_stack.ss, guest.vcpu.kernel_stack.sp = 8 | 1, 0xF800
     assert (guest.user(code) is not None) is fits
-    assert guest.domain.crashed is not fits
+    assert guest.domain.life.crashed is not fits
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(0xF7EB, True), (0xF7EC, False)])
@@ -189,7 +189,7 @@ def test_a_bounce_frame_in_an_expand_down_segment(guest: Paused32, limit: int, f
     guest.gdt(with_base(with_limit(DATA1 | 4 << 40, limit), guest.scratch))
     guest.vcpu.kernel_stack.ss, guest.vcpu.kernel_stack.sp = 8 | 1, 0xF800
     assert (guest.user("ud2") == UD) is fits
-    assert guest.domain.crashed is not fits
+    assert guest.domain.life.crashed is not fits
 
 
 def test_iret_beyond_the_limit_of_a_code_segment(guest: Paused32) -> None:

@@ -12,11 +12,11 @@ def crashes(body: str, *, traps: bool = False) -> Run:
     """Run a kernel that must crash, without ever getting to its end."""
     done = run(HEADER + START + (TRAPS if traps else "") + body + "\n    succeed\n")
     assert done.outcome is Outcome.ENDED
-    assert done.domain.crashed
+    assert done.domain.life.crashed
     assert not done.domain.alive
     assert "SUCCESS" not in done.output
     assert done.report is not None
-    assert done.report.cause == done.domain.crash_cause
+    assert done.report.cause == done.domain.life.cause
     return done
 
 
@@ -194,8 +194,8 @@ reason: .long {reason}
 """
     done = run(HEADER + START + body)
     assert done.outcome is Outcome.ENDED
-    assert done.domain.shutdown_reason == reason
-    assert not done.domain.crashed
+    assert done.domain.life.reason == reason
+    assert not done.domain.life.crashed
     assert done.report is None
 
 

@@ -201,7 +201,7 @@ def test_at_its_own_handler_it_ends_the_domain(guest: Paused, run: Execute) -> N
     guest.vcpu.debug.registers[7] |= 1 << 2
     guest.vcpu.debug.registers[1] = guest.scratch + CODE
     run("nop")
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 def test_in_user_mode(guest: Paused) -> None:
@@ -612,4 +612,4 @@ cell:           .long 0, 0
 
 def test_breakpoints_of_a_32_bit_kernel() -> None:
     done = run_guest(COMPAT)
-    assert done.passed, (done.outcome, done.output, done.domain.crash_cause)
+    assert done.passed, (done.outcome, done.output, done.domain.life.cause)

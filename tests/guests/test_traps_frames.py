@@ -347,7 +347,7 @@ def test_not_canonical_through_the_stack_segment(guest: Paused, code: str, vecto
     text = code.format(bad=1 << 47)
     if not user and "rsp" in text:
         guest.execute(text)
-        assert guest.domain.crashed, "there is no place for the frame"
+        assert guest.domain.life.crashed, "there is no place for the frame"
         return
     assert (guest.user if user else guest.execute)("xor eax, eax; xor ecx, ecx;" + text) == vector
     assert guest.frame(error=True)["error"] == 0

@@ -259,7 +259,7 @@ def test_the_kernels_stack_segment(guest: Paused32, selector: int, vector: int |
     else:
         # The exception itself needs that stack: the domain is lost, as on Xen.
         user(guest, direct(CALL, GATE | 3))
-        assert guest.domain.crashed
+        assert guest.domain.life.crashed
 
 
 def test_a_stack_that_cannot_be_written(guest: Paused32) -> None:
@@ -268,8 +268,8 @@ def test_a_stack_that_cannot_be_written(guest: Paused32) -> None:
     assert guest.remap(guest.page(7), READ_ONLY) == 0
     guest.vcpu.kernel_stack.sp = guest.page(7) + 0x100
     user(guest, direct(CALL, GATE | 3))
-    assert guest.domain.crashed
-    assert "no kernel stack" in str(guest.domain.crash_cause)
+    assert guest.domain.life.crashed
+    assert "no kernel stack" in str(guest.domain.life.cause)
 
 
 def test_parameters_on_a_missing_page(guest: Paused32) -> None:
@@ -295,8 +295,8 @@ def test_a_push_on_a_missing_page_in_the_kernel(guest: Paused32) -> None:
     guest.vcpu.traps.handlers[PF] = (0, 0)
     guest.vcpu.traps.selectors[PF] = 0
     kernel(guest, code)
-    assert guest.domain.crashed
-    assert "without a handler" in str(guest.domain.crash_cause)
+    assert guest.domain.life.crashed
+    assert "without a handler" in str(guest.domain.life.cause)
 
 
 def test_a_step_through_a_gate_traps(guest: Paused32) -> None:
@@ -374,5 +374,5 @@ def test_no_gate_surprises_the_hypervisor(
             if "still busy" not in str(busy):
                 raise
         assert guest.cpu.vmcb.cpl in (1, 2, 3)
-        assert guest.domain.crashed or guest.cpu.vmcb.selector(v.CS) & 3 == guest.cpu.vmcb.cpl
+        assert guest.domain.life.crashed or guest.cpu.vmcb.selector(v.CS) & 3 == guest.cpu.vmcb.cpl
         assert guest.machine.audit() == []

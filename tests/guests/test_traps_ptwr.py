@@ -178,7 +178,7 @@ def test_other_stores_are_refused(guest: Paused, code: str) -> None:
 def test_a_page_table_is_no_stack(guest: Paused) -> None:
     """Neither is the push performed, nor is there a place for its exception's frame."""
     guest.execute(f"mov rsp, {entry_va(guest, 3)}; push rax")
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 def test_without_the_assist_nothing_is_done(guest: Paused) -> None:

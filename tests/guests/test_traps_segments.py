@@ -123,7 +123,7 @@ def test_without_a_callback_the_domain_crashes(guest: Paused) -> None:
     assert guest.execute("mov eax, 0x33; mov ds, eax; nop") is None
     change(guest, 6, ABSENT)
     guest.go()
-    assert guest.domain.crashed
+    assert guest.domain.life.crashed
 
 
 def test_the_mask_byte_is_saved_as_it_is(guest: Paused) -> None:

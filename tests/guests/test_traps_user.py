@@ -372,4 +372,4 @@ def test_the_ldt_window_is_not_the_guests(merged: bool) -> None:
         ("mov rax, 0xffff820000010008\n    mov rax, [rax]", 14, 5),
     )
     done = run(source(user, merged=merged, kernel=SET_LDT, data=LDT, routines=EXPECT), timeout_ns=50_000_000)
-    assert done.passed, (done.outcome, done.output, done.domain.crash_cause)
+    assert done.passed, (done.outcome, done.output, done.domain.life.cause)

@@ -40,7 +40,7 @@ read:
 def test_who_waits_by_the_clock_reads_it_a_few_thousand_times(read: str) -> None:
     """A delay loop of Linux is such a guest."""
     done = run(HEADER + START + WAITING.format(read=read.replace(";", "\n")))
-    assert done.passed, (done.output, done.domain.crash_cause)
+    assert done.passed, (done.output, done.domain.life.cause)
     reads = int(done.output.split()[0])
     most = WAIT_NS // TSC_READ_NS + 1
     assert most * 3 // 4 < reads <= most
@@ -52,7 +52,7 @@ def test_a_read_without_hooks_costs_the_same_and_the_exit(monkeypatch: pytest.Mo
     """Where stops cannot be posted RDTSC is a fault that is emulated."""
     monkeypatch.setattr("pyhv.cpu.engine.posted_stops", lambda: None)
     done = run(HEADER + START + WAITING.format(read=RDTSC))
-    assert done.passed, (done.output, done.domain.crash_cause)
+    assert done.passed, (done.output, done.domain.life.cause)
     most = WAIT_NS // (TSC_READ_NS + EXIT_NS) + 1
     assert most * 3 // 4 < int(done.output.split()[0]) <= most
     assert done.dispatcher.counts[ExitKind.CLOCK_READ] == 0

@@ -352,7 +352,7 @@ class TwoGuests(RuleBasedStateMachine):
         if not hasattr(self, "machine"):
             return
         for side in self.sides:
-            side.guest.domain.shut_down(0)
+            side.guest.domain.life.shut_down(0)
         self.machine.settle()
         assert self.machine.audit() == []
         assert self.machine.frames.free_count == self.free

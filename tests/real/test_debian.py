@@ -109,7 +109,7 @@ def test_virtual_time_repeats_to_the_byte(files: debian.DebianFiles, tmp_path: P
 def test_two_vcpus(files: debian.DebianFiles) -> None:
     machine, domain, console = boot(files, vcpus=2, cmdline=b"console=hvc0 w=boot")
     assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
-    assert not domain.crashed
+    assert not domain.life.crashed
     assert "smp: Brought up 1 node, 2 CPUs" in console.text
     assert "PYHV-INIT-OK" in console.text
     machine.close()
@@ -162,7 +162,7 @@ def test_a_guest_is_asked_to_stop(files: debian.DebianFiles) -> None:
         assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
     machine.shutdown(domain, "poweroff")
     assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
-    assert not domain.crashed
+    assert not domain.life.crashed
     machine.close()
 
 
@@ -182,7 +182,7 @@ def test_the_guest_sees_what_a_xen_guest_sees(files: debian.DebianFiles) -> None
 def test_both_ways_to_deliver_events(files: debian.DebianFiles, choice: str) -> None:
     machine, domain, console = boot(files, cmdline=b"console=hvc0 w=boot " + choice.encode())
     assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
-    assert not domain.crashed
+    assert not domain.life.crashed
     assert f"Using {'2-level' if choice else 'FIFO-based'} ABI" in console.text
     assert "PYHV-INIT-OK" in console.text
     machine.close()
