@@ -67,6 +67,14 @@ def both_engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(module, "TUNED", request.param == "tuned")
 
 
+@pytest.fixture(params=["tuned", "plain", "steps"])
+def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuned engine meets breakpoints by itself, a plain one by hooks or, without native code, by steps."""
+    monkeypatch.setattr(guest_machine, "TUNED", request.param == "tuned")
+    if request.param == "steps":
+        monkeypatch.setattr("pyhv.cpu.engine.native_hook", lambda: None)
+
+
 # -- paused guests, for tests of single hypercalls; modules that need others have their own ---------------
 
 
