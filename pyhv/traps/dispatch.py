@@ -89,6 +89,7 @@ class Dispatcher:
         **dict.fromkeys(("_recent", "_exits"), "for crash reports, which begin anew"),
         "call": "whose vCPU is loaded",
         "observers": "the machine's",
+        "_posted": "the mailbox's, which is empty between turns",
     }
 
     def __init__(self, host: HostServices, domain: Domain) -> None:
