@@ -98,8 +98,9 @@ class Xenstored:
             [tree() / DAEMON, *arguments], env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        self._dom0 = socket.socket(socket.AF_UNIX)
         try:
-            self._dom0 = self._connected(scratch / "socket")
+            self._connect(scratch / "socket")
             self.as_dom0(Message.MKDIR, f"{HOME}\0")
             self.as_dom0(Message.SET_PERMS, f"{HOME}\0n{DOMID}\0")
             self.as_dom0(Message.INTRODUCE, f"{DOMID}\x001\x001\0")
@@ -107,18 +108,18 @@ class Xenstored:
             self.close()
             raise
 
-    def _connected(self, path: Path) -> socket.socket:
-        client, until = socket.socket(socket.AF_UNIX), time.monotonic() + PATIENCE_S
+    def _connect(self, path: Path) -> None:
+        until = time.monotonic() + PATIENCE_S
         while True:
             try:
-                client.connect(str(path))
+                self._dom0.connect(str(path))
             except OSError:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.01)
             else:
-                client.settimeout(PATIENCE_S)
-                return client
+                self._dom0.settimeout(PATIENCE_S)
+                return
 
     def as_dom0(self, kind: Message, text: str) -> bytes:
         """A request of domain 0's, which must succeed."""
@@ -170,6 +171,7 @@ class Xenstored:
 
     def close(self) -> None:
         """End the daemon."""
+        self._dom0.close()
         self._daemon.kill()
         self._daemon.wait()
         self._ring.close()
