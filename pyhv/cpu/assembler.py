@@ -14,6 +14,7 @@ from typing import Final
 
 import keystone
 
+from pyhv.cpu.assembling import new_assembler
 from pyhv.errors import ImageError
 
 DIRECTIVES: Final = frozenset({".byte", ".short", ".long", ".quad", ".zero", ".balign"})
@@ -211,7 +212,7 @@ def _keystone(source: str, address: int, width: int) -> tuple[bytes, keystone.Ks
     """Run Keystone once: (code, None) or (b"", its error)."""
     if not source.strip():
         return b"", None
-    engine = keystone.Ks(keystone.KS_ARCH_X86, _MODES[width])
+    engine = new_assembler(keystone.KS_ARCH_X86, _MODES[width])
     try:
         encoding, _count = engine.asm(source, address, as_bytes=True)
     except keystone.KsError as error:

@@ -22,6 +22,7 @@ from typing import ClassVar, Final
 import keystone
 
 from pyhv.cpu import binding
+from pyhv.cpu.assembling import new_assembler
 
 _SOURCES: Final = {
     # rdi = engine, edx = block size, rcx = cell {int64 budget; stop function}
@@ -45,7 +46,7 @@ def native_hook_code(host: str | None = None) -> bytes | None:
     source = _SOURCES.get(host or platform.machine())
     if source is None:
         return None
-    encoding, _ = keystone.Ks(source[0], source[1]).asm(source[2])
+    encoding, _ = new_assembler(source[0], source[1]).asm(source[2])
     return bytes(encoding)
 
 

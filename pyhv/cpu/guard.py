@@ -14,9 +14,8 @@ import ctypes
 import mmap
 from typing import Final
 
-import keystone
-
 from pyhv.cpu import binding
+from pyhv.cpu.assembling import new_assembler
 from pyhv.cpu.once import once
 from pyhv.cpu.slots import library
 from pyhv.cpu.stops import posted_stops
@@ -52,7 +51,7 @@ def _install(slot: ctypes.c_uint64, first_seat: int, raise_exception: int) -> mm
         abort=ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value,
     )  # fmt: skip
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    encoding, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(source)
+    encoding, _ = new_assembler().asm(source)
     page.write(bytes(encoding))
     slot.value = ctypes.addressof(ctypes.c_char.from_buffer(page))
     return page

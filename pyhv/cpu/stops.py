@@ -26,9 +26,8 @@ import platform
 from collections.abc import Callable
 from typing import Final
 
-import keystone
-
 from pyhv.cpu import binding
+from pyhv.cpu.assembling import new_assembler
 from pyhv.cpu.once import lock, once
 from pyhv.cpu.slots import library
 
@@ -109,7 +108,7 @@ class PostedStops:
         """Where the list begins, with a seat that no engine has."""
         self._free: list[Seat] = []
         self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        assembler = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+        assembler = new_assembler()
         source = _CODE.format(
             cpu_exec=cpu_exec, cpu_exit=cpu_exit, emu_stop=binding.EMU_STOP_ADDRESS,
             interrupted=_EXCP_INTERRUPT, first=self.first_seat,

@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-import keystone
-
 from pyhv.cpu import binding
+from pyhv.cpu.assembling import new_assembler
 from pyhv.cpu.once import once
 
 _READ: Final = "rdtsc; shl rdx, 0x20; or rax, rdx; ret"
@@ -57,7 +56,7 @@ class HostTsc:
     }
 
     def __init__(self) -> None:
-        code, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(_READ)
+        code, _ = new_assembler().asm(_READ)
         self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._code.write(bytes(code))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._code))

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable, Iterator
 
 import arithmetic_table as table
-import keystone
 import numpy as np
 import pytest
 from arithmetic_table import CASE, OUTCOME, Row
@@ -16,6 +15,7 @@ from bare_engine import DATA, L1, USER, Bare, at
 
 from pyhv.abi.x86 import PTE_NX
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.assembling import new_assembler
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.tuning.gate import tuning
 from pyhv.cpu.tuning.helpers import host_has
@@ -97,7 +97,7 @@ def differences(
     rows: Iterator[Row], first: Machine, second: Machine, names: set[str] | None = None
 ) -> list[str]:
     """Where two machines differ in the fields `names`, in words."""
-    assembler = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+    assembler = new_assembler()
     found = []
     for row in rows:
         code = bytes(assembler.asm(table.driver(row.code))[0])
@@ -166,7 +166,7 @@ def run(emulated: Emulated, source: str, data: bytes) -> tuple[int, bytes]:
     """Run code on the data page: the vector of the exception that ends it, -1 for the SYSCALL behind it."""
     bare = emulated.bare
     bare.ram.writable.raw[at(DATA) : at(DATA) + len(data)] = data
-    code, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(source)
+    code, _ = new_assembler().asm(source)
     end = bare.run(bytes(code) + b"\x0f\x05")
     return end.vector, bytes(bare.ram.raw[at(DATA) : at(DATA) + len(data)])
 
@@ -251,7 +251,7 @@ def test_flags_of_the_hosts_own_arithmetic_are_not_the_guests(tuned: Emulated) -
     dirty = (
         "push 0x1fbf; ldmxcsr [rsp]; pop rax; fninit; fldz; fld1; fdiv st(0), st(1); fstp st(0); fstp st(0)"
     )
-    code, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(dirty)
+    code, _ = new_assembler().asm(dirty)
     for mxcsr in (0x1F80, 0x1FA0):
         Native()(bytes(code), b"", 0)
         guest = "fninit; fld1; fld1; faddp; fnstsw [rbx + 4]; ldmxcsr [rbx]; addss xmm2, xmm2; stmxcsr [rbx]"

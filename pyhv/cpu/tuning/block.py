@@ -26,9 +26,8 @@ import mmap
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import keystone
-
 from pyhv.cpu import binding
+from pyhv.cpu.assembling import new_assembler
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.form import Facts, Patch, Word
@@ -131,7 +130,7 @@ class Block:
 def _find_region_code(ram_size: int, region: int, find_region: int) -> bytes:
     """The engine's own find_memory_mapping: the same bytes for each engine."""
     source = _FIND_REGION.format(ram_size=ram_size, region=region, find_region=find_region)
-    encoding, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64).asm(source)
+    encoding, _ = new_assembler().asm(source)
     return bytes(encoding)
 
 

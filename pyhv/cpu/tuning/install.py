@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Final
 
-import keystone
-
 from pyhv.cpu import binding
+from pyhv.cpu.assembling import new_assembler
 from pyhv.cpu.slots import Library
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.block import Layout
@@ -60,7 +59,7 @@ class Installation:
         )  # fmt: skip
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
         self._used = 0
-        self._assembler = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+        self._assembler = new_assembler()
         for pointer in self.form.pointers:
             self.form.code[pointer.name] = self._assemble(pointer.source)
         self._entries = {slot: self._chain(stubs) for slot, stubs in chains.items()}
