@@ -47,7 +47,7 @@ from pyhv.sched.base import SchedParameters, Scheduler
 from pyhv.services import Services
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.startup import boot_registers, prepare_vcpu
-from pyhv.undertaker import drop_tables
+from pyhv.undertaker import disconnect, drop_tables
 from pyhv.xenstore.domu import DomU, remove_domu, write_domu
 
 MAX_VCPUS: Final = 32
@@ -181,8 +181,8 @@ class DomainBuilder:
         ConfigError, ImageError if it cannot be. Whatever is raised, nothing is left of it then: each step
         says how it is undone before the next one is made.
         """
-        frames, scheduler = self._board.frames, self._services.scheduler
-        check(config, scheduler)
+        frames = self._board.frames
+        check(config, self._services.scheduler)
         layout = plan(image, config.memory_pages, len(ramdisk) if ramdisk else None)
         check_cmdline(cmdline)
         if config.memory_pages > frames.free_count:
@@ -219,10 +219,7 @@ class DomainBuilder:
             self._dom0.attach(StoreBackend(self._dom0.link, domid), store, STORE_PORT)
             undo.callback(drop_tables, frames, resident)
             self._first_vcpu(domain, boot)
-            scheduler.add_domain(domid, SchedParameters(config.weight, config.cap))
-            undo.callback(scheduler.remove_domain, domid)
-            for vcpu in domain.vcpus:
-                scheduler.add(vcpu)
+            self._schedule(domain, undo)
             undo.pop_all()
         return resident
 
@@ -231,33 +228,22 @@ class DomainBuilder:
 
         It is taken in among the residents, and holds no frame.
         """
-        board, frames, physical = self._board, self._board.frames, self._board.physical
-        domain = Domain(domid, config, physical, board.clock, shared_info, width)
-        domain.area = DomainArea(physical.ram, frames, config.vcpus, board.zero_frame, allocate=False)
-        domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area, allocate=False)
-        tables = PageTables if width == 64 else PaePageTables
-        domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
-        self._connect_events(domain)
-        domain.grants = GrantTable(domid, GrantPages(physical, domain))
-        domain.maptrack = Maptrack()
         with ExitStack() as undo:
+            domain = self._domain(domid, width, config, shared_info, undo, allocate=False)
+            self._connect_events(domain)
+            domain.grants = GrantTable(domid, GrantPages(self._board.physical, domain), allocate=False)
+            domain.maptrack = Maptrack()
             resident = self._power_on(domain, undo)
+            self._schedule(domain, undo)
             undo.pop_all()
-        self._services.scheduler.add_domain(domid, SchedParameters(config.weight, config.cap))
-        for vcpu in domain.vcpus:
-            self._services.scheduler.add(vcpu)
         return resident
 
     def let_go(self, resident: Resident) -> None:
         """The machine is put back to when a domain was not there: what it holds is no longer its affair."""
-        domain, physical = resident.domain, self._board.physical
-        scheduler = self._services.scheduler
-        for vcpu in domain.vcpus:
-            scheduler.remove(vcpu)
-        scheduler.remove_domain(domain.domid)
+        domain = resident.domain
+        self._services.scheduler.remove_domain(domain.domid)
         self._residents.remove(resident)
-        physical.invalidators.remove(domain.drop_code)
-        physical.executors.remove(domain.tables)
+        disconnect(self._board.physical, domain)
         domain.engine.close()
 
     def _uuid(self, config: DomainConfig, domid: int) -> str:
@@ -271,16 +257,10 @@ class DomainBuilder:
 
     def _allocate(self, domid: int, image: KernelImage, config: DomainConfig, undo: ExitStack) -> Domain:
         """The domain with the frames that Xen keeps for it."""
-        board, frames, physical = self._board, self._board.frames, self._board.physical
+        board, frames = self._board, self._board.frames
         shared_info = frames.allocate_shared(domid, below=FRAMES_BELOW_4G if image.width == 32 else None)
         undo.callback(frames.drop_shared, shared_info)
-        domain = Domain(domid, config, physical, board.clock, shared_info, image.width)
-        domain.area = DomainArea(physical.ram, frames, config.vcpus, board.zero_frame)
-        undo.callback(domain.area.free, frames)
-        domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area)
-        undo.callback(domain.cache.free, frames)
-        tables = PageTables if image.width == 64 else PaePageTables
-        domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
+        domain = self._domain(domid, image.width, config, shared_info, undo, allocate=True)
         for number in range(config.vcpus):
             for page in range(_GDT_GUEST_PAGES):
                 domain.area.map(number, page, board.zero_frame)
@@ -291,6 +271,37 @@ class DomainBuilder:
         for vcpu in range(MAX_VCPUS):
             domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
         return domain
+
+    def _domain(
+        self,
+        domid: int,
+        width: int,
+        config: DomainConfig,
+        shared_info: Mfn,
+        undo: ExitStack,
+        *,
+        allocate: bool,
+    ) -> Domain:
+        """A domain with what keeps its page tables; if it is to `allocate`, with frames for that."""
+        board, frames, physical = self._board, self._board.frames, self._board.physical
+        domain = Domain(domid, config, physical, board.clock, shared_info, width)
+        domain.area = DomainArea(physical.ram, frames, config.vcpus, board.zero_frame, allocate=allocate)
+        if allocate:
+            undo.callback(domain.area.free, frames)
+        domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area, allocate=allocate)
+        if allocate:
+            undo.callback(domain.cache.free, frames)
+        tables = PageTables if width == 64 else PaePageTables
+        domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
+        return domain
+
+    def _schedule(self, domain: Domain, undo: ExitStack) -> None:
+        """Make the domain and its vCPUs, asleep, known to the scheduler."""
+        scheduler, config = self._services.scheduler, domain.config
+        scheduler.add_domain(domain.domid, SchedParameters(config.weight, config.cap))
+        undo.callback(scheduler.remove_domain, domain.domid)
+        for vcpu in domain.vcpus:
+            scheduler.add(vcpu)
 
     def _memory(
         self, domain: Domain, image: KernelImage, layout: Layout, undo: ExitStack

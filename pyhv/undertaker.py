@@ -13,6 +13,7 @@ from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.domain import Domain
 from pyhv.mmu import stepwise
 from pyhv.mmu.frames import FrameTable
+from pyhv.mmu.physical import PhysicalMemory
 from pyhv.mmu.segdesc import drop_descriptor_page
 from pyhv.resident import Resident, Residents
 from pyhv.xenstore.domu import remove_domu
@@ -26,8 +27,7 @@ def take_apart(board: Board, resident: Resident, residents: Residents, dom0: Too
     remove_domu(dom0.store, domain.domid)
     drop_tables(frames, resident)
     dom0.detach(domain.domid)
-    physical.invalidators.remove(domain.drop_code)
-    physical.executors.remove(domain.tables)
+    disconnect(physical, domain)
     for mfn in domain.grants.destroy():
         frames.drop_shared(mfn)
     frames.free_allocated(domain.domid)
@@ -35,6 +35,12 @@ def take_apart(board: Board, resident: Resident, residents: Residents, dom0: Too
     domain.cache.free(frames)
     domain.area.free(frames)
     domain.engine.close()
+
+
+def disconnect(physical: PhysicalMemory, domain: Domain) -> None:
+    """Memory has no longer to tell the domain's engine and page tables what changes under them."""
+    physical.invalidators.remove(domain.drop_code)
+    physical.executors.remove(domain.tables)
 
 
 def drop_tables(frames: FrameTable, resident: Resident) -> None:

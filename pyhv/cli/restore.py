@@ -21,7 +21,6 @@ from pyhv.cli.messages import say, verbose_option
 from pyhv.cli.options import RunWords, run_options
 from pyhv.cli.verdict import CONVENTIONS, SEVERITY, worst
 from pyhv.errors import ExitCode, PyhvError, SnapshotError
-from pyhv.loader.image import Symbol
 
 if TYPE_CHECKING:
     from pyhv.cli.consoles import Tee
@@ -88,6 +87,7 @@ class _Copy:
         from pyhv.api.machine import read_notes
         from pyhv.cli import session
         from pyhv.cli.saving import VERDICTS
+        from pyhv.loader.image import Symbol
 
         snapshot = self.snapshot
         notes = {one.domid: one for one in read_notes(snapshot).guests}

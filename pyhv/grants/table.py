@@ -128,7 +128,10 @@ class GrantTable:
         "_entries": "follows from the version and the frames",
     }
 
-    def __init__(self, domid: int, pages: SharedPages, max_frames: int = MAX_FRAMES) -> None:
+    def __init__(
+        self, domid: int, pages: SharedPages, max_frames: int = MAX_FRAMES, *, allocate: bool = True
+    ) -> None:
+        """Without `allocate` it has no frame before those that were saved are restored."""
         self.domid = domid
         self.max_frames = max_frames
         self._pages = pages
@@ -136,7 +139,7 @@ class GrantTable:
         self._status: list[SharedPage] = []
         self._entries: Entries = EntriesV1(self._frames)
         self._loans: dict[int, Loan] = {}
-        if max_frames > 0:
+        if allocate and max_frames > 0:
             self._grow(1)
 
     # ---- size and version

@@ -167,6 +167,20 @@ def end_of(made: Machine) -> tuple[int, list[int]]:
     return made.now(), made.residents.past.exits
 
 
+def test_a_machine_without_a_free_frame_is_put_back() -> None:
+    """To when there were some: what is made anew for it takes none."""
+    with machine() as made:
+        boot(made, ("ticker",))
+        made.run(Exits(9))
+        snapshot = take(made)
+        finish(made, 0)
+        made.frames.allocate_xen(made.frames.free_count)
+        snapshot.put_back(made, lambda _domid: Sink())
+        assert made.audit() == []
+        assert made.frames.free_count > 0
+        finish(made, 0)
+
+
 @pytest.mark.promise("S-2")
 def test_a_snapshot_costs_what_was_written_since_the_last_one() -> None:
     with machine() as made:
