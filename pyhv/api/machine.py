@@ -24,7 +24,7 @@ from pyhv.api.words import expression, pages
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain.config import DomainConfig
-from pyhv.errors import ConfigError, SnapshotError, StateError
+from pyhv.errors import ConfigError, SnapshotError
 from pyhv.images import source as images
 from pyhv.images.archive import SilentProgress
 from pyhv.loader.elf import load_image
@@ -249,9 +249,9 @@ class Machine:
         Handles stay valid: a guest that has ended since lives again, one that came later is gone.
         """
         notes = read_notes(snapshot)
-        consoles = {one.domid: self._handle(one).console for one in notes.guests}
-        snapshot.put_back(self.hypervisor, lambda domid: consoles.get(domid) or Console())
-        self._take_over(notes)
+        guests = self._handles(notes)
+        snapshot.put_back(self.hypervisor, lambda domid: guests[domid].console)
+        self._take_over(notes, guests)
 
     def fork(self) -> "Machine":
         """Another machine that goes on from here, as this one does. SnapshotError."""
@@ -262,32 +262,29 @@ class Machine:
         """A new machine that goes on from a snapshot. SnapshotError."""
         machine = cls.__new__(cls)
         notes = read_notes(snapshot)
-        consoles = {one.domid: Console() for one in notes.guests}
-        machine._begin(snapshot.rebuild(lambda domid: consoles.setdefault(domid, Console()), tuned=tuned))
-        for one in notes.guests:
-            machine._known[one.domid, one.uuid] = machine._guests[one.domid] = Guest(
-                machine, one.domid, one.name, one.uuid, consoles[one.domid]
-            )
-        machine._take_over(notes)
+        guests = {one.domid: machine._new_handle(one) for one in notes.guests}
+        machine._begin(snapshot.rebuild(lambda domid: guests[domid].console, tuned=tuned))
+        machine._take_over(notes, guests)
         return machine
 
-    def _handle(self, notes: GuestNotes) -> Guest:
-        """The handle of a guest that is to be put back: the one that somebody has, or a new one."""
-        found = self._known.get((notes.domid, notes.uuid))
-        if found is None:
-            found = Guest(self, notes.domid, notes.name, notes.uuid, Console())
-            self._known[notes.domid, notes.uuid] = found
-        return found
+    def _handles(self, notes: "MachineNotes") -> dict[int, Guest]:
+        """The handles, by domid, of guests to be put back: those that somebody has, or new ones."""
+        known = ((one, self._known.get((one.domid, one.uuid))) for one in notes.guests)
+        return {one.domid: found or self._new_handle(one) for one, found in known}
 
-    def _take_over(self, notes: "MachineNotes") -> None:
-        """The hypervisor is what it was; now its guests' handles become so too."""
-        there = [self._handle(one) for one in notes.guests]
+    def _new_handle(self, notes: GuestNotes) -> Guest:
+        return Guest(self, notes.domid, notes.name, notes.uuid, Console())
+
+    def _take_over(self, notes: "MachineNotes", guests: dict[int, Guest]) -> None:
+        """The hypervisor is what it was, and prints to the consoles of `guests`: they become so too."""
         for guest in self._guests.values():
-            if guest not in there:
+            if guests.get(guest.domid) is not guest:
                 guest.end = End("undone", "the machine was put back to before it was there")
-        self._guests = {guest.domid: guest for guest in there}
-        for guest, one in zip(there, notes.guests, strict=True):
+        self._guests = guests
+        for one in notes.guests:
+            guest = guests[one.domid]
             guest.put_back(one)
+            self._known[guest.domid, guest.uuid] = guest
             self.hypervisor.residents[guest.domid].on_end = self._has_ended
         self._typed = {domid: bytearray(waiting) for domid, waiting in notes.typed.items()}
 
@@ -369,22 +366,16 @@ class MachineNotes:
 
 def read_notes(snapshot: Snapshot) -> MachineNotes:
     """What a snapshot's user has noted. SnapshotError: that does not belong to its domains, or is none."""
-    try:
+    with snapshot.reading():
         notes = construct(MachineNotes, snapshot.notes, "notes")
-    except StateError as error:
-        raise SnapshotError(str(error)) from error
-    if sorted(guest.domid for guest in notes.guests) != sorted(snapshot.domids):
-        raise SnapshotError("has notes on guests that are not there")
-    return notes
+        if sorted(guest.domid for guest in notes.guests) != sorted(snapshot.domids()):
+            raise SnapshotError("has notes on guests that are not there")
+        return notes
 
 
 def load(path: Path | str, *, tuned: bool = True) -> Machine:
     """A machine that goes on from a snapshot's file. SnapshotError."""
-    try:
-        return Machine.of(read_snapshot(path), tuned=tuned)
-    except SnapshotError as error:
-        text = str(error)
-        raise SnapshotError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    return Machine.of(read_snapshot(path), tuned=tuned)
 
 
 class _Listener:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from pyhv.cli.messages import progress, verbose_option
+from pyhv.cli.messages import printable, progress, verbose_option
 from pyhv.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -84,20 +84,20 @@ def describe_snapshot(path: Path) -> "Description":
     about, memory = snapshot.about, snapshot.image.existing().size
     size = path.stat().st_size
     rows = [
-        ("pyhv", f"written by {about.get('pyhv')} on {about.get('written')}"),
-        ("time", f"{about['time_ns'] / 1e9:.6f} s of {'virtual' if about['virtual_time'] else 'real'} time"),
+        ("pyhv", f"written by {about.pyhv} on {about.written}"),
+        ("time", f"{about.time_ns / 1e9:.6f} s of {'virtual' if about.virtual_time else 'real'} time"),
         (
             "memory",
-            f"{about['frames'] >> 8} MiB, of which {memory >> 8} MiB are in the file's {size >> 20} MiB",
+            f"{about.frames >> 8} MiB, of which {memory >> 8} MiB are in the file's {size >> 20} MiB",
         ),
     ]
     guests = [
         (
-            f"domain {guest['domid']}",
-            f"{guest['name']}, {guest['stage']}: {guest['width']} bits, {guest['vcpus']} vCPU(s),"
-            f" {guest['memory_pages'] >> 8} MiB",
+            f"domain {guest.domid}",
+            f"{guest.name}, {guest.stage}: {guest.width} bits, {guest.vcpus} vCPU(s),"
+            f" {guest.memory_pages >> 8} MiB",
         )
-        for guest in about["guests"]
+        for guest in about.guests
     ]
     return [("Snapshot", rows), ("Guests", guests), ("To go on", [("command", f"pyhv restore {path}")])]
 
@@ -121,6 +121,6 @@ def render(description: "Description") -> "list[RenderableType]":
         grid.add_column(min_width=width, style="cyan", no_wrap=True)
         grid.add_column(overflow="fold")
         for label, text in rows:
-            grid.add_row(Text(label), Text(text))
+            grid.add_row(Text(label), Text(printable(text)))
         parts += [Text(title, style="bold"), Padding(grid, (0, 0, 1, 2))]
     return parts

@@ -17,8 +17,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def say(text: str) -> None:
-    """One message."""
-    click.echo(f"pyhv: {text}", err=True)
+    """One message, in one or more lines. Names in it may come from files that anybody has made."""
+    shown = printable(text, but="\n\t")
+    click.echo(f"pyhv: {shown}", err=True)
+
+
+def printable(text: str, but: str = "") -> str:
+    """Text that cannot steer a terminal, but for characters that may."""
+    return "".join(c if c.isprintable() or c in but else f"\\x{ord(c):02x}" for c in text)
 
 
 def verbose_option(command: Command) -> Command:

@@ -20,7 +20,7 @@ import click
 from pyhv.cli.messages import say, verbose_option
 from pyhv.cli.options import RunWords, run_options
 from pyhv.cli.verdict import CONVENTIONS, SEVERITY, worst
-from pyhv.errors import ExitCode, PyhvError, SnapshotError
+from pyhv.errors import ExitCode, PyhvError
 
 if TYPE_CHECKING:
     from pyhv.cli.consoles import Tee
@@ -61,14 +61,12 @@ def restore(
     if count > 1 and any(path is not None for path in (how.save, how.digest, how.trace)):
         raise click.UsageError("--save, --digest and --trace are for one copy, not for several.")
     snapshot = load(file)
-    virtual_time = bool(snapshot.about.get("virtual_time"))
+    virtual_time = snapshot.about.virtual_time
     if how.digest is not None and not virtual_time:
         raise click.UsageError(f"--digest needs virtual time, and {file} was saved in real time.")
     options = how.options(virtual_time=virtual_time)
     context = click.get_current_context()
-    copies = [
-        _Copy(file, snapshot, options, number if count > 1 else None, unique) for number in range(count)
-    ]
+    copies = [_Copy(snapshot, options, number if count > 1 else None, unique) for number in range(count)]
     context.exit(copies[0].run() if count == 1 else _run_all(copies))
 
 
@@ -76,7 +74,6 @@ def restore(
 class _Copy:
     """One machine to be made of a snapshot; `number` is its own among several."""
 
-    file: Path
     snapshot: "Snapshot"
     options: "RunOptions"
     number: int | None
@@ -86,18 +83,17 @@ class _Copy:
         """Go on, and return the exit code. SnapshotError names the file."""
         from pyhv.api.machine import read_notes
         from pyhv.cli import session
-        from pyhv.cli.saving import VERDICTS
         from pyhv.loader.image import Symbol
 
         snapshot = self.snapshot
         notes = {one.domid: one for one in read_notes(snapshot).guests}
-        verdicts = snapshot.about.get(VERDICTS)
+        verdicts = {guest.domid: guest.verdict for guest in snapshot.about.guests}
         several = len(notes) > 1 or self.number is not None
         ends: dict[int, session.ConsoleEnd] = {}
 
         def begin(run: "Session") -> "Machine":
             def sink(domid: int) -> "Tee":
-                verdict = verdicts.get(str(domid)) if isinstance(verdicts, dict) else None
+                verdict = verdicts.get(domid, "")
                 known = verdict if verdict in CONVENTIONS else ""
                 name = self._name(notes[domid].name)
                 ends[domid] = session.console_end(run, len(ends), name, known, several=several)
@@ -114,13 +110,7 @@ class _Copy:
                     machine.change_uuid(domain, own)
             return machine
 
-        try:
-            return session.conduct(self.options, begin)
-        except SnapshotError as error:
-            text = str(error)
-            raise SnapshotError(
-                text if text.startswith(str(self.file)) else f"{self.file}: {text}"
-            ) from error
+        return session.conduct(self.options, begin)
 
     def _name(self, name: str) -> str:
         return name if self.number is None else f"{name}-{self.number + 1}"

@@ -4,9 +4,9 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from pyhv.api.console import ConsoleNotes
 from pyhv.api.guest import GuestNotes
@@ -19,9 +19,6 @@ from pyhv.machine import Machine
 from pyhv.snapshot.snapshot import take
 from pyhv.state import state
 from pyhv.until import Nanoseconds, Until, When
-
-VERDICTS: Final = "verdicts"
-"""In a snapshot's head: how the guests' output is judged, by domid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +97,8 @@ class Saver:
             return False
         there = [guest for guest in guests if guest.domain.domid in self._domids]
         notes = MachineNotes([_notes(guest) for guest in there], {})
-        snapshot = take(self._machine, state(notes))
-        verdicts = {str(guest.domain.domid): guest.verdict for guest in there}
-        replace(snapshot, about={**snapshot.about, VERDICTS: verdicts}).save(path)
+        verdicts = {guest.domain.domid: guest.verdict for guest in there}
+        take(self._machine, state(notes), verdicts).save(path)
         names = ", ".join(guest.domain.name for guest in there)
         say(f"{names} saved at {self._machine.now() / 1e9:.3f} s; to go on: pyhv restore {path}")
         return True

@@ -24,7 +24,7 @@ import click
 from pyhv.abi.numbers import Shutdown
 from pyhv.board import USUAL_DOMAINS
 from pyhv.cli import consoles, loop, terminal
-from pyhv.cli.messages import say
+from pyhv.cli.messages import printable, say
 from pyhv.cli.saving import SaveOptions, Saver, Sought, check_directory
 from pyhv.cli.verdict import CONVENTIONS, OTHER_ENDS, Report, Watcher, readable, worst
 from pyhv.domain.config import DomainConfig
@@ -414,7 +414,7 @@ def console_end(session: Session, number: int, name: str, verdict: str, *, sever
     prefixed = None
     if several:
         colour = number if options.console == "stdio" and _colourful() else None
-        prefixed = consoles.Prefixed(session.target, name, colour)
+        prefixed = consoles.Prefixed(session.target, printable(name), colour)
     watcher, tail = Watcher(CONVENTIONS[verdict]()), consoles.Tail()
     others: list[consoles.Output] = [watcher, tail]
     if options.save is not None and options.save.when is not None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from pyhv.abi.numbers import Shutdown
+from pyhv.cli.messages import printable
 from pyhv.errors import ExitCode
 
 MAX_LINE: Final = 1024
@@ -168,5 +169,4 @@ class Watcher:
 
 def readable(text: bytes) -> str:
     """Guest bytes as text that cannot steer a terminal."""
-    decoded = text.decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in decoded)
+    return printable(text.decode("utf-8", "replace"))

@@ -186,12 +186,11 @@ class Ram:
         self.dirty_np[changed] = 1
         return np.flatnonzero(changed)
 
-    def _view(self, image: Image, differ: MfnArray | None = None) -> MfnArray:
+    def _view(self, image: Image) -> MfnArray:
         """View `image`'s layers where others are viewed now, and count only those from now on."""
-        if differ is None:
-            numbers = {id(layer): number for number, layer in enumerate(image.layers)}
-            here = np.array([numbers.get(id(layer), -1) for layer in self._layers], dtype=np.int32)
-            differ = np.flatnonzero(here[self._of_frame] != image.of_frame)
+        numbers = {id(layer): number for number, layer in enumerate(image.layers)}
+        here = np.array([numbers.get(id(layer), -1) for layer in self._layers], dtype=np.int32)
+        differ = np.flatnonzero(here[self._of_frame] != image.of_frame)
         viewed = np.full(self.frames, -1, dtype=np.int32)
         viewed[differ] = image.of_frame[differ]
         for first, count, number in runs_of_equal(viewed):

@@ -7,6 +7,7 @@ the guest's hypercall.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -94,10 +95,6 @@ class ToolstackDomain:
         assert isinstance(found, ConsoleBackend)
         return found
 
-    def guests(self) -> set[int]:
-        """The domains that have devices."""
-        return set(self._devices)
-
     def frames(self, domid: int) -> list[Mfn]:
         """A domain's frames that its devices refer to, each as often as they do."""
         return [mfn for device in self.devices(domid) for mfn in device.frames()]
@@ -165,16 +162,21 @@ class ToolstackDomain:
             ],
         }
 
-    def put_back(self, saved: Plain, find_page: Callable[[Mfn], FramePage], sink_for: SinkFor) -> None:
-        """Be what was saved; that frames are referred to is memory's to say. StateError.
+    def put_back(
+        self, saved: Plain, domids: AbstractSet[int], find_page: Callable[[Mfn], FramePage], sink_for: SinkFor
+    ) -> None:
+        """Be what was saved, with the devices of `domids`; that frames are referred to is memory's to say.
 
-        A console that is not here prints to what `sink_for` gives for its domid.
+        A console that is not here prints to what `sink_for` gives for its domid, which is one of those.
+        StateError.
         """
         found = entries(saved, "dom0", {"store": None, "channels": None, "devices": None})
         records = typed(list[_Saved], found["devices"], "devices")
         wanted = {DeviceName(record.kind, record.domid, record.handle): record for record in records}
         if len(wanted) != len(records):
             raise refusal("devices", "has one twice")
+        if {name.domid for name in wanted} != domids:
+            raise refusal("dom0", "has devices of other domains than there are")
         for device in [device for domid in list(self._devices) for device in self.devices(domid)]:
             if device.name not in wanted:
                 device.let_go()

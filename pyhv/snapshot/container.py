@@ -28,6 +28,7 @@ import msgpack
 import zstandard
 
 from pyhv.errors import SnapshotError
+from pyhv.snapshot.compression import expand
 from pyhv.snapshot.pages import PageWriter
 
 MAGIC: Final = b"PYHVSNAP"
@@ -144,7 +145,7 @@ def parse(data: bytes) -> Content:
         raise SnapshotError("is no snapshot that pyhv writes: its sections are not in their order")
     return Content(
         head=_head(*sections[0]),
-        state=_unpack(_expand_state(sections[1][1])),
+        state=_unpack(expand(sections[1][1], "a state", at_most=_LONGEST_STATE)),
         table=bytes(sections[-2][1]),
         blocks=tuple(bytes(payload) for _, payload in sections[2:-2]),
     )
@@ -188,16 +189,6 @@ def _head(name: bytes, payload: memoryview) -> dict[str, Any]:
     if not isinstance(head, dict):
         raise SnapshotError("has a head that is no table")
     return head
-
-
-def _expand_state(data: memoryview) -> bytes:
-    try:
-        told = zstandard.frame_content_size(data)
-        if not 0 <= told <= _LONGEST_STATE:
-            raise SnapshotError("has a state of a size that is not possible")
-        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise SnapshotError(f"has a state that cannot be decompressed ({error})") from error
 
 
 def _unpack(data: bytes) -> Any:

@@ -21,6 +21,7 @@ import zstandard
 from pyhv.address import PAGE_SHIFT, PAGE_SIZE
 from pyhv.cpu.layers import Image, Layer, MfnArray, runs
 from pyhv.errors import SnapshotError
+from pyhv.snapshot.compression import expand
 
 PAGES_PER_BLOCK: Final = 256
 _LEVEL: Final = 3
@@ -92,7 +93,10 @@ def read_pages(frames: int, table: bytes, blocks: Iterable[bytes]) -> Image:
         count = min(PAGES_PER_BLOCK, differing - first)
         if count <= 0:
             raise SnapshotError("has more blocks of memory than its table speaks of")
-        rows = np.frombuffer(_expand(block, count << PAGE_SHIFT), dtype=np.uint64).reshape(count, 512)
+        size = count << PAGE_SHIFT
+        rows = np.frombuffer(expand(block, "memory", at_least=size, at_most=size), dtype=np.uint64).reshape(
+            count, 512
+        )
         start, end = np.searchsorted(sorted_pages, (first, first + count))
         for at in range(start, end, _AT_A_TIME):  # any number of frames may have one page
             mine = order[at : min(at + _AT_A_TIME, end)]
@@ -110,7 +114,7 @@ def _host_pages() -> int:
 
 def _read_table(frames: int, table: bytes) -> tuple[MfnArray, MfnArray]:
     """Frames, and the page number of each."""
-    raw = _expand(table, None, at_most=frames * 8)
+    raw = expand(table, "a table of memory", at_most=frames * 8)
     if len(raw) % 8:
         raise SnapshotError("has a table of memory whose length is not possible")
     owners, pages = np.frombuffer(raw, dtype="<u4").reshape(2, -1).astype(np.int64)
@@ -120,17 +124,3 @@ def _read_table(frames: int, table: bytes) -> tuple[MfnArray, MfnArray]:
     if pages.size and (pages > np.concatenate(([-1], np.maximum.accumulate(pages)[:-1])) + 1).any():
         raise SnapshotError("has a table of memory that leaves out pages")
     return owners, pages
-
-
-def _expand(data: bytes, size: int | None, at_most: int = 0) -> bytes:
-    """Decompress exactly `size` bytes, or any number up to `at_most`."""
-    try:
-        told = zstandard.frame_content_size(data)  # believed by the decompressor, so it is looked at first
-        if told != size if size is not None else not 0 <= told <= at_most:
-            raise SnapshotError("has a part of memory of the wrong size")
-        raw = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise SnapshotError(f"has memory that cannot be decompressed ({error})") from error
-    if len(raw) != told:
-        raise SnapshotError("has a part of memory of the wrong size")
-    return raw

@@ -5,27 +5,56 @@ Taking one costs what was written since the last one: memory is shared with the 
 is what whoever takes it wants to find again, plain data of his own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated
 
 from pyhv.abi.domid import DOMID_FIRST_RESERVED
-from pyhv.abi.layout import u16
+from pyhv.abi.layout import u8, u16, u64
 from pyhv.board import MAX_MEMORY_PAGES, frames_for
 from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
+from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, SnapshotError, StateError
 from pyhv.machine import Machine
 from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter, read_pages
 from pyhv.snapshot.whole import put_back, rebuild, say
-from pyhv.state import Plain, entries, items, typed
+from pyhv.state import Nanoseconds, Plain, construct, entries, items, state, typed
 from pyhv.version import VERSION
 
 _Frames = Annotated[int, range(frames_for(MAX_MEMORY_PAGES, DOMID_FIRST_RESERVED))]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestAbout:
+    """What a person wants to know of a guest; `verdict` is how the command line judges its output."""
+
+    domid: u16
+    name: str
+    stage: str
+    width: u8
+    vcpus: u8
+    memory_pages: u64
+    verdict: str
+    """Empty: none was named."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a person wants to know of a snapshot: its file's head. Only memory's size is rebuilt from it."""
+
+    pyhv: str
+    time_ns: Nanoseconds
+    virtual_time: bool
+    frames: _Frames
+    guests: list[GuestAbout]
+    written: str = ""
+    """When its file was, in UTC; empty: there is none."""
 
 
 @dataclass(frozen=True)
@@ -35,87 +64,93 @@ class Snapshot:
     image: Image
     state: Plain
     notes: Plain
-    about: dict[str, Any]
-    """What a person wants to know of it: `pyhv inspect` shows that."""
+    about: About
     trusted: bool = False
     """It was taken in this process, and not read from a file that anybody may have made."""
+    origin: str = ""
+    """The file that it was read from: what is said against it names that."""
 
     def __repr__(self) -> str:
-        return f"<Snapshot at {self.about['time_ns'] / 1e9:.6f} s of {len(self.about['guests'])} guests>"
+        return f"<Snapshot at {self.about.time_ns / 1e9:.6f} s of {len(self.about.guests)} guests>"
 
-    @property
     def domids(self) -> list[int]:
         """Of the domains that were there. SnapshotError: the state is none."""
-        with _told():
+        with self.reading():
             domains = items(entries(self.state, "", None).get("domains"), "domains")
             return [typed(u16, entries(one, "domains").get("domid"), "domains.domid") for one in domains]
 
     def save(self, path: Path | str) -> None:
         """Write it to a file, which is replaced whole or stays what it was. SnapshotError."""
-        head = {**self.about, "written": datetime.now(UTC).isoformat(timespec="seconds")}
+        about = replace(self.about, written=datetime.now(UTC).isoformat(timespec="seconds"))
         body = {"machine": self.state, "notes": self.notes}
-        container.write(Path(path), head, body, PageWriter(self.image))
+        container.write(Path(path), state(about), body, PageWriter(self.image))
 
     def put_back(self, machine: Machine, sink_for: SinkFor) -> None:
         """Make `machine`, from which it was taken, what it was. SnapshotError."""
-        with _told():
+        with self.reading():
             put_back(machine, self.state, self.image, sink_for, trusted=self.trusted)
 
     def rebuild(self, sink_for: SinkFor, *, tuned: bool = True, measure: bool = False) -> Machine:
         """A machine of its own that goes on from here. SnapshotError."""
-        with _told():
+        with self.reading():
             return rebuild(
                 self.state, self.image, sink_for, trusted=self.trusted, tuned=tuned, measure=measure
             )
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Whatever is found to be wrong with it is a SnapshotError that names its file."""
+        with _told(self.origin):
+            yield
+
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(origin: str) -> Iterator[None]:
     """What saved state cannot be is a SnapshotError to whoever wants to go on from it."""
+    place = f"{origin}: " if origin else ""
     try:
         yield
-    except StateError as error:
-        raise SnapshotError(str(error)) from error
+    except (StateError, SnapshotError) as error:
+        raise SnapshotError(f"{place}{error}") from error
     except ConfigError as error:
-        raise SnapshotError(f"speaks of a machine that cannot be: {error}") from error
+        raise SnapshotError(f"{place}speaks of a machine that cannot be: {error}") from error
 
 
-def take(machine: Machine, notes: Plain = None) -> Snapshot:
-    """The machine as it is now; it must not be running. SnapshotError."""
+def take(
+    machine: Machine, notes: Plain = None, verdicts: Mapping[int, str] = MappingProxyType({})
+) -> Snapshot:
+    """The machine as it is now; it must not be running. SnapshotError. `verdicts` are by domid."""
     said = say(machine)
-    about = {
-        "pyhv": VERSION,
-        "time_ns": machine.now(),
-        "frames": machine.ram.frames,
-        "virtual_time": machine.config.virtual_time,
-        "guests": [
-            {
-                "name": resident.domain.name,
-                "domid": resident.domain.domid,
-                "memory_pages": resident.domain.tot_pages,
-                "vcpus": len(resident.domain.vcpus),
-                "width": resident.domain.width,
-                "stage": resident.domain.life.stage.value,
-            }
-            for resident in machine.residents
-        ],
-    }
+    guests = [
+        _about(resident.domain, verdicts.get(resident.domain.domid, "")) for resident in machine.residents
+    ]
+    about = About(VERSION, machine.now(), machine.config.virtual_time, machine.ram.frames, guests)
     return Snapshot(machine.ram.freeze(), said, notes, about, trusted=True)
+
+
+def _about(domain: Domain, verdict: str) -> GuestAbout:
+    return GuestAbout(
+        domid=domain.domid,
+        name=domain.name,
+        stage=domain.life.stage.value,
+        width=domain.width,
+        vcpus=len(domain.vcpus),
+        memory_pages=domain.tot_pages,
+        verdict=verdict,
+    )
 
 
 def load(path: Path | str) -> Snapshot:
     """A snapshot from a file. SnapshotError: it is none, or damaged, or of another pyhv."""
     content = container.read(Path(path))
-    try:
-        return understood(content)
-    except SnapshotError as error:
-        raise SnapshotError(f"{path}: {error}") from error
+    with _told(str(path)):
+        return replace(understood(content), origin=str(path))
 
 
 def understood(content: container.Content) -> Snapshot:
     """The snapshot that a file's content stands for. SnapshotError, without naming a file."""
-    with _told():
+    with _told(""):
+        about = construct(About, content.head, "head")
         body = entries(content.state, "", {"machine": None, "notes": None})
-        frames = typed(_Frames, content.head.get("frames"), "frames")
-        image = read_pages(frames, content.table, content.blocks)
-    return Snapshot(image, body["machine"], body["notes"], content.head)
+        image = read_pages(about.frames, content.table, content.blocks)
+    return Snapshot(image, body["machine"], body["notes"], about)

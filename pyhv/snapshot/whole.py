@@ -198,9 +198,8 @@ def put_back(machine: Machine, saved: Plain, image: Image, sink_for: SinkFor, *,
         restore(part, found[name], name)
     for record in records:
         _restore_domain(machine.residents[record.domid], record)
-    machine.dom0.put_back(found["dom0"], lambda mfn: FramePage(machine.physical, mfn), sink_for)
-    if machine.dom0.guests() != {record.domid for record in records}:
-        raise refusal("dom0", "has devices of other domains than there are")
+    domids = {record.domid for record in records}
+    machine.dom0.put_back(found["dom0"], domids, lambda mfn: FramePage(machine.physical, mfn), sink_for)
     turn = _turn(machine, found["turn"])
     if not machine.clock.agrees(paused=turn is not None):
         raise refusal("turn", "is not what the clock says of it")

@@ -4,10 +4,20 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from pyhv.api.guest import GuestNotes
+from pyhv.api.machine import MachineNotes
+from pyhv.snapshot import container
+from pyhv.snapshot.pages import PageWriter
+from pyhv.snapshot.snapshot import GuestAbout, load
+from pyhv.state import construct, entries, state
+
+Named = TypeVar("Named", GuestNotes, GuestAbout)
 PYHV = str(Path(sys.executable).with_name("pyhv"))
 
 
@@ -95,10 +105,44 @@ def test_what_is_in_a_file(saved: Path) -> None:
     assert f"pyhv restore {saved}" in printed
 
 
-def test_a_failure_is_one_after_restoring_too(tmp_path: Path) -> None:
-    path = tmp_path / "lied.snap"
-    pyhv("boot", "hello", "--virtual-time", "--save", path, "--save-after", "0.000001")
-    pyhv("restore", path)
+def test_a_verdict_is_asked_for_after_restoring_too(tmp_path: Path) -> None:
+    path = tmp_path / "judged.snap"
+    words = ("hello", "--virtual-time", "--verdict", "xtf")
+    assert "no line 'Test result" in pyhv("boot", *words, status=5)[1]
+    pyhv("boot", *words, "--save", path, "--save-after", "0.000001")
+    assert "no line 'Test result" in pyhv("restore", path, status=5)[1]
+
+
+@pytest.mark.promise("S-4")
+def test_a_head_that_is_none(saved: Path, tmp_path: Path) -> None:
+    path, snapshot = tmp_path / "headless.snap", load(saved)
+    head = entries(state(snapshot.about), "head")
+    del head["guests"]
+    container.write(path, head, {"machine": snapshot.state, "notes": None}, PageWriter(snapshot.image))
+    for command in ("restore", "inspect"):
+        assert pyhv(command, path, status=4)[1].startswith(f"pyhv: {path}: Saved state is not valid: head")
+
+
+@pytest.mark.promise("S-4")
+def test_names_of_a_file_do_not_steer_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "steering.snap"
+    pyhv("boot", "ping", "pong", "--virtual-time", "--save", path, "--save-after", "0.00005")
+    snapshot = load(path)
+    notes = construct(MachineNotes, snapshot.notes, "notes")
+    replace(
+        snapshot,
+        about=replace(snapshot.about, guests=[steering(one) for one in snapshot.about.guests]),
+        notes=state(replace(notes, guests=[steering(one) for one in notes.guests])),
+    ).save(path)
+    for command in ("restore", "inspect"):
+        printed, said = pyhv(command, path)
+        assert r"\x1b[2Jping" in printed
+        assert "\x1b[2J" not in printed + said
+
+
+def steering(guest: Named) -> Named:
+    """The same guest, with a name that clears the screen."""
+    return replace(guest, name="\x1b[2J" + guest.name)
 
 
 @pytest.mark.promise("S-4")

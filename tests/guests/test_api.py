@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`import pyhv` as a person uses it, on small guests."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -194,6 +195,19 @@ def test_back_to_a_moment_and_forth(machine: pyhv.Machine) -> None:
     guest.wait()
     assert guest.console.text == first
     assert machine.audit() == []
+
+
+def test_a_guest_that_nobody_holds_comes_back_with_its_console(machine: pyhv.Machine) -> None:
+    machine.boot("ticker", memory="4M").expect("tick 2")
+    before = machine.snapshot()
+    machine.run()
+    gc.collect()
+    assert not machine.domains
+    machine.revert(before)
+    guest = machine.domains["ticker"]
+    guest.expect("tick 3")
+    guest.wait()
+    assert guest.console.text.endswith("SUCCESS\n")
 
 
 @pytest.mark.promise("S-2")

@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (("domains", 0, "shared_info"), 1 << 31, "beyond memory"),
         (("domains", 0, "width"), 16, "no domain's width"),
         (("dom0", "devices", 0, "handle"), 5, "devices"),
+        (("dom0", "devices", 0, "domid"), 5, "devices of other domains"),
         (("dom0", "devices", 0, "port"), 77, "domain 0's ports name"),
         (("clock", "turn"), None, "what the clock says"),
         (("turn",), None, "what the clock says"),
@@ -232,8 +233,9 @@ def test_a_machine_that_cannot_be_is_refused(path: tuple[str | int, ...], value:
     for key in path[:-1]:
         at = at[key]
     at[path[-1]] = value
+    sinks = {1: Sink()}
     with pytest.raises(SnapshotError, match=sentence):
-        snapshot.rebuild(lambda _domid: Sink())
+        snapshot.rebuild(lambda domid: sinks[domid])  # as every caller does: he knows of no other domains
 
 
 @pytest.mark.promise("S-4")
@@ -241,7 +243,7 @@ def test_a_file_of_more_memory_than_any_machine_has(tmp_path: Path) -> None:
     with machine() as made:
         snapshot = take(made)
     path = tmp_path / "big"
-    replace(snapshot, about={**snapshot.about, "frames": (1 << 32) - 1}).save(path)
+    replace(snapshot, about=replace(snapshot.about, frames=(1 << 32) - 1)).save(path)
     with pytest.raises(SnapshotError, match="frames is 4294967295"):
         load(path)
 
