@@ -8,10 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # make fuzz FUZZ_TIME=3600 FUZZ_TARGETS="hypercalls emulator": seconds for each, one after the other, FUZZ_JOBS
-# processes at a time; inputs that reach something new are kept in FUZZ_CORPUS. `model` is no fuzzer but the
-# deep run of tests/property/test_mmu_model.py.
+# processes at a time; inputs that reach something new are kept in FUZZ_CORPUS; FUZZ_SEED=1 tries the same again
+# and again, 0 something else each time. `model` is no fuzzer but the deep run of tests/property/test_mmu_model.py.
 FUZZ_TIME ?= 600
 FUZZ_JOBS ?= 1
+FUZZ_SEED ?= 0
 FUZZ_CORPUS ?= .fuzz-corpus
 FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots model
 
@@ -49,7 +50,7 @@ bench: $(VENV)/installed-dev
 fuzz: $(VENV)/installed-fuzz
 	@failed=0; for target in $(FUZZ_TARGETS); do \
 	  if [ $$target = model ]; then PYHV_DEEP=1 $(BIN)/pytest tests/property/test_mmu_model.py || failed=1; \
-	  else $(BIN)/python -m fuzz $$target --time $(FUZZ_TIME) --jobs $(FUZZ_JOBS) \
+	  else $(BIN)/python -m fuzz $$target --time $(FUZZ_TIME) --jobs $(FUZZ_JOBS) --seed $(FUZZ_SEED) \
 	    --corpus $(FUZZ_CORPUS)/$$target || failed=1; fi; \
 	done; exit $$failed
 

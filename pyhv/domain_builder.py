@@ -226,8 +226,9 @@ class DomainBuilder:
     def rebuild(self, domid: int, width: int, config: DomainConfig, shared_info: Mfn) -> Resident:
         """A domain that has an engine and nothing else: memory, and what was saved of it, are yet to come.
 
-        It is taken in among the residents, and holds no frame.
+        It is taken in among the residents, and holds no frame. ConfigError: no domain is such a one.
         """
+        check(config, self._services.scheduler)
         with ExitStack() as undo:
             domain = self._domain(domid, width, config, shared_info, undo, allocate=False)
             self._connect_events(domain)

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from pyhv.abi.domid import DOMID_FIRST_RESERVED
-from pyhv.abi.layout import u64
 from pyhv.abi.numbers import NR_HYPERCALLS
 from pyhv.cpu.exits import ExitKind
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
-from pyhv.state import Plain, construct, entries, state, typed
+from pyhv.state import Plain, Tally, construct, entries, state, typed
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
 
@@ -26,16 +25,16 @@ _Domid = Annotated[int, range(1, DOMID_FIRST_RESERVED)]
 class Counts:
     """What domains have done."""
 
-    exits: Annotated[list[u64], len(ExitKind)] = field(default_factory=lambda: [0] * len(ExitKind))
+    exits: Annotated[list[Tally], len(ExitKind)] = field(default_factory=lambda: [0] * len(ExitKind))
     """By kind."""
-    hypercalls: Annotated[list[u64], NR_HYPERCALLS] = field(default_factory=lambda: [0] * NR_HYPERCALLS)
+    hypercalls: Annotated[list[Tally], NR_HYPERCALLS] = field(default_factory=lambda: [0] * NR_HYPERCALLS)
     """By number, those inside multicalls included."""
-    unknown_hypercalls: u64 = 0
-    emulated: u64 = 0
+    unknown_hypercalls: Tally = 0
+    emulated: Tally = 0
     """Privileged instructions and page-table stores done for them."""
-    events: u64 = 0
+    events: Tally = 0
     """Delivered."""
-    table_updates: u64 = 0
+    table_updates: Tally = 0
 
     def add(self, other: "Counts") -> None:
         """Count what others have done too."""

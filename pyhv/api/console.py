@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from pyhv.abi.layout import u64
+from pyhv.state import Tally
 
 KEPT: Final = 1 << 20
 """Bytes of a console's end that are kept."""
@@ -20,8 +20,8 @@ class ConsoleNotes:
     """A console as plain data."""
 
     kept: bytes
-    dropped: u64
-    seen: u64
+    dropped: Tally
+    seen: Tally
 
 
 @dataclass(frozen=True)

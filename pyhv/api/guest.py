@@ -23,6 +23,7 @@ from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import ConfigError, PyhvError
 from pyhv.loader.image import KernelImage
 from pyhv.resident import Ended, Resident
+from pyhv.state import Tally
 from pyhv.until import Outcome, Seconds, Until, When
 
 EXPECT_SECONDS: Final = 60.0
@@ -85,7 +86,7 @@ class GuestNotes:
     name: str
     uuid: str
     console: ConsoleNotes
-    runs: u64
+    runs: Tally
     """Commands that were run in its shell."""
     symbols: list[tuple[str, u64]]
 

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from pyhv.abi.layout import u32
 from pyhv.events.channels import DEFAULT_MAX_PORT
 
 
@@ -11,11 +12,11 @@ class DomainConfig:
     """What the toolstack decides about a domain."""
 
     name: str
-    memory_pages: int
-    vcpus: int = 1
-    weight: int = 256
+    memory_pages: u32
+    vcpus: u32 = 1
+    weight: u32 = 256
     """Its share of the processors at first, relative to the others'."""
-    cap: int = 0
+    cap: u32 = 0
     """Its ceiling at first, in percent of one processor; 0: none."""
     uuid: str = ""
     """As people write it; empty: one that follows from the machine's seed and the domain's number."""

@@ -10,6 +10,7 @@ def holdings(domain: Domain) -> Holdings:
     return Holdings(
         domid=domain.domid,
         width=domain.width,
+        tot_pages=domain.tot_pages,
         tables=domain.tables,
         cache=domain.cache,
         area=domain.area,

@@ -112,6 +112,8 @@ class Holdings:
 
     domid: int
     width: int
+    tot_pages: int
+    """How many frames it says it has, besides those that the hypervisor shares with it."""
     tables: PageTables
     cache: L4Cache
     area: DomainArea
@@ -314,6 +316,9 @@ class _Audit:
 
     def _holdings(self, domain: Holdings) -> None:
         name = f"d{domain.domid}"
+        owned = int(((self.frames.owner_np == domain.domid) & (self.frames.xen_heap_np == 0)).sum())
+        if domain.tot_pages != owned:
+            self.findings.append(f"{name} has {owned} frames and counts {domain.tot_pages}")
         for vcpu in domain.vcpus:
             for table in (vcpu.kernel_l4, vcpu.user_l4):
                 if table:

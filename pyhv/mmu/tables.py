@@ -53,7 +53,7 @@ from pyhv.mmu.frames import L1, L2, L4, NONE, TYPE_NAMES, WRITABLE, FrameTable
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.paging import L4Cache
 from pyhv.mmu.physical import PhysicalMemory
-from pyhv.state import Plain, entries, refusal, restore, say, typed
+from pyhv.state import Plain, Tally, entries, refusal, restore, say, typed
 
 L1_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PAT
 UPPER_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PSE | PTE_G
@@ -84,7 +84,7 @@ class PageTables:
         "flush": bool,
         "flush_pages": list[u64],
         "stale": bool,
-        "updates": u64,
+        "updates": Tally,
         "_work": u32,
         "ahead": list[u32],
         "ahead_of": u32,

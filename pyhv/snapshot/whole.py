@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pyhv.abi.layout import u8, u16, u32, u64
+from pyhv.abi.layout import u8, u16, u32
 from pyhv.address import Mfn
 from pyhv.board import frames_for
 from pyhv.cpu.layers import Image
@@ -57,8 +57,8 @@ class DomainRecord:
     width: u8
     config: DomainConfig
     shared_info: u32
-    max_pages: u64
-    tot_pages: u64
+    max_pages: u32
+    tot_pages: u32
     e820: bytes | None
     suspender: u8 | None
     parts: dict[str, Said]

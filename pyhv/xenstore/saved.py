@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pyhv.abi.layout import u16, u32, u64
-from pyhv.state import refusal
+from pyhv.abi.layout import u16, u32
+from pyhv.state import Tally, refusal
 from pyhv.xenstore.limits import DOM0, PATH_MAX, StoreError, canonical, is_component
 from pyhv.xenstore.permissions import Permissions
 from pyhv.xenstore.tree import Node, Tree, walk
@@ -29,15 +29,8 @@ class SavedNode(NamedTuple):
 
     value: bytes
     permissions: str
-    generation: u64
+    generation: Tally
     children: list[tuple[str, u32]]
-
-
-class SavedTree(NamedTuple):
-    """A tree: its root's number, and how many nodes each domain owns."""
-
-    root: u32
-    owned: list[tuple[u16, u32]]
 
 
 class SavedChange(NamedTuple):
@@ -50,13 +43,13 @@ class SavedChange(NamedTuple):
 
 
 class SavedTransaction(NamedTuple):
-    """An open transaction: its own tree, and the root that it began with."""
+    """An open transaction: the roots of its own tree, and of the one that it began with."""
 
     number: u32
-    tree: SavedTree
+    tree: u32
     start: u32
     failed: bool
-    seen: list[tuple[str, u64 | None]]
+    seen: list[tuple[str, Tally | None]]
     changes: list[SavedChange]
 
 
@@ -66,7 +59,7 @@ class SavedWatch(NamedTuple):
     path: str
     token: bytes
     relative: bool
-    order: u64
+    order: Tally
 
 
 class SavedClient(NamedTuple):
@@ -83,13 +76,13 @@ class SavedStore:
     """Everything; the first client is the hypervisor's own."""
 
     nodes: list[SavedNode]
-    tree: SavedTree
-    generation: u64
+    tree: u32
+    generation: Tally
     introduced: list[u16]
     specials: dict[str, str]
-    watches_registered: u64
-    watches_made: u64
-    work: int
+    watches_registered: Tally
+    watches_made: Tally
+    work: Tally
     clients: list[SavedClient]
 
 
@@ -116,10 +109,6 @@ class Numbering:
                 self._nodes.append(node)
         return numbers[id(root)]
 
-    def tree(self, tree: Tree) -> SavedTree:
-        """A tree."""
-        return SavedTree(self.of(tree.root), sorted((domid, n) for domid, n in tree.owned.items() if n))
-
     def nodes(self) -> list[SavedNode]:
         """All nodes that have numbers, by number."""
         return [
@@ -142,8 +131,8 @@ class Nodes:
         """Of each node, how many it and those below it are."""
         self._lengths: list[int] = []
         """Of each node, how long the longest path below it is."""
-        self._roots: set[int] = set()
-        """Those below which no node is twice."""
+        self._owned: dict[int, Counter[int]] = {}
+        """Of those below which no node is twice, how many nodes each domain owns."""
         known: dict[str, Permissions] = {}
         for number, each in enumerate(saved):
             where = f"nodes.{number}"
@@ -173,24 +162,17 @@ class Nodes:
                 raise refusal(where, f"has node {child} below it, which does not come before it")
             yield name, child
 
-    def root(self, number: int, where: str) -> Node:
-        """A tree's root by its number; no node is in two places of it."""
+    def tree(self, number: int, where: str) -> Tree:
+        """A tree by its root's number; no node is in two places of it."""
         if number >= len(self._nodes):
             raise refusal(where, f"is node {number}, of {len(self._nodes)}")
         root = self._nodes[number]
-        if number not in self._roots:
-            if len({id(node) for _, node in walk(root, "/")}) != self._sizes[number]:
+        if number not in self._owned:
+            distinct = {id(node): node.permissions.owner for _, node in walk(root, "/")}
+            if len(distinct) != self._sizes[number]:
                 raise refusal(where, f"has a node twice in the tree below node {number}")
-            self._roots.add(number)
-        return root
-
-    def tree(self, saved: SavedTree, where: str) -> Tree:
-        """A tree, whose counts must add up."""
-        root = self.root(saved.root, where)
-        owned = Counter(dict(saved.owned))
-        if sum(owned.values()) != self._sizes[saved.root] or len(owned) != len(saved.owned):
-            raise refusal(where, "counts its nodes wrong")
-        return Tree(root, owned)
+            self._owned[number] = Counter(distinct.values())
+        return Tree(root, self._owned[number].copy())
 
 
 def read_permissions(text: str, where: str) -> Permissions:

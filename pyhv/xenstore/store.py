@@ -236,7 +236,7 @@ class Store(Accessor):
         database = self._database
         assert database.at_rest
         nodes = Numbering()
-        tree = nodes.tree(database.tree)
+        tree = nodes.of(database.tree.root)
         clients = [client.say(nodes) for client in (self._client, *self._clients)]
         return state(
             SavedStore(

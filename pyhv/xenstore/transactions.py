@@ -111,7 +111,7 @@ class Transaction:
         """Its state."""
         return SavedTransaction(
             number,
-            nodes.tree(self.tree),
+            nodes.of(self.tree.root),
             nodes.of(self._start),
             self.failed,
             list(self._seen.items()),
@@ -121,7 +121,7 @@ class Transaction:
     @classmethod
     def of(cls, saved: SavedTransaction, nodes: Nodes, nodes_max: int, where: str) -> Self:
         """The transaction that was saved; StateError."""
-        transaction = cls(Tree(nodes.root(saved.start, where)), nodes_max)
+        transaction = cls(nodes.tree(saved.start, where), nodes_max)
         transaction.tree = nodes.tree(saved.tree, where)
         transaction.changes = [_read_change(change, where) for change in saved.changes]
         transaction.failed = saved.failed

@@ -78,7 +78,7 @@ class Tree:
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         "root": "the store says the nodes of all its trees together, as they share them",
-        "owned": "said with the root",
+        "owned": "follows from the root",
     }
 
     def __init__(self, root: Node | None = None, owned: Counter[int] | None = None) -> None:

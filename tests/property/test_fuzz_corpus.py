@@ -90,7 +90,7 @@ def kill_victim(world: World) -> None:
         (damage_victim, "victim"),
         (copy_secret, "secret"),
         (lose_reference, "audit"),
-        (miscount, "quota"),
+        (miscount, "audit"),
         (kill_victim, "victim"),
     ],
 )

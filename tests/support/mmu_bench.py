@@ -53,8 +53,10 @@ class BareDomain:
 
     def holdings(self) -> Holdings:
         """For the audit."""
+        frames = self.bench.frames
+        owned = [mfn for mfn in frames.owned_by(self.domid).tolist() if not frames.xen_heap[mfn]]
         return Holdings(
-            self.domid, self.width, self.tables, self.cache, self.area, self.vcpus,
+            self.domid, self.width, len(owned), self.tables, self.cache, self.area, self.vcpus,
             [self.shared_info.mfn, *self.grant_frames], self.event_pages, self.grants,
         )  # fmt: skip
 
