@@ -14,7 +14,7 @@ from fuzz.world import FLAT_RING1_CS, FLAT_RING1_DS
 from pyhv.abi import physdev, shared, structs
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.layout import AbiStruct
-from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Hypercall, Memory, Mmuext, Sched, VcpuOp
+from pyhv.abi.numbers import Callback, Evtchn, Gnttab, Hypercall, MemoryOp, Mmuext, Sched, VcpuOp
 from pyhv.address import MASK32
 
 Arguments = tuple[int, ...]
@@ -170,7 +170,7 @@ def memory_op(g: Grammar) -> Arguments:
     frames = [g.play_frame() if g.source.chance(200) else g.frame() for _ in range(min(extents, 8))]
     given = _words(g, frames) if not g.source.chance(12) else g.va()
     domid = DOMID_SELF if not g.source.chance(16) else g.domid()
-    if command == Memory.EXCHANGE:
+    if command == MemoryOp.EXCHANGE:
         out = given if g.source.chance(64) else _words(g, frames) + 256
         out_order = order if not g.source.chance(64) else g.source.below(4)
         request: AbiStruct = structs.MemoryExchange(
@@ -184,7 +184,7 @@ def memory_op(g: Grammar) -> Arguments:
             out_domid=domid,
             nr_exchanged=g.source.pick((0, 0, 0, 1, 5)),
         )
-    elif command in (Memory.MACHPHYS_MFN_LIST, Memory.MEMORY_MAP):
+    elif command in (MemoryOp.MACHPHYS_MFN_LIST, MemoryOp.MEMORY_MAP):
         request = structs.MachphysMfnList(max_extents=extents & MASK32, extent_start=given)
     else:
         request = structs.MemoryReservation(

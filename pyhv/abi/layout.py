@@ -36,7 +36,7 @@ u32_before_pointer = Annotated[int, "I", "I", 8, 4]
 """A `uint32_t` that begins a nested structure with a pointer, and is aligned as that is."""
 
 
-class Layout:
+class StructLayout:
     """One structure as one guest class sees it: `size` in bytes, `offsets` by field, `packer`."""
 
     def __init__(self, fields: list[tuple[str, str, int]]) -> None:
@@ -60,8 +60,8 @@ class AbiStruct:
     Fields that are not given to the constructor are 0.
     """
 
-    layout64: ClassVar[Layout]
-    layout32: ClassVar[Layout]
+    layout64: ClassVar[StructLayout]
+    layout32: ClassVar[StructLayout]
     names: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls) -> None:
@@ -73,7 +73,7 @@ class AbiStruct:
             wide.append((name, code64, align64))
             narrow.append((name, code32, align32))
         cls.names = tuple(name for name, _, _ in wide)
-        cls.layout64, cls.layout32 = Layout(wide), Layout(narrow)
+        cls.layout64, cls.layout32 = StructLayout(wide), StructLayout(narrow)
 
     def __init__(self, **values: int | bytes) -> None:
         for name in self.names:
@@ -82,7 +82,7 @@ class AbiStruct:
             raise TypeError(f"{type(self).__name__} has no field {', '.join(values)}")
 
     @classmethod
-    def layout(cls, width: int) -> Layout:
+    def layout(cls, width: int) -> StructLayout:
         """The layout for a guest of `width` bits."""
         return cls.layout64 if width == 64 else cls.layout32
 

@@ -87,7 +87,7 @@ class Mmuext(enum.IntEnum):
     UNMARK_SUPER = 20
 
 
-class Memory(enum.IntEnum):
+class MemoryOp(enum.IntEnum):
     """`memory_op` commands."""
 
     INCREASE_RESERVATION = 0

@@ -91,7 +91,7 @@ class GuestNotes:
     symbols: list[tuple[str, u64]]
 
 
-class Host(Protocol):
+class GuestHost(Protocol):
     """What a guest needs of its machine."""
 
     def resident(self, guest: "Guest") -> Resident | None:
@@ -133,7 +133,13 @@ class Guest:
     """One guest of a machine."""
 
     def __init__(
-        self, host: Host, domid: int, name: str, uuid: str, console: Console, image: KernelImage | None = None
+        self,
+        host: GuestHost,
+        domid: int,
+        name: str,
+        uuid: str,
+        console: Console,
+        image: KernelImage | None = None,
     ) -> None:
         self._host = host
         self.domid = domid

@@ -233,7 +233,7 @@ def open_output(path: Path, what: str) -> Any:
         raise EnvironmentProblem(f"{path}: cannot be created for {what} ({reason})") from cause
 
 
-class Input:
+class ConsoleInput:
     """Bytes from a descriptor to a guest, at the guest's pace (`pyhv.machine.InputSource`).
 
     `feed` gives bytes to the console ring and returns how many it took. What it did not take stays in

@@ -146,13 +146,13 @@ class Session:
             single = fd is not None and os.isatty(fd) and len(self.booted) == 1
             raw = terminal.RawTerminal(fd) if fd is not None and single else None
             signals = stack.enter_context(terminal.Signals(raw))
-            source: consoles.Input | None = None
+            source: consoles.ConsoleInput | None = None
             if raw is not None and fd is not None:
                 stack.enter_context(raw)
                 say("Ctrl-] leaves")
                 source = terminal.Keyboard(fd, self._feed, self._leave)
             elif fd is not None:
-                source = consoles.Input(fd, self._feed, signals.retire)
+                source = consoles.ConsoleInput(fd, self._feed, signals.retire)
             inputs: list[loop.InputSource] = []
             if source is not None:
                 stack.callback(source.close)

@@ -15,7 +15,7 @@ import termios
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-from pyhv.cli.consoles import CHUNK, Input
+from pyhv.cli.consoles import CHUNK, ConsoleInput
 
 LEAVE: Final = b"\x1d"
 """Ctrl-]."""
@@ -79,7 +79,7 @@ def raw_mode(mode: list[Any]) -> list[Any]:
     return [iflag, oflag | termios.OPOST, cflag, lflag, ispeed, ospeed, keys]
 
 
-class Keyboard(Input):
+class Keyboard(ConsoleInput):
     """Input from a terminal in raw mode: Ctrl-] and hanging up call `ended`, all else is the guest's.
 
     Unlike a pipe it is read even if the guest does not take what was typed, or nobody could leave.

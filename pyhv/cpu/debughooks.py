@@ -27,7 +27,7 @@ from pyhv.cpu.debugunit import (
     MET_IRET,
     MET_WATCH,
     RANGES,
-    Access,
+    DataAccess,
     DebugUnit,
     Range,
 )
@@ -188,10 +188,10 @@ class HookedDebugUnit(DebugUnit):
         cell.log = ctypes.addressof(self._log) if record else 0
         cell.cause = 0
 
-    def accesses(self) -> list[Access]:
+    def accesses(self) -> list[DataAccess]:
         words = self._log
         return [
-            Access(words[at], words[at + 1], words[at + 2] == binding.MEM_WRITE)
+            DataAccess(words[at], words[at + 1], words[at + 2] == binding.MEM_WRITE)
             for at in range(1, 1 + 3 * words[0], 3)
         ]
 

@@ -47,7 +47,7 @@ class Range(NamedTuple):
     writes_only: bool
 
 
-class Access(NamedTuple):
+class DataAccess(NamedTuple):
     """A load or store at a linear address. A load that is not aligned may be told as larger than it was."""
 
     address: int
@@ -55,7 +55,7 @@ class Access(NamedTuple):
     write: bool
 
 
-def of_one_operand(told: list[Access]) -> list[Access]:
+def of_one_operand(told: list[DataAccess]) -> list[DataAccess]:
     """Accesses of an instruction that loads and stores the same bytes, without what is larger than those.
 
     A load that is not aligned is told as the two aligned ones that hold it, a store byte by byte.
@@ -151,7 +151,7 @@ class DebugUnit(ABC):
         """
 
     @abstractmethod
-    def accesses(self) -> list[Access]:
+    def accesses(self) -> list[DataAccess]:
         """What was written down since `watch`, of whatever may concern a range."""
 
     @abstractmethod
@@ -211,11 +211,11 @@ class TunedDebugUnit(DebugUnit):
         block["debug_iret"] = iret and not record
         block["debug_cause"] = 0
 
-    def accesses(self) -> list[Access]:
+    def accesses(self) -> list[DataAccess]:
         log = self._block["debug_log_at"]
         words = (ctypes.c_uint64 * (1 + 3 * LOG_ENTRIES)).from_address(log)
         told = [
-            Access(words[at], words[at + 1], words[at + 2] == layout.MEMORY_WRITE)
+            DataAccess(words[at], words[at + 1], words[at + 2] == layout.MEMORY_WRITE)
             for at in range(1, 1 + 3 * words[0], 3)
         ]
         return [one for one in told if one.size in _NATURAL]

@@ -113,7 +113,7 @@ def privileged(code: bytes) -> Privileged | None:
     return None
 
 
-class Memory(NamedTuple):
+class MemoryOperand(NamedTuple):
     """A memory operand: registers by VMCB index (None: absent), RIP-relative already resolved."""
 
     base: int | None
@@ -124,13 +124,13 @@ class Memory(NamedTuple):
     rip_relative: bool
 
 
-class Store(NamedTuple):
+class StoreInstruction(NamedTuple):
     """An instruction that writes memory: what it does, to where, from what."""
 
     name: str
     length: int
     size: int
-    memory: Memory
+    memory: MemoryOperand
     register: int | None
     high_byte: bool
     immediate: int
@@ -188,7 +188,7 @@ STORES: Final = frozenset(
 
 
 @functools.lru_cache(maxsize=4096)
-def store(code: bytes, width: int = 64) -> Store | None:
+def store(code: bytes, width: int = 64) -> StoreInstruction | None:
     """Decode `code` as an instruction of `STORES` whose destination is memory; None for anything else."""
     found = next(_decoders.of[width].disasm(code, 0, 1), None)
     if found is None or found.mnemonic.removeprefix("lock ") not in STORES or not found.operands:
@@ -211,16 +211,18 @@ def store(code: bytes, width: int = 64) -> Store | None:
             register = _GENERAL[source.reg]
         else:
             return None
-    return Store(name, found.size, target.size, _operand(target.mem, width), register, high, immediate)
+    return StoreInstruction(
+        name, found.size, target.size, _operand(target.mem, width), register, high, immediate
+    )
 
 
-def _operand(memory: Any, width: int = 64) -> Memory:
+def _operand(memory: Any, width: int = 64) -> MemoryOperand:
     """One of Capstone's memory operands in our words; only 32-bit code has bases in DS, ES and SS."""
     segment = _SEGMENTS.get(memory.segment)
     if width == 32:
         implied = 2 if _GENERAL.get(memory.base) in _ON_STACK else 3
         segment = _SEGMENTS_32.get(memory.segment, implied)
-    return Memory(
+    return MemoryOperand(
         base=_GENERAL.get(memory.base),
         scaled=_GENERAL.get(memory.index),
         scale=memory.scale,
@@ -230,7 +232,7 @@ def _operand(memory: Any, width: int = 64) -> Memory:
     )
 
 
-def linear_address(memory: Memory, length: int, q: Sequence[int], mask: int) -> int:
+def linear_address(memory: MemoryOperand, length: int, q: Sequence[int], mask: int) -> int:
     """Where an operand of an instruction of `length` bytes is, by the 64-bit words `q` of a VMCB.
 
     `mask` is that of the address size; segment bases come on top of it.
@@ -252,7 +254,7 @@ class Accesses(NamedTuple):
     """Which memory an instruction names: (operand, bytes) pairs, and whether it uses the stack besides."""
 
     length: int
-    operands: tuple[tuple[Memory, int], ...]
+    operands: tuple[tuple[MemoryOperand, int], ...]
     address_mask: int
     stack: bool
     repeated: bool
@@ -301,7 +303,7 @@ def accesses(code: bytes, bits: int = 64) -> Accesses | None:
 
 
 @functools.lru_cache(maxsize=256)
-def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
+def stack_references(code: bytes) -> tuple[int, tuple[MemoryOperand, ...]] | None:
     """Length of a 64-bit instruction, and its references through the stack segment: #SS, not #GP, is what
     hardware raises where one of them is not canonical. None if it is no instruction."""
     found = next(_decoders.of[64].disasm(code, 0, 1), None)
@@ -311,9 +313,9 @@ def stack_references(code: bytes) -> tuple[int, tuple[Memory, ...]] | None:
     memory = [_operand(operand.mem) for operand in found.operands if operand.type == cx86.X86_OP_MEM]
     references = [one for one in memory if one.base in _STACK_BASES and one.segment is None]
     if name in _BY_RSP:
-        references.append(Memory(4, None, 0, 0, None, False))
+        references.append(MemoryOperand(4, None, 0, 0, None, False))
     elif name == "leave":
-        references.append(Memory(5, None, 0, 0, None, False))
+        references.append(MemoryOperand(5, None, 0, 0, None, False))
     return found.size, tuple(references)
 
 
@@ -323,7 +325,7 @@ class FarTransfer(NamedTuple):
     length: int
     jump: bool
     selector: int
-    pointer: Memory | None
+    pointer: MemoryOperand | None
     address_mask: int
     offset_size: int
 

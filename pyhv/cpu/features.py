@@ -10,7 +10,7 @@ prints both.
 from typing import Final, NamedTuple
 
 
-class Word(NamedTuple):
+class FeatureWord(NamedTuple):
     """Thirty-two features: a register of the answer to a leaf and subleaf."""
 
     leaf: int
@@ -38,12 +38,12 @@ _ORDER: Final = "the processor does not speculate"
 _CHANCE: Final = "a run with them could not be repeated"
 _XSAVE: Final = "there is no AVX, whose registers would need saving"
 
-LEAF_1_EDX: Final = Word(1, 0, "edx")
-LEAF_1_ECX: Final = Word(1, 0, "ecx")
-EXTENDED_ECX: Final = Word(0x8000_0001, 0, "ecx")
-EXTENDED_EDX: Final = Word(0x8000_0001, 0, "edx")
+LEAF_1_EDX: Final = FeatureWord(1, 0, "edx")
+LEAF_1_ECX: Final = FeatureWord(1, 0, "ecx")
+EXTENDED_ECX: Final = FeatureWord(0x8000_0001, 0, "ecx")
+EXTENDED_EDX: Final = FeatureWord(0x8000_0001, 0, "edx")
 
-SHOWN: Final[dict[Word, dict[str, int]]] = {
+SHOWN: Final[dict[FeatureWord, dict[str, int]]] = {
     LEAF_1_EDX: _bits(
         "FPU 0 DE 2 TSC 4 MSR 5 PAE 6 MCE 7 CX8 8 APIC 9 SEP 11 MCA 14 CMOV 15 PAT 16 CLFLUSH 19 MMX 23"
         " FXSR 24 SSE 25 SSE2 26"
@@ -59,7 +59,7 @@ SHOWN: Final[dict[Word, dict[str, int]]] = {
 ONLY_64_BIT: Final = frozenset({"CX16", "LAHF_LM", "SYSCALL", "LM"})
 """Features that a 32-bit guest does not have: long mode, what depends on it, and on an Intel part SYSCALL."""
 
-HIDDEN: Final[dict[Word, tuple[Withheld, ...]]] = {
+HIDDEN: Final[dict[FeatureWord, tuple[Withheld, ...]]] = {
     LEAF_1_EDX: (
         Withheld(_bits("VME 1 PSE 3 MTRR 12 PGE 13 PSE36 17 DS 21 TM1 29 PBE 31"), _XEN),
         Withheld(_bits("ACPI 22"), "there is no thermal control to program"),
@@ -78,7 +78,7 @@ HIDDEN: Final[dict[Word, tuple[Withheld, ...]]] = {
         Withheld(_bits("XSAVE 26 OSXSAVE 27"), _XSAVE),
         Withheld(_bits("RDRAND 30"), _CHANCE),
     ),
-    Word(7, 0, "ebx"): (
+    FeatureWord(7, 0, "ebx"): (
         Withheld(
             _bits("TSC_ADJUST 1 SGX 2 SMEP 7 INVPCID 10 PQM 12 MPX 14 PQE 15 SMAP 20 PROC_TRACE 25"), _XEN
         ),
@@ -95,7 +95,7 @@ HIDDEN: Final[dict[Word, tuple[Withheld, ...]]] = {
             _MODEL,
         ),
     ),
-    Word(7, 0, "ecx"): (
+    FeatureWord(7, 0, "ecx"): (
         Withheld(_bits("UMIP 2 PKU 3 OSPKE 4 CET_SS 7 ENQCMD 29"), _XEN),
         Withheld(_bits("MOVDIRI 27 MOVDIR64B 28"), _OPTIONAL),
         Withheld(
@@ -106,7 +106,7 @@ HIDDEN: Final[dict[Word, tuple[Withheld, ...]]] = {
             _MODEL,
         ),
     ),
-    Word(7, 0, "edx"): (
+    FeatureWord(7, 0, "edx"): (
         Withheld(
             _bits("SRBDS_CTRL 9 TSX_FORCE_ABORT 13 HYBRID 15 CET_IBT 20 L1D_FLUSH 28 CORE_CAPS 30"), _XEN
         ),
@@ -118,14 +118,14 @@ HIDDEN: Final[dict[Word, tuple[Withheld, ...]]] = {
             _bits("AVX512_4VNNIW 2 AVX512_4FMAPS 3 FSRM 4 SERIALIZE 14 AVX512_FP16 23"), _MODEL
         ),
     ),
-    Word(7, 1, "eax"): (
+    FeatureWord(7, 1, "eax"): (
         Withheld(_bits("AVX_VNNI 4 AVX512_BF16 5 FZRM 10 FSRS 11 FSRCS 12"), _MODEL),
     ),
-    Word(7, 2, "edx"): (
+    FeatureWord(7, 2, "edx"): (
         Withheld(_bits("IPRED_CTRL 1 RRSBA_CTRL 2 BHI_CTRL 4"), _XEN),
         Withheld(_bits("INTEL_PSFD 0 MCDT_NO 5"), _ORDER),
     ),
-    Word(0xD, 1, "eax"): (
+    FeatureWord(0xD, 1, "eax"): (
         Withheld(_bits("XSAVES 3"), _XEN),
         Withheld(_bits("XSAVEOPT 0 XSAVEC 1 XGETBV1 2"), _XSAVE),
     ),
@@ -145,11 +145,11 @@ HIDDEN: Final[dict[Word, tuple[Withheld, ...]]] = {
         Withheld(_bits("PAGE1GB 26"), _XEN),
         Withheld(_bits("MMXEXT 22 FFXSR 25 3DNOWEXT 30 3DNOW 31"), _AMD),
     ),
-    Word(0x8000_0007, 0, "edx"): (
+    FeatureWord(0x8000_0007, 0, "edx"): (
         Withheld(_bits("HW_PSTATE 7 CPB 9 EFRO 10"), _XEN),
         Withheld(_bits("ITSC 8"), "Xen gives it only to domains that cannot migrate"),
     ),
-    Word(0x8000_0008, 0, "ebx"): (
+    FeatureWord(0x8000_0008, 0, "ebx"): (
         Withheld(
             _bits(
                 "WBNOINVD 9 IBRS 14 AMD_STIBP 15 IBRS_ALWAYS 16 STIBP_ALWAYS 17 IBRS_FAST 18"
@@ -165,7 +165,7 @@ HIDDEN: Final[dict[Word, tuple[Withheld, ...]]] = {
 """Every other feature that Xen's policy knows, by word, but for words beyond the highest leaf."""
 
 
-def mask(word: Word, width: int = 64) -> int:
+def mask(word: FeatureWord, width: int = 64) -> int:
     """The bits of a word as a guest of `width` bits sees them."""
     return sum(
         1 << bit for name, bit in SHOWN.get(word, {}).items() if width == 64 or name not in ONLY_64_BIT

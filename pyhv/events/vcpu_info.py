@@ -201,4 +201,6 @@ class VcpuInfo:
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
+    """The state of a `vcpu_info`'s place: None while it is in the shared page."""
+
     moved: tuple[Mfn, u16] | None

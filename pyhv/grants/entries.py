@@ -34,7 +34,7 @@ IN_USE: Final = EntryFlag.READING | EntryFlag.WRITING
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GrantEntry:
     """What an entry said when it was read; in version 1 its flags have the "in use" bits too.
 
     `start` and `length` bound a sub-page; `via` is (domain, reference) of a transitive entry.
@@ -59,10 +59,10 @@ class Entries(Protocol):
     version: int
     size: int
 
-    def read(self, ref: int) -> Entry:
+    def read(self, ref: int) -> GrantEntry:
         """Read an entry, once."""
 
-    def write(self, ref: int, entry: Entry, in_use: int = 0) -> None:
+    def write(self, ref: int, entry: GrantEntry, in_use: int = 0) -> None:
         """Write an entry that permits access to a page, its flags last."""
 
     def in_use(self, ref: int) -> int:
@@ -121,13 +121,13 @@ class EntriesV1:
     def __init__(self, frames: Sequence[SharedPage]) -> None:
         self._array = _Array(frames, self.size)
 
-    def read(self, ref: int) -> Entry:
+    def read(self, ref: int) -> GrantEntry:
         """Read an entry, once."""
         frame, at = self._array.at(ref)
         combined = frame.read_u32(at)
-        return Entry(combined & 0xFFFF, combined >> 16, frame.read_u32(at + 4))
+        return GrantEntry(combined & 0xFFFF, combined >> 16, frame.read_u32(at + 4))
 
-    def write(self, ref: int, entry: Entry, in_use: int = 0) -> None:
+    def write(self, ref: int, entry: GrantEntry, in_use: int = 0) -> None:
         """Write an entry that permits access to a page, its flags last."""
         frame, at = self._array.at(ref)
         frame.write_u16(at + 2, entry.domid)
@@ -175,19 +175,19 @@ class EntriesV2:
         self._array = _Array(frames, self.size)
         self._status = _Array(status, STATUS_SIZE)
 
-    def read(self, ref: int) -> Entry:
+    def read(self, ref: int) -> GrantEntry:
         """Read an entry, once."""
         frame, at = self._array.at(ref)
         combined = frame.read_u32(at)
         flags, domid = combined & 0xFFFF, combined >> 16
         if flags & EntryFlag.TYPE_MASK == EntryFlag.TRANSITIVE:
-            return Entry(flags, domid, 0, via=(frame.read_u16(at + 4), frame.read_u32(at + 8)))
+            return GrantEntry(flags, domid, 0, via=(frame.read_u16(at + 4), frame.read_u32(at + 8)))
         mfn = frame.read_u64(at + 8)
         if flags & EntryFlag.SUB_PAGE:
-            return Entry(flags, domid, mfn, frame.read_u16(at + 4) & _START_MASK, frame.read_u16(at + 6))
-        return Entry(flags, domid, mfn)
+            return GrantEntry(flags, domid, mfn, frame.read_u16(at + 4) & _START_MASK, frame.read_u16(at + 6))
+        return GrantEntry(flags, domid, mfn)
 
-    def write(self, ref: int, entry: Entry, in_use: int = 0) -> None:
+    def write(self, ref: int, entry: GrantEntry, in_use: int = 0) -> None:
         """Write an entry that permits access to a page, its flags last."""
         frame, at = self._array.at(ref)
         frame.write_u32(at + 4, 0)

@@ -22,7 +22,7 @@ from pyhv.abi.grants import RESERVED_ENTRIES, EntryFlag, GrantStatus, MapFlag
 from pyhv.abi.layout import u8, u16, u32
 from pyhv.address import MASK32, PAGE_SIZE, Mfn
 from pyhv.errors import XenError
-from pyhv.grants.entries import IN_USE, STATUS_SIZE, Entries, EntriesV1, EntriesV2, Entry
+from pyhv.grants.entries import IN_USE, STATUS_SIZE, Entries, EntriesV1, EntriesV2, GrantEntry
 from pyhv.grants.status import GrantError
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, construct, refusal, state
@@ -60,7 +60,7 @@ class Loan:
     """
 
     domid: u16
-    entry: Entry
+    entry: GrantEntry
     partial: bool = False
     """It lends less than a page, or another domain's: it may be copied but not mapped."""
     readers: dict[MapFlag, int] = field(default_factory=lambda: {MapFlag.HOST: 0, MapFlag.DEVICE: 0})
@@ -241,7 +241,7 @@ class GrantTable:
     def reserve(self, ref: int, domid: int, frame: Mfn) -> None:
         """Grant `frame` to `domid` before the guest runs: the console and xenstore entries. BAD_GNTREF."""
         self._check_ref(ref)
-        self._entries.write(ref, Entry(EntryFlag.PERMIT_ACCESS, domid, frame))
+        self._entries.write(ref, GrantEntry(EntryFlag.PERMIT_ACCESS, domid, frame))
 
     def swap(self, ref_a: int, ref_b: int) -> None:
         """GNTTABOP_swap_grant_ref: exchange two entries. BAD_GNTREF; EAGAIN: one of them is in use."""
@@ -426,7 +426,7 @@ class GrantTable:
                 GrantStatus.BAD_GNTREF, f"domain {self.domid} has grants 0..{self.entries - 1}, not {ref}"
             )
 
-    def _check_offer(self, ref: int, entry: Entry, by_domid: int, copying: bool) -> None:
+    def _check_offer(self, ref: int, entry: GrantEntry, by_domid: int, copying: bool) -> None:
         """An entry's first use: it must permit access to this domain, and for a mapping to a whole page."""
         fine = entry.kind == EntryFlag.PERMIT_ACCESS
         if copying:
@@ -463,13 +463,13 @@ def _status_frames(nr_frames: int) -> int:
     return -(-nr_frames * PAGE_SIZE // EntriesV2.size * STATUS_SIZE // PAGE_SIZE)
 
 
-def _narrowed(ref: int, entry: Entry, bits: int) -> tuple[Entry, int]:
+def _narrowed(ref: int, entry: GrantEntry, bits: int) -> tuple[GrantEntry, int]:
     """A reserved entry of version 2 as version 1 can say it, and its "in use" bits; only what permits access
     is kept. ERANGE."""
     permits = entry.kind == EntryFlag.PERMIT_ACCESS
     if entry.kind == EntryFlag.TRANSITIVE or (permits and entry.frame > MASK32):
         raise XenError(Errno.ERANGE, f"version 1 cannot express grant {ref}")
-    return (entry, bits) if permits else (Entry(0, 0, 0), 0)
+    return (entry, bits) if permits else (GrantEntry(0, 0, 0), 0)
 
 
 def _each(halves: MapFlag) -> list[MapFlag]:

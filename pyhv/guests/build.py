@@ -19,8 +19,8 @@ from pyhv.guests.elf import (
     STT_FUNC,
     STT_NOTYPE,
     STT_OBJECT,
+    ElfLayout,
     ElfSymbol,
-    Layout,
     note_record,
     write_elf,
 )
@@ -53,7 +53,7 @@ def build(source_path: Path | str) -> bytes:
     bss = blob[bss_at - LOAD_ADDRESS :]
     if any(bss):
         raise ImageError(f"{path}: .bss may hold only zeros; put initial values in .data")
-    layout = Layout(
+    layout = ElfLayout(
         text_at=LOAD_ADDRESS,
         text=blob[: data_at - LOAD_ADDRESS],
         data_at=data_at,

@@ -80,7 +80,7 @@ class ElfSymbol:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ElfLayout:
     """The image's memory: three neighbouring ranges, each beginning on a page; physical = virtual."""
 
     text_at: int
@@ -114,7 +114,7 @@ def note_record(kind: int, desc: bytes) -> bytes:
     return struct.pack("<III", len(name), len(desc), kind) + name + desc + bytes(-len(desc) % 4)
 
 
-def write_elf(layout: Layout, notes: bytes, symbols: Sequence[ElfSymbol], *, width: int = 64) -> bytes:
+def write_elf(layout: ElfLayout, notes: bytes, symbols: Sequence[ElfSymbol], *, width: int = 64) -> bytes:
     """Build the file for a `width`-bit kernel. `notes` are concatenated note records; `symbols` come in any
     order.
     """

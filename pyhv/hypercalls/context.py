@@ -2,7 +2,7 @@
 """What a hypercall handler is given: its caller, and the services of machine and processor as protocols.
 
 Handlers change domain state and return; they never see a register. What needs the processor (iret, segment
-bases) or other domains goes through `Processor` and `Host`, which the layers above implement.
+bases) or other domains goes through `CallerProcessor` and `Host`, which the layers above implement.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ WATCHDOGS: Final = 2
 """Watchdog timers of a domain."""
 
 
-class Processor(Protocol):
+class CallerProcessor(Protocol):
     """The calling vCPU's processor."""
 
     def iret(self) -> None:
@@ -148,7 +148,7 @@ class Call:
     }
 
     def __init__(
-        self, host: Host, domain: Domain, vcpu: Vcpu, processor: Processor, performed: list[int]
+        self, host: Host, domain: Domain, vcpu: Vcpu, processor: CallerProcessor, performed: list[int]
     ) -> None:
         self.host = host
         self.domain = domain

@@ -7,7 +7,7 @@ not at all. How far it came stands in the request itself, where a long one goes 
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Memory
+from pyhv.abi.numbers import MemoryOp
 from pyhv.abi.structs import MemoryExchange
 from pyhv.address import MASK64, Mfn, guest_may_use
 from pyhv.clock import STEPS_A_LOOK
@@ -17,7 +17,7 @@ from pyhv.hypercalls.memory import commands
 from pyhv.hypercalls.reservation import MAX_ORDER, frame_limit, give_back, placement_allowed, take_extent
 
 
-@commands.command(Memory.EXCHANGE, MemoryExchange)
+@commands.command(MemoryOp.EXCHANGE, MemoryExchange)
 def exchange(call: Call, argument: int, _start: int) -> int:
     """Give frames for as many others, of another extent size or at lower addresses. Gives way.
 
@@ -95,7 +95,7 @@ class _Exchange:
             while number < request.in_nr_extents // self._in_step:
                 if steps >= STEPS_A_LOOK:
                     if call.preempted(steps):
-                        raise Again(Memory.EXCHANGE, self._argument)
+                        raise Again(MemoryOp.EXCHANGE, self._argument)
                     steps = 0
                 self._one(number)
                 number += 1

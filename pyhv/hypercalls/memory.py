@@ -10,7 +10,7 @@ from typing import Final
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Hypercall, Memory
+from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Hypercall, MemoryOp
 from pyhv.abi.structs import (
     AcquireResource,
     AddToPhysmap,
@@ -29,7 +29,7 @@ from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.signature import Ptr, ulong
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
-commands = Commands[[int, int], int](Hypercall.MEMORY_OP, Memory)
+commands = Commands[[int, int], int](Hypercall.MEMORY_OP, MemoryOp)
 """All sub-operations; `reservation` and `exchange` add theirs."""
 
 _M2P_END, _COMPAT_M2P_END = 0xFFFF_8040_0000_0000, 0xFFE0_0000
@@ -41,13 +41,14 @@ _E820_MOST: Final = 1024
 _SPACE_GMFN_RANGE, _SPACE_GMFN_FOREIGN = 3, 4
 
 _CONTINUED: Final = frozenset({
-    Memory.INCREASE_RESERVATION, Memory.DECREASE_RESERVATION, Memory.POPULATE_PHYSMAP, Memory.ADD_TO_PHYSMAP,
-    Memory.ADD_TO_PHYSMAP_BATCH, Memory.ACQUIRE_RESOURCE,
+    MemoryOp.INCREASE_RESERVATION, MemoryOp.DECREASE_RESERVATION, MemoryOp.POPULATE_PHYSMAP,
+    MemoryOp.ADD_TO_PHYSMAP, MemoryOp.ADD_TO_PHYSMAP_BATCH, MemoryOp.ACQUIRE_RESOURCE,
 })  # fmt: skip
 """Operations whose command may name a first extent."""
 _COMMON: Final = frozenset({
-    Memory.MAXIMUM_RAM_PAGE, Memory.CURRENT_RESERVATION, Memory.MAXIMUM_RESERVATION, Memory.MAXIMUM_GPFN,
-    Memory.EXCHANGE, Memory.REMOVE_FROM_PHYSMAP, Memory.CLAIM_PAGES, Memory.GET_VNUMAINFO,
+    MemoryOp.MAXIMUM_RAM_PAGE, MemoryOp.CURRENT_RESERVATION, MemoryOp.MAXIMUM_RESERVATION,
+    MemoryOp.MAXIMUM_GPFN, MemoryOp.EXCHANGE, MemoryOp.REMOVE_FROM_PHYSMAP, MemoryOp.CLAIM_PAGES,
+    MemoryOp.GET_VNUMAINFO,
 })  # fmt: skip
 """Those that refuse one with EINVAL. To all others the command is an unknown one then."""
 
@@ -82,13 +83,13 @@ def _named_self(call: Call, argument: int) -> None:
 # -- how much --------------------------------------------------------------------------------------------
 
 
-@commands.command(Memory.MAXIMUM_RAM_PAGE)
+@commands.command(MemoryOp.MAXIMUM_RAM_PAGE)
 def maximum_ram_page(call: Call, _argument: int, _start: int) -> int:
     """Return one more than the highest frame number, as Xen does. The argument is not read."""
     return call.frames.count
 
 
-@commands.command(Memory.CURRENT_RESERVATION)
+@commands.command(MemoryOp.CURRENT_RESERVATION)
 def current_reservation(call: Call, argument: int, _start: int) -> int:
     """Return how many frames the caller has. The argument points to a domid.
 
@@ -98,7 +99,7 @@ def current_reservation(call: Call, argument: int, _start: int) -> int:
     return call.domain.tot_pages
 
 
-@commands.command(Memory.MAXIMUM_RESERVATION)
+@commands.command(MemoryOp.MAXIMUM_RESERVATION)
 def maximum_reservation(call: Call, argument: int, _start: int) -> int:
     """Return how many frames the caller may have. The argument points to a domid.
 
@@ -108,7 +109,7 @@ def maximum_reservation(call: Call, argument: int, _start: int) -> int:
     return call.domain.max_pages
 
 
-@commands.command(Memory.MAXIMUM_GPFN)
+@commands.command(MemoryOp.MAXIMUM_GPFN)
 def maximum_gpfn(call: Call, argument: int, _start: int) -> int:
     """Return the highest PFN, as the guest itself says in shared_info. The argument points to a domid.
 
@@ -123,7 +124,7 @@ def maximum_gpfn(call: Call, argument: int, _start: int) -> int:
 # -- the machine-to-physical table -------------------------------------------------------------------------
 
 
-@commands.command(Memory.MACHPHYS_MAPPING, MachphysMapping)
+@commands.command(MemoryOp.MACHPHYS_MAPPING, MachphysMapping)
 def machphys_mapping(call: Call, argument: int, _start: int) -> int:
     """Tell where the machine-to-physical table is mapped, and the highest frame that it has an entry for."""
     highest = call.frames.count - 1
@@ -146,7 +147,7 @@ def _mfn_list(call: Call, argument: int, frames: list[Mfn], entry_size: int) -> 
     return 0
 
 
-@commands.command(Memory.MACHPHYS_MFN_LIST, MachphysMfnList)
+@commands.command(MemoryOp.MACHPHYS_MFN_LIST, MachphysMfnList)
 def machphys_mfn_list(call: Call, argument: int, start: int) -> int:
     """List the frames of the machine-to-physical table, one for each 2 MiB of it."""
     if call.width == 32:
@@ -154,7 +155,7 @@ def machphys_mfn_list(call: Call, argument: int, start: int) -> int:
     return _mfn_list(call, argument, call.host.m2p_frames, 8)
 
 
-@commands.command(Memory.MACHPHYS_COMPAT_MFN_LIST, MachphysMfnList)
+@commands.command(MemoryOp.MACHPHYS_COMPAT_MFN_LIST, MachphysMfnList)
 def machphys_compat_mfn_list(call: Call, argument: int, _start: int) -> int:
     """List the frames of the table that 32-bit guests see, one for each 2 MiB of it."""
     return _mfn_list(call, argument, call.host.compat_m2p_frames, 4)
@@ -163,7 +164,7 @@ def machphys_compat_mfn_list(call: Call, argument: int, _start: int) -> int:
 # -- the memory map ----------------------------------------------------------------------------------------
 
 
-@commands.command(Memory.MEMORY_MAP, MemoryMap)
+@commands.command(MemoryOp.MEMORY_MAP, MemoryMap)
 def memory_map(call: Call, argument: int, _start: int) -> int:
     """Store the domain's E820 map: one entry of RAM, or what the domain has set.
 
@@ -181,7 +182,7 @@ def memory_map(call: Call, argument: int, _start: int) -> int:
     return 0
 
 
-@commands.command(Memory.SET_MEMORY_MAP, ForeignMemoryMap)
+@commands.command(MemoryOp.SET_MEMORY_MAP, ForeignMemoryMap)
 def set_memory_map(call: Call, argument: int, _start: int) -> int:
     """Set the domain's E820 map, which only the domain itself looks at.
 
@@ -203,7 +204,7 @@ def _not_translated(call: Call, domid: int) -> int:
     raise XenError(Errno.EACCES, "a PV domain has no physmap to change")
 
 
-@commands.command(Memory.ADD_TO_PHYSMAP, AddToPhysmap, Status.REFUSED)
+@commands.command(MemoryOp.ADD_TO_PHYSMAP, AddToPhysmap, Status.REFUSED)
 def add_to_physmap(call: Call, argument: int, start: int) -> int:
     """Put a frame at a PFN; a PV domain keeps that map itself.
 
@@ -217,7 +218,7 @@ def add_to_physmap(call: Call, argument: int, start: int) -> int:
     return _not_translated(call, request.domid)
 
 
-@commands.command(Memory.ADD_TO_PHYSMAP_BATCH, AddToPhysmapBatch, Status.REFUSED)
+@commands.command(MemoryOp.ADD_TO_PHYSMAP_BATCH, AddToPhysmapBatch, Status.REFUSED)
 def add_to_physmap_batch(call: Call, argument: int, start: int) -> int:
     """Put frames at PFNs; a PV domain keeps that map itself.
 
@@ -231,7 +232,7 @@ def add_to_physmap_batch(call: Call, argument: int, start: int) -> int:
     return _not_translated(call, request.domid)
 
 
-@commands.command(Memory.REMOVE_FROM_PHYSMAP, RemoveFromPhysmap, Status.REFUSED)
+@commands.command(MemoryOp.REMOVE_FROM_PHYSMAP, RemoveFromPhysmap, Status.REFUSED)
 def remove_from_physmap(call: Call, argument: int, _start: int) -> int:
     """Remove the frame at a PFN; a PV domain keeps that map itself.
 
@@ -240,7 +241,7 @@ def remove_from_physmap(call: Call, argument: int, _start: int) -> int:
     return _not_translated(call, call.read(RemoveFromPhysmap, argument).domid)
 
 
-@commands.command(Memory.CLAIM_PAGES, MemoryReservation, Status.REFUSED)
+@commands.command(MemoryOp.CLAIM_PAGES, MemoryReservation, Status.REFUSED)
 def claim_pages(call: Call, argument: int, _start: int) -> int:
     """Set frames aside for a domain that is being built.
 
@@ -253,7 +254,7 @@ def claim_pages(call: Call, argument: int, _start: int) -> int:
     raise XenError(Errno.EPERM, "claim_pages is the toolstack's")
 
 
-@commands.command(Memory.GET_VNUMAINFO, VnumaTopologyInfo, Status.REFUSED)
+@commands.command(MemoryOp.GET_VNUMAINFO, VnumaTopologyInfo, Status.REFUSED)
 def get_vnumainfo(call: Call, argument: int, _start: int) -> int:
     """Tell the domain's virtual NUMA nodes, of which it has none.
 
@@ -266,7 +267,7 @@ def get_vnumainfo(call: Call, argument: int, _start: int) -> int:
     raise XenError(Errno.EOPNOTSUPP, "no virtual NUMA")
 
 
-@commands.command(Memory.ACQUIRE_RESOURCE, AcquireResource, Status.REFUSED)
+@commands.command(MemoryOp.ACQUIRE_RESOURCE, AcquireResource, Status.REFUSED)
 def acquire_resource(call: Call, argument: int, _start: int) -> int:
     """Map what the hypervisor keeps for another domain.
 
@@ -279,21 +280,21 @@ def acquire_resource(call: Call, argument: int, _start: int) -> int:
     raise XenError(Errno.EPERM, "acquire_resource is for a device model")
 
 
-@commands.command(Memory.GET_SHARING_FREED_PAGES)
+@commands.command(MemoryOp.GET_SHARING_FREED_PAGES)
 def get_sharing_freed_pages(_call: Call, _argument: int, _start: int) -> int:
     """Return how many frames sharing has saved: 0, since nothing is shared. The argument is not read."""
     return 0
 
 
-@commands.command(Memory.GET_SHARING_SHARED_PAGES)
+@commands.command(MemoryOp.GET_SHARING_SHARED_PAGES)
 def get_sharing_shared_pages(_call: Call, _argument: int, _start: int) -> int:
     """Return how many frames are shared: 0. The argument is not read."""
     return 0
 
 
-commands.refuse(Memory.MACHINE_MEMORY_MAP, Errno.EPERM, "Tell the host's memory map.")
-commands.refuse(Memory.SET_POD_TARGET, Errno.EINVAL, "Set how much of a domain is populated on demand.")
-commands.refuse(Memory.GET_POD_TARGET, Errno.EINVAL, "Tell how much of a domain is populated on demand.")
+commands.refuse(MemoryOp.MACHINE_MEMORY_MAP, Errno.EPERM, "Tell the host's memory map.")
+commands.refuse(MemoryOp.SET_POD_TARGET, Errno.EINVAL, "Set how much of a domain is populated on demand.")
+commands.refuse(MemoryOp.GET_POD_TARGET, Errno.EINVAL, "Tell how much of a domain is populated on demand.")
 commands.refuse(
-    Memory.RESERVED_DEVICE_MEMORY_MAP, Errno.ENOSYS, "Tell the memory that devices need mapped one to one."
+    MemoryOp.RESERVED_DEVICE_MEMORY_MAP, Errno.ENOSYS, "Tell the memory that devices need mapped one to one."
 )

@@ -9,7 +9,7 @@ the extent at which it goes on.
 from collections.abc import Iterator
 from typing import Final
 
-from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
+from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, MemoryOp
 from pyhv.abi.structs import MemoryReservation
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT, Mfn, guest_may_use
 from pyhv.clock import STEPS_A_LOOK
@@ -92,7 +92,7 @@ def _checked(call: Call, argument: int, start: int) -> MemoryReservation | None:
 
 
 def _extents(
-    call: Call, operation: Memory, argument: int, start: int, request: MemoryReservation
+    call: Call, operation: MemoryOp, argument: int, start: int, request: MemoryReservation
 ) -> Iterator[int]:
     """The numbers of the extents to do; gives way between two when the turn is over."""
     steps = 0
@@ -106,11 +106,11 @@ def _extents(
     call.preempted(steps)
 
 
-def _populate(call: Call, operation: Memory, argument: int, start: int) -> int:
+def _populate(call: Call, operation: MemoryOp, argument: int, start: int) -> int:
     request = _checked(call, argument, start)
     if request is None:
         return start
-    physmap = operation is Memory.POPULATE_PHYSMAP
+    physmap = operation is MemoryOp.POPULATE_PHYSMAP
     if physmap and request.mem_flags & _POPULATE_ON_DEMAND:
         return start
     memory, m2p, word = call.memory, call.frames.m2p, call.word
@@ -136,25 +136,25 @@ def _populate(call: Call, operation: Memory, argument: int, start: int) -> int:
     return request.nr_extents
 
 
-@commands.command(Memory.INCREASE_RESERVATION, MemoryReservation)
+@commands.command(MemoryOp.INCREASE_RESERVATION, MemoryReservation)
 def increase_reservation(call: Call, argument: int, start: int) -> int:
     """Take extents of frames, and store the first frame of each if there is a list. Returns how many.
 
     No errors: at the first that cannot be done the call ends. Gives way.
     """
-    return _populate(call, Memory.INCREASE_RESERVATION, argument, start)
+    return _populate(call, MemoryOp.INCREASE_RESERVATION, argument, start)
 
 
-@commands.command(Memory.POPULATE_PHYSMAP, MemoryReservation)
+@commands.command(MemoryOp.POPULATE_PHYSMAP, MemoryReservation)
 def populate_physmap(call: Call, argument: int, start: int) -> int:
     """Take extents of frames for the PFNs of a list, and store the first frame of each. Returns how many.
 
     No errors: at the first that cannot be done the call ends. Gives way.
     """
-    return _populate(call, Memory.POPULATE_PHYSMAP, argument, start)
+    return _populate(call, MemoryOp.POPULATE_PHYSMAP, argument, start)
 
 
-@commands.command(Memory.DECREASE_RESERVATION, MemoryReservation)
+@commands.command(MemoryOp.DECREASE_RESERVATION, MemoryReservation)
 def decrease_reservation(call: Call, argument: int, start: int) -> int:
     """Give back the extents of a list; what is still referred to lives until nothing does. Returns how many.
 
@@ -163,7 +163,7 @@ def decrease_reservation(call: Call, argument: int, start: int) -> int:
     request = _checked(call, argument, start)
     if request is None or not guest_may_use(request.extent_start, call.width):
         return start
-    for number in _extents(call, Memory.DECREASE_RESERVATION, argument, start, request):
+    for number in _extents(call, MemoryOp.DECREASE_RESERVATION, argument, start, request):
         try:
             first = call.read_word(request.extent_start + call.word * number)
         except XenError:

@@ -24,7 +24,7 @@ _SIZE_FIELD: Final = 4
 _E_VERSION, _EV_CURRENT = 20, 1
 
 
-class _Form(NamedTuple):
+class _ElfClass(NamedTuple):
     """What differs between the ELF classes: alignment, sizes, offsets of fields, `struct` formats."""
 
     alignment: int
@@ -39,8 +39,8 @@ class _Form(NamedTuple):
 
 
 _FORMS: Final = {
-    32: _Form(4, 52, 28, 32, 40, "<I", 40, 16, 24),
-    64: _Form(8, 64, 32, 40, 52, "<Q", 64, 24, 40),
+    32: _ElfClass(4, 52, 28, 32, 40, "<I", 40, 16, 24),
+    64: _ElfClass(8, 64, 32, 40, 52, "<Q", 64, 24, 40),
 }
 
 
@@ -56,7 +56,7 @@ class BsdSymbols:
     strtab: bytes
 
     @property
-    def _form(self) -> _Form:
+    def _form(self) -> _ElfClass:
         return _FORMS[self.elf_class]
 
     @property

@@ -21,7 +21,7 @@ from pyhv.abi.structs import StartInfo
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import ENTRIES, MASK32, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
 from pyhv.errors import ConfigError
-from pyhv.loader.image import KernelImage, Segment
+from pyhv.loader.image import KernelImage, LoadSegment
 from pyhv.loader.layout import Layout, TableRun, p2m_entry, table_number, top_level
 
 SIF_MOD_START_PFN: Final = 1 << 3
@@ -150,7 +150,9 @@ def _write_image(guest: GuestPages, image: KernelImage) -> None:
         _write_at(guest, image.symtab_start - image.virt_base, image.bsd_symtab)
 
 
-def _clear(guest: GuestPages, image: KernelImage, segment: Segment, earlier: tuple[Segment, ...]) -> None:
+def _clear(
+    guest: GuestPages, image: KernelImage, segment: LoadSegment, earlier: tuple[LoadSegment, ...]
+) -> None:
     """Write the zeros that end a segment, as far as an earlier one may have left something there."""
     start = max(segment.paddr + segment.filesz, min((s.paddr for s in earlier), default=0))
     end = min(segment.paddr + segment.memsz, max((s.paddr + s.filesz for s in earlier), default=0))

@@ -26,7 +26,7 @@ from pyhv.loader.accept import objections
 from pyhv.loader.bsdsyms import BsdSymbols
 from pyhv.loader.bzimage import Unpacked, unpack
 from pyhv.loader.decompress import MAX_UNPACKED
-from pyhv.loader.image import KernelImage, Segment, SymbolTable
+from pyhv.loader.image import KernelImage, LoadSegment, SymbolTable
 from pyhv.loader.notes import NoteSource, XenNotes
 
 MAX_FILE: Final = MAX_UNPACKED
@@ -152,7 +152,7 @@ class _Elf:
         self._require(at, size, what)
         return self.data[at : at + size]
 
-    def _segments(self) -> tuple[Segment, ...]:
+    def _segments(self) -> tuple[LoadSegment, ...]:
         segments = []
         for number, phdr in enumerate(self.phdrs):
             memsz, flags = int(phdr["p_memsz"]), int(phdr["p_flags"])
@@ -168,7 +168,7 @@ class _Elf:
                     "addresses; it is damaged"
                 )
             data = self._slice(int(phdr["p_offset"]), filesz, what)
-            segments.append(Segment(paddr, int(phdr["p_vaddr"]), filesz, memsz, data, flags))
+            segments.append(LoadSegment(paddr, int(phdr["p_vaddr"]), filesz, memsz, data, flags))
         if not segments:
             raise ImageError(f"{self.name}: has no loadable segment, so it is not a kernel image")
         span = max(s.paddr + s.memsz for s in segments) - min(s.paddr for s in segments)

@@ -31,7 +31,7 @@ _STT_NAMED: Final = frozenset(
 )  # NOTYPE, OBJECT, FUNC: sections and files have no address of their own
 
 
-class Segment(NamedTuple):
+class LoadSegment(NamedTuple):
     """One PT_LOAD program header with its bytes; `data` is `filesz` long, the rest of `memsz` is zero."""
 
     paddr: int
@@ -91,7 +91,7 @@ class KernelImage:
     """32 or 64."""
     machine: str
     """EM_X86_64 or EM_386."""
-    segments: tuple[Segment, ...]
+    segments: tuple[LoadSegment, ...]
     e_entry: int
     notes: XenNotes
     symbol_table: SymbolTable | None = field(default=None, repr=False)

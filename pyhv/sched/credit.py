@@ -49,11 +49,11 @@ class _Domain:
 
     weight: int
     cap: int
-    members: "list[_Entry]" = cache("follows from the accounts", default_factory=list)
+    members: "list[_Account]" = cache("follows from the accounts", default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class _Account:
     """One vCPU's account."""
 
     vcpu: Schedulable = given("whoever adds it")
@@ -100,10 +100,10 @@ class Credit(Scheduler):
         self.tick = timeslice // ticks
         self.ratelimit = ratelimit
         self.pcpus = pcpus
-        self._accounts: dict[VcpuName, _Entry] = {}
+        self._accounts: dict[VcpuName, _Account] = {}
         self._domains: dict[int, _Domain] = {}
-        self._queue: list[_Entry] = []
-        self._running: dict[int, _Entry] = {}
+        self._queue: list[_Account] = []
+        self._running: dict[int, _Account] = {}
         self._next_accounting = timeslice
         self._balance = 0
         """Sum of the active vCPUs' credits after the last accounting."""
@@ -123,8 +123,8 @@ class Credit(Scheduler):
 
     def remove_domain(self, domid: int) -> None:
         """Forget a domain."""
-        for entry in list(self._domains[domid].members):
-            self.remove(entry.vcpu)
+        for account in list(self._domains[domid].members):
+            self.remove(account.vcpu)
         del self._domains[domid]
 
     def add(self, vcpu: Schedulable) -> None:
@@ -132,15 +132,15 @@ class Credit(Scheduler):
         if vcpu.id in self._accounts:
             raise ValueError(f"vCPU {vcpu.id} is scheduled already")
         domain = self._domains[vcpu.domid]
-        entry = _Entry(vcpu, domain)
-        domain.members.append(entry)
-        self._accounts[vcpu.id] = entry
+        account = _Account(vcpu, domain)
+        domain.members.append(account)
+        self._accounts[vcpu.id] = account
 
     def remove(self, vcpu: Schedulable) -> None:
         """Forget a vCPU; its credit is gone."""
-        entry = self._accounts.pop(vcpu.id)
-        self._withdraw(entry)
-        entry.domain.members.remove(entry)
+        account = self._accounts.pop(vcpu.id)
+        self._withdraw(account)
+        account.domain.members.remove(account)
 
     def adjust(self, domid: int, parameters: SchedParameters) -> None:
         """Change a domain's parameters, from the next accounting on; without a cap nobody stays parked."""
@@ -148,8 +148,8 @@ class Credit(Scheduler):
         self.check(parameters)
         domain.weight, domain.cap = parameters
         if domain.cap == 0:
-            for entry in domain.members:
-                self._unpark(entry)
+            for account in domain.members:
+                self._unpark(account)
 
     def parameters(self, domid: int) -> SchedParameters:
         """What is in force for a domain."""
@@ -161,26 +161,26 @@ class Credit(Scheduler):
     def wake(self, vcpu: Schedulable, now: int) -> bool:
         """Make a sleeper runnable, boosted if it has credit; True if it outranks what runs."""
         self._account_until(now)
-        entry = self._accounts[vcpu.id]
-        if entry.awake:
+        account = self._accounts[vcpu.id]
+        if account.awake:
             return False
-        entry.awake = True
-        entry.yielded = False
-        if entry.parked:
+        account.awake = True
+        account.yielded = False
+        if account.parked:
             return False
-        if entry.priority == Priority.UNDER:
-            entry.priority = Priority.BOOST
-        self._enqueue(entry)
+        if account.priority == Priority.UNDER:
+            account.priority = Priority.BOOST
+        self._enqueue(account)
         return len(self._running) < self.pcpus or any(
-            entry.priority < running.priority for running in self._running.values()
+            account.priority < running.priority for running in self._running.values()
         )
 
     def sleep(self, vcpu: Schedulable, now: int) -> None:
         """Take a vCPU out of the competition; it keeps its credit, and goes on earning while active."""
         self._account_until(now)
-        entry = self._accounts[vcpu.id]
-        self._withdraw(entry)
-        entry.awake = False
+        account = self._accounts[vcpu.id]
+        self._withdraw(account)
+        account.awake = False
 
     def yield_(self, vcpu: Schedulable, now: int) -> None:
         """Let the vCPU queue, this once, behind one of the next lower class too."""
@@ -188,16 +188,16 @@ class Credit(Scheduler):
 
     def charge(self, vcpu: Schedulable, ns_run: int, now: int) -> None:
         """Burn credit for a run that ended at `now`; a run across a tick ends a boost and starts earning."""
-        entry = self._accounts[vcpu.id]
-        entry.credit -= ns_run
-        entry.stint += ns_run
+        account = self._accounts[vcpu.id]
+        account.credit -= ns_run
+        account.stint += ns_run
         if now // self.tick > (now - ns_run) // self.tick:
-            if entry.priority == Priority.BOOST:
-                entry.priority = Priority.UNDER
-            entry.active = True
+            if account.priority == Priority.BOOST:
+                account.priority = Priority.UNDER
+            account.active = True
         # Xen finds debtors by sampling only; a guest that sleeps through every tick would run for free.
-        if entry.credit < 0:
-            entry.active = True
+        if account.credit < 0:
+            account.active = True
         self._account_until(now)
 
     # ---- decisions
@@ -214,25 +214,25 @@ class Credit(Scheduler):
                 self._running[pcpu] = current
                 return Decision(current.vcpu, self._slice(now, self.ratelimit - current.stint))
             self._enqueue(current)
-        busy = {entry.vcpu.domid for entry in self._running.values()}
-        for entry in self._queue:
-            if entry.vcpu.domid not in busy:
-                self._queue.remove(entry)
-                entry.stint = 0
-                entry.yielded = False
-                self._running[pcpu] = entry
-                return Decision(entry.vcpu, self._slice(now, self.timeslice))
+        busy = {account.vcpu.domid for account in self._running.values()}
+        for account in self._queue:
+            if account.vcpu.domid not in busy:
+                self._queue.remove(account)
+                account.stint = 0
+                account.yielded = False
+                self._running[pcpu] = account
+                return Decision(account.vcpu, self._slice(now, self.timeslice))
         return IDLE
 
     def next_event(self, now: int) -> int | None:
         """The next accounting while anybody runs, waits or is parked awake; None when all sleep."""
         self._account_until(now)
-        return self._next_accounting if any(entry.awake for entry in self._accounts.values()) else None
+        return self._next_accounting if any(account.awake for account in self._accounts.values()) else None
 
     def credit_of(self, vcpu: Schedulable) -> tuple[int, Priority, bool]:
         """A vCPU's (credit in ns, priority, parked), for traces and lessons."""
-        entry = self._accounts[vcpu.id]
-        return entry.credit, entry.priority, entry.parked
+        account = self._accounts[vcpu.id]
+        return account.credit, account.priority, account.parked
 
     def _slice(self, now: int, longest: int) -> int:
         return min(longest, self._next_accounting - now)
@@ -255,51 +255,51 @@ class Credit(Scheduler):
         parameters = read_parameters(found["domains"], self._domains.keys(), self.pcpus)
         domains = {domid: _Domain(*each) for domid, each in parameters.items()}
         accounts = read_accounts(found["accounts"], self._accounts)
-        may_run = {name for name, entry in accounts.items() if entry.awake and not entry.parked}
+        may_run = {name for name, account in accounts.items() if account.awake and not account.parked}
         self._queue, self._running = read_places(found, accounts, may_run)
         self._next_accounting = typed(int, found["next_accounting"], "next_accounting")
         self._balance = typed(int, found["balance"], "balance")
         self._accounts, self._domains = accounts, domains
-        for (domid, _), entry in accounts.items():
-            entry.domain = domains[domid]
-            entry.domain.members.append(entry)
+        for (domid, _), account in accounts.items():
+            account.domain = domains[domid]
+            account.domain.members.append(account)
 
     # ---- the run queue
 
-    def _enqueue(self, entry: _Entry) -> None:
+    def _enqueue(self, account: _Account) -> None:
         """Insert behind all of the same or a better class, and after a yield behind one more."""
         place = 0
-        while place < len(self._queue) and self._queue[place].priority <= entry.priority:
+        while place < len(self._queue) and self._queue[place].priority <= account.priority:
             place += 1
-        if entry.yielded and place < len(self._queue):
+        if account.yielded and place < len(self._queue):
             place += 1
-        self._queue.insert(place, entry)
+        self._queue.insert(place, account)
 
-    def _withdraw(self, entry: _Entry) -> None:
+    def _withdraw(self, account: _Account) -> None:
         """Take a vCPU off the queue or off its pCPU."""
-        if entry in self._queue:
-            self._queue.remove(entry)
+        if account in self._queue:
+            self._queue.remove(account)
         for pcpu, running in list(self._running.items()):
-            if running is entry:
+            if running is account:
                 del self._running[pcpu]
 
-    def _park(self, entry: _Entry) -> None:
-        if not entry.parked:
-            entry.parked = True
-            self._withdraw(entry)
+    def _park(self, account: _Account) -> None:
+        if not account.parked:
+            account.parked = True
+            self._withdraw(account)
 
-    def _unpark(self, entry: _Entry) -> None:
-        if entry.parked:
-            entry.parked = False
-            if entry.awake:
-                self._enqueue(entry)
+    def _unpark(self, account: _Account) -> None:
+        if account.parked:
+            account.parked = False
+            if account.awake:
+                self._enqueue(account)
 
     # ---- accounting
 
     def _account_until(self, now: int) -> None:
         """Do every accounting that has become due. With nobody active, none changes a thing."""
         while self._next_accounting <= now:
-            if any(entry.active for entry in self._accounts.values()):
+            if any(account.active for account in self._accounts.values()):
                 self._account()
                 self._next_accounting += self.timeslice
             else:
@@ -329,9 +329,11 @@ class Credit(Scheduler):
                 if weight_left:
                     pot += _share(fair - peak, weight_total, weight_left)
                 fair = peak
-            for entry in earning:
-                self._settle(entry, _share(fair, 1, len(earning)), _share(self._cap(domain), 1, len(earning)))
-        self._queue.sort(key=lambda entry: entry.priority)
+            for account in earning:
+                self._settle(
+                    account, _share(fair, 1, len(earning)), _share(self._cap(domain), 1, len(earning))
+                )
+        self._queue.sort(key=lambda account: account.priority)
 
     def _cap(self, domain: _Domain) -> int:
         """A domain's ceiling per period in ns; 0 is none."""
@@ -342,19 +344,19 @@ class Credit(Scheduler):
         peak = self.timeslice * vcpus + debt
         return min(peak, self._cap(domain)) if domain.cap else peak
 
-    def _settle(self, entry: _Entry, earned: int, cap: int) -> None:
+    def _settle(self, account: _Account, earned: int, cap: int) -> None:
         """Pay a vCPU, and derive class, parking and activity; `cap` is its part of the domain's."""
-        entry.credit += earned
-        if entry.credit < 0:
-            entry.priority = Priority.OVER
-            if cap and entry.credit < -cap:
-                self._park(entry)
-            entry.credit = max(entry.credit, -self.timeslice)
+        account.credit += earned
+        if account.credit < 0:
+            account.priority = Priority.OVER
+            if cap and account.credit < -cap:
+                self._park(account)
+            account.credit = max(account.credit, -self.timeslice)
         else:
-            entry.priority = Priority.UNDER
-            self._unpark(entry)
-            if entry.credit > self.timeslice:
+            account.priority = Priority.UNDER
+            self._unpark(account)
+            if account.credit > self.timeslice:
                 # It earns more than it uses: let it rest, with something in hand for when it comes back.
-                entry.active = False
-                entry.credit //= 2
-        self._balance += entry.credit
+                account.active = False
+                account.credit //= 2
+        self._balance += account.credit

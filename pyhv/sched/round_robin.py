@@ -26,7 +26,9 @@ from pyhv.state import Plain, entries, given
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class _Turn:
+    """One vCPU's place in the queue."""
+
     vcpu: Schedulable = given("whoever adds it")
     awake: bool = False
     used_ns: int = 0
@@ -42,9 +44,9 @@ class RoundRobin(Scheduler):
         if slice_ns <= 0:
             raise ValueError("a slice must last at least one nanosecond")
         self.slice_ns = slice_ns
-        self._accounts: dict[VcpuName, _Entry] = {}
-        self._queue: deque[_Entry] = deque()
-        self._running: dict[int, _Entry] = {}
+        self._accounts: dict[VcpuName, _Turn] = {}
+        self._queue: deque[_Turn] = deque()
+        self._running: dict[int, _Turn] = {}
         self._domains: dict[int, SchedParameters] = {}
 
     def check(self, parameters: SchedParameters) -> None:
@@ -61,8 +63,8 @@ class RoundRobin(Scheduler):
     def remove_domain(self, domid: int) -> None:
         """Forget a domain."""
         del self._domains[domid]
-        for entry in [entry for entry in self._accounts.values() if entry.vcpu.domid == domid]:
-            self.remove(entry.vcpu)
+        for turn in [turn for turn in self._accounts.values() if turn.vcpu.domid == domid]:
+            self.remove(turn.vcpu)
 
     def add(self, vcpu: Schedulable) -> None:
         """Take a new vCPU in, asleep."""
@@ -70,7 +72,7 @@ class RoundRobin(Scheduler):
             raise ValueError(f"vCPU {vcpu.id} is scheduled already")
         if vcpu.domid not in self._domains:
             raise KeyError(vcpu.domid)
-        self._accounts[vcpu.id] = _Entry(vcpu)
+        self._accounts[vcpu.id] = _Turn(vcpu)
 
     def remove(self, vcpu: Schedulable) -> None:
         """Forget a vCPU."""
@@ -78,19 +80,19 @@ class RoundRobin(Scheduler):
 
     def wake(self, vcpu: Schedulable, now: int) -> bool:
         """Put a sleeping vCPU at the tail; it preempts nobody: True only for an idle pCPU."""
-        entry = self._accounts[vcpu.id]
-        if entry.awake:
+        turn = self._accounts[vcpu.id]
+        if turn.awake:
             return False
-        entry.awake = True
-        self._queue.append(entry)
+        turn.awake = True
+        self._queue.append(turn)
         return not self._running
 
     def sleep(self, vcpu: Schedulable, now: int) -> None:
         """Take a vCPU out of the queue; what was left of its slice is lost."""
-        entry = self._accounts[vcpu.id]
-        self._leave(entry)
-        entry.awake = False
-        entry.used_ns = 0
+        turn = self._accounts[vcpu.id]
+        self._leave(turn)
+        turn.awake = False
+        turn.used_ns = 0
 
     def yield_(self, vcpu: Schedulable, now: int) -> None:
         """Count the vCPU's slice as used up."""
@@ -109,14 +111,14 @@ class RoundRobin(Scheduler):
             else:
                 current.used_ns = 0
                 self._queue.append(current)
-        busy = {entry.vcpu.domid for entry in self._running.values()}
-        for entry in self._queue:
-            if entry.vcpu.domid not in busy:
-                self._queue.remove(entry)
-                self._running[pcpu] = entry
+        busy = {turn.vcpu.domid for turn in self._running.values()}
+        for turn in self._queue:
+            if turn.vcpu.domid not in busy:
+                self._queue.remove(turn)
+                self._running[pcpu] = turn
                 # A slice that a yield marked as used while its owner was not running starts afresh.
-                entry.used_ns %= self.slice_ns
-                return Decision(entry.vcpu, self.slice_ns - entry.used_ns)
+                turn.used_ns %= self.slice_ns
+                return Decision(turn.vcpu, self.slice_ns - turn.used_ns)
         return IDLE
 
     def adjust(self, domid: int, parameters: SchedParameters) -> None:
@@ -152,10 +154,10 @@ class RoundRobin(Scheduler):
         )
         self._queue, self._accounts, self._domains = deque(queue), accounts, domains
 
-    def _leave(self, entry: _Entry) -> None:
-        """Take an entry off the queue or off its pCPU."""
-        if entry in self._queue:
-            self._queue.remove(entry)
+    def _leave(self, turn: _Turn) -> None:
+        """Take an turn off the queue or off its pCPU."""
+        if turn in self._queue:
+            self._queue.remove(turn)
         for pcpu, running in list(self._running.items()):
-            if running is entry:
+            if running is turn:
                 del self._running[pcpu]

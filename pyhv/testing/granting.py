@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.grants import CopyFlag, EntryFlag, MapFlag
 from pyhv.abi.layout import AbiStruct
-from pyhv.abi.numbers import Memory
+from pyhv.abi.numbers import MemoryOp
 from pyhv.abi.structs import GnttabCopy, GnttabMapGrantRef, GnttabSetVersion, MemoryReservation
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW
 from pyhv.machine import Machine, MachineConfig
@@ -108,4 +108,4 @@ def balloon(guest: Paused) -> None:
     word = "Q" if guest.width == 64 else "I"
     listed = guest.put(struct.pack(f"<{word}", free_page(guest, 7)), 512)
     request = MemoryReservation(extent_start=listed, nr_extents=1, domid=DOMID_SELF)
-    assert guest.memory_op(Memory.DECREASE_RESERVATION, request) == 1
+    assert guest.memory_op(MemoryOp.DECREASE_RESERVATION, request) == 1

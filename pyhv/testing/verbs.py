@@ -25,7 +25,7 @@ from pyhv.abi.numbers import (
     Evtchn,
     Gnttab,
     Hypercall,
-    Memory,
+    MemoryOp,
     NmiOp,
     Physdev,
     Sched,
@@ -152,7 +152,7 @@ class Verbs:
         number = self._command(Hypercall.EVENT_CHANNEL_OP, request) if command is None else command
         return self._with(request, lambda at: self.call(Hypercall.EVENT_CHANNEL_OP, number, at))
 
-    def memory_op(self, command: Memory | int, argument: Argument = 0, start: int = 0) -> Result:
+    def memory_op(self, command: MemoryOp | int, argument: Argument = 0, start: int = 0) -> Result:
         """memory_op, from extent `start` on."""
         number = command | start << MEMOP_EXTENT_SHIFT
         return self._with(argument, lambda at: self.call(Hypercall.MEMORY_OP, number, at))

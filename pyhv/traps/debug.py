@@ -37,7 +37,7 @@ from pyhv.abi.x86 import CR4_DE, FLAG_RF, FLAG_TF, Vector
 from pyhv.address import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
-from pyhv.cpu.debugunit import MET_BREAKPOINT, Access, Range, of_one_operand
+from pyhv.cpu.debugunit import MET_BREAKPOINT, DataAccess, Range, of_one_operand
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash
 from pyhv.mmu.memory import walk
@@ -51,7 +51,7 @@ _LENGTHS: Final = (1, 2, 8, 4)
 _LONGEST_ACCESS: Final = 16
 
 
-class Watch(NamedTuple):
+class Breakpoint(NamedTuple):
     """An enabled data or port breakpoint: `bit` is its bit in DR6."""
 
     bit: int
@@ -60,10 +60,10 @@ class Watch(NamedTuple):
     writes_only: bool = False
 
 
-def data_breakpoints(vcpu: Vcpu) -> list[Watch]:
+def data_breakpoints(vcpu: Vcpu) -> list[Breakpoint]:
     """The vCPU's enabled data breakpoints; low address bits do not count, as on hardware."""
     return [
-        Watch(1 << n, vcpu.debug.registers[n] & -length, length, kind == _WRITE)
+        Breakpoint(1 << n, vcpu.debug.registers[n] & -length, length, kind == _WRITE)
         for n, kind, length in _enabled(vcpu)
         if kind in (_WRITE, _ACCESS)
     ]
@@ -103,9 +103,9 @@ class Breakpoints:
         self._unit = cpu.engine.debug_unit
         self._tells_linear = self._unit is not None and self._unit.tells_linear
         self._instructions: list[tuple[int, int]] = []
-        self._data: list[Watch] = []
-        self._ports: list[Watch] = []
-        self._touches: list[Access] = []
+        self._data: list[Breakpoint] = []
+        self._ports: list[Breakpoint] = []
+        self._touches: list[DataAccess] = []
         """Of the instruction in execution; machine addresses, but linear ones from a debug unit."""
         self._hits = 0
         """DR6 bits of port breakpoints that the instruction in execution has met."""
@@ -235,7 +235,7 @@ class Breakpoints:
         self._ports = []
         if vcpu.cr4 & CR4_DE:
             self._ports = [
-                Watch(1 << n, vcpu.debug.registers[n], size)
+                Breakpoint(1 << n, vcpu.debug.registers[n], size)
                 for n, kind, size in _enabled(vcpu)
                 if kind == _PORT
             ]
@@ -294,7 +294,7 @@ class Breakpoints:
             at = watch.start & PAGE_MASK
             overlaps = offset < at + watch.length and at < offset + size
             if overlaps or at + PAGE_SIZE < offset + size:
-                self._touches.append(Access(address, size, write))
+                self._touches.append(DataAccess(address, size, write))
                 return
 
     def port(self, number: int, size: int) -> None:
@@ -370,7 +370,7 @@ class Breakpoints:
                 hits |= watch.bit
         return hits
 
-    def _concerns(self, touch: Access, watch: Watch) -> bool:
+    def _concerns(self, touch: DataAccess, watch: Breakpoint) -> bool:
         """Whether a load or store reached the memory that is now at the watched address.
 
         A hook tells machine addresses, and of an access that crosses into another page only the first one.
@@ -392,7 +392,7 @@ class Breakpoints:
         found = walk(cpu.domain.ram, cpu.vmcb.q[v.CR + 3] >> PAGE_SHIFT, va)
         return None if found is None else found.address & ~PAGE_MASK
 
-    def _reaches(self, watch: Watch, found: decode.Accesses | None) -> bool:
+    def _reaches(self, watch: Breakpoint, found: decode.Accesses | None) -> bool:
         """Whether the instruction means the watched linear address, not another view of the same memory."""
         if found is None:
             return True

@@ -11,7 +11,7 @@ from typing import Final
 from pyhv.abi.x86 import FLAG_AF, FLAG_CF, FLAG_OF, FLAG_PF, FLAG_SF, FLAG_ZF, PTE_P
 from pyhv.address import MASK32, MASK64
 from pyhv.cpu import vmcb as v
-from pyhv.cpu.decode import Store
+from pyhv.cpu.decode import StoreInstruction
 from pyhv.errors import XenError
 from pyhv.mmu.tables import PageTables
 from pyhv.traps.guestcpu import GuestCpu
@@ -22,7 +22,7 @@ _PLAIN: Final = frozenset({"mov", "movnti"})
 _LOGIC: Final = frozenset({"and", "or", "xor"})
 
 
-def effective_address(cpu: GuestCpu, store: Store) -> int:
+def effective_address(cpu: GuestCpu, store: StoreInstruction) -> int:
     """The linear address of the store's memory operand (without a bit offset)."""
     q, memory = cpu.vmcb.q, store.memory
     address = memory.displacement
@@ -42,7 +42,7 @@ def memory_is_wide(cpu: GuestCpu) -> bool:
     return cpu.domain.width == 64
 
 
-def emulate_store(cpu: GuestCpu, tables: PageTables, store: Store, fault: int, entry: int) -> bool:
+def emulate_store(cpu: GuestCpu, tables: PageTables, store: StoreInstruction, fault: int, entry: int) -> bool:
     """Apply `store`, which faulted at linear address `fault`, to the L1 entry at machine address `entry`.
 
     Returns False when this is no store that the assist covers or the new entry is refused: the guest gets
@@ -87,7 +87,7 @@ def emulate_store(cpu: GuestCpu, tables: PageTables, store: Store, fault: int, e
     return True
 
 
-def _source(cpu: GuestCpu, store: Store) -> int:
+def _source(cpu: GuestCpu, store: StoreInstruction) -> int:
     mask = (1 << store.size * 8) - 1
     if store.register is None:
         return store.immediate & mask
@@ -135,7 +135,7 @@ def _sum_flags(a: int, b: int, size: int, *, subtract: bool) -> tuple[int, int]:
 _Outcome = tuple[int | None, list[tuple[int, int, bool]], int | None]
 
 
-def _compute(cpu: GuestCpu, store: Store, old: int, bit: int) -> _Outcome | None:
+def _compute(cpu: GuestCpu, store: StoreInstruction, old: int, bit: int) -> _Outcome | None:
     """(new value or None, register writes, RFLAGS or None) of the store; None if not covered."""
     name, size = store.name, store.size
     if name in ("mov", "movabs", "movnti"):
@@ -178,7 +178,7 @@ def _compute(cpu: GuestCpu, store: Store, old: int, bit: int) -> _Outcome | None
     return None
 
 
-def _compare_exchange(cpu: GuestCpu, store: Store, old: int, clear: int) -> _Outcome:
+def _compare_exchange(cpu: GuestCpu, store: StoreInstruction, old: int, clear: int) -> _Outcome:
     accumulator = cpu.vmcb.q[v.RAX] & (1 << store.size * 8) - 1
     _, flags = _sum_flags(accumulator, old, store.size, subtract=True)
     if accumulator == old:

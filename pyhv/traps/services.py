@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a hypercall may do to its caller's processor: `hypercalls.context.Processor` over a `GuestCpu`."""
+"""What a hypercall may do to its caller's processor: `context.CallerProcessor` over a `GuestCpu`."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -10,7 +10,7 @@ from pyhv.traps.guestcpu import GuestCpu
 
 
 class ProcessorServices:
-    """`hypercalls.context.Processor` over a `GuestCpu`."""
+    """`hypercalls.context.CallerProcessor` over a `GuestCpu`."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("_cpu", "iret", "new_baseptr", "new_base_pointers", "drop_ldt", "load_ldtr"),

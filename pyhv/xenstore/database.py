@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 
 from pyhv.xenstore.limits import DOM0, Quota, StoreError, domain_path, lineage
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Access, Permissions
-from pyhv.xenstore.transactions import Change, Create, Effect, Remove, SetPermissions, Transaction, apply
+from pyhv.xenstore.transactions import Change, Create, NodeEffect, Remove, SetPermissions, Transaction, apply
 from pyhv.xenstore.tree import Tree, find, spine, walk
 from pyhv.xenstore.watches import Event, WatchTable
 
@@ -77,7 +77,7 @@ class Database:
             raise StoreError("EAGAIN", "a node that the transaction depends on has changed")
         before = self.tree.root
         outcome = self.tree.fork()
-        effects: dict[str, Effect] = {}
+        effects: dict[str, NodeEffect] = {}
         for change in transaction.changes:
             effect = apply(change, outcome, self.next_generation())
             known = effects.get(effect.path)
@@ -88,7 +88,7 @@ class Database:
         for path in list(effects):
             left = lineage(path)[len(spine(outcome.root, path)) - 1]
             if left not in told and find(before, left) is None:
-                effects[left] = Effect(left)
+                effects[left] = NodeEffect(left)
                 told.update(lineage(left))
         for domid, nodes in outcome.owned.items():
             if domid != DOM0 and nodes > max(self.quota.nodes, self.tree.owned[domid]):

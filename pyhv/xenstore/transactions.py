@@ -72,18 +72,18 @@ Change = Create | SetValue | SetPermissions | Remove
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Effect:
+class NodeEffect:
     """What watchers hear of: something happened at `path`; `removed` is what was there if it is gone."""
 
     path: str
     removed: Node | None = None
 
 
-def apply(change: Change, tree: Tree, generation: int) -> Effect:
+def apply(change: Change, tree: Tree, generation: int) -> NodeEffect:
     """Do `change` on `tree` and say what watchers are to hear. Raises what the tree raises."""
     removed = tree.find(change.path) if isinstance(change, Remove) else None
     change.apply(tree, generation)
-    return Effect(change.path, removed)
+    return NodeEffect(change.path, removed)
 
 
 class Transaction:

@@ -16,7 +16,7 @@ from pyhv.state import given, refusal
 from pyhv.xenstore.limits import StoreError, canonical, domain_path, lineage, parent_of, special
 from pyhv.xenstore.permissions import Access
 from pyhv.xenstore.saved import SavedWatch, check_path
-from pyhv.xenstore.transactions import Effect
+from pyhv.xenstore.transactions import NodeEffect
 from pyhv.xenstore.tree import Node, find, walk
 
 Deliver = Callable[[str, bytes], None]
@@ -116,7 +116,7 @@ class WatchTable:
         for watch in sorted(watches, key=_by_order):
             self._by_path.setdefault(watch.path, []).append(watch)
 
-    def events(self, effects: Iterable[Effect], before: Node, after: Node) -> list[Event]:
+    def events(self, effects: Iterable[NodeEffect], before: Node, after: Node) -> list[Event]:
         """What a change that made the root `before` into the root `after` tells, in a fixed order."""
         return [event for effect in effects for event in self._of(effect, before, after)]
 
@@ -124,7 +124,7 @@ class WatchTable:
         """What the special event `name` tells; `may_hear` takes a domain."""
         return [Event(watch, name) for watch in self._by_path.get(name, []) if may_hear(watch.domid)]
 
-    def _of(self, effect: Effect, before: Node, after: Node) -> Iterator[Event]:
+    def _of(self, effect: NodeEffect, before: Node, after: Node) -> Iterator[Event]:
         concerned = [watch for path in lineage(effect.path) for watch in self._by_path.get(path, ())]
         for watch in sorted(concerned, key=_by_order):
             if _visible(watch.domid, effect.path, before, after):

@@ -167,7 +167,7 @@ class TestInput:
     def test_what_does_not_fit_waits_and_holds_the_pipe_back(self, pipe: tuple[int, int]) -> None:
         reader, writer = pipe
         guest = Guest(room=3)
-        source = consoles.Input(reader, guest.feed, nothing)
+        source = consoles.ConsoleInput(reader, guest.feed, nothing)
         os.write(writer, b"abcdef")
         assert source.pump()
         assert guest.got == b"abc"
@@ -185,7 +185,7 @@ class TestInput:
     def test_the_end_comes_after_the_last_byte_was_taken(self, pipe: tuple[int, int]) -> None:
         reader, writer = pipe
         guest, ends = Guest(room=0), []
-        source = consoles.Input(reader, guest.feed, lambda: ends.append(1))
+        source = consoles.ConsoleInput(reader, guest.feed, lambda: ends.append(1))
         os.write(writer, b"ab")
         os.close(writer)
         assert source.pump()
@@ -205,7 +205,7 @@ class TestInput:
         os.write(writer, data)
         os.close(writer)
         guest = Guest()
-        source = consoles.Input(reader, guest.feed, nothing)
+        source = consoles.ConsoleInput(reader, guest.feed, nothing)
         for room in rooms:
             guest.room = room
             source.pump()

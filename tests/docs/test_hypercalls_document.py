@@ -10,7 +10,7 @@ import pytest
 from docgen import hypercalls, numbers
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import GrantStatus
-from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall, Memory
+from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall, MemoryOp
 from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
 from pyhv.hypercalls.table import Entry, Status, SubOperation
 from pyhv.testing.guest_machine import UNMAPPED, Paused, paused
@@ -66,7 +66,7 @@ def test_what_is_partial_says_so() -> None:
 
 # -- what the page says in general, held against the handlers ----------------------------------------------
 
-DONE_BEFORE = {Memory.INCREASE_RESERVATION, Memory.DECREASE_RESERVATION, Memory.POPULATE_PHYSMAP}
+DONE_BEFORE = {MemoryOp.INCREASE_RESERVATION, MemoryOp.DECREASE_RESERVATION, MemoryOp.POPULATE_PHYSMAP}
 """They return how many extents were done, and never an error."""
 WITH_STRUCTURE = [
     pytest.param(commands.hypercall, operation.number, id=operation.number.name.lower())

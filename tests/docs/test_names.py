@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names in pyhv: constants stay what they are."""
+"""Names in pyhv: constants stay what they are, and a class has its name for itself."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -36,3 +36,39 @@ def test_a_changeable_constant_is_seen() -> None:
         "A = 1\nB: int = 2\nC: Final = 3\nD: Final[int] = 4\nE, F = 5, 6\nT = TypeVar('T')\nx = 7\n"
     )
     assert list(changeable(tree)) == ["A", "B"]
+
+
+SHARED_NAMES = {
+    "Machine": "`pyhv.Machine` is what a program handles, over the computer of `pyhv.machine`",
+    "_Saved": "the state of a module's object as plain data, for that module alone",
+}
+"""Classes that several modules may have under one name, and why."""
+
+
+def class_names(tree: ast.Module) -> Iterator[str]:
+    """Of all classes, nested ones too."""
+    return (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+
+
+def repeated(modules: Mapping[str, ast.Module]) -> dict[str, list[str]]:
+    """Names that more than one class has, with the modules of these."""
+    homes: dict[str, list[str]] = {}
+    for module, tree in modules.items():
+        for name in class_names(tree):
+            homes.setdefault(name, []).append(module)
+    return {name: found for name, found in homes.items() if len(found) > 1}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    found = repeated(
+        {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+    )
+    assert {name: homes for name, homes in found.items() if name not in SHARED_NAMES} == {}
+    assert found.keys() == SHARED_NAMES.keys(), "an exception that is none any more"
+    assert sorted(found["Machine"]) == ["api/machine.py", "machine.py"]
+
+
+def test_a_repeated_class_is_seen() -> None:
+    one = ast.parse("class A: ...\nclass B:\n    class C: ...\n")
+    two = ast.parse("def f():\n    class A: ...\nclass C(A): ...\n")
+    assert repeated({"one": one, "two": two}) == {"A": ["one", "two"], "C": ["one", "two"]}

@@ -24,7 +24,7 @@ from pyhv.cpu.ram import Ram
 from pyhv.cpu.slots import Library, library
 from pyhv.cpu.trial import BrokenPromise, Trial
 from pyhv.cpu.tuning import gate, layout, stops
-from pyhv.cpu.tuning.block import Layout
+from pyhv.cpu.tuning.block import BlockLayout
 from pyhv.cpu.tuning.catalogue import PATCHES
 from pyhv.cpu.tuning.form import OF_CPU, Patch, Stub, Word, find_block
 from pyhv.cpu.tuning.gate import Tuning, make_tuning, tuning
@@ -234,9 +234,9 @@ def test_patches_share_a_slot_and_words_are_each_engine_s_own() -> None:
 
 def test_two_words_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="one name"):
-        Layout((patch("", words=(Word("ram_size"),)),))
+        BlockLayout((patch("", words=(Word("ram_size"),)),))
     with pytest.raises(ValueError, match="too many"):
-        Layout((patch("", words=tuple(Word(f"w{n}") for n in range(300))),))
+        BlockLayout((patch("", words=tuple(Word(f"w{n}") for n in range(300))),))
 
 
 def test_an_engine_whose_memory_is_not_one_region_stays_plain() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Evtchn, Memory, Sched, Shutdown, VcpuOp
+from pyhv.abi.numbers import Evtchn, MemoryOp, Sched, Shutdown, VcpuOp
 from pyhv.abi.shared import FIFO_LINK_BITS
 from pyhv.abi.structs import (
     EvtchnBindIpi,
@@ -123,7 +123,7 @@ def test_pages_given_away_are_freed_with_the_last_reference(guest: Paused) -> No
     assert guest.unmap(va) == 0
     extents = guest.put(struct.pack("<Q", mfn), 0x900)
     request = MemoryReservation(extent_start=extents, nr_extents=1, domid=DOMID_SELF)
-    assert guest.memory_op(Memory.DECREASE_RESERVATION, request) == 1
+    assert guest.memory_op(MemoryOp.DECREASE_RESERVATION, request) == 1
     assert frames.owner[mfn] == guest.domain.domid, "Xen still writes there"
     assert guest.machine.audit() == []
     assert reset(guest) == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyhv.abi.domid import DOMID_SELF
-from pyhv.abi.numbers import Hypercall, Memory, Mmuext
+from pyhv.abi.numbers import Hypercall, MemoryOp, Mmuext
 from pyhv.abi.structs import MemoryExchange, MemoryReservation, MmuextOp, MmuUpdate, MulticallEntry
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import MASK64, Mfn
@@ -70,7 +70,7 @@ def test_an_exchange_that_feeds_itself_gives_way(guest: Paused) -> None:
         out_extent_start=ALIAS + 8, out_nr_extents=1 << 40, out_domid=DOMID_SELF,
     )  # fmt: skip
     at = guest.put(request.pack(), 7 << 12)
-    assert in_a_turn(guest, Hypercall.MEMORY_OP, Memory.EXCHANGE, at)
+    assert in_a_turn(guest, Hypercall.MEMORY_OP, MemoryOp.EXCHANGE, at)
     done = MemoryExchange.unpack(guest.get(MemoryExchange.size(), 7 << 12)).nr_exchanged
     assert 0 < done < 1000
     assert in_a_turn(guest, Hypercall.MEMORY_OP, guest.q[v.RDI], guest.q[v.RSI])
@@ -116,12 +116,12 @@ def test_a_large_tree_is_approved_once(guest: Paused, monkeypatch: pytest.Monkey
     )
 
 
-@pytest.mark.parametrize("command", [Memory.INCREASE_RESERVATION, Memory.POPULATE_PHYSMAP])
+@pytest.mark.parametrize("command", [MemoryOp.INCREASE_RESERVATION, MemoryOp.POPULATE_PHYSMAP])
 def test_reservations_give_way_and_go_on(guest: Paused, command: int) -> None:
     pages = 100
     frames = guest.machine.frames
     mfns = frames.owned_by(guest.domain.domid)[-300 : -300 + pages].tolist()
-    for number in (Memory.DECREASE_RESERVATION, command):
+    for number in (MemoryOp.DECREASE_RESERVATION, command):
         listed = guest.put(struct.pack(f"<{pages}Q", *mfns))
         request = MemoryReservation(extent_start=listed, nr_extents=pages, domid=DOMID_SELF)
         before = guest.domain.tot_pages

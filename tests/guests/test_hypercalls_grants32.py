@@ -8,7 +8,7 @@ import pytest
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
 from pyhv.abi.grants import GrantStatus
-from pyhv.abi.numbers import Memory
+from pyhv.abi.numbers import MemoryOp
 from pyhv.abi.structs import (
     GnttabCopy,
     GnttabGetStatusFrames,
@@ -66,7 +66,9 @@ def test_copy_and_transfer_of_32_bit_guests(narrow: Trio) -> None:
     mfn = free_page(b, 5)
     listed = a.put(free_page(a, 7).to_bytes(4, "little"), 512)
     assert (
-        a.memory_op(Memory.DECREASE_RESERVATION, a.put(struct.pack("<IIIIHxx", listed, 1, 0, 0, DOMID_SELF)))
+        a.memory_op(
+            MemoryOp.DECREASE_RESERVATION, a.put(struct.pack("<IIIIHxx", listed, 1, 0, 0, DOMID_SELF))
+        )
         == 1
     )
     entry(a, 9, ACCEPT, 2, 0x77)

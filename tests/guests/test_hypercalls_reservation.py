@@ -7,15 +7,15 @@ import pytest
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, Memory
+from pyhv.abi.numbers import MEMOP_EXTENT_SHIFT, MemoryOp
 from pyhv.abi.structs import MemoryExchange, MemoryReservation
 from pyhv.hypercalls.context import Again
 from pyhv.testing.guest_machine import UNMAPPED, Paused
 
 INCREASE, DECREASE, POPULATE = (
-    Memory.INCREASE_RESERVATION,
-    Memory.DECREASE_RESERVATION,
-    Memory.POPULATE_PHYSMAP,
+    MemoryOp.INCREASE_RESERVATION,
+    MemoryOp.DECREASE_RESERVATION,
+    MemoryOp.POPULATE_PHYSMAP,
 )
 BITS_44, NODE_0, POPULATE_ON_DEMAND, EXACT_NODE, VNODE = 44, 1 << 8, 1 << 16, 1 << 17, 1 << 18
 LIST, WANTED = 0x2000, 0x3000
@@ -34,7 +34,7 @@ def first(guest: Paused, at: int = LIST) -> int:
 
 def reservation(
     guest: Paused,
-    command: Memory,
+    command: MemoryOp,
     frames: list[int],
     *,
     order: int = 0,
@@ -96,7 +96,7 @@ def test_decreasing_stops_at_the_first_bad_frame(guest: Paused) -> None:
     "other",
     [{"order": 10}, {"order": 0xFFFFFFFF}, {"domid": 0}, {"domid": 77}, {"at": UNMAPPED}, {"count": 0}],
 )
-def test_reservations_never_return_an_error(guest: Paused, command: Memory, other: dict[str, int]) -> None:
+def test_reservations_never_return_an_error(guest: Paused, command: MemoryOp, other: dict[str, int]) -> None:
     assert reservation(guest, command, [5], **other) == 0
     assert guest.memory_op(command, UNMAPPED) == 0
     assert reservation(guest, command, [5], start=7) == 7, "the number of extents that were done before"
@@ -130,7 +130,7 @@ def spare(guest: Paused, count: int) -> list[int]:
     return found[:count]
 
 
-def interrupted(again: Again, command: Memory, argument: int) -> int:
+def interrupted(again: Again, command: MemoryOp, argument: int) -> int:
     """What a call that gave way asks for; the extent at which it goes on."""
     number, rest = again.arguments
     assert (number & (1 << MEMOP_EXTENT_SHIFT) - 1, rest) == (command, argument)
@@ -139,7 +139,9 @@ def interrupted(again: Again, command: Memory, argument: int) -> int:
 
 @pytest.mark.promise("T-5")
 @pytest.mark.parametrize("command", [INCREASE, DECREASE, POPULATE])
-def test_long_reservations_give_way(guest: Paused, command: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_reservations_give_way(
+    guest: Paused, command: MemoryOp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(guest.dispatcher.call, "preempted", lambda _steps: True)
     count, domain = 200, guest.domain
     if command is DECREASE:
@@ -177,7 +179,7 @@ def exchange(guest: Paused, given: list[int], wanted: list[int], **other: int) -
         "out_domid": DOMID_SELF,
     }
     request = MemoryExchange(**(fields | other))
-    result = guest.memory_op(Memory.EXCHANGE, request)
+    result = guest.memory_op(MemoryOp.EXCHANGE, request)
     return result, request.nr_exchanged
 
 
@@ -205,10 +207,10 @@ def test_a_long_exchange_goes_on_where_it_was(guest: Paused, monkeypatch: pytest
     how_far = MemoryExchange.layout64.offsets["nr_exchanged"]
     for done in (64, 128):
         with pytest.raises(Again) as again:
-            guest.memory_op(Memory.EXCHANGE, request)
-        assert interrupted(again.value, Memory.EXCHANGE, request) == 0
+            guest.memory_op(MemoryOp.EXCHANGE, request)
+        assert interrupted(again.value, MemoryOp.EXCHANGE, request) == 0
         assert guest.words(request + how_far, 1) == (done,)
-    assert guest.memory_op(Memory.EXCHANGE, request) == 0
+    assert guest.memory_op(MemoryOp.EXCHANGE, request) == 0
     assert guest.words(request + how_far, 1) == (count,)
     assert guest.machine.audit() == []
 
@@ -225,7 +227,7 @@ def test_exchanges_that_are_refused(guest: Paused) -> None:
     for order in (63, 64, 0xFFFFFFFF):
         result, _ = exchange(guest, [mfn], [1], in_extent_order=order, out_extent_order=order)
         assert result in (-Errno.EINVAL, -Errno.EPERM)
-    assert guest.memory_op(Memory.EXCHANGE, UNMAPPED) == -Errno.EFAULT
+    assert guest.memory_op(MemoryOp.EXCHANGE, UNMAPPED) == -Errno.EFAULT
 
 
 # -- 32-bit guests: byte by byte ---------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def test_memory_of_32_bit_guests(narrow: Paused) -> None:
     frames, (mfn, other) = narrow.machine.frames, spare(narrow, 2)
     assert frames.m2p is not None
 
-    def call(command: Memory, value: int) -> int:
+    def call(command: MemoryOp, value: int) -> int:
         array = narrow.put(struct.pack("<I", value), 0x100)
         request = narrow.put(struct.pack("<IIIIHxx", array, 1, 0, 0, DOMID_SELF))
         return narrow.memory_op(command, request)
@@ -246,7 +248,7 @@ def test_memory_of_32_bit_guests(narrow: Paused) -> None:
             "<IIIIHxxIIIIHxxI",
             given, count, order, 0, DOMID_SELF, wanted, count, order, 0, DOMID_SELF, 0,
         )  # fmt: skip
-        return narrow.memory_op(Memory.EXCHANGE, narrow.put(request))
+        return narrow.memory_op(MemoryOp.EXCHANGE, narrow.put(request))
 
     assert call(DECREASE, mfn) == 1
     assert call(POPULATE, 0x123) == 1

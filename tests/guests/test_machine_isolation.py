@@ -8,7 +8,7 @@ import pytest
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Memory, Mmuext, VcpuOp
+from pyhv.abi.numbers import MemoryOp, Mmuext, VcpuOp
 from pyhv.abi.structs import (
     GnttabMapGrantRef,
     GnttabUnmapGrantRef,
@@ -265,7 +265,7 @@ def test_a_ring_that_is_given_back_is_not_given_away(guest: Paused) -> None:
         va = int(frames.m2p_np[mfn]) << 12
         listed = guest.put(mfn.to_bytes(8, "little"), 64)
         request = MemoryReservation(extent_start=listed, nr_extents=1, domid=DOMID_SELF).pack()
-        assert guest.memory_op(Memory.DECREASE_RESERVATION, guest.put(request)) == 1
+        assert guest.memory_op(MemoryOp.DECREASE_RESERVATION, guest.put(request)) == 1
         assert guest.update_va_mapping(va, 0, 2) == 0
         assert frames.owner[mfn] == 1
     assert guest.machine.audit() == []
@@ -305,7 +305,7 @@ def test_senseless_sizes_cost_nothing(guest: Paused) -> None:
             request = MemoryExchange(
                 in_nr_extents=given, out_nr_extents=given, in_extent_order=order, out_extent_order=order
             )
-            assert guest.memory_op(Memory.EXCHANGE, request) in (
+            assert guest.memory_op(MemoryOp.EXCHANGE, request) in (
                 -Errno.EINVAL,
                 -Errno.EPERM,
             )

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.errno import Errno
-from pyhv.abi.numbers import Gnttab, Hypercall, Memory, Mmuext
+from pyhv.abi.numbers import Gnttab, Hypercall, MemoryOp, Mmuext
 from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapGrantRef, MemoryReservation, MmuextOp, MmuUpdate
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_PCD, PTE_RW, PTE_US
 from pyhv.machine import Machine, MachineConfig
@@ -265,7 +265,7 @@ class TwoGuests(RuleBasedStateMachine):
         request = MemoryReservation(
             extent_start=side.guest.put(struct.pack("<Q", mfn), 64), nr_extents=1, domid=DOMID_SELF
         )
-        result = side.guest.memory_op(Memory.DECREASE_RESERVATION, side.guest.put(request.pack()))
+        result = side.guest.memory_op(MemoryOp.DECREASE_RESERVATION, side.guest.put(request.pack()))
         assert result == int(mine)
         side.allocated.discard(mfn)
 
@@ -278,7 +278,7 @@ class TwoGuests(RuleBasedStateMachine):
         )
         place = side.guest.put(bytes(8), 64)
         request = MemoryReservation(extent_start=place, nr_extents=1, domid=DOMID_SELF)
-        result = side.guest.memory_op(Memory.INCREASE_RESERVATION, side.guest.put(request.pack()))
+        result = side.guest.memory_op(MemoryOp.INCREASE_RESERVATION, side.guest.put(request.pack()))
         assert result == int(owned < side.guest.domain.max_pages)
         if result:
             mfn = struct.unpack("<Q", side.guest.get(8, 64))[0]

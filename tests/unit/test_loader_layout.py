@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyhv.address import PAGE_SIZE, pages_of
 from pyhv.errors import ConfigError, ImageError
-from pyhv.loader.image import KernelImage, Segment
+from pyhv.loader.image import KernelImage, LoadSegment
 from pyhv.loader.layout import Layout, plan
 from pyhv.loader.notes import NoteSource, Pae, XenNotes
 
@@ -20,7 +20,7 @@ MIB = 256
 
 def image(kstart: int, kend: int, virt_base: int | None = None, width: int = 64, **notes: Any) -> KernelImage:
     base = virt_base or 0
-    segment = Segment(kstart - base, kstart, 0, kend - kstart, b"", 7)
+    segment = LoadSegment(kstart - base, kstart, 0, kend - kstart, b"", 7)
     told = XenNotes(
         source=NoteSource.PT_NOTE,
         xen_version="xen-3.0",
@@ -217,7 +217,7 @@ def test_end_of_the_address_space() -> None:
 
 
 def test_unbootable_image() -> None:
-    bare = KernelImage("k", "ELF", 64, "EM_X86_64", (Segment(0, 0, 0, 1, b"", 7),), 0, XenNotes())
+    bare = KernelImage("k", "ELF", 64, "EM_X86_64", (LoadSegment(0, 0, 0, 1, b"", 7),), 0, XenNotes())
     with pytest.raises(ImageError, match="no Xen notes"):
         plan(bare, MIB)
 

@@ -59,7 +59,7 @@ elsewhere:
 """
 
 
-class Layout:
+class BlockLayout:
     """The words of one tuning's blocks. ValueError if two patches use one name, or they do not fit."""
 
     def __init__(self, patches: Sequence[Patch]) -> None:
@@ -77,7 +77,9 @@ class Layout:
 class Block:
     """The block of one engine, from its start until `detach`. Words are read and set by name."""
 
-    def __init__(self, handle: int, ram: Ram, region: int, form: Layout, counter: tuple[int, int]) -> None:
+    def __init__(
+        self, handle: int, ram: Ram, region: int, form: BlockLayout, counter: tuple[int, int]
+    ) -> None:
         self._pointer = ctypes.c_uint64.from_address(handle + layout.UC_MEMORY_MAPPING)
         self._original = self._pointer.value
         self._offsets = form.offsets

@@ -16,7 +16,7 @@ from pyhv.cpu.ram import Ram
 from pyhv.cpu.slots import library
 from pyhv.cpu.trial import BrokenPromise, Trial
 from pyhv.cpu.tuning import layout
-from pyhv.cpu.tuning.block import Block, Layout, region_of
+from pyhv.cpu.tuning.block import Block, BlockLayout, region_of
 from pyhv.cpu.tuning.catalogue import PATCHES
 from pyhv.cpu.tuning.form import Patch
 from pyhv.cpu.tuning.install import Installation, Unfit
@@ -32,7 +32,7 @@ class Tuning:
 
     patches: tuple[Patch, ...] = ()
     why_not: str = ""
-    form: Layout | None = None
+    form: BlockLayout | None = None
     """Of the engines' blocks."""
 
     @property

@@ -15,7 +15,7 @@ from pyhv.cpu import binding
 from pyhv.cpu.assembling import new_assembler
 from pyhv.cpu.slots import Library
 from pyhv.cpu.tuning import layout
-from pyhv.cpu.tuning.block import Layout
+from pyhv.cpu.tuning.block import BlockLayout
 from pyhv.cpu.tuning.form import Patch, Stub
 
 _TAIL: Final = "\nnext:\n    movabs rax, {next}\n    jmp rax\n"
@@ -47,7 +47,7 @@ class Installation:
     """
 
     def __init__(self, patches: Sequence[Patch], library: Library) -> None:
-        self.form = Layout(patches)
+        self.form = BlockLayout(patches)
         chains: dict[str, list[Stub]] = {}
         for patch in patches:
             for stub in patch.stubs:
