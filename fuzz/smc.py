@@ -117,7 +117,7 @@ class Stage:
     def exception(self, vector: int) -> None:
         """The hypervisor's next act, or a fault."""
         vmcb = self.engine.vmcb
-        if vector != 0x82 or not vmcb.is_software_interrupt or not self.acts:
+        if vector != 0x82 or not vmcb.software_interrupt or not self.acts:
             self._stop(f"exception {vector} at {vmcb.rip:#x}, CR2 {vmcb.cr2:#x}")
             return
         self.acts.pop(0)(self)

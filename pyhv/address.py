@@ -36,7 +36,7 @@ COMPAT_VIRT_START: Final = 0xF580_0000
 
 
 def is_canonical(va: int) -> bool:
-    """Say whether bits 63..47 of a 64-bit virtual address are all equal."""
+    """Whether bits 63..47 of a 64-bit virtual address are all equal."""
     return va < 0x0000_8000_0000_0000 or 0xFFFF_8000_0000_0000 <= va <= MASK64
 
 

@@ -98,8 +98,8 @@ class GrantPages:
             return None
         return FramePage(self._physical, mfn)
 
-    def mapped(self, mfn: Mfn) -> bool:
-        """Say whether somebody besides the hypervisor refers to the frame."""
+    def is_mapped(self, mfn: Mfn) -> bool:
+        """Whether somebody besides the hypervisor refers to the frame."""
         return self._physical.frames.refs[mfn] != 1
 
     def drop(self, mfn: Mfn) -> None:

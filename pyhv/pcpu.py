@@ -122,7 +122,7 @@ class Pcpu:
         dispatcher.load(vcpu)
         self.running = vcpu
         vcpu.runstate.change(VcpuState.RUNNING, start)
-        if vcpu.periodic.due(start):
+        if vcpu.periodic.tick(start):
             domain.events.raise_virq(Virq.TIMER, vcpu.number)
         if start - vcpu.areas.written >= _TIME_REFRESH_NS or vcpu.areas.written < 0:
             _write_areas(vcpu, start)

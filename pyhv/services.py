@@ -149,7 +149,7 @@ class Services:
 
     def start_vcpu(self, vcpu: Vcpu) -> None:
         """Bring a vCPU up; it runs if its domain does."""
-        if vcpu.context.is_empty:
+        if vcpu.context.empty:
             prepare_vcpu(vcpu)
         vcpu.online = True
         now = self.clock.now()

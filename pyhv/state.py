@@ -135,7 +135,7 @@ def restore(thing: object, saved: Plain, where: str = "") -> None:
     found = entries(saved, where, forms)
     for name, form in forms.items():
         part = getattr(thing, name)
-        if form.is_part and part is not None and found[name] is not None:
+        if form.in_place and part is not None and found[name] is not None:
             restore(part, found[name], _within(where, name))
         else:
             setattr(thing, name, form.read(found[name], _within(where, name)))
@@ -236,7 +236,7 @@ class _Form:
 
     say: Callable[[Any], Plain]
     read: Callable[[Plain, str], Any]
-    is_part: bool = False
+    in_place: bool = False
 
 
 def _forms(kind: Any) -> dict[str, _Form]:
@@ -275,7 +275,7 @@ def _form(hint: Any) -> _Form:
         return _named_tuple(hint)
     if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "NOT_STATE")):
         fixed = dataclasses.is_dataclass(hint) and hint.__dataclass_params__.frozen  # type: ignore[attr-defined]
-        return _Form(state, functools.partial(construct, hint), is_part=not fixed)
+        return _Form(state, functools.partial(construct, hint), in_place=not fixed)
     raise TypeError(f"{hint} cannot be state")
 
 
@@ -332,7 +332,7 @@ def _optional(arguments: tuple[Any, ...]) -> _Form:
     return _Form(
         lambda value: None if value is None else form.say(value),
         lambda saved, where: None if saved is None else form.read(saved, where),
-        form.is_part,
+        form.in_place,
     )
 
 

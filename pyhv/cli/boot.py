@@ -181,7 +181,7 @@ def boot(
             image=source.image,
             ramdisk=b"" if initial is None else initial.data,
             command_line=f"{source.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
-            verdict=verdict or ("pyhv" if source.is_builtin else ""),
+            verdict=verdict or ("pyhv" if source.builtin else ""),
         )
 
     options = session.BootOptions(

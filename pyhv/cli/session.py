@@ -206,7 +206,7 @@ class Session:
             os.fstat(fd)
         except (OSError, AttributeError, ValueError):  # closed, or no file at all
             return None
-        if os.isatty(fd) and not terminal.usable_terminal(fd):  # in the background: reading would stop us
+        if os.isatty(fd) and not terminal.is_usable_terminal(fd):  # in the background: reading would stop us
             return None
         return fd
 
@@ -413,7 +413,7 @@ def console_end(session: Session, number: int, name: str, verdict: str, *, sever
     options = session.options
     prefixed = None
     if several:
-        colour = number if options.console == "stdio" and _colourful() else None
+        colour = number if options.console == "stdio" and _has_colours() else None
         prefixed = consoles.Prefixed(session.target, printable(name), colour)
     watcher, tail = Watcher(CONVENTIONS[verdict]()), consoles.Tail()
     others: list[consoles.Output] = [watcher, tail]
@@ -455,7 +455,7 @@ def _output(path: Path | None, what: str, stack: ExitStack) -> consoles.Stream |
     return consoles.Stream(stack.enter_context(consoles.open_output(path, what)), str(path))
 
 
-def _colourful() -> bool:
+def _has_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 

@@ -27,7 +27,7 @@ GRACE_SECONDS: Final = 2.0
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def usable_terminal(fd: int) -> bool:
+def is_usable_terminal(fd: int) -> bool:
     """Whether `fd` is a terminal that this process may change: it is in the foreground."""
     try:
         return os.isatty(fd) and os.tcgetpgrp(fd) == os.getpgrp()

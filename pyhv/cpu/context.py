@@ -17,29 +17,29 @@ from pyhv.state import Plain, construct, entries, state
 class Context:
     """One vCPU's registers on `engine`."""
 
-    __slots__ = ("_block", "_engine", "_is_new")
+    __slots__ = ("_block", "_engine", "_new")
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         "_engine": "given",
         "_block": "the engine's own form of `registers`",
-        "_is_new": "set with them",
+        "_new": "set with them",
     }
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._block: bytes | None = None
-        self._is_new = False
+        self._new = False
         """They were set by name, and have not been loaded since."""
 
     @property
-    def is_loaded(self) -> bool:
+    def loaded(self) -> bool:
         """Whether the engine holds them."""
         return self._engine.holder is self
 
     @property
-    def is_empty(self) -> bool:
+    def empty(self) -> bool:
         """Whether no registers have been set yet."""
-        return self._block is None and not self.is_loaded
+        return self._block is None and not self.loaded
 
     def load(self) -> bool:
         """Make the engine hold them; those that it held come to rest. Not while it runs.
@@ -54,12 +54,12 @@ class Context:
         if self._block is not None:
             self._engine.vmcb.raw[:] = self._block
         self._engine.holder = self
-        is_new, self._is_new = self._is_new, False
-        return is_new
+        new, self._new = self._new, False
+        return new
 
     def rest(self) -> None:
         """Take them out of the engine, which then holds nobody's."""
-        if self.is_loaded:
+        if self.loaded:
             vmcb = self._engine.vmcb
             vmcb.set_rflags(self._engine.rflags())  # lazy flags, which are better computed where they are
             self._block = bytes(vmcb.raw)
@@ -68,7 +68,7 @@ class Context:
     @property
     def registers(self) -> Registers:
         """A copy of them, by name. Also within an exit."""
-        if self.is_loaded or self._block is None:
+        if self.loaded or self._block is None:
             return named.read(self._engine)
         raw = self._engine.vmcb.raw
         others = bytes(raw)
@@ -83,18 +83,18 @@ class Context:
         raw = self._engine.vmcb.raw
         others = bytes(raw)
         named.write(self._engine, wanted)
-        self._block, self._is_new = bytes(raw), True
+        self._block, self._new = bytes(raw), True
         raw[:] = others
 
     def state(self) -> dict[str, Plain]:
         """Its registers; None: none have been set."""
-        return {"registers": None if self.is_empty else state(self.registers)}
+        return {"registers": None if self.empty else state(self.registers)}
 
     def restore(self, saved: Mapping[str, Plain]) -> None:
         """Take registers over, at rest. StateError."""
         registers = entries(dict(saved), "", {"registers": None})["registers"]
         if registers is None:
             self.rest()
-            self._block, self._is_new = None, False
+            self._block, self._new = None, False
         else:
             self.registers = construct(Registers, registers, "registers")

@@ -176,7 +176,7 @@ class HookedDebugUnit(DebugUnit):
         return stopped
 
     @property
-    def is_watching(self) -> bool:
+    def watching(self) -> bool:
         return self._remove is not None
 
     def watch(self, ranges: tuple[Range, ...], *, iret: bool, record: bool) -> None:

@@ -140,7 +140,7 @@ class DebugUnit(ABC):
 
     @property
     @abstractmethod
-    def is_watching(self) -> bool:
+    def watching(self) -> bool:
         """Whether any range is watched."""
 
     @abstractmethod
@@ -185,7 +185,7 @@ class TunedDebugUnit(DebugUnit):
         self._remove(self._processor, address, _FOR_PROCESSOR)
 
     @property
-    def is_watching(self) -> bool:
+    def watching(self) -> bool:
         return bool(self._ranges)
 
     def watch(self, ranges: tuple[Range, ...], *, iret: bool, record: bool) -> None:

@@ -228,7 +228,7 @@ class Engine:
             try:
                 if self._drained is not None:
                     self._end_port_fault()
-                elif self._met_stop():
+                elif self._has_met_stop():
                     sink.exception(_DEBUG)
                 elif not self._blames_refused(self._has_aborted()):
                     sink.invalid_opcode()
@@ -389,7 +389,7 @@ class Engine:
             rip = rip + self.vmcb.q[v.SEG_BASE[v.CS]] & MASK32
         return rip
 
-    def _met_stop(self) -> bool:
+    def _has_met_stop(self) -> bool:
         """Whether an undefined instruction is none, but stands for one before which the engine shall stop."""
         unit = self.debug_unit
         return isinstance(unit, HookedDebugUnit) and unit.has_stopped(self._linear_rip())

@@ -52,7 +52,7 @@ class _Recorder:
 
     def exception(self, vector: int) -> None:
         vmcb = self.engine.vmcb
-        kind = "interrupt" if vmcb.is_software_interrupt else "exception"
+        kind = "interrupt" if vmcb.software_interrupt else "exception"
         self._note(kind, vector << 16 | vmcb.error_code & 0xFFFF)
 
     def invalid_opcode(self) -> None:

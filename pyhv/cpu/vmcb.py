@@ -128,7 +128,7 @@ class Vmcb:
         return self.d[ERROR_CODE]
 
     @property
-    def is_software_interrupt(self) -> bool:
+    def software_interrupt(self) -> bool:
         """Whether the last exception came from INT n, INT3 or INTO."""
         return bool(self.d[EXCEPTION_IS_INT])
 

@@ -90,7 +90,7 @@ class Domain:
     @property
     def loaded(self) -> Vcpu | None:
         """The vCPU whose registers the engine holds."""
-        return next((vcpu for vcpu in self.vcpus if vcpu.context.is_loaded), None)
+        return next((vcpu for vcpu in self.vcpus if vcpu.context.loaded), None)
 
     @property
     def alive(self) -> bool:

@@ -56,10 +56,10 @@ class PendingBits(Protocol):
         """Clear the port's mask bit, and deliver what it held back."""
 
     def is_pending(self, port: int) -> bool:
-        """Say whether the port's pending bit is set, masked or not."""
+        """Whether the port's pending bit is set, masked or not."""
 
     def is_masked(self, port: int) -> bool:
-        """Say whether the port's mask bit is set."""
+        """Whether the port's mask bit is set."""
 
     def mark_upcall(self, vcpu: int) -> Effect:
         """Set the vCPU's upcall flag: UPCALL if it was clear."""
@@ -121,11 +121,11 @@ class TwoLevel:
         return _NOTHING
 
     def is_pending(self, port: int) -> bool:
-        """Say whether the port's pending bit is set."""
+        """Whether the port's pending bit is set."""
         return _test(self.page, SI_EVTCHN_PENDING, port)
 
     def is_masked(self, port: int) -> bool:
-        """Say whether the port's mask bit is set."""
+        """Whether the port's mask bit is set."""
         return _test(self.page, self._mask, port)
 
     def _select(self, port: int, vcpu: int) -> Effect:
@@ -174,7 +174,7 @@ class Unshared:
         return Effect.NOTHING
 
     def is_pending(self, port: int) -> bool:
-        """Say whether an event was remembered."""
+        """Whether an event was remembered."""
         return port in self._pending
 
     def is_masked(self, port: int) -> bool:

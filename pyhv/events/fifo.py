@@ -191,7 +191,7 @@ class Fifo:
         self._priorities[port] = priority
 
     def is_busy(self, port: int) -> bool:
-        """Say whether a closed port is still on a queue, so that it cannot be opened again yet."""
+        """Whether a closed port is still on a queue, so that it cannot be opened again yet."""
         return bool(self._word(port) & FIFO_LINKED)
 
     def _word(self, port: int) -> int:
@@ -270,9 +270,9 @@ class Fifo:
         return self.set_pending(port, vcpu) if word & FIFO_PENDING else _NOTHING
 
     def is_pending(self, port: int) -> bool:
-        """Say whether the port's word has PENDING."""
+        """Whether the port's word has PENDING."""
         return bool(self._word(port) & FIFO_PENDING)
 
     def is_masked(self, port: int) -> bool:
-        """Say whether the port's word has MASKED; one without a word is masked."""
+        """Whether the port's word has MASKED; one without a word is masked."""
         return port >> 10 >= len(self._array) or bool(self._word(port) & FIFO_MASKED)

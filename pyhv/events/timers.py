@@ -128,7 +128,7 @@ def set_timer_deadline(timeout: int, now: int) -> int | None:
 class PeriodicTimer:
     """A vCPU's periodic VIRQ_TIMER: it ticks only while its vCPU runs, and owes at most one tick.
 
-    The owner calls `due` when the vCPU starts to run and at each deadline while it runs.
+    The owner calls `tick` when the vCPU starts to run and at each deadline while it runs.
     """
 
     last: Nanoseconds
@@ -140,8 +140,8 @@ class PeriodicTimer:
         """Change the period, in ns; 0 stops. The caller has refused one below `MIN_PERIOD`."""
         self.period = period
 
-    def due(self, now: int) -> bool:
-        """Say whether to send a tick now, and if so count it as sent."""
+    def tick(self, now: int) -> bool:
+        """Count a tick as sent now, for the owner to send it; False if none is due."""
         if self.period == 0 or now < self.last + self.period:
             return False
         self.last = now

@@ -110,6 +110,7 @@ class VcpuInfo:
     def upcall_masked(self, masked: bool) -> None:
         self.page.write_u8(self._mask_at, masked)
 
+    @property
     def deliverable(self) -> bool:
         """An event is pending and upcalls are not masked: the event callback is to be entered."""
         record = self.record

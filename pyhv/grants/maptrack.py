@@ -39,12 +39,12 @@ class Mapping:
 
     @property
     def readonly(self) -> bool:
-        """Say whether the grant is used for reading only."""
+        """Whether the grant is used for reading only."""
         return bool(self.flags & MapFlag.READONLY)
 
     @property
     def device(self) -> bool:
-        """Say whether the device half is still mapped."""
+        """Whether the device half is still mapped."""
         return bool(self.flags & MapFlag.DEVICE)
 
     @property
@@ -108,7 +108,7 @@ class Maptrack:
         return mapping
 
     def borrows(self, frame: int) -> bool:
-        """Say whether some handle stands for this frame."""
+        """Whether some handle stands for this frame."""
         return frame in self._frames
 
     def select(self, handle: int, host_addr: int, dev_bus_addr: int) -> tuple[Mapping, MapFlag]:

@@ -42,8 +42,8 @@ class SharedPages(Protocol):
     def allocate(self) -> SharedPage | None:
         """A zeroed frame; None when memory is short."""
 
-    def mapped(self, mfn: Mfn) -> bool:
-        """Say whether the guest has the frame mapped."""
+    def is_mapped(self, mfn: Mfn) -> bool:
+        """Whether the guest has the frame mapped."""
 
     def drop(self, mfn: Mfn) -> None:
         """Give back a frame that is not mapped."""
@@ -232,7 +232,7 @@ class GrantTable:
     def _drop_status(self) -> None:
         """Give back the status frames. EBUSY: the guest has one mapped (it would keep a page of ours)."""
         for mfn in self.status_frames:
-            if self._pages.mapped(mfn):
+            if self._pages.is_mapped(mfn):
                 raise XenError(Errno.EBUSY, f"status frame {mfn:#x} is mapped")
         for mfn in self.status_frames:
             self._pages.drop(mfn)

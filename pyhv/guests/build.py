@@ -134,7 +134,7 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
 
 def _note(note: Note, addresses: dict[str, int], width: int) -> bytes:
     """Encode one `.xen_note`; a name stands for its label's address, and a number takes a word."""
-    if note.is_text:
+    if note.textual:
         return note_record(note.kind, f"{note.value}".encode() + b"\0")
     value = addresses.get(note.value) if isinstance(note.value, str) else note.value
     if value is None:

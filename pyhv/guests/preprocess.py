@@ -56,7 +56,7 @@ class Note:
 
     kind: Elfnote
     value: str | int
-    is_text: bool
+    textual: bool
     origin: str
 
 

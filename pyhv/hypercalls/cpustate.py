@@ -240,7 +240,7 @@ def callback_op(call: Call, command: u32, argument: Ptr) -> int:
         return _register_callback(call.vcpu, narrow.type, narrow.flags, selector, narrow.eip)
     if command == CallbackOp.UNREGISTER:
         kind = call.read(CallbackUnregister, argument).type
-        if not _known_callback(kind, call.width):
+        if not _is_known_callback(kind, call.width):
             raise XenError(Errno.ENOSYS, f"callback type {kind}")
         if kind != Callback.NMI:
             raise XenError(Errno.EINVAL, f"callback type {kind} cannot be unregistered")
@@ -249,7 +249,7 @@ def callback_op(call: Call, command: u32, argument: Ptr) -> int:
     raise XenError(Errno.ENOSYS if call.width == 64 else Errno.EINVAL, f"callback_op {command}")
 
 
-def _known_callback(kind: int, width: int) -> bool:
+def _is_known_callback(kind: int, width: int) -> bool:
     return kind in Callback._value2member_map_ and (width == 64 or kind != Callback.SYSCALL)
 
 
@@ -262,7 +262,7 @@ def _unset_nmi(vcpu: Vcpu) -> None:
 
 
 def _register_callback(vcpu: Vcpu, kind: int, flags: int, selector: int, address: int) -> int:
-    if not _known_callback(kind, vcpu.width):
+    if not _is_known_callback(kind, vcpu.width):
         raise XenError(Errno.ENOSYS, f"callback type {kind}")
     if not is_canonical(address):
         raise XenError(Errno.EINVAL, f"callback at {address:#x}")

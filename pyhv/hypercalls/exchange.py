@@ -14,7 +14,7 @@ from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.memory import commands
-from pyhv.hypercalls.reservation import MAX_ORDER, frame_limit, give_back, placement_allowed, take_extent
+from pyhv.hypercalls.reservation import MAX_ORDER, frame_limit, give_back, may_place, take_extent
 
 
 @commands.command(MemoryOp.EXCHANGE, MemoryExchange)
@@ -30,7 +30,7 @@ def exchange(call: Call, argument: int, _start: int) -> int:
     if request.nr_exchanged == request.in_nr_extents:
         return 0
     _check_lists(call, request)
-    if not placement_allowed(request.out_mem_flags):
+    if not may_place(request.out_mem_flags):
         raise XenError(Errno.EINVAL, "memory_exchange for memory of one node")
     if request.in_domid != DOMID_SELF:
         call.own(request.in_domid)

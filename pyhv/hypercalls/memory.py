@@ -68,8 +68,8 @@ def memory_op(call: Call, command: ulong, argument: Ptr) -> int:
     return commands[operation](call, argument, start)
 
 
-def existing(call: Call, domid: int) -> bool:
-    """Say whether a domain, perhaps as DOMID_SELF, is the caller. ESRCH: it is none."""
+def check_domain(call: Call, domid: int) -> bool:
+    """True if a domain, perhaps as DOMID_SELF, is the caller; False for another. ESRCH: there is none."""
     if domid in (DOMID_SELF, call.domain.domid):
         return True
     call.existing(domid)
@@ -200,7 +200,7 @@ def set_memory_map(call: Call, argument: int, _start: int) -> int:
 
 
 def _not_translated(call: Call, domid: int) -> int:
-    existing(call, domid)
+    check_domain(call, domid)
     raise XenError(Errno.EACCES, "a PV domain has no physmap to change")
 
 

@@ -26,7 +26,7 @@ from pyhv.abi.physdev import (
 from pyhv.address import guest_may_use
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Call
-from pyhv.hypercalls.memory import existing
+from pyhv.hypercalls.memory import check_domain
 from pyhv.hypercalls.signature import Ptr, u32
 from pyhv.hypercalls.table import Commands, Status, hypercall
 
@@ -87,7 +87,7 @@ def map_pirq(call: Call, argument: int) -> int:
 
     ESRCH: no such domain; EPERM.
     """
-    existing(call, call.read(PhysdevMapPirq, argument).domid)
+    check_domain(call, call.read(PhysdevMapPirq, argument).domid)
     raise XenError(Errno.EPERM, "map_pirq is for a domain with devices")
 
 
@@ -97,7 +97,7 @@ def unmap_pirq(call: Call, argument: int) -> int:
 
     ESRCH: no such domain; EPERM.
     """
-    existing(call, call.read(PhysdevUnmapPirq, argument).domid)
+    check_domain(call, call.read(PhysdevUnmapPirq, argument).domid)
     raise XenError(Errno.EPERM, "unmap_pirq is for a domain with devices")
 
 

@@ -15,7 +15,7 @@ from pyhv.address import MASK32, MASK64, PAGE_SHIFT, Mfn, guest_may_use
 from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
-from pyhv.hypercalls.memory import commands, existing
+from pyhv.hypercalls.memory import check_domain, commands
 from pyhv.mmu.frames import INVALID_M2P, NoFrames
 
 MAX_ORDER: Final = 9
@@ -28,8 +28,8 @@ _POPULATE_ON_DEMAND, _EXACT_NODE, _VNODE = 1 << 16, 1 << 17, 1 << 18
 """Flags of a reservation (XENMEMF)."""
 
 
-def placement_allowed(mem_flags: int) -> bool:
-    """Say whether a plain domain may ask for memory in this way: it may hint at a node, but not insist."""
+def may_place(mem_flags: int) -> bool:
+    """Whether a plain domain may ask for memory in this way: it may hint at a node, but not insist."""
     node = (mem_flags >> _NODE_SHIFT) - 1 & _NODE_MASK
     return node == _NO_NODE or not mem_flags & _EXACT_NODE
 
@@ -82,13 +82,13 @@ def _checked(call: Call, argument: int, start: int) -> MemoryReservation | None:
     """Read and check a request; None where the call must return `start`."""
     try:
         request = call.read(MemoryReservation, argument)
-        mine = existing(call, request.domid)
+        mine = check_domain(call, request.domid)
     except XenError:
         return None
     too_much = request.extent_order > MAX_ORDER or request.nr_extents > _MOST_EXTENTS
     if too_much or start >= request.nr_extents or not mine:
         return None
-    return request if request.mem_flags & _VNODE or placement_allowed(request.mem_flags) else None
+    return request if request.mem_flags & _VNODE or may_place(request.mem_flags) else None
 
 
 def _extents(

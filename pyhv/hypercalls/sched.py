@@ -93,7 +93,7 @@ def poll(call: Call, argument: int) -> int:
     if request.nr_ports > _MAX_POLL:
         raise XenError(Errno.EINVAL, f"poll of {request.nr_ports} ports")
     vcpu, memory = call.vcpu, call.memory
-    if vcpu.info.deliverable():
+    if vcpu.info.deliverable:
         return 0
     ports: set[int] = set()
     for number in range(request.nr_ports):

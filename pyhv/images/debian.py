@@ -74,7 +74,7 @@ def ensure(
             with archive.open_archive(suite, top, progress) as packages:
                 image = newest_kernel(packages, flavour)
                 cached = root / image.removeprefix("linux-image-")
-                if not _complete(cached):
+                if not _is_complete(cached):
                     _fetch(packages, image, cached, progress)
         return _finish(cached, progress)
     except OSError as cause:
@@ -97,13 +97,13 @@ def _suffix(flavour: str) -> str:
     return "amd64" if flavour == STOCK else f"{flavour}-amd64"
 
 
-def _complete(directory: Path) -> bool:
+def _is_complete(directory: Path) -> bool:
     return (directory / "vmlinuz").is_file() and (directory / "busybox").is_file()
 
 
 def _newest_cached(root: Path, flavour: str) -> Path | None:
     pattern = re.compile(f"{_VERSION}-{_suffix(flavour)}")
-    found = [path for path in root.glob("*-amd64") if pattern.fullmatch(path.name) and _complete(path)]
+    found = [path for path in root.glob("*-amd64") if pattern.fullmatch(path.name) and _is_complete(path)]
     return max(found, key=lambda path: _version_key(path.name), default=None)
 
 
@@ -127,7 +127,7 @@ def _fetch(packages: Archive, image: str, target: Path, progress: Progress) -> N
         archive.extract(archive.only_package(scratch, "linux-"), _VMLINUZ, ready / "vmlinuz")
         archive.extract(archive.only_package(scratch, "busybox-static_"), _BUSYBOX, ready / "busybox")
         (ready / "busybox").chmod(0o755)
-        archive.publish(ready, target, is_complete=_complete(target))
+        archive.publish(ready, target, is_complete=_is_complete(target))
 
 
 def _finish(directory: Path, progress: Progress) -> DebianFiles:

@@ -54,7 +54,7 @@ def ensure(name: str, packaged: Packaged, progress: Progress, *, update: bool = 
     target = location(name, packaged).parent
     root = target.parent
     try:
-        if update or not _complete(target):
+        if update or not _is_complete(target):
             root.mkdir(parents=True, exist_ok=True)
             _fetch(packaged, target, progress)
         return PackagedFile(target / "kernel", (target / "version").read_text(encoding="utf-8").strip())
@@ -68,7 +68,7 @@ def location(name: str, packaged: Packaged) -> Path:
     return cache_directory() / "packaged" / place / "kernel"
 
 
-def _complete(directory: Path) -> bool:
+def _is_complete(directory: Path) -> bool:
     return (directory / "kernel").is_file() and (directory / "version").is_file()
 
 

@@ -37,7 +37,7 @@ class Source:
     ramdisk: Ramdisk | None = None
     command_line: str = ""
     memory: int = FILE_MIB
-    is_builtin: bool = False
+    builtin: bool = False
 
 
 def resolve(
@@ -58,7 +58,7 @@ def resolve(
     Raises ImageError or EnvironmentProblem.
     """
     if word in BUILTIN or word in HOSTILE:
-        return Source(word, load_image(build_builtin(word), word), memory=BUILTIN_MIB, is_builtin=True)
+        return Source(word, load_image(build_builtin(word), word), memory=BUILTIN_MIB, builtin=True)
     if word == DEBIAN:
         files = debian.ensure(progress(), flavour=flavour, suite=suite)
         image = load_image(files.vmlinux, f"Debian's {files.version}", bootable=bootable)

@@ -52,7 +52,7 @@ def fix_descriptor(value: int, width: int = 64) -> int | None:
     if kind != _CALL_GATE:
         return None
     target = value >> 16 & 0xFFFC
-    if target and not _guest_selector(target, width):
+    if target and not _is_guest_selector(target, width):
         return None
     if value >> 32 & (0xFF if width == 64 else 0xE0):
         return None
@@ -65,7 +65,7 @@ def _extend(value: int) -> int:
     return value | _WHOLE_LIMIT if base == 0 and limit + 1 > COMPAT_VIRT_START else value
 
 
-def _guest_selector(selector: int, width: int) -> bool:
+def _is_guest_selector(selector: int, width: int) -> bool:
     """Whether a gate may lead there: the guest's part of the GDT, the LDT, or a flat segment of the guest."""
     if selector & 4 or selector >> 3 < FIRST_RESERVED_GDT_ENTRY:
         return True
@@ -109,7 +109,7 @@ def decode(value: int) -> Segment:
     return Segment(base, limit, value >> 32 & 0x00FF_FF00)
 
 
-def loadable_code(value: int, rpl: int) -> bool:
+def is_loadable_code(value: int, rpl: int) -> bool:
     """Whether a return to privilege level `rpl` may load this into CS (present, 64-bit or 32-bit code)."""
     if not value & PRESENT or not value & S or not value & CODE:
         return False
@@ -119,7 +119,7 @@ def loadable_code(value: int, rpl: int) -> bool:
     return dpl <= rpl if value & CONFORMING else dpl == rpl
 
 
-def loadable_data(value: int, privilege: int) -> bool:
+def is_loadable_data(value: int, privilege: int) -> bool:
     """Whether DS, ES, FS or GS may have this at `privilege`, the lesser one of CPL and RPL."""
     if not value & PRESENT or not value & S:
         return False
@@ -130,7 +130,7 @@ def loadable_data(value: int, privilege: int) -> bool:
     return value >> 45 & 3 >= privilege
 
 
-def loadable_stack(value: int, rpl: int) -> bool:
+def is_loadable_stack(value: int, rpl: int) -> bool:
     """Whether ring `rpl` may load this into SS (present, writable data, DPL equal)."""
     if not value & PRESENT or not value & S or value & CODE or not value & WRITABLE_DATA:
         return False

@@ -15,7 +15,7 @@ in its own tables, in the L2 of the last gigabyte, where the hypervisor owns the
 There are two arrangements. In the *split* one, as on real hardware, kernel and user both run in ring 3 on
 two L4s, and every switch between them costs a TLB flush. In the *merged* one the kernel runs with CPL 1 on
 its own L4, whose upper half (and M2P) is supervisor-only at the top level; if the guest's user L4 has the
-same lower half, the user runs with CPL 3 on that very table, and no flush is needed. `merge_allowed` says
+same lower half, the user runs with CPL 3 on that very table, and no flush is needed. `may_merge` says
 when. The rest of the hypervisor sees no difference.
 
 Copies are cached for a bounded number of L4s and follow every approved change.
@@ -226,7 +226,7 @@ class L4Cache:
         self._copies: OrderedDict[tuple[int, int], Mfn] = OrderedDict()
         self._mergeable: dict[tuple[int, int], bool] = {}
         self.generation = 0
-        """Grows with every change of an L4 entry: `merge_allowed` must be asked again."""
+        """Grows with every change of an L4 entry: `may_merge` must be asked again."""
 
     def hardware_l4(self, l4: int, variant: int) -> Mfn:
         """The frame to load into CR3 for the guest table `l4`."""
@@ -284,7 +284,7 @@ class L4Cache:
         for (l4, variant), copy in self._copies.items():
             yield Mfn(l4), variant, copy
 
-    def merge_allowed(self, kernel: int, user: int) -> bool:
+    def may_merge(self, kernel: int, user: int) -> bool:
         """Whether the user may run on the kernel's table: another L4 with an equal lower half."""
         if user in (0, kernel):
             return False

@@ -299,6 +299,6 @@ def _turn(machine: Machine, saved: Plain) -> Turn | None:
     if resident is None or record.vcpu >= len(resident.domain.vcpus):
         raise refusal("turn", "is of a vCPU that is not there")
     vcpu = resident.domain.vcpus[record.vcpu]
-    if vcpu.context.is_empty or not resident.domain.alive:
+    if vcpu.context.empty or not resident.domain.alive:
         raise refusal("turn", "is of a vCPU that cannot run")
     return Turn(resident, vcpu, record.start, record.deadline)

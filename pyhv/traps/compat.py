@@ -66,7 +66,7 @@ class CompatCpu(GuestCpu):
             self.tables.flush = True
 
     @property
-    def is_merged(self) -> bool:
+    def merged(self) -> bool:
         """Kernel and user have rings of their own: nothing is merged."""
         return False
 
@@ -271,7 +271,7 @@ class CompatCpu(GuestCpu):
         value = self.descriptor(selector) if selector & ~3 else None
         if value is None or value & descriptors.PRESENT:
             return False
-        allowed = descriptors.loadable_code if code else descriptors.loadable_stack
+        allowed = descriptors.is_loadable_code if code else descriptors.is_loadable_stack
         return allowed(value | descriptors.PRESENT, selector & 3)
 
     def _flat(self, code: int, data: int) -> tuple[Segment, Segment]:

@@ -147,7 +147,7 @@ class Breakpoints:
             or cpu.vcpu.debug.registers[7] & 0xFF
             or cpu.stepping
             or cpu.vmcb.d[v.HFLAGS] & v.HF_TF  # taken off in a step
-            or (self._unit is not None and self._unit.is_watching)
+            or (self._unit is not None and self._unit.watching)
             or self._stops
         ):
             cpu.rearrange = True
@@ -187,7 +187,7 @@ class Breakpoints:
             if self._stops_here():
                 raise GuestCrash("a breakpoint at the first instruction of the debug exception's handler")
         self._look_for_stops()
-        step = self._is_step_due
+        step = self._step_due
         if self._unit is not None:
             self._unit.watch(tuple(self._ranges()), iret=bool(self._instructions), record=step)
         cpu.stepping = step
@@ -249,7 +249,7 @@ class Breakpoints:
         return not self._unit.is_settled(wanted, data=bool(self._data))
 
     @property
-    def _is_step_due(self) -> bool:
+    def _step_due(self) -> bool:
         """Whether the next instruction must be a step."""
         cpu, unit = self._cpu, self._unit
         if self._approaches():
@@ -308,7 +308,7 @@ class Breakpoints:
     def trap(self) -> int:
         """#DB has come up, a trap: the bits that it adds to the guest's DR6; 0: it is not the guest's."""
         cpu, unit = self._cpu, self._unit
-        if unit is not None and self._came_by_itself():
+        if unit is not None and self._has_come_by_itself():
             return 0
         debug = cpu.vcpu.debug
         if debug.swallow_step:
@@ -335,7 +335,7 @@ class Breakpoints:
                 q[v.EFLAGS] |= FLAG_RF  # in the middle of a repeated string instruction
         return hits
 
-    def _came_by_itself(self) -> bool:
+    def _has_come_by_itself(self) -> bool:
         """Whether the engine stopped before an instruction, which `resume` will then look at."""
         unit = self._unit
         assert unit is not None

@@ -150,7 +150,7 @@ class Dispatcher:
 
     def go_on(self, vcpu: Vcpu) -> None:
         """Before a vCPU runs on in a turn that was paused, and may have begun on another engine."""
-        is_elsewhere = not vcpu.context.is_loaded
+        is_elsewhere = not vcpu.context.loaded
         if is_elsewhere:
             self.call = self.calls[vcpu.number]
             self.cpu.load(vcpu)
@@ -160,7 +160,7 @@ class Dispatcher:
         if self.cpu.rearrange and (is_elsewhere or self.breakpoints.wait_for_entry):
             self.breakpoints.entering()
             self._rearrange()
-        if vcpu.info.deliverable():  # it came from outside meanwhile
+        if vcpu.info.deliverable:  # it came from outside meanwhile
             self.enter()
 
     def end_turn(self) -> None:
@@ -252,7 +252,7 @@ class Dispatcher:
         vcpu = self.cpu.vcpu
         if vcpu.descriptors.changed:
             self._reload_segments()
-        if vcpu.info.deliverable() or vcpu.nmi.deliverable:
+        if vcpu.info.deliverable or vcpu.nmi.deliverable:
             self._deliver_event()
         if self.cpu.rearrange:
             self.breakpoints.entering()
@@ -385,7 +385,7 @@ class Dispatcher:
             self._other_exception(Vector.GP)
         elif privileged.emulate(cpu, privileged.fetch(cpu, cpu.linear_rip())):
             self._emulated()
-        elif cpu.vcpu.in_kernel and cpu.is_merged:
+        elif cpu.vcpu.in_kernel and cpu.merged:
             cpu.split_until_mode_change()  # ring 1 may be to blame (a far return): see what ring 3 says
         else:
             cpu.raise_exception(privileged.refused_as(cpu), 0)
@@ -403,7 +403,7 @@ class Dispatcher:
     def _other_exception(self, vector: int) -> None:
         cpu = self.cpu
         error = self._d[v.ERROR_CODE]
-        if error and vector in _SELECTOR_FAULTS and cpu.vcpu.in_kernel and cpu.is_merged:
+        if error and vector in _SELECTOR_FAULTS and cpu.vcpu.in_kernel and cpu.merged:
             # A kernel in ring 1 may not load ring-3 selectors into SS; in ring 3, where it belongs, it may.
             cpu.split_until_mode_change()
             return
@@ -479,7 +479,7 @@ class Dispatcher:
     def port_read(self, port: int, size: int) -> int | None:
         """IN."""
         self._count_inside(ExitKind.PORT_IO, port)
-        if not privileged.io_permitted(self.cpu, port, size):
+        if not privileged.may_use_port(self.cpu, port, size):
             return None
         if self.cpu.stepping:
             self.breakpoints.port(port, size)
@@ -488,7 +488,7 @@ class Dispatcher:
     def port_write(self, port: int, size: int, value: int) -> bool:
         """OUT."""
         self._count_inside(ExitKind.PORT_IO, port)
-        if not privileged.io_permitted(self.cpu, port, size):
+        if not privileged.may_use_port(self.cpu, port, size):
             return False
         if self.cpu.stepping:
             self.breakpoints.port(port, size)

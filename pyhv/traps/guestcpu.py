@@ -97,7 +97,7 @@ class GuestCpu(ABC):
 
     @property
     @abstractmethod
-    def is_merged(self) -> bool:
+    def merged(self) -> bool:
         """Whether kernel and user share one hardware table although their rings are one to the guest."""
 
     @abstractmethod
@@ -153,7 +153,7 @@ class GuestCpu(ABC):
 
     def load(self, vcpu: Vcpu) -> None:
         """Put a vCPU on the engine, taking the other one off."""
-        if vcpu.context.is_loaded:
+        if vcpu.context.loaded:
             return
         if vcpu.context.load():
             self.engine.set_tsc_aux(vcpu.msrs.tsc_aux)
@@ -177,7 +177,7 @@ class GuestCpu(ABC):
         for segment in (v.ES, v.DS, v.FS, v.GS):
             selector = wanted.segments[segment].selector
             value = self.descriptor(selector) if selector & ~3 else None
-            if value is not None and descriptors.loadable_data(value, max(selector & 3, ring)):
+            if value is not None and descriptors.is_loadable_data(value, max(selector & 3, ring)):
                 vmcb.set_segment(segment, selector, *descriptors.decode(value | 1 << 40))
         if wanted.cs.selector & ~3:
             self.load_return_segments(wanted.cs.selector, wanted.ss.selector)
@@ -269,7 +269,7 @@ class GuestCpu(ABC):
             if self.has_handler(Vector.NMI):
                 vcpu.nmi.in_handler = True
                 self.enter_trap(Vector.NMI)
-        if vcpu.info.deliverable():
+        if vcpu.info.deliverable:
             self.enter_callback(vcpu.callbacks.event)
 
     # -- segments ----------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ class GuestCpu(ABC):
         value = self.descriptor(selector) if selector & ~3 else None
         found = None
         if value is not None:
-            allowed = descriptors.loadable_code if code else descriptors.loadable_stack
+            allowed = descriptors.is_loadable_code if code else descriptors.is_loadable_stack
             if allowed(value, ring):
                 found = descriptors.decode(value | 1 << 40)
         if value is not None:  # an LDT page that is missing now may come later

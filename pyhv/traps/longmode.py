@@ -76,7 +76,7 @@ class LongModeCpu(GuestCpu):
         cache = self.domain.cache
         if paging.merge_known != cache.generation:
             paging.merge_known = cache.generation
-            paging.merged = cache.merge_allowed(paging.kernel_l4, paging.user_l4)
+            paging.merged = cache.may_merge(paging.kernel_l4, paging.user_l4)
         if paging.merged and not paging.force_split:
             cr3 = cache.hardware_l4(paging.kernel_l4, MERGED) << 12
             cpl = 1 if vcpu.in_kernel else 3
@@ -92,7 +92,7 @@ class LongModeCpu(GuestCpu):
         vmcb.d[v.HFLAGS] = vmcb.d[v.HFLAGS] & ~3 & v.MINUS_ONE | cpl
 
     @property
-    def is_merged(self) -> bool:
+    def merged(self) -> bool:
         """Whether kernel and user share one hardware table right now."""
         return self.vcpu.paging.merged and not self.vcpu.paging.force_split
 
@@ -311,7 +311,7 @@ class LongModeCpu(GuestCpu):
         self._load_return_segments(
             FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_DS
         )
-        if vcpu.info.deliverable() or vcpu.nmi.deliverable:
+        if vcpu.info.deliverable or vcpu.nmi.deliverable:
             d[_CS_SEL], d[_SS_SEL] = cs, ss
             q[R11] = self.engine.rflags()
         else:
@@ -332,8 +332,8 @@ class LongModeCpu(GuestCpu):
             return Vector.GP
         value |= descriptors.PRESENT
         if selector == cs & ~3:
-            return Vector.NP if descriptors.loadable_code(value, 3) else Vector.GP
-        return Vector.SS if descriptors.loadable_stack(value, 3) else Vector.GP
+            return Vector.NP if descriptors.is_loadable_code(value, 3) else Vector.GP
+        return Vector.SS if descriptors.is_loadable_stack(value, 3) else Vector.GP
 
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""

@@ -41,14 +41,14 @@ def page_fault(cpu: GuestCpu) -> bool:
     q, vcpu = cpu.vmcb.q, cpu.vcpu
     address, error = q[v.CR + 2], cpu.vmcb.d[v.ERROR_CODE] & _HARDWARE
     if vcpu.in_kernel:
-        if cpu.is_merged and cpu.vmcb.cpl == 3:
+        if cpu.merged and cpu.vmcb.cpl == 3:
             cpu.vmcb.cpl = 1  # the kernel returned to itself with a ring-3 selector: put it back
             return False
         if error & (PF_P | PF_W | PF_RSVD) == PF_P | PF_W and _writable_page_table(cpu, address):
             return True
-    elif cpu.is_merged and not address < HYPERVISOR_VIRT_START:
+    elif cpu.merged and not address < HYPERVISOR_VIRT_START:
         found = walk(cpu.domain.ram, vcpu.paging.user_l4, address) if address >= HYPERVISOR_VIRT_END else None
-        if found is not None and _allowed(found.flags, error):
+        if found is not None and _is_allowed(found.flags, error):
             cpu.split_until_mode_change()
             return False
         if address >= HYPERVISOR_VIRT_END:
@@ -93,7 +93,7 @@ def _comes_later(cpu: GuestCpu, address: int) -> bool:
     return before > 0
 
 
-def _allowed(flags: int, error: int) -> bool:
+def _is_allowed(flags: int, error: int) -> bool:
     """Whether a user access of the kind in `error` is permitted by a walk's `flags`."""
     if not flags & PTE_US or error & PF_RSVD:
         return False

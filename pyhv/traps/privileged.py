@@ -120,7 +120,7 @@ def cpuid_faults(cpu: GuestCpu) -> bool:
     return cpu.vcpu.msrs.cpuid_faulting and not cpu.vcpu.in_kernel
 
 
-def off_the_stack(cpu: GuestCpu) -> bool:
+def is_off_the_stack(cpu: GuestCpu) -> bool:
     """Whether the instruction at RIP, which gave #GP(0), used the stack segment with a non-canonical address.
 
     On hardware that is #SS(0); the emulator does not tell the two apart.
@@ -137,7 +137,7 @@ def off_the_stack(cpu: GuestCpu) -> bool:
 
 def refused_as(cpu: GuestCpu) -> Vector:
     """What hardware raises where the emulator raised #GP(0): #SS off the stack, #UD for what it refuses."""
-    if off_the_stack(cpu):
+    if is_off_the_stack(cpu):
         return Vector.SS
     width = 64 if cpu.vmcb.d[v.HFLAGS] & v.HF_CS64 else 32
     refused = examine(fetch(cpu, cpu.linear_rip()), width) is Verdict.REFUSED
@@ -166,7 +166,7 @@ def answer_cpuid(cpu: GuestCpu) -> None:
     q[v.RAX], q[v.RBX], q[v.RCX], q[v.RDX] = answer
 
 
-def io_permitted(cpu: GuestCpu, port: int, size: int) -> bool:
+def may_use_port(cpu: GuestCpu, port: int, size: int) -> bool:
     """Whether the guest may execute IN or OUT on a port: by virtual IOPL, or by its I/O bitmap."""
     vcpu = cpu.vcpu
     if _iopl_allows(cpu):

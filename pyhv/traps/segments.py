@@ -31,7 +31,7 @@ def data_segment(cpu: GuestCpu, selector: int) -> Segment | None:
         return _NULL
     value = cpu.descriptor(selector)
     ring = cpu.kernel_ring if cpu.vcpu.in_kernel else 3
-    if value is None or not descriptors.loadable_data(value, max(selector & 3, ring)):
+    if value is None or not descriptors.is_loadable_data(value, max(selector & 3, ring)):
         return None
     return descriptors.decode(value | descriptors.ACCESSED)
 

@@ -57,7 +57,7 @@ class Accessor:
         return int(value)
 
     def exists(self, path: str) -> bool:
-        """Say whether there is a node at `path`."""
+        """Whether there is a node at `path`."""
         try:
             self.read(path)
         except StoreError as error:
@@ -202,7 +202,7 @@ class Store(Accessor):
         self._database.announce(INTRODUCE)
 
     def is_introduced(self, domid: int) -> bool:
-        """Say whether a domain is known; domain 0 always is."""
+        """Whether a domain is known; domain 0 always is."""
         return domid == DOM0 or domid in self._database.introduced
 
     def release(self, domid: int) -> None:

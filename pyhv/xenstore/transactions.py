@@ -168,7 +168,7 @@ class Transaction:
         self.changes.append(change)
 
     def conflicts(self, shared: Tree) -> bool:
-        """Say whether a node that the transaction depends on has changed since its start."""
+        """Whether a node that the transaction depends on has changed since its start."""
         if shared.root is self._start:
             return False
         return any(_generation(shared.root, path) != seen for path, seen in self._seen.items())

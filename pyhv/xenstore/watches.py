@@ -127,7 +127,7 @@ class WatchTable:
     def _of(self, effect: NodeEffect, before: Node, after: Node) -> Iterator[Event]:
         concerned = [watch for path in lineage(effect.path) for watch in self._by_path.get(path, ())]
         for watch in sorted(concerned, key=_by_order):
-            if _visible(watch.domid, effect.path, before, after):
+            if _is_visible(watch.domid, effect.path, before, after):
                 yield Event(watch, effect.path)
         if effect.removed is None or not self._by_path:
             return
@@ -135,7 +135,7 @@ class WatchTable:
         next(below)  # the top has been told of above
         for path, _ in below:
             for watch in self._by_path.get(path, ()):
-                if _visible(watch.domid, path, before, after):
+                if _is_visible(watch.domid, path, before, after):
                     yield Event(watch, path)
 
 
@@ -143,8 +143,8 @@ def _by_order(watch: Watch) -> int:
     return watch.order
 
 
-def _visible(domid: int, path: str, *roots: Node) -> bool:
-    """Say whether `domid` can tell, in one of the trees, that there is a node at `path`."""
+def _is_visible(domid: int, path: str, *roots: Node) -> bool:
+    """Whether `domid` can tell, in one of the trees, that there is a node at `path`."""
     for root in roots:
         if (node := find(root, path)) is None:
             continue

@@ -123,7 +123,7 @@ class Connection:
 
     @property
     def has_output(self) -> bool:
-        """Say whether `take` has something to give."""
+        """Whether `take` has something to give."""
         return bool(self._output or self._events)
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyhv.cli.terminal import MAX_TYPED, Keyboard, RawTerminal, Signals, usable_terminal
+from pyhv.cli.terminal import MAX_TYPED, Keyboard, RawTerminal, Signals, is_usable_terminal
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ class TestKeyboard:
 
 def test_a_pipe_and_a_foreign_terminal_are_not_usable(pty: tuple[int, int]) -> None:
     reader, writer = os.pipe()
-    assert not usable_terminal(reader)
-    assert not usable_terminal(pty[1])  # a terminal, but not this process group's
+    assert not is_usable_terminal(reader)
+    assert not is_usable_terminal(pty[1])  # a terminal, but not this process group's
     os.close(reader)
     os.close(writer)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names in pyhv: constants stay what they are, and a class has its name for itself."""
+"""Names in pyhv: constants stay what they are, a class has its name for itself, predicates have one form."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -72,3 +72,64 @@ def test_a_repeated_class_is_seen() -> None:
     one = ast.parse("class A: ...\nclass B:\n    class C: ...\n")
     two = ast.parse("def f():\n    class A: ...\nclass C(A): ...\n")
     assert repeated({"one": one, "two": two}) == {"A": ["one", "two"], "C": ["one", "two"]}
+
+
+def is_statement(name: str) -> bool:
+    """Whether a name has a verb: is, has, can, may, or one in the third person (a plural passes for one)."""
+    return any(
+        word in ("can", "may") or (word.endswith("s") and not word.endswith(("ss", "us")))
+        for word in name.split("_")
+    )
+
+
+def misnamed(tree: ast.Module) -> Iterator[str]:
+    """Predicates that break the rule of docs/architecture.md (*Names*)."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name(id="bool")):
+                if name.lstrip("_").startswith("is_"):
+                    yield name
+            case ast.FunctionDef(name=name, returns=ast.Name(id="bool")):
+                text = ast.get_docstring(node) or ""
+                if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list):
+                    wrong = name.lstrip("_").startswith("is_")
+                else:
+                    wrong = text.startswith("Whether") and not is_statement(name)
+                if wrong or text.startswith("Say whether"):
+                    yield name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_predicates_have_one_form(path: Path) -> None:
+    assert list(misnamed(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+def test_a_misnamed_predicate_is_seen() -> None:
+    tree = ast.parse(
+        '''
+class Vcpu:
+    blocked: bool = False
+    is_idle: bool = False
+    @property
+    def has_output(self) -> bool: ...
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the engine holds it."""
+    def holds(self, at: int) -> bool:
+        """Whether `at` lies within."""
+    def pending(self, port: int) -> bool:
+        """Whether the port's bit is set."""
+    def wake(self, now: int) -> bool:
+        """True if it slept."""
+def guest_may_use(va: int) -> bool:
+    """Whether it is the guest's."""
+def memory_is_wide(cpu: int) -> bool:
+    """Whether addresses have 64 bits."""
+def is_known(name: str) -> bool:
+    """Say whether it is."""
+def access_allowed(flags: int) -> bool:
+    """Whether a walk permits it."""
+def is_up(vcpu: int) -> int: ...
+'''
+    )
+    assert list(misnamed(tree)) == ["is_known", "access_allowed", "is_idle", "is_loaded", "pending"]

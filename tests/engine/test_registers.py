@@ -68,15 +68,15 @@ def test_contexts_of_one_engine(bare: Bare, registers: list[Registers]) -> None:
     """Each keeps its registers, loaded or at rest, whoever reads or sets those of another."""
     bare.engine.holder = None
     contexts = [Context(bare.engine) for _ in registers]
-    assert all(context.is_empty for context in contexts)
+    assert all(context.empty for context in contexts)
     for context, wanted in zip(contexts, registers, strict=True):
         context.registers = wanted
-    assert not any(context.is_loaded or context.is_empty for context in contexts)
+    assert not any(context.loaded or context.empty for context in contexts)
     for at in (0, 1, 0):
         contexts[at].load()
         assert named.read(bare.engine) == registers[at]
         assert [context.registers for context in contexts] == registers
-        assert [context.is_loaded for context in contexts] == [at == 0, at == 1]
+        assert [context.loaded for context in contexts] == [at == 0, at == 1]
     contexts[0].rest()
     assert bare.engine.holder is None
     assert [context.registers for context in contexts] == registers

@@ -336,14 +336,14 @@ def test_the_hook_goes_with_the_last_breakpoint(guest: Paused, run: Execute) -> 
     assert run("nop") is None
     unit = engine.debug_unit
     assert engine.watches_memory is (unit is None)
-    assert unit is None or unit.is_watching
+    assert unit is None or unit.watching
     disarm(guest)
     turns = 1 if unit is None or unit.tells_linear else 70  # somebody may set it again soon
     for _ in range(turns):
         guest.dispatcher.load(guest.vcpu)
         assert run("nop") is None
     assert not engine.watches_memory
-    assert unit is None or not unit.is_watching
+    assert unit is None or not unit.watching
     assert not guest.cpu.stepping
     assert not guest.cpu.rearrange
     assert not guest.cpu.vmcb.d[v.HFLAGS] & v.HF_TF

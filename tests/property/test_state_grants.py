@@ -63,7 +63,7 @@ class Lender:
         self.memory[mfn] = bytearray(4096)
         return Frame(mfn, self.memory[mfn])
 
-    def mapped(self, mfn: Mfn) -> bool:
+    def is_mapped(self, mfn: Mfn) -> bool:
         return mfn in self.in_guest
 
     def drop(self, mfn: Mfn) -> None:

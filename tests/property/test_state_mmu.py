@@ -75,7 +75,7 @@ class World:
             "upper": lambda: self.upper(domain, table, slot, target << 12 | upper),
             "use": lambda: domain.use(table) if frames.pinned[table] else None,
             "hardware": lambda: self.hardware(domain, table, c),
-            "merge": lambda: domain.cache.merge_allowed(table, target) if self.level(table) == L4 else None,
+            "merge": lambda: domain.cache.may_merge(table, target) if self.level(table) == L4 else None,
             "give": lambda: self.give_back(domain, play, a),
             "take": lambda: play.extend(domain.take(1 + c % 3)),
             "extent": lambda: frames.allocate_extent(99, c % 3),

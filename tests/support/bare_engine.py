@@ -55,7 +55,7 @@ class Recorder:
 
     def exception(self, vector: int) -> None:
         vmcb = self.engine.vmcb
-        kind = "interrupt" if vmcb.is_software_interrupt else "exception"
+        kind = "interrupt" if vmcb.software_interrupt else "exception"
         self._note(Exit(kind, vmcb.rip, vector, vmcb.error_code))
 
     def invalid_opcode(self) -> None:

@@ -60,7 +60,7 @@ def test_merges_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(paging, "_MOST_MERGES", 20)
     cache, l4 = guest.domain.cache, guest.vcpu.paging.kernel_l4
     for user in range(1, 100):
-        cache.merge_allowed(l4, user)
+        cache.may_merge(l4, user)
         assert len(cache._mergeable) <= 20
 
 

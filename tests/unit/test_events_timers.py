@@ -95,12 +95,12 @@ def test_set_timer_op(timeout: int, deadline: int | None) -> None:
 
 def test_the_periodic_timer_owes_one_tick_at_most() -> None:
     timer = PeriodicTimer(0)
-    assert not timer.due(9_999_999)
-    assert timer.due(10_000_000)
-    assert not timer.due(10_000_001)
-    assert timer.due(95_000_000)
-    assert not timer.due(95_000_001)
+    assert not timer.tick(9_999_999)
+    assert timer.tick(10_000_000)
+    assert not timer.tick(10_000_001)
+    assert timer.tick(95_000_000)
+    assert not timer.tick(95_000_001)
     assert timer.next_deadline() == 105_000_000
     timer.set(0)
     assert timer.next_deadline() is None
-    assert not timer.due(1 << 60)
+    assert not timer.tick(1 << 60)

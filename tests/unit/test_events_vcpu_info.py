@@ -19,9 +19,9 @@ def test_deliverable_follows_flag_and_mask() -> None:
     info.upcall_masked = True
     assert info.mark_pending()
     assert not info.mark_pending()
-    assert (info.upcall_pending, info.upcall_masked, info.deliverable()) == (True, True, False)
+    assert (info.upcall_pending, info.upcall_masked, info.deliverable) == (True, True, False)
     info.upcall_masked = False
-    assert (info.upcall_pending, info.upcall_masked, info.deliverable()) == (True, False, True)
+    assert (info.upcall_pending, info.upcall_masked, info.deliverable) == (True, False, True)
 
 
 def test_a_mask_that_the_guest_wrote_counts_whatever_its_value() -> None:
@@ -30,7 +30,7 @@ def test_a_mask_that_the_guest_wrote_counts_whatever_its_value() -> None:
     page.write_u8(192, 1)
     page.write_u8(193, 0x5A)
     assert info.upcall_masked
-    assert not info.deliverable()
+    assert not info.deliverable
     assert info.record[1] == 0x5A
 
 

@@ -35,7 +35,7 @@ class Lender:
     def page(self, mfn: Mfn) -> BytesPage | None:
         return next((page for page in self.pages if page.mfn == mfn), None)
 
-    def mapped(self, mfn: int) -> bool:
+    def is_mapped(self, mfn: int) -> bool:
         return mfn in self.in_guest
 
     def drop(self, mfn: int) -> None:

@@ -16,8 +16,8 @@ from pyhv.mmu.descriptors import (
     approve_page,
     decode,
     fix_descriptor,
-    loadable_code,
-    loadable_stack,
+    is_loadable_code,
+    is_loadable_stack,
 )
 
 CODE64 = 0x00AF_FB00_0000_FFFF
@@ -133,5 +133,5 @@ def test_base_and_limit() -> None:
     ],
 )
 def test_what_ring_3_may_load(value: int, code: bool, stack: bool) -> None:
-    assert loadable_code(value, 3) is code
-    assert loadable_stack(value, 3) is stack
+    assert is_loadable_code(value, 3) is code
+    assert is_loadable_stack(value, 3) is stack

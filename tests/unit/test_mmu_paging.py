@@ -72,7 +72,7 @@ def test_merging_needs_two_l4s_with_the_same_lower_half(bench: Bench, guest: Bar
     user = guest.table((0, l3 << 12 | UPPER), (300, l3 << 12 | UPPER))
     for l4 in (kernel, user):
         guest.tables.pin(l4, L4)
-    allowed = guest.cache.merge_allowed
+    allowed = guest.cache.may_merge
     assert allowed(kernel, user)
     assert not allowed(kernel, kernel)
     assert not allowed(kernel, 0)
