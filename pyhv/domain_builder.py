@@ -21,7 +21,6 @@ from pyhv.abi.numbers import Assist
 from pyhv.abi.shared import FIFO_PORTS, SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_MASK
 from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.board import Board
-from pyhv.cpu.context import Context
 from pyhv.cpu.engine import Engine, ExitSink
 from pyhv.devices.console_backend import ConsoleBackend
 from pyhv.devices.console_log import ConsoleSink
@@ -29,8 +28,11 @@ from pyhv.devices.store_backend import StoreBackend
 from pyhv.devices.toolstack import CONSOLE_PORT, STORE_PORT, ToolstackDomain
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
+from pyhv.domain.mailbox import Mailbox
+from pyhv.domain.vcpu import Vcpu, new_vcpu
 from pyhv.errors import ConfigError, XenError
 from pyhv.events.channels import EventChannels
+from pyhv.events.delivery import TwoLevel
 from pyhv.grants.maptrack import Maptrack
 from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
@@ -38,6 +40,7 @@ from pyhv.loader.builder import FRAMES_BELOW_4G, BootState, build, check_cmdline
 from pyhv.loader.image import KernelImage
 from pyhv.loader.layout import Layout, plan
 from pyhv.mmu.frames import NoFrames
+from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.pae import PaePageTables
 from pyhv.mmu.paging import DomainArea, L4Cache
 from pyhv.mmu.physical import FramePage, PhysicalMemory
@@ -84,16 +87,19 @@ class BuilderPages:
 class GrantPages:
     """Frames for a domain's grant table: shared with it, and given back when it goes to version 1."""
 
-    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(("_physical", "_domain"), "the domain's builder")
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("_physical", "_domid", "_shared_info"), "the domain's builder"
+    )
 
-    def __init__(self, physical: PhysicalMemory, domain: Domain) -> None:
+    def __init__(self, physical: PhysicalMemory, domid: int, shared_info: FramePage) -> None:
         self._physical = physical
-        self._domain = domain
+        self._domid = domid
+        self._shared_info = shared_info
 
     def allocate(self) -> FramePage | None:
         """A zeroed frame; None when memory is short."""
         try:
-            mfn = self._physical.frames.allocate_shared(self._domain.domid)
+            mfn = self._physical.frames.allocate_shared(self._domid)
         except NoFrames:
             return None
         return FramePage(self._physical, mfn)
@@ -108,8 +114,8 @@ class GrantPages:
 
     def page(self, mfn: Mfn) -> FramePage | None:
         """A frame that `allocate` has given out before; None if there is no such frame."""
-        page, frames = self._domain.shared_info.elsewhere(mfn), self._physical.frames
-        return page if page and frames.owner[mfn] == self._domain.domid and frames.xen_heap[mfn] else None
+        page, frames = self._shared_info.elsewhere(mfn), self._physical.frames
+        return page if page and frames.owner[mfn] == self._domid and frames.xen_heap[mfn] else None
 
 
 def check(config: DomainConfig, scheduler: Scheduler) -> None:
@@ -193,10 +199,9 @@ class DomainBuilder:
         domid = self._residents.next_domid()
         config = replace(config, uuid=self._uuid(config, domid))
         with _no_frames_is_for_people(config.name), ExitStack() as undo:
-            domain = self._allocate(domid, image, config, undo)
+            resident = self._allocate(domid, image, config, undo)
+            domain = resident.domain
             p2m = self._memory(domain, image, layout, undo)
-            self._connect_events(domain)
-            undo.callback(domain.events.destroy)
             for port in (STORE_PORT, CONSOLE_PORT):
                 assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
             boot = build(
@@ -211,8 +216,8 @@ class DomainBuilder:
             )
             console = FramePage(self._board.physical, Mfn(int(p2m[boot.console_pfn])))
             store = FramePage(self._board.physical, Mfn(int(p2m[boot.xenstore_pfn])))
-            self._grant(domain, console, store, undo)
-            resident = self._power_on(domain, undo)
+            domain.grants.reserve(0, 0, Mfn(console.mfn))
+            domain.grants.reserve(1, 0, Mfn(store.mfn))
             self._introduce(domain, console, store, undo)
             undo.callback(self._dom0.detach, domid)
             self._dom0.attach(ConsoleBackend(self._dom0.link, domid, sink), console, CONSOLE_PORT)
@@ -230,12 +235,8 @@ class DomainBuilder:
         """
         check(config, self._services.scheduler)
         with ExitStack() as undo:
-            domain = self._domain(domid, width, config, shared_info, undo, allocate=False)
-            self._connect_events(domain)
-            domain.grants = GrantTable(domid, GrantPages(self._board.physical, domain), allocate=False)
-            domain.maptrack = Maptrack()
-            resident = self._power_on(domain, undo)
-            self._schedule(domain, undo)
+            resident = self._resident(domid, width, config, shared_info, undo, allocate=False)
+            self._schedule(resident.domain, undo)
             undo.pop_all()
         return resident
 
@@ -256,12 +257,13 @@ class DomainBuilder:
                 raise ConfigError(f"{config.name}: {resident.domain.name} has the UUID {chosen}.")
         return chosen
 
-    def _allocate(self, domid: int, image: KernelImage, config: DomainConfig, undo: ExitStack) -> Domain:
+    def _allocate(self, domid: int, image: KernelImage, config: DomainConfig, undo: ExitStack) -> Resident:
         """The domain with the frames that Xen keeps for it."""
         board, frames = self._board, self._board.frames
         shared_info = frames.allocate_shared(domid, below=FRAMES_BELOW_4G if image.width == 32 else None)
         undo.callback(frames.drop_shared, shared_info)
-        domain = self._domain(domid, image.width, config, shared_info, undo, allocate=True)
+        resident = self._resident(domid, image.width, config, shared_info, undo, allocate=True)
+        domain = resident.domain
         for number in range(config.vcpus):
             for page in range(_GDT_GUEST_PAGES):
                 domain.area.map(number, page, board.zero_frame)
@@ -271,30 +273,97 @@ class DomainBuilder:
             domain.assists.enabled.add(Assist.PAE_EXTENDED_CR3)
         for vcpu in range(MAX_VCPUS):
             domain.shared_info.write_u8(SI_VCPU_INFO + VCPU_INFO_SIZE * vcpu + VI_UPCALL_MASK, 1)
-        return domain
+        return resident
 
-    def _domain(
+    def _resident(
+        self, domid: int, width: int, config: DomainConfig, mfn: Mfn, undo: ExitStack, *, allocate: bool
+    ) -> Resident:
+        """A domain, complete but for its memory; others can find it. `mfn` is its shared_info.
+
+        If it is to `allocate`, it has frames for what the hypervisor keeps of it.
+        """
+        board, frames, physical = self._board, self._board.frames, self._board.physical
+        dispatcher = Dispatcher(self._services)
+        engine = Engine(
+            physical.ram, self._sink_for(dispatcher), count_blocks=board.counts_blocks,
+            hole=board.zero_frame << 12, trap_time=board.clock.traps_tsc, tuning=board.tuning,
+        )  # fmt: skip
+        undo.callback(engine.close)
+        memory, shared_info, mailbox = GuestMemory(physical, width), FramePage(physical, mfn), Mailbox()
+        area = DomainArea(physical.ram, frames, config.vcpus, board.zero_frame, allocate=allocate)
+        if allocate:
+            undo.callback(area.free, frames)
+        cache = L4Cache(physical.ram, frames, board.m2p, area, allocate=allocate)
+        if allocate:
+            undo.callback(cache.free, frames)
+        vcpus = [
+            new_vcpu(domid, number, config, memory, shared_info, board.clock, engine)
+            for number in range(config.vcpus)
+        ]
+        domain = Domain(
+            domid=domid, width=width, config=config, clock=board.clock, physical=physical, ram=physical.ram,
+            engine=engine, shared_info=shared_info, vcpus=vcpus, mailbox=mailbox, memory=memory, area=area,
+            cache=cache,
+            tables=(PageTables if width == 64 else PaePageTables)(domid, frames, physical, memory, cache),
+            events=self._events(domid, width, config, vcpus, shared_info, mailbox),
+            grants=self._grants(domid, config, shared_info, undo, allocate=allocate),
+            maptrack=Maptrack(),
+            max_pages=config.memory_pages,
+        )  # fmt: skip
+        undo.callback(domain.events.destroy)
+        dispatcher.attach(domain)
+        resident = Resident(domain, dispatcher)
+        self._connect(resident, undo)
+        return resident
+
+    def _events(
         self,
         domid: int,
         width: int,
         config: DomainConfig,
-        shared_info: Mfn,
-        undo: ExitStack,
-        *,
-        allocate: bool,
-    ) -> Domain:
-        """A domain with what keeps its page tables; if it is to `allocate`, with frames for that."""
-        board, frames, physical = self._board, self._board.frames, self._board.physical
-        domain = Domain(domid, config, physical, board.clock, shared_info, width)
-        domain.area = DomainArea(physical.ram, frames, config.vcpus, board.zero_frame, allocate=allocate)
+        vcpus: list[Vcpu],
+        shared_info: FramePage,
+        mailbox: Mailbox,
+    ) -> EventChannels:
+        """Event channels, none of them open."""
+        return EventChannels(
+            domid,
+            config.vcpus,
+            lookup=self._residents.channels,
+            pending=TwoLevel(shared_info, [vcpu.info for vcpu in vcpus], width),
+            wake=lambda number: self._services.wake(vcpus[number]),
+            port_became_pending=lambda port: self._services.port_pending(vcpus, port),
+            max_port=config.max_event_channels,
+            width=width,
+            drop_page=lambda page: self._board.frames.drop_writable(page.mfn),
+            find_page=shared_info.elsewhere,
+            post=mailbox.do,
+        )
+
+    def _grants(
+        self, domid: int, config: DomainConfig, shared_info: FramePage, undo: ExitStack, *, allocate: bool
+    ) -> GrantTable:
+        """A grant table; if it is to `allocate`, with a frame, in which domain 0 may map the two rings."""
+        frames = self._board.frames
+        try:
+            grants = GrantTable(
+                domid, GrantPages(self._board.physical, domid, shared_info), allocate=allocate
+            )
+        except GrantError as refusal:
+            raise ConfigError(f"{config.name}: {refusal.why}.") from refusal
         if allocate:
-            undo.callback(domain.area.free, frames)
-        domain.cache = L4Cache(physical.ram, frames, board.m2p, domain.area, allocate=allocate)
-        if allocate:
-            undo.callback(domain.cache.free, frames)
-        tables = PageTables if width == 64 else PaePageTables
-        domain.tables = tables(domid, frames, physical, domain.memory, domain.cache)
-        return domain
+            undo.callback(lambda: [frames.drop_shared(mfn) for mfn in grants.destroy()])
+        return grants
+
+    def _connect(self, resident: Resident, undo: ExitStack) -> None:
+        """Memory tells the domain what changes under it, and others can find it."""
+        physical, domain = self._board.physical, resident.domain
+        domain.tables.code.attach(domain.engine)
+        physical.invalidators.append(domain.drop_code)
+        physical.executors.append(domain.tables)
+        undo.callback(disconnect, physical, domain)
+        self._residents.add(resident)
+        undo.callback(self._residents.remove, resident)
 
     def _schedule(self, domain: Domain, undo: ExitStack) -> None:
         """Make the domain and its vCPUs, asleep, known to the scheduler."""
@@ -311,47 +380,14 @@ class DomainBuilder:
         frames, pages = self._board.frames, domain.config.memory_pages
         p2m = frames.allocate_many(domain.domid, pages).astype(np.uint64)
         undo.callback(frames.free_allocated, domain.domid)
+        domain.tot_pages = pages
         if not lower_l3(p2m, image, layout):
             raise ConfigError(
                 f"{domain.name}: a 32-bit kernel that wants its top page table below 4 GiB,"
                 " where the machine has no frame left; create this guest first."
             )
-        domain.tot_pages = pages
         self._board.m2p.table.set_many(p2m.astype(np.int64), np.arange(pages, dtype=np.uint64))
         return p2m
-
-    def _grant(self, domain: Domain, console: FramePage, store: FramePage, undo: ExitStack) -> None:
-        """A grant table in which domain 0 may map the two rings."""
-        try:
-            domain.grants = GrantTable(domain.domid, GrantPages(self._board.physical, domain))
-        except GrantError as refusal:
-            raise ConfigError(f"{domain.name}: {refusal.why}.") from refusal
-        undo.callback(self._drop_grants, domain)
-        domain.grants.setup(1)
-        domain.maptrack = Maptrack()
-        domain.grants.reserve(0, 0, Mfn(console.mfn))
-        domain.grants.reserve(1, 0, Mfn(store.mfn))
-
-    def _drop_grants(self, domain: Domain) -> None:
-        for mfn in domain.grants.destroy():
-            self._board.frames.drop_shared(mfn)
-
-    def _connect_events(self, domain: Domain) -> None:
-        """Event channels, none of them open."""
-        domid = domain.domid
-        domain.events = EventChannels(
-            domid,
-            domain.config.vcpus,
-            lookup=self._residents.channels,
-            pending=domain.bits,
-            wake=lambda number: self._services.wake(domain.vcpus[number]),
-            port_became_pending=lambda port: self._services.port_pending(domain, port),
-            max_port=domain.config.max_event_channels,
-            width=domain.width,
-            drop_page=lambda page: self._board.frames.drop_writable(page.mfn),
-            find_page=domain.shared_info.elsewhere,
-            post=domain.mailbox.do,
-        )
 
     def _introduce(self, domain: Domain, console: FramePage, store: FramePage, undo: ExitStack) -> None:
         """Write the domain's nodes and tell the store of it."""
@@ -366,29 +402,6 @@ class DomainBuilder:
             ),
         )  # fmt: skip
         self._dom0.store.introduce(domain.domid)
-
-    def _power_on(self, domain: Domain, undo: ExitStack) -> Resident:
-        """Give the domain its engine; now others can find it."""
-        board, physical = self._board, self._board.physical
-        dispatcher = Dispatcher(self._services, domain)
-        engine = Engine(
-            physical.ram, self._sink_for(dispatcher), count_blocks=board.counts_blocks,
-            hole=board.zero_frame << 12, trap_time=board.clock.traps_tsc, tuning=board.tuning,
-        )  # fmt: skip
-        undo.callback(engine.close)
-        domain.engine = engine
-        domain.tables.code.attach(engine)
-        physical.invalidators.append(domain.drop_code)
-        undo.callback(physical.invalidators.remove, domain.drop_code)
-        physical.executors.append(domain.tables)
-        undo.callback(physical.executors.remove, domain.tables)
-        dispatcher.attach(engine)
-        for vcpu in domain.vcpus:
-            vcpu.context = Context(engine)
-        resident = Resident(domain, dispatcher)
-        self._residents.add(resident)
-        undo.callback(self._residents.remove, resident)
-        return resident
 
     def _first_vcpu(self, domain: Domain, boot: BootState) -> None:
         """Have the page tables approved; vCPU 0's first registers, its base pointer, and the clocks."""

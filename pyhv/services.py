@@ -6,7 +6,7 @@ of it changes who may run and when; the loop in `machine.py` acts on it. Nothing
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from pyhv.abi.layout import u16
@@ -110,9 +110,9 @@ class Services:
         if self.scheduler.wake(vcpu, now):
             self.clock.shorten(now)
 
-    def port_pending(self, domain: Domain, port: int) -> None:
-        """A port of `domain` has become pending: who polls it wakes."""
-        for vcpu in domain.vcpus:
+    def port_pending(self, vcpus: Iterable[Vcpu], port: int) -> None:
+        """A port of the domain of `vcpus` has become pending: who polls it wakes."""
+        for vcpu in vcpus:
             if vcpu.polling is not None and port in vcpu.polling:
                 self.wake(vcpu)
 
@@ -179,7 +179,7 @@ class Services:
             self._report(domain, "the guest reported a crash")
         elif domain.suspended:
             self.dom0.last_words(domain.domid)  # the end of this turn passes it on
-            domain.suspender = domain.loaded
+            domain.suspender = domain.loaded.number if domain.loaded else None
             self._stop_running(domain)
 
     def halt_domain(self, domain: Domain) -> None:
@@ -208,7 +208,7 @@ class Services:
         """`Machine.resume`."""
         dispatcher, suspender = self.residents[domain.domid].dispatcher, domain.suspender
         if suspender is not None:
-            dispatcher.load(suspender)
+            dispatcher.load(domain.vcpus[suspender])
             domain.engine.vmcb.q[v.RAX] = int(cancelled)
         domain.life.resume()
         domain.suspender = None

@@ -4,23 +4,25 @@
 from dataclasses import dataclass, field
 
 from pyhv.abi.hypercall_page import hypercall_page
-from pyhv.abi.shared import SHARED_LAYOUT
+from pyhv.abi.layout import u8, u32
+from pyhv.abi.shared import SHARED_LAYOUT, SharedLayout
 from pyhv.address import Mfn
 from pyhv.clock import Clock
 from pyhv.cpu.engine import Engine
+from pyhv.cpu.ram import Ram
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.lifecycle import Life, Lifecycle
 from pyhv.domain.mailbox import Mailbox
 from pyhv.domain.ports import PortLatches
-from pyhv.domain.vcpu import Vcpu, new_vcpu
+from pyhv.domain.vcpu import Vcpu
 from pyhv.events.channels import EventChannels
-from pyhv.events.delivery import TwoLevel
 from pyhv.grants.maptrack import Maptrack
 from pyhv.grants.table import GrantTable
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.paging import DomainArea, L4Cache
 from pyhv.mmu.physical import FramePage, PhysicalMemory
 from pyhv.mmu.tables import PageTables
+from pyhv.state import given
 
 
 @dataclass(slots=True)
@@ -33,59 +35,54 @@ class Assists:
         return kind in self.enabled
 
 
+@dataclass(slots=True, eq=False)
 class Domain:
-    """One guest: memory, page tables, ports, grants, vCPUs, and its life.
+    """One guest: memory, page tables, ports, grants, vCPUs, and its life. It is complete when it is made.
 
-    The machine builds it in stages; a handler that gets a `Domain` sees all attributes set.
+    It is made of parts, each with its own page, that say their own state; so do the vCPUs, apart from it.
     """
 
-    def __init__(
-        self,
-        domid: int,
-        config: DomainConfig,
-        physical: PhysicalMemory,
-        clock: Clock,
-        shared_info: Mfn,
-        width: int = 64,
-    ) -> None:
-        self.domid = domid
-        self.width = width
-        """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel."""
-        self.layout = SHARED_LAYOUT[width]
+    memory: GuestMemory
+    tables: PageTables
+    area: DomainArea
+    cache: L4Cache
+    events: EventChannels
+    grants: GrantTable
+    maptrack: Maptrack
+    max_pages: u32
+    """How many frames it may have."""
+    domid: int = given("its builder")
+    width: int = given("its builder")
+    """Bits of the guest's registers and structures: 64, or 32 for a PAE kernel."""
+    config: DomainConfig = given("its builder")
+    clock: Clock = given("the machine's")
+    physical: PhysicalMemory = given("the machine's")
+    ram: Ram = given("the machine's")
+    engine: Engine = given("what it holds of the guest, the contexts of vCPUs and its debug unit say")
+    shared_info: FramePage = given("its builder; what is in it is memory")
+    vcpus: list[Vcpu] = given("each says its own state")
+    mailbox: Mailbox = given("its builder; empty whenever the machine does not run")
+    """What others want done to it."""
+    tot_pages: u32 = 0
+    """How many it has, besides those that the hypervisor shares with it."""
+    e820: bytes | None = None
+    """The memory map that the guest has set for itself; None: all its memory from 0 on."""
+    assists: Assists = field(default_factory=Assists)
+    port_latches: PortLatches = field(default_factory=PortLatches)
+    life: Life = field(default_factory=Life)
+    """Whether it runs, and how it ended."""
+    suspender: u8 | None = None
+    """The number of the vCPU whose call suspended the domain, and waits for its result."""
+
+    @property
+    def name(self) -> str:
+        """As its owner calls it."""
+        return self.config.name
+
+    @property
+    def layout(self) -> SharedLayout:
         """Where the fields of the pages shared with it are that depend on its width."""
-        self.config = config
-        self.name = config.name
-        self.physical = physical
-        self.ram = physical.ram
-        self.clock = clock
-        self.now = clock.now
-        self.memory = GuestMemory(physical, width)
-        self.shared_info = FramePage(physical, shared_info)
-        self.assists = Assists()
-        self.port_latches = PortLatches()
-        self.max_pages = config.memory_pages
-        self.e820: bytes | None = None
-        """The memory map that the guest has set for itself; None: all its memory from 0 on."""
-        self.tot_pages = 0
-        self.mailbox = Mailbox()
-        """What others want done to it."""
-        self.life = Life()
-        """Whether it runs, and how it ended."""
-        self.suspender: Vcpu | None = None
-        """The vCPU whose call suspended the domain, and waits for its result."""
-        self.vcpus = [
-            new_vcpu(domid, number, config, self.memory, self.shared_info, clock)
-            for number in range(config.vcpus)
-        ]
-        self.bits = TwoLevel(self.shared_info, [vcpu.info for vcpu in self.vcpus], width)
-        # Set by the machine while it builds the domain:
-        self.tables: PageTables
-        self.cache: L4Cache
-        self.area: DomainArea
-        self.engine: Engine
-        self.events: EventChannels
-        self.grants: GrantTable
-        self.maptrack: Maptrack
+        return SHARED_LAYOUT[self.width]
 
     @property
     def loaded(self) -> Vcpu | None:

@@ -16,6 +16,7 @@ from pyhv.abi.numbers import VcpuState
 from pyhv.abi.structs import VcpuRunstateInfo
 from pyhv.clock import Clock
 from pyhv.cpu.context import Context
+from pyhv.cpu.engine import Engine
 from pyhv.cpu.registers import Registers
 from pyhv.domain.callbacks import Callbacks, KernelStack, TrapTable
 from pyhv.domain.config import DomainConfig
@@ -77,13 +78,13 @@ class Vcpu:
     info: VcpuInfo
     runstate: Runstate
     periodic: PeriodicTimer
+    context: Context
+    """Its registers."""
     domid: int = given("its domain's")
     number: int = given("its place in the domain")
     config: DomainConfig = given("its domain's")
     memory: GuestMemory = given("its domain's")
     clock: Clock = given("the machine's")
-    context: Context = field(init=False)
-    """Its registers; from the moment on that the domain has an engine."""
     initialised: bool = False
     online: bool = False
     in_kernel: bool = True
@@ -149,7 +150,13 @@ class Vcpu:
 
 
 def new_vcpu(
-    domid: int, number: int, config: DomainConfig, memory: GuestMemory, shared_info: FramePage, clock: Clock
+    domid: int,
+    number: int,
+    config: DomainConfig,
+    memory: GuestMemory,
+    shared_info: FramePage,
+    clock: Clock,
+    engine: Engine,
 ) -> Vcpu:
     """A vCPU that is down, and whose `vcpu_info` is in its slot of shared_info."""
     now = clock.now()
@@ -157,6 +164,7 @@ def new_vcpu(
         VcpuInfo(shared_info, number, memory.width),
         Runstate(VcpuState.OFFLINE, now),
         PeriodicTimer(now),
+        Context(engine),
         domid=domid,
         number=number,
         config=config,

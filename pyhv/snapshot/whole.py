@@ -21,7 +21,6 @@ from pyhv.board import frames_for
 from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
 from pyhv.domain.config import DomainConfig
-from pyhv.domain.domain import Domain
 from pyhv.errors import SnapshotError
 from pyhv.hypercalls.context import WATCHDOGS
 from pyhv.machine import Machine, MachineConfig
@@ -51,17 +50,13 @@ class _ConfigRecord:
 
 @dataclass(frozen=True)
 class DomainRecord:
-    """A domain as plain data; `parts` are the objects that say their own state."""
+    """A domain as plain data: what it takes to make it, and what it says of itself."""
 
     domid: u16
     width: u8
     config: DomainConfig
     shared_info: u32
-    max_pages: u32
-    tot_pages: u32
-    e820: bytes | None
-    suspender: u8 | None
-    parts: dict[str, Said]
+    domain: Said
     vcpus: list[Said]
     debug_unit: Said
     """What a tuned engine stops at; None: it is none."""
@@ -109,31 +104,11 @@ def _record(resident: Resident) -> DomainRecord:
         width=domain.width,
         config=domain.config,
         shared_info=domain.shared_info.mfn,
-        max_pages=domain.max_pages,
-        tot_pages=domain.tot_pages,
-        e820=domain.e820,
-        suspender=None if domain.suspender is None else domain.suspender.number,
-        parts={name: state(part) for name, part in _domain_parts(domain).items()},
+        domain=state(domain),
         vcpus=[state(vcpu) for vcpu in domain.vcpus],
         debug_unit=None if domain.engine.debug_unit is None else domain.engine.debug_unit.state(),
         counts=resident.counts(),
     )
-
-
-def _domain_parts(domain: Domain) -> dict[str, Any]:
-    """What of a domain says its own state, but for its vCPUs, in the order in which it is restored."""
-    return {
-        "life": domain.life,
-        "assists": domain.assists,
-        "port_latches": domain.port_latches,
-        "memory": domain.memory,
-        "tables": domain.tables,
-        "area": domain.area,
-        "cache": domain.cache,
-        "events": domain.events,
-        "grants": domain.grants,
-        "maptrack": domain.maptrack,
-    }
 
 
 # -- restoring ---------------------------------------------------------------------------------------------
@@ -265,16 +240,13 @@ def _machine_parts(machine: Machine) -> dict[str, Any]:
 
 def _restore_domain(resident: Resident, record: DomainRecord) -> None:
     domain, where = resident.domain, f"domain {record.domid}"
-    domain.max_pages, domain.tot_pages, domain.e820 = record.max_pages, record.tot_pages, record.e820
-    for name, part in _domain_parts(domain).items():
-        restore(part, record.parts.get(name), f"{where}: {name}")
+    restore(domain, record.domain, where)
     if len(record.vcpus) != len(domain.vcpus):
         raise refusal(where, f"has {len(record.vcpus)} vCPUs, its configuration {len(domain.vcpus)}")
     for vcpu, saved in zip(domain.vcpus, record.vcpus, strict=True):
         restore(vcpu, saved, f"{where}: {vcpu.name}")
-    if record.suspender is not None and record.suspender >= len(domain.vcpus):
-        raise refusal(where, f"was suspended by vCPU {record.suspender}, which it does not have")
-    domain.suspender = None if record.suspender is None else domain.vcpus[record.suspender]
+    if domain.suspender is not None and domain.suspender >= len(domain.vcpus):
+        raise refusal(where, f"was suspended by vCPU {domain.suspender}, which it does not have")
     if domain.engine.debug_unit is not None and record.debug_unit is not None:
         restore(domain.engine.debug_unit, record.debug_unit, f"{where}: debug_unit")
     resident.count_on(record.counts)

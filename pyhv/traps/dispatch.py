@@ -23,7 +23,6 @@ from pyhv.address import MASK32, MASK64
 from pyhv.clock import Clock, VirtualClock
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
-from pyhv.cpu.engine import Engine
 from pyhv.cpu.exits import ExitKind, ExitRecord, classify
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
@@ -92,9 +91,8 @@ class Dispatcher:
         "_posted": "the mailbox's, which is empty between turns",
     }
 
-    def __init__(self, host: HostServices, domain: Domain) -> None:
+    def __init__(self, host: HostServices) -> None:
         self.host = host
-        self.domain = domain
         self.clock = host.clock
         self.counts = [0] * len(ExitKind)
         """Exits by kind."""
@@ -103,32 +101,31 @@ class Dispatcher:
         self.unknown_hypercalls = 0
         self._recent: list[tuple[ExitKind, int, int]] = [(ExitKind.BUDGET, 0, 0)] * _RECENT
         self._exits = 0
-        self._posted = domain.mailbox.posted
         self.events_delivered = 0
         self.emulated = 0
         """Privileged instructions and page-table stores done for the guest."""
         self.observers: list[Observer] = []
-        self.ports = Ports(domain.port_latches)
-        self._wide = domain.width == 64
-        self._mask = MASK64 if self._wide else MASK32
-        self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
-        self._arguments = itemgetter(*self._argument_registers)
         self._charge: Callable[[], bool] | None = (
             self.clock.charge_exit if isinstance(self.clock, VirtualClock) else None
         )
         self._overdue = None if isinstance(self.clock, VirtualClock) else self.clock.work
 
-    def attach(self, engine: Engine) -> None:
-        """Connect to the engine once it exists (it needs its sink first)."""
-        self.engine = engine
-        self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(self.domain, engine)
+    def attach(self, domain: Domain) -> None:
+        """Serve a domain, whose engine needed this sink before it could be complete."""
+        engine = domain.engine
+        self.domain, self.engine = domain, engine
+        self._posted = domain.mailbox.posted
+        self.ports = Ports(domain.port_latches)
+        self._wide = domain.width == 64
+        self._mask = MASK64 if self._wide else MASK32
+        self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
+        self._arguments = itemgetter(*self._argument_registers)
+        self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
         self._page_fault = page_fault if self._wide else compat_page_fault
         self._d, self._q = engine.vmcb.d, engine.vmcb.q
         services = ProcessorServices(self.cpu)
-        self.calls = [
-            Call(self.host, self.domain, vcpu, services, self.hypercalls) for vcpu in self.domain.vcpus
-        ]
+        self.calls = [Call(self.host, domain, vcpu, services, self.hypercalls) for vcpu in domain.vcpus]
         self.call = self.calls[0]
         engine.instruction_length = self._instruction_length
 

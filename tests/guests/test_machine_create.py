@@ -78,7 +78,7 @@ STEPS = [
     (domain_builder, "L4Cache", 1), (domain_builder, "PageTables", 1), (FrameTable, "allocate_many", 1),
     (FrameTable, "allocate_many", 3), (FrameTable, "allocate_many", 4), (domain_builder, "lower_l3", 1),
     (EventChannels, "alloc_unbound", 1), (EventChannels, "alloc_unbound", 2), (domain_builder, "build", 1),
-    (domain_builder, "GrantTable", 1), (GrantTable, "setup", 1), (GrantTable, "reserve", 2),
+    (domain_builder, "EventChannels", 1), (domain_builder, "GrantTable", 1), (GrantTable, "reserve", 2),
     (domain_builder, "Dispatcher", 1),
     (domain_builder, "Engine", 1), (domain_builder, "Resident", 1), (domain_builder, "write_domu", 1),
     (Store, "introduce", 1), (FrameTable, "take_writable", 1), (FrameTable, "take_writable", 2),

@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (("domains", 0, "config", "weight"), 1 << 30, "weight of"),
         (("domains", 0, "config", "vcpus"), 0, "0 vCPUs"),
         (("domains", 0, "config", "max_event_channels"), -1, "event channels"),
-        (("domains", 0, "tot_pages"), 0, "counts 0"),
+        (("domains", 0, "domain", "tot_pages"), 0, "counts 0"),
         (("domains", 0, "counts", "hypercalls", 3), (1 << 64) - 1, "which is not in"),
         (("dom0", "store", "generation"), (1 << 64) - 1, "which is not in"),
         (("domains", 0, "shared_info"), 1 << 31, "beyond memory"),
