@@ -197,7 +197,7 @@ class DomainBuilder:
                 f" ({frames.free_count >> 8} MiB)."
             )
         domid = self._residents.next_domid()
-        config = replace(config, uuid=self._uuid(config, domid))
+        config = replace(config, uuid=self.uuid_for(config, domid))
         with _no_frames_is_for_people(config.name), ExitStack() as undo:
             resident = self._allocate(domid, image, config, undo)
             domain = resident.domain
@@ -248,12 +248,13 @@ class DomainBuilder:
         disconnect(self._board.physical, domain)
         domain.engine.close()
 
-    def _uuid(self, config: DomainConfig, domid: int) -> str:
+    def uuid_for(self, config: DomainConfig, domid: int) -> str:
+        """The UUID that a domain with this configuration has. ConfigError: another one has it."""
         if not config.uuid:
             return identifier(self._seed, domid)
         chosen = str(uuid.UUID(config.uuid))
         for resident in self._residents:
-            if resident.domain.config.uuid == chosen:
+            if resident.domain.config.uuid == chosen and resident.domain.domid != domid:
                 raise ConfigError(f"{config.name}: {resident.domain.name} has the UUID {chosen}.")
         return chosen
 

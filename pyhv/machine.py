@@ -28,7 +28,7 @@ from pyhv.domain.domain import Domain
 from pyhv.domain.holdings import holdings
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.relations import relations
-from pyhv.domain_builder import DomainBuilder
+from pyhv.domain_builder import DomainBuilder, check
 from pyhv.errors import ConfigError
 from pyhv.events.timers import TimerQueue
 from pyhv.loader.image import KernelImage
@@ -190,9 +190,11 @@ class Machine:
         request_shutdown(self.store, domain.domid, how)
 
     def change_uuid(self, domain: Domain, new: str) -> None:
-        """Have a domain known by another UUID, which no other has."""
-        change_uuid(self.store, domain.domid, domain.config.uuid, new)
-        domain.config = replace(domain.config, uuid=new)
+        """Have a domain known by another UUID. ConfigError: it is none, or another domain's."""
+        config = replace(domain.config, uuid=new)
+        check(config, self.scheduler)
+        domain.config = replace(config, uuid=self.builder.uuid_for(config, domain.domid))
+        change_uuid(self.store, domain.domid, domain.name, domain.config.uuid)
 
     def destroy(self, domain: Domain) -> None:
         """End a domain, whatever it does; it is gone before anybody runs again. ConfigError: it has ended."""

@@ -2,17 +2,19 @@
 """A guest's console as a person or a test uses it: what it printed, what it is waited for, what is typed.
 
 A guest prints for as long as it lives, so only the end is kept; `position` counts every byte since the
-beginning, and what was expected is not looked for again.
+beginning, and what was expected is not looked for again. Whoever wants all of it, or somewhere else, brings a
+sink.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Final
 
+from pyhv.devices.console_log import ConsoleSink
 from pyhv.state import Tally
 
 KEPT: Final = 1 << 20
-"""Bytes of a console's end that are kept."""
+"""Bytes of a console's end that are kept if nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,28 @@ class Console:
     """What a guest has printed. Its `text` may be cut at the beginning."""
 
     def __init__(self) -> None:
+        self.keep = KEPT
+        """Bytes of its end that are kept at least, and twice as many at most. Of what is not kept nothing is
+        found by `expect` or `run`."""
+        self.sink: ConsoleSink | None = None
+        """Who gets all that is printed from now on, between two turns, before it is kept here. A sink that
+        returns False has taken nothing, and is offered the same again: meanwhile the guest waits when its log
+        is full, and nobody else does. It is not part of snapshots, and stays when a machine is put back."""
         self._kept = bytearray()
         self._dropped = 0
         self._seen = 0
         """Position up to which `expect` has consumed."""
 
-    def output(self, data: bytes) -> None:
-        """The guest has printed more."""
+    def output(self, data: bytes) -> bool | None:
+        """The guest has printed more; False: its sink takes nothing now."""
+        if self.sink is not None and self.sink.output(data) is False:
+            return False
         self._kept += data
-        if len(self._kept) > 2 * KEPT:
-            surplus = len(self._kept) - KEPT
+        if len(self._kept) > 2 * self.keep:
+            surplus = len(self._kept) - self.keep
             del self._kept[:surplus]
             self._dropped += surplus
+        return None
 
     @property
     def position(self) -> int:

@@ -8,8 +8,9 @@ machine is put back to another moment. Times are seconds of the machine.
 import functools
 import re
 import shlex
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
 
 from pyhv.abi.layout import u16, u64
 from pyhv.abi.numbers import Hypercall, Shutdown
@@ -21,9 +22,11 @@ from pyhv.domain.domain import Domain
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import ConfigError, PyhvError
-from pyhv.loader.image import KernelImage
-from pyhv.resident import Ended, Resident
+from pyhv.loader.image import KernelImage, Symbol
+from pyhv.machine import Machine
+from pyhv.resident import Counts, Ended, Resident
 from pyhv.state import Tally
+from pyhv.traps.report import CrashReport
 from pyhv.until import Outcome, Seconds, Until, When
 
 EXPECT_SECONDS: Final = 60.0
@@ -32,9 +35,6 @@ _LONGEST_LINE: Final = 900
 
 
 Pattern: TypeAlias = str | bytes | re.Pattern[str] | re.Pattern[bytes]
-
-
-Verb: TypeAlias = Literal["pause", "unpause", "poweroff", "reboot", "suspend", "resume", "destroy"]
 
 
 class GuestFailed(PyhvError, AssertionError):
@@ -63,6 +63,10 @@ class End:
     reason: str
     cause: str | None
     """What it died of; None if it ended as it wanted."""
+    report: CrashReport | None = field(default=None, repr=False)
+    """What was known of it when it crashed."""
+    counts: Counts = field(default_factory=Counts, repr=False)
+    """What it has done in all its life."""
 
     @classmethod
     def of(cls, ended: Ended) -> "End":
@@ -75,7 +79,7 @@ class End:
             reason = Shutdown(ended.reason).name.lower()
         else:
             reason = str(ended.reason)
-        return cls(reason, ended.cause)
+        return cls(reason, ended.cause, ended.report, ended.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class GuestNotes:
 class GuestHost(Protocol):
     """What a guest needs of its machine."""
 
+    hypervisor: Machine
+
     def resident(self, guest: "Guest") -> Resident | None:
         """The record of a guest that has not ended."""
 
@@ -103,8 +109,8 @@ class GuestHost(Protocol):
     def type_in(self, guest: "Guest", data: bytes) -> None:
         """Bytes for a guest's console, which come when it has room for them."""
 
-    def perform(self, verb: Verb, guest: "Guest") -> None:
-        """A toolstack's verb on a guest."""
+    def offer(self, guest: "Guest", data: bytes) -> int:
+        """As many of these bytes for its console as it has room for; how many that were."""
 
 
 class Processor:
@@ -139,14 +145,20 @@ class Guest:
         name: str,
         uuid: str,
         console: Console,
+        *,
         image: KernelImage | None = None,
+        symbols: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._host = host
         self.domid = domid
         self.name = name
         self.uuid = uuid
         self.image = image
+        """Its kernel; None if it comes from a snapshot."""
         self.console = console
+        self.verdict = ""
+        """How `pyhv restore` is to judge what it prints, as of `pyhv boot --verdict`: goes into snapshots."""
+        self._noted_symbols = symbols
         self._runs = 0
         self.end: End | None = None
         """How it ended; None: it has not."""
@@ -163,6 +175,12 @@ class Guest:
         if resident is None:
             return "---sc-" if self.end is not None and self.end.reason == "crash" else "---s--"
         return letters(resident.domain)
+
+    @property
+    def suspended(self) -> bool:
+        """It has suspended itself, and waits for `resume`."""
+        resident = self._host.resident(self)
+        return resident is not None and resident.domain.suspended
 
     @property
     def hypercalls(self) -> dict[str, int]:
@@ -189,7 +207,14 @@ class Guest:
     @functools.cached_property
     def symbols(self) -> dict[str, int]:
         """Addresses of its kernel's symbols by name; empty where the image has none."""
-        return {} if self.image is None else {symbol.name: symbol.va for symbol in self.image.symbols}
+        return {symbol.name: symbol.va for symbol in self.symbol_table}
+
+    @functools.cached_property
+    def symbol_table(self) -> tuple[Symbol, ...]:
+        """All of its kernel's symbols, by address. Snapshots do not keep their sizes."""
+        if self.image is not None:
+            return self.image.symbols
+        return tuple(Symbol(va, 0, name) for name, va in self._noted_symbols)
 
     @property
     def width(self) -> int:
@@ -206,8 +231,15 @@ class Guest:
     # -- text --------------------------------------------------------------------------------------------
 
     def send(self, text: str | bytes) -> None:
-        """Type on its console; what it has no room for waits."""
+        """Type on its console; what it has no room for waits. One that has ended reads nothing."""
         self._host.type_in(self, text.encode() if isinstance(text, str) else text)
+
+    def offer(self, data: bytes) -> int:
+        """Type as much as its console has room for now, and return how many bytes that were.
+
+        For whoever reads from somewhere at the guest's pace; what `send` left waiting comes first.
+        """
+        return self._host.offer(self, data)
 
     def expect(self, pattern: Pattern, timeout: float = EXPECT_SECONDS) -> Found:
         """Run the machine until the guest prints what matches a regular expression.
@@ -247,15 +279,18 @@ class Guest:
     def notes(self) -> GuestNotes:
         """What it is to its user, for a snapshot."""
         return GuestNotes(
-            self.domid, self.name, self.uuid, self.console.notes(), self._runs, list(self.symbols.items())
+            self.domid,
+            self.name,
+            self.uuid,
+            self.console.notes(),
+            self._runs,
+            [(symbol.name, symbol.va) for symbol in self.symbol_table],
         )
 
     def put_back(self, notes: GuestNotes) -> None:
         """Be again what was noted."""
-        self.end = None
+        self.end, self.uuid, self._runs = None, notes.uuid, notes.runs
         self.console.put_back(notes.console)
-        self._runs = notes.runs
-        self.symbols = dict(notes.symbols)
 
     # -- verbs -------------------------------------------------------------------------------------------
 
@@ -268,33 +303,62 @@ class Guest:
 
     def pause(self) -> None:
         """Keep it from running."""
-        self._host.perform("pause", self)
+        self._host.hypervisor.pause(self._to("be told to pause"))
 
     def unpause(self) -> None:
         """Let it run."""
-        self._host.perform("unpause", self)
+        self._host.hypervisor.unpause(self._to("be told to unpause"))
 
     def shutdown(self) -> None:
         """Ask it to power itself off, as `xl shutdown` does; it may take its time, or not care."""
-        self._host.perform("poweroff", self)
+        self._ask_to("poweroff")
 
     def reboot(self) -> None:
         """Ask it to reboot itself: here that is an end."""
-        self._host.perform("reboot", self)
+        self._ask_to("reboot")
 
     def suspend(self) -> None:
         """Ask it to suspend itself."""
-        self._host.perform("suspend", self)
+        self._ask_to("suspend")
 
     def resume(self) -> None:
         """Let it run on after it has suspended itself, as if the suspension had been cancelled."""
-        self._host.perform("resume", self)
+        self._host.hypervisor.resume(self._to("be told to resume"), cancelled=True)
 
     def destroy(self) -> None:
         """End it now, whatever it does."""
-        self._host.perform("destroy", self)
+        self._host.hypervisor.destroy(self._to("be told to destroy"))
+        self._host.hypervisor.settle()
+
+    def change_uuid(self, new: str) -> None:
+        """Have it known by another UUID, as a copy should be. ConfigError: it is none, or another guest's."""
+        domain = self._to("have another UUID")
+        self._host.hypervisor.change_uuid(domain, new)
+        self.uuid = domain.config.uuid
+
+    def _ask_to(self, verb: str) -> None:
+        self._host.hypervisor.shutdown(self._to(f"be told to {verb}"), verb)
+
+    def _to(self, what: str) -> Domain:
+        """Its domain, for what cannot be done with one that has ended: ConfigError."""
+        resident = self._host.resident(self)
+        if resident is None:
+            raise ConfigError(f"{self.name} has ended, so it cannot {what}.")
+        return resident.domain
 
     # -- messages ----------------------------------------------------------------------------------------
+
+    def crash_report(self, tail: Sequence[bytes] | None = None) -> str | None:
+        """What is known of its crash, as `pyhv boot` tells it; None: it has not crashed, or said so itself.
+
+        `tail` are the last lines of its console if those that are kept here are not meant.
+        """
+        from pyhv.observe import crash  # and with it the disassembler
+
+        if self.end is None or self.end.report is None:
+            return None
+        lines = [line.encode() for line in self.console.tail()] if tail is None else tail
+        return crash.render(self.end.report, self.symbol_table, lines)
 
     def _why(self, outcome: Outcome, timeout: float) -> str:
         if self.end is not None:

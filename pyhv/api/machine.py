@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, overload
+from uuid import UUID
 from weakref import WeakValueDictionary
 
 from pyhv.abi.layout import u16
 from pyhv.abi.numbers import Hypercall
 from pyhv.api.console import Console
-from pyhv.api.guest import End, Guest, GuestNotes, Pattern, Verb
+from pyhv.api.guest import End, Guest, GuestNotes, Pattern
 from pyhv.api.words import expression, pages
+from pyhv.board import USUAL_DOMAINS
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
 from pyhv.domain.config import DomainConfig
+from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, SnapshotError
 from pyhv.images import source as images
 from pyhv.images.archive import SilentProgress
@@ -34,13 +37,14 @@ from pyhv.machine import Machine as Hypervisor
 from pyhv.machine import MachineConfig
 from pyhv.resident import Ended, Resident
 from pyhv.snapshot.snapshot import Snapshot, take
-from pyhv.snapshot.snapshot import load as read_snapshot
 from pyhv.state import construct, state
 from pyhv.until import AllEnded, Exits, Outcome, Reaches, Runnable, Seconds, Until, When
 from pyhv.xenstore.peers import introduce_peers
 
 Cancel: TypeAlias = Callable[[], None]
 """Ends what was begun."""
+Bootable: TypeAlias = str | Path | bytes | KernelImage | images.Source
+"""What can be booted."""
 _NUMBERS: Final = frozenset(Hypercall)
 _ARGUMENTS: Final = {
     64: (v.RDI, v.RSI, v.RDX, v.R10, v.R8),
@@ -64,7 +68,9 @@ class Machine:
     """One computer for several guests. A context manager, or `close` it.
 
     `memory` is for the guests together, `"1G"` or bytes; `scheduler` "credit" or "rr". With `virtual_time`
-    time comes from executed code, and `seed` makes the same run each time.
+    time comes from executed code, and `seed` makes the same run each time. `measure` times the handlers of
+    exits for `pyhv.observe.stats`; `tuned` is as of `pyhv.machine.MachineConfig`; for more guests at once
+    than `pyhv.board.USUAL_DOMAINS`, say with `max_domains` how many. ConfigError.
     """
 
     def __init__(
@@ -74,10 +80,18 @@ class Machine:
         scheduler: str = "credit",
         virtual_time: bool = False,
         seed: int = 0,
+        measure: bool = False,
         tuned: bool = True,
+        max_domains: int = USUAL_DOMAINS,
     ) -> None:
         config = MachineConfig(
-            pages(memory), scheduler=scheduler, virtual_time=virtual_time, seed=seed, tuned=tuned
+            pages(memory),
+            scheduler=scheduler,
+            virtual_time=virtual_time,
+            seed=seed,
+            measure=measure,
+            tuned=tuned,
+            max_domains=max(max_domains, USUAL_DOMAINS),
         )
         self._begin(Hypervisor(config))
 
@@ -86,9 +100,10 @@ class Machine:
         """What does the work: the whole of `pyhv.machine`, for whoever looks deeper."""
         self._guests: dict[int, Guest] = {}
         self._known: WeakValueDictionary[tuple[int, str], Guest] = WeakValueDictionary()
-        """Handles that somebody has, by domid and UUID: their guest may be put back to life."""
+        """Handles by the domid and UUID that snapshots know them by: their guest may be put back to life."""
         self._typed: dict[int, bytearray] = {}
-        self._on_end: list[Callable[[Guest, End], None]] = []
+        self._listeners: dict[str, list[Callable[..., None]]] = {"end": [], "console_io": []}
+        hypervisor.services.debug_sink = self._has_said
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +121,7 @@ class Machine:
 
     def boot(
         self,
-        image: str | Path | bytes | KernelImage,
+        image: Bootable,
         *,
         name: str | None = None,
         memory: str | int | None = None,
@@ -120,8 +135,9 @@ class Machine:
         """Build a guest that runs when the machine does. ConfigError, ImageError.
 
         `image` is what `pyhv boot` takes - "debian", a guest of pyhv's, a path - or the bytes of a kernel, or
-        one that was loaded before. A ramdisk that is gzip is unpacked for the guest. `memory` is 128 MiB if
-        it is not given, 16 MiB for pyhv's own guests. `append` is added to the kernel's command line.
+        one that was loaded before, or what `pyhv.images.source.resolve` has found. A ramdisk that is gzip is
+        unpacked for the guest. `memory` is 128 MiB if it is not given, 16 MiB for pyhv's own guests. `append`
+        is added to the kernel's command line.
         """
         found = _source(image, with_ramdisk=ramdisk is None)
         initial = found.ramdisk if ramdisk is None else _ramdisk(ramdisk)
@@ -142,11 +158,11 @@ class Machine:
             paused=paused,
             on_end=self._has_ended,
         )
-        guest = Guest(self, domain.domid, domain.name, domain.config.uuid, console, found.image)
-        self._known[guest.domid, guest.uuid] = self._guests[guest.domid] = guest
+        guest = Guest(self, domain.domid, domain.name, domain.config.uuid, console, image=found.image)
+        self._guests[guest.domid] = guest
         return guest
 
-    def create(self, image: str | Path | bytes | KernelImage, **options: Any) -> Guest:
+    def create(self, image: Bootable, **options: Any) -> Guest:
         """`boot`, but the guest is paused until `Guest.unpause`."""
         return self.boot(image, **options, paused=True)
 
@@ -155,9 +171,18 @@ class Machine:
         """The guests that have not ended, by name."""
         return MappingProxyType({guest.name: guest for guest in self._guests.values()})
 
-    def introduce_peers(self) -> None:
-        """Pair the guests, in the order of their domids: each finds the other's in data/peer of its store."""
-        introduce_peers(self.hypervisor.store, self.hypervisor.residents.domids())
+    @property
+    def guests(self) -> list[Guest]:
+        """The guests that have not ended, in the order in which they came."""
+        return list(self._guests.values())
+
+    def introduce_peers(self, *couples: tuple[Guest, Guest]) -> None:
+        """Pair the guests, in the order of their domids: each finds the other's in data/peer of its store.
+
+        `couples` belong together; the others are paired as before.
+        """
+        named = [(one.domid, other.domid) for one, other in couples]
+        introduce_peers(self.hypervisor.store, self.hypervisor.residents.domids(), named)
 
     def _free_name(self, wanted: str) -> str:
         taken = self.domains
@@ -168,8 +193,13 @@ class Machine:
         guest = self._guests.pop(ended.domid)
         guest.end = End.of(ended)
         self._typed.pop(ended.domid, None)
-        for listener in self._on_end:
+        for listener in self._listeners["end"]:
             listener(guest, guest.end)
+
+    def _has_said(self, domain: Domain, text: bytes) -> None:
+        guest = self._guests.get(domain.domid)
+        for listener in self._listeners["console_io"] if guest else []:
+            listener(guest, text)
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -200,10 +230,21 @@ class Machine:
             policy = policy | Exits(exits)
         return self.hypervisor.run(policy)
 
-    def step(self) -> bool:
-        """Let one vCPU run to the end of its turn; False if nobody can run."""
+    def step(self, limit: int | None = None) -> bool:
+        """Let one vCPU run to the end of its turn, or to `limit` (ns); False if nobody can run.
+
+        For whoever makes the loop himself, as with descriptors of the host to wait for: see
+        `pyhv.machine.Machine`.
+        """
         self._type()
-        return self.hypervisor.step()
+        return self.hypervisor.step(limit)
+
+    def drain(self) -> bool:
+        """Offer the sinks what they have not taken yet, also of guests that have ended; whether some is left.
+
+        While the machine runs that is done between two turns.
+        """
+        return self.hypervisor.dom0.go_on()
 
     def _policy(self, until: Until | Pattern | Callable[[], bool]) -> Until:
         if isinstance(until, Until):
@@ -237,11 +278,12 @@ class Machine:
         Memory is shared with it, so that this takes as long as the pages are many that were written since
         the last time. In virtual time, what goes on from a snapshot does what the machine would have done.
         """
+        self._known.update({(guest.domid, guest.uuid): guest for guest in self.guests})
         notes = MachineNotes(
-            [guest.notes() for guest in self._guests.values()],
+            [guest.notes() for guest in self.guests],
             {domid: bytes(waiting) for domid, waiting in self._typed.items() if waiting},
         )
-        return take(self.hypervisor, state(notes))
+        return take(self.hypervisor, state(notes), {guest.domid: guest.verdict for guest in self.guests})
 
     def revert(self, snapshot: Snapshot) -> None:
         """Put the machine back to a moment of its own. SnapshotError.
@@ -251,20 +293,20 @@ class Machine:
         notes = read_notes(snapshot)
         guests = self._handles(notes)
         snapshot.put_back(self.hypervisor, lambda domid: guests[domid].console)
-        self._take_over(notes, guests)
+        self._take_over(snapshot, notes, guests)
 
     def fork(self) -> "Machine":
         """Another machine that goes on from here, as this one does. SnapshotError."""
         return Machine.of(self.snapshot(), tuned=self.hypervisor.config.tuned)
 
     @classmethod
-    def of(cls, snapshot: Snapshot, *, tuned: bool = True) -> Self:
-        """A new machine that goes on from a snapshot. SnapshotError."""
+    def of(cls, snapshot: Snapshot, *, tuned: bool = True, measure: bool = False) -> Self:
+        """A new machine that goes on from a snapshot, when it is run. SnapshotError."""
         machine = cls.__new__(cls)
         notes = read_notes(snapshot)
         guests = {one.domid: machine._new_handle(one) for one in notes.guests}
-        machine._begin(snapshot.rebuild(lambda domid: guests[domid].console, tuned=tuned))
-        machine._take_over(notes, guests)
+        machine._begin(snapshot.rebuild(lambda domid: guests[domid].console, tuned=tuned, measure=measure))
+        machine._take_over(snapshot, notes, guests)
         return machine
 
     def _handles(self, notes: "MachineNotes") -> dict[int, Guest]:
@@ -273,9 +315,9 @@ class Machine:
         return {one.domid: found or self._new_handle(one) for one, found in known}
 
     def _new_handle(self, notes: GuestNotes) -> Guest:
-        return Guest(self, notes.domid, notes.name, notes.uuid, Console())
+        return Guest(self, notes.domid, notes.name, notes.uuid, Console(), symbols=notes.symbols)
 
-    def _take_over(self, notes: "MachineNotes", guests: dict[int, Guest]) -> None:
+    def _take_over(self, snapshot: Snapshot, notes: "MachineNotes", guests: dict[int, Guest]) -> None:
         """The hypervisor is what it was, and prints to the consoles of `guests`: they become so too."""
         for guest in self._guests.values():
             if guests.get(guest.domid) is not guest:
@@ -286,6 +328,9 @@ class Machine:
             guest.put_back(one)
             self._known[guest.domid, guest.uuid] = guest
             self.hypervisor.residents[guest.domid].on_end = self._has_ended
+        for about in snapshot.about.guests:
+            if about.domid in guests:
+                guests[about.domid].verdict = about.verdict
         self._typed = {domid: bytearray(waiting) for domid, waiting in notes.typed.items()}
 
     # -- looking on --------------------------------------------------------------------------------------
@@ -300,17 +345,22 @@ class Machine:
     def on(self, event: Literal["hypercall"], listener: Callable[[HypercallMade], None]) -> Cancel: ...
     @overload
     def on(self, event: Literal["end"], listener: Callable[[Guest, End], None]) -> Cancel: ...
+    @overload
+    def on(self, event: Literal["console_io"], listener: Callable[[Guest, bytes], None]) -> Cancel: ...
     def on(self, event: str, listener: Callable[..., None]) -> Cancel:
         """Call `listener` at every "exit" or "hypercall", before it is handled, or at the "end" of a guest.
+
+        "console_io" is what a guest writes to the hypervisor's own console, where a kernel says why it dies
+        before it has a console of its own.
 
         What guests compute is not changed by being looked at. Hypercalls within a multicall are not told.
         The function that is returned ends it. ConfigError: no such event.
         """
-        if event == "end":
-            self._on_end.append(listener)
-            return lambda: self._on_end.remove(listener)
+        if event in self._listeners:
+            self._listeners[event].append(listener)
+            return lambda: self._listeners[event].remove(listener)
         if event not in ("exit", "hypercall"):
-            raise ConfigError(f"There is no event {event!r}; there are exit, hypercall and end.")
+            raise ConfigError(f"There is no event {event!r}; there are exit, hypercall, end and console_io.")
         observer = _Listener(listener if event == "exit" else self._tells_hypercalls(listener))
         self.hypervisor.observe(observer)
         return lambda: self.hypervisor.unobserve(observer)
@@ -334,25 +384,16 @@ class Machine:
 
     def type_in(self, guest: Guest, data: bytes) -> None:
         """Bytes for a guest's console, which come when it has room for them."""
-        self._typed.setdefault(guest.domid, bytearray()).extend(data)
+        if guest.end is None:
+            self._typed.setdefault(guest.domid, bytearray()).extend(data)
 
-    def perform(self, verb: Verb, guest: Guest) -> None:
-        """A toolstack's verb on a guest. ConfigError: not in its state."""
+    def offer(self, guest: Guest, data: bytes) -> int:
+        """As many of these bytes for a guest's console as it has room for; one that has ended takes all."""
+        self._type()
         resident = self.resident(guest)
         if resident is None:
-            raise ConfigError(f"{guest.name} has ended, so it cannot be told to {verb}.")
-        domain, machine = resident.domain, self.hypervisor
-        if verb == "pause":
-            machine.pause(domain)
-        elif verb == "unpause":
-            machine.unpause(domain)
-        elif verb == "resume":
-            machine.resume(domain, cancelled=True)
-        elif verb == "destroy":
-            machine.destroy(domain)
-            machine.settle()
-        else:
-            machine.shutdown(domain, verb)
+            return len(data)
+        return 0 if self._typed.get(guest.domid) else self.hypervisor.input(resident.domain, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,12 +411,17 @@ def read_notes(snapshot: Snapshot) -> MachineNotes:
         notes = construct(MachineNotes, snapshot.notes, "notes")
         if sorted(guest.domid for guest in notes.guests) != sorted(snapshot.domids()):
             raise SnapshotError("has notes on guests that are not there")
+        for guest in notes.guests:
+            try:
+                UUID(guest.uuid)
+            except ValueError:
+                raise SnapshotError(f"has a guest with the UUID {guest.uuid!r}, which is none") from None
         return notes
 
 
 def load(path: Path | str, *, tuned: bool = True) -> Machine:
     """A machine that goes on from a snapshot's file. SnapshotError."""
-    return Machine.of(read_snapshot(path), tuned=tuned)
+    return Machine.of(Snapshot.load(path), tuned=tuned)
 
 
 class _Listener:
@@ -396,8 +442,10 @@ class _Typing(Until):
         return None
 
 
-def _source(image: str | Path | bytes | KernelImage, *, with_ramdisk: bool) -> images.Source:
+def _source(image: Bootable, *, with_ramdisk: bool) -> images.Source:
     """What is to be booted, with what it needs by default. ImageError, EnvironmentProblem."""
+    if isinstance(image, images.Source):
+        return image
     if isinstance(image, KernelImage):
         return images.Source(Path(image.name).stem or "guest", image)
     if isinstance(image, bytes):

@@ -19,7 +19,10 @@ _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
 def pages(amount: str | int) -> int:
-    """An amount of memory, "128M" or bytes, in whole page frames. ConfigError."""
+    """An amount of memory, "128M" or bytes, in whole page frames. ConfigError.
+
+    Whether so much is possible is for those to say who are to provide it.
+    """
     if isinstance(amount, int):
         size = Fraction(amount)
     else:
@@ -27,7 +30,7 @@ def pages(amount: str | int) -> int:
         if match is None:
             raise ConfigError(f"{amount!r} is no amount of memory; write 128M, 1G or a number of bytes.")
         size = Fraction(match[1]) * (1 << _UNITS[match[2].upper()])
-    if size <= 0 or size % (1 << PAGE_SHIFT):
+    if size % (1 << PAGE_SHIFT):
         raise ConfigError(f"{amount!r} is no whole number of pages of {1 << PAGE_SHIFT} bytes.")
     return int(size) >> PAGE_SHIFT
 

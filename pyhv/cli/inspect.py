@@ -78,9 +78,9 @@ def _show(description: "Description") -> None:
 
 def describe_snapshot(path: Path) -> "Description":
     """What a snapshot's file holds. SnapshotError: it is damaged, or of another pyhv."""
-    from pyhv.snapshot.snapshot import load
+    from pyhv.snapshot.snapshot import Snapshot
 
-    snapshot = load(path)
+    snapshot = Snapshot.load(path)
     about, memory = snapshot.about, snapshot.image.existing().size
     size = path.stat().st_size
     rows = [

@@ -56,11 +56,11 @@ def restore(
     In virtual time the guests do exactly what they would have done. In real time their clocks go on from
     where they were. Consoles are as with `pyhv boot`.
     """
-    from pyhv.snapshot.snapshot import load
+    from pyhv.snapshot.snapshot import Snapshot
 
     if count > 1 and any(path is not None for path in (how.save, how.digest, how.trace)):
         raise click.UsageError("--save, --digest and --trace are for one copy, not for several.")
-    snapshot = load(file)
+    snapshot = Snapshot.load(file)
     virtual_time = snapshot.about.virtual_time
     if how.digest is not None and not virtual_time:
         raise click.UsageError(f"--digest needs virtual time, and {file} was saved in real time.")

@@ -85,6 +85,13 @@ class Snapshot:
         body = {"machine": self.state, "notes": self.notes}
         container.write(Path(path), state(about), body, PageWriter(self.image))
 
+    @classmethod
+    def load(cls, path: Path | str) -> "Snapshot":
+        """One that was saved to a file. SnapshotError: it is none, or damaged, or of another pyhv."""
+        content = container.read(Path(path))
+        with _told(str(path)):
+            return replace(understood(content), origin=str(path))
+
     def put_back(self, machine: Machine, sink_for: SinkFor) -> None:
         """Make `machine`, from which it was taken, what it was. SnapshotError."""
         with self.reading():
@@ -138,13 +145,6 @@ def _about(domain: Domain, verdict: str) -> GuestAbout:
         memory_pages=domain.tot_pages,
         verdict=verdict,
     )
-
-
-def load(path: Path | str) -> Snapshot:
-    """A snapshot from a file. SnapshotError: it is none, or damaged, or of another pyhv."""
-    content = container.read(Path(path))
-    with _told(str(path)):
-        return replace(understood(content), origin=str(path))
 
 
 def understood(content: container.Content) -> Snapshot:

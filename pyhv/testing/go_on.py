@@ -9,7 +9,7 @@ import sys
 
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
-from pyhv.snapshot.snapshot import Snapshot, load
+from pyhv.snapshot.snapshot import Snapshot
 from pyhv.testing.guest_machine import SECOND, Sink
 from pyhv.until import AllEnded, Exits
 
@@ -35,4 +35,4 @@ def go_on(snapshot: Snapshot, exits: int = 0) -> History:
 
 
 if __name__ == "__main__":
-    print(json.dumps([go_on(load(path), int(sys.argv[1])) for path in sys.argv[2:]]))
+    print(json.dumps([go_on(Snapshot.load(path), int(sys.argv[1])) for path in sys.argv[2:]]))

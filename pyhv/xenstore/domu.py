@@ -80,13 +80,15 @@ def _write_vm(t: Accessor, domid: int, uuid: str, name: str) -> None:
         t.write(f"{vm}/{path}", value)
 
 
-def change_uuid(store: Store, domid: int, old: str, new: str) -> None:
+def change_uuid(store: Store, domid: int, name: str, new: str) -> None:
     """Have a domain known by another UUID: its node below /vm moves. StoreError as `write_domu`."""
-    name = store.read(f"/vm/{old}/name").decode()
+    home = domain_path(domid)
+    old = _text_or_none(store, f"{home}/vm")
     with store.transaction() as t:
+        if old is not None and old.startswith("/vm/"):
+            t.remove(old)
         _write_vm(t, domid, new, name)
-        t.write(f"{domain_path(domid)}/vm", f"/vm/{new}")
-        t.remove(f"/vm/{old}")
+        t.write(f"{home}/vm", f"/vm/{new}")
 
 
 def remove_domu(store: Store, domid: int) -> None:

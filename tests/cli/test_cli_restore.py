@@ -14,7 +14,7 @@ from pyhv.api.guest import GuestNotes
 from pyhv.api.machine import MachineNotes
 from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter
-from pyhv.snapshot.snapshot import GuestAbout, load
+from pyhv.snapshot.snapshot import GuestAbout, Snapshot
 from pyhv.state import construct, entries, state
 
 Named = TypeVar("Named", GuestNotes, GuestAbout)
@@ -115,7 +115,7 @@ def test_a_verdict_is_asked_for_after_restoring_too(tmp_path: Path) -> None:
 
 @pytest.mark.promise("S-4")
 def test_a_head_that_is_none(saved: Path, tmp_path: Path) -> None:
-    path, snapshot = tmp_path / "headless.snap", load(saved)
+    path, snapshot = tmp_path / "headless.snap", Snapshot.load(saved)
     head = entries(state(snapshot.about), "head")
     del head["guests"]
     container.write(path, head, {"machine": snapshot.state, "notes": None}, PageWriter(snapshot.image))
@@ -127,7 +127,7 @@ def test_a_head_that_is_none(saved: Path, tmp_path: Path) -> None:
 def test_names_of_a_file_do_not_steer_a_terminal(tmp_path: Path) -> None:
     path = tmp_path / "steering.snap"
     pyhv("boot", "ping", "pong", "--virtual-time", "--save", path, "--save-after", "0.00005")
-    snapshot = load(path)
+    snapshot = Snapshot.load(path)
     notes = construct(MachineNotes, snapshot.notes, "notes")
     replace(
         snapshot,

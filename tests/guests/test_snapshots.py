@@ -18,7 +18,7 @@ from pyhv.guests.build import BUILTIN, build_builtin
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
-from pyhv.snapshot.snapshot import Snapshot, load, take
+from pyhv.snapshot.snapshot import Snapshot, take
 from pyhv.state import entries
 from pyhv.testing.go_on import History, finish, go_on
 from pyhv.testing.guest_machine import SECOND, Sink, machine
@@ -251,7 +251,7 @@ def test_a_file_of_more_memory_than_any_machine_has(tmp_path: Path) -> None:
     path = tmp_path / "big"
     replace(snapshot, about=replace(snapshot.about, frames=(1 << 32) - 1)).save(path)
     with pytest.raises(SnapshotError, match="frames is 4294967295"):
-        load(path)
+        Snapshot.load(path)
 
 
 @pytest.mark.promise("S-4")
@@ -268,7 +268,7 @@ def test_memory_that_was_tampered_with_is_found(tmp_path: Path) -> None:
     path = tmp_path / "tampered"
     snapshot.save(path)
     with pytest.raises(SnapshotError, match="is not sound"):
-        load(path).rebuild(lambda _domid: Sink())
+        Snapshot.load(path).rebuild(lambda _domid: Sink())
 
 
 def test_a_restored_machine_takes_new_guests() -> None:
