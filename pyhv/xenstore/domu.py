@@ -7,6 +7,7 @@ Permissions follow one rule: the domain may read its home, and it owns only the 
 meant to write. Device nodes are the back ends' business, not known here.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -83,9 +84,9 @@ def _write_vm(t: Accessor, domid: int, uuid: str, name: str) -> None:
 def change_uuid(store: Store, domid: int, name: str, new: str) -> None:
     """Have a domain known by another UUID: its node below /vm moves. StoreError as `write_domu`."""
     home = domain_path(domid)
-    old = _text_or_none(store, f"{home}/vm")
+    old = _vm_of(store, domid)
     with store.transaction() as t:
-        if old is not None and old.startswith("/vm/"):
+        if old is not None:
             t.remove(old)
         _write_vm(t, domid, new, name)
         t.write(f"{home}/vm", f"/vm/{new}")
@@ -93,11 +94,11 @@ def change_uuid(store: Store, domid: int, name: str, new: str) -> None:
 
 def remove_domu(store: Store, domid: int) -> None:
     """Release a domain and remove what is kept of it outside its home: `/vm/<uuid>` and its back ends."""
-    vm = _text_or_none(store, f"{domain_path(domid)}/vm")
+    vm = _vm_of(store, domid)
     store.release(domid)
     backends = f"{domain_path(DOM0)}/backend"
     doomed = [f"{backends}/{kind}/{domid}" for kind in store.ls(backends)] if store.exists(backends) else []
-    if vm is not None and vm.startswith("/vm/"):
+    if vm is not None:
         doomed.append(vm)
     for path in doomed:
         store.remove(path)
@@ -110,8 +111,12 @@ def request_shutdown(store: Store, domid: int, reason: str) -> None:
     """
     if reason not in SHUTDOWN_REASONS:
         raise ConfigError(f"a domain cannot be asked to {reason!r}: use one of {', '.join(SHUTDOWN_REASONS)}")
-    path = f"{domain_path(domid)}/control/shutdown"
-    store.read(path)
+    home = domain_path(domid)
+    store.read(home)
+    path = f"{home}/control/shutdown"
+    if not store.exists(path):  # the guest has removed it
+        store.mkdir(path)
+        store.set_permissions(path, [f"n{domid}"])
     store.write(path, reason)
 
 
@@ -143,6 +148,12 @@ def _leaves(domu: DomU, vm: str) -> Iterator[tuple[str, Value]]:
     yield "console/type", "xenconsoled"
     yield "console/output", "pty"
     yield "console/tty", ""
+
+
+def _vm_of(store: Accessor, domid: int) -> str | None:
+    """The node of a domain's UUID; None if its home names none. (A snapshot's file may name anything.)"""
+    named = _text_or_none(store, f"{domain_path(domid)}/vm")
+    return named if named is not None and re.fullmatch("/vm/[0-9A-Za-z-]{1,64}", named) else None
 
 
 def _text_or_none(store: Accessor, path: str) -> str | None:

@@ -260,6 +260,28 @@ def test_another_uuid(machine: pyhv.Machine) -> None:
         guest.change_uuid(old)
 
 
+def test_a_guest_that_has_removed_its_nodes_can_be_asked(machine: pyhv.Machine) -> None:
+    guest, store = machine.create("hello", memory="4M"), machine.hypervisor.store
+    for node in ("control/shutdown", "control"):
+        store.remove(f"/local/domain/1/{node}")
+        guest.shutdown()
+        assert store.read("/local/domain/1/control/shutdown") == b"poweroff"
+        assert store.permissions("/local/domain/1/control/shutdown") == ["n1"]
+
+
+@pytest.mark.promise("S-4")
+@pytest.mark.parametrize("named", [b"/vm/", b"/vm//x", b"/vm/a b", b"/vm/" + b"x" * 3000, b"/vm/\xff", b"/"])
+def test_a_node_that_no_uuid_has(machine: pyhv.Machine, named: bytes) -> None:
+    """As a store from a file may have it: what is not the domain's by its name stays where it is."""
+    guest, store = machine.boot("hello", memory="4M"), machine.hypervisor.store
+    for use in (lambda: guest.change_uuid(OTHER), guest.wait):
+        store.write("/local/domain/1/vm", named)
+        use()
+    assert guest.end is not None
+    assert store.exists("/local")
+    assert machine.audit() == []
+
+
 def test_a_snapshot_keeps_how_a_guest_is_judged(machine: pyhv.Machine, tmp_path: Path) -> None:
     machine.boot("ticker").verdict = "pyhv"
     snapshot = machine.snapshot()
