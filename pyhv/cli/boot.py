@@ -5,6 +5,7 @@ import importlib
 import itertools
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
 
-PAGES_PER_MIB: Final = 256
 MAX_NAME: Final = 64
 
 EPILOG: Final = """\b
@@ -166,29 +166,21 @@ def boot(
     given = None if ramdisk is None else sources.ramdisk(ramdisk, raw=ramdisk_raw)
     names = domain_names([name or source.name for source in found])
     from pyhv.cli import session
-    from pyhv.domain.config import DomainConfig
 
     def guest(source: "Source", called: str) -> "GuestOptions":
-        initial = given or source.ramdisk
-        return session.GuestOptions(
-            config=DomainConfig(
-                name=called,
-                memory_pages=(source.memory if memory is None else memory) * PAGES_PER_MIB,
-                vcpus=vcpus,
-                weight=weight,
-                cap=cap,
-            ),
-            image=source.image,
-            ramdisk=b"" if initial is None else initial.data,
-            command_line=f"{source.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
-            verdict=verdict or ("pyhv" if source.builtin else ""),
-        )
+        size, initial = source.memory if memory is None else memory, given or source.ramdisk
+        judged = verdict or ("pyhv" if source.builtin else "")
+        return session.GuestOptions(replace(source, memory=size, ramdisk=initial), called, judged)
 
     options = session.BootOptions(
         guests=[guest(source, called) for source, called in zip(found, names, strict=True)],
+        run=how.options(virtual_time=virtual_time),
+        vcpus=vcpus,
+        weight=weight,
+        cap=cap,
+        append=append,
         scheduler=scheduler,
         seed=seed,
-        run=how.options(virtual_time=virtual_time),
     )
     click.get_current_context().exit(session.run(options))
 

@@ -234,7 +234,7 @@ def open_output(path: Path, what: str) -> Any:
 
 
 class ConsoleInput:
-    """Bytes from a descriptor to a guest, at the guest's pace (`pyhv.machine.InputSource`).
+    """Bytes from a descriptor to a guest, at the guest's pace (`loop.InputSource`).
 
     `feed` gives bytes to the console ring and returns how many it took. What it did not take stays in
     `waiting`; `retry` offers it again. While bytes wait, nothing more is read, so that a pipe's writer is

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+import pyhv
 from pyhv.cli.messages import printable, progress, verbose_option
 from pyhv.errors import ExitCode
 
@@ -78,9 +79,7 @@ def _show(description: "Description") -> None:
 
 def describe_snapshot(path: Path) -> "Description":
     """What a snapshot's file holds. SnapshotError: it is damaged, or of another pyhv."""
-    from pyhv.snapshot.snapshot import Snapshot
-
-    snapshot = Snapshot.load(path)
+    snapshot = pyhv.Snapshot.load(path)
     about, memory = snapshot.about, snapshot.image.existing().size
     size = path.stat().st_size
     rows = [

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The machine's loop for a person: it runs, and descriptors of the host are waited for meanwhile.
 
-`Machine.run` knows no host. Here the same loop is made of its public parts, with `select` where there is
-nothing to run.
+`pyhv.Machine.run` knows no host. Here the same loop is made of the hypervisor's public parts, with `select`
+where there is nothing to run.
 """
 
 import select
 from typing import Final, Protocol
 
-from pyhv.machine import Machine
+import pyhv
 from pyhv.until import Outcome, Until
 
 _LOOK_NS: Final = 5_000_000
@@ -34,47 +34,50 @@ class Outgoing(Protocol):
 
 
 def run(
-    machine: Machine, until: Until, sources: list[InputSource], outgoing: Outgoing | None = None
+    machine: pyhv.Machine, until: Until, sources: list[InputSource], outgoing: Outgoing | None = None
 ) -> Outcome:
     """Run until `until` says so, or nothing can ever happen again and there is no input to wait for.
 
     Sources that end are taken off the list.
     """
-    next_look = 0
-    until.begin(machine)
+    next_look, hypervisor = 0, machine.hypervisor
+    until.begin(hypervisor)
     try:
         while True:
-            machine.settle()
-            outcome = until.outcome(machine)
+            hypervisor.settle()
+            outcome = until.outcome(hypervisor)
             if outcome is not None:
                 return outcome
-            now, limit = machine.now(), until.limit()
+            now, limit = hypervisor.now(), until.limit()
             if sources and now >= next_look:
                 next_look = now + _LOOK_NS
                 _take_input(sources, [], 0.0)
             if not machine.step(limit) and not _wait(machine, limit, sources, outgoing):
                 return Outcome.DEADLOCK
     finally:
-        until.end(machine)
+        until.end(hypervisor)
 
 
-def _wait(machine: Machine, limit: int | None, sources: list[InputSource], outgoing: Outgoing | None) -> bool:
+def _wait(
+    machine: pyhv.Machine, limit: int | None, sources: list[InputSource], outgoing: Outgoing | None
+) -> bool:
     """Nobody can run: let time pass, or input come. False if nothing will ever happen again."""
-    due = machine.next_deadline()
+    hypervisor = machine.hypervisor
+    due = hypervisor.next_deadline()
     busy = outgoing.waits_for if outgoing is not None else None
     writers = [] if busy is None else [busy]
     if due is None and not sources and not writers:
         return False
-    now = machine.now()
+    now = hypervisor.now()
     until = min((when for when in (due, limit) if when is not None), default=None)
-    if machine.clock.deterministic and until is not None:
+    if hypervisor.clock.deterministic and until is not None:
         if sources:
             _take_input(sources, [], 0.0)
-        machine.advance_to(max(until, now))
+        hypervisor.advance_to(max(until, now))
     elif sources or writers:
         _take_input(sources, writers, None if until is None else max(until - now, 0) / 1e9)
     elif until is not None:
-        machine.advance_to(until)
+        hypervisor.advance_to(until)
     return True
 
 

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+import pyhv
 from pyhv.cli.messages import say, verbose_option
 from pyhv.cli.options import RunWords, run_options
-from pyhv.cli.verdict import CONVENTIONS, SEVERITY, worst
+from pyhv.cli.verdict import SEVERITY, worst
 from pyhv.errors import ExitCode, PyhvError
 
 if TYPE_CHECKING:
-    from pyhv.cli.consoles import Tee
     from pyhv.cli.session import RunOptions, Session
-    from pyhv.machine import Machine
-    from pyhv.snapshot.snapshot import Snapshot
 
 EPILOG: Final = """\b
 Examples:
@@ -56,11 +54,9 @@ def restore(
     In virtual time the guests do exactly what they would have done. In real time their clocks go on from
     where they were. Consoles are as with `pyhv boot`.
     """
-    from pyhv.snapshot.snapshot import Snapshot
-
     if count > 1 and any(path is not None for path in (how.save, how.digest, how.trace)):
         raise click.UsageError("--save, --digest and --trace are for one copy, not for several.")
-    snapshot = Snapshot.load(file)
+    snapshot = pyhv.Snapshot.load(file)
     virtual_time = snapshot.about.virtual_time
     if how.digest is not None and not virtual_time:
         raise click.UsageError(f"--digest needs virtual time, and {file} was saved in real time.")
@@ -74,46 +70,29 @@ def restore(
 class _Copy:
     """One machine to be made of a snapshot; `number` is its own among several."""
 
-    snapshot: "Snapshot"
+    snapshot: "pyhv.Snapshot"
     options: "RunOptions"
     number: int | None
     unique: bool
 
     def run(self) -> int:
         """Go on, and return the exit code. SnapshotError names the file."""
-        from pyhv.api.machine import read_notes
         from pyhv.cli import session
-        from pyhv.loader.image import Symbol
 
-        snapshot = self.snapshot
-        notes = {one.domid: one for one in read_notes(snapshot).guests}
-        verdicts = {guest.domid: guest.verdict for guest in snapshot.about.guests}
-        several = len(notes) > 1 or self.number is not None
-        ends: dict[int, session.ConsoleEnd] = {}
+        snapshot, options, number = self.snapshot, self.options, self.number
+        several = len(snapshot.about.guests) > 1 or number is not None
 
-        def begin(run: "Session") -> "Machine":
-            def sink(domid: int) -> "Tee":
-                verdict = verdicts.get(domid, "")
-                known = verdict if verdict in CONVENTIONS else ""
-                name = self._name(notes[domid].name)
-                ends[domid] = session.console_end(run, len(ends), name, known, several=several)
-                return ends[domid].tee
+        def make() -> pyhv.Machine:
+            return pyhv.Machine.of(snapshot, tuned=options.tuned, measure=options.stats)
 
-            machine = snapshot.rebuild(sink, tuned=self.options.tuned, measure=self.options.stats)
-            for resident in machine.residents:
-                domain = resident.domain
-                resident.on_end = run.domain_ended
-                symbols = tuple(Symbol(va, 0, name) for name, va in notes[domain.domid].symbols)
-                run.booted.append(ends[domain.domid].of(domain, symbols))
+        def populate(run: "Session") -> None:
+            for guest in run.machine.guests:
+                shown = guest.name if number is None else f"{guest.name}-{number + 1}"
+                run.take_in(guest, shown, several=several)
                 if self.unique:
-                    own = str(uuid.uuid5(uuid.UUID(domain.config.uuid), f"copy {self.number or 0}"))
-                    machine.change_uuid(domain, own)
-            return machine
+                    guest.change_uuid(str(uuid.uuid5(uuid.UUID(guest.uuid), f"copy {number or 0}")))
 
-        return session.conduct(self.options, begin)
-
-    def _name(self, name: str) -> str:
-        return name if self.number is None else f"{name}-{self.number + 1}"
+        return session.conduct(options, make, populate)
 
 
 def _run_all(copies: list[_Copy]) -> int:

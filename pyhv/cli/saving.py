@@ -6,18 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from pyhv.api.console import ConsoleNotes
-from pyhv.api.guest import GuestNotes
-from pyhv.api.machine import MachineNotes
+import pyhv
 from pyhv.cli.messages import say
-from pyhv.domain.domain import Domain
 from pyhv.errors import EnvironmentProblem
-from pyhv.loader.image import Symbol
-from pyhv.machine import Machine
-from pyhv.snapshot.snapshot import take
-from pyhv.state import state
 from pyhv.until import Nanoseconds, Until, When
 
 
@@ -57,26 +49,14 @@ class Sought:
             del self._end[: -self.KEPT]
 
 
-class Saved(Protocol):
-    """A guest, as far as it is saved with its domain."""
-
-    domain: Domain
-    verdict: str
-    symbols: tuple[Symbol, ...]
-
-    @property
-    def goes_on(self) -> bool:
-        """It has neither ended nor suspended itself."""
-
-
 class Saver:
     """Writes the machine to a file when the time for that has come."""
 
-    def __init__(self, options: SaveOptions, machine: Machine, sought: Sequence[Sought]) -> None:
+    def __init__(self, options: SaveOptions, machine: pyhv.Machine, sought: Sequence[Sought]) -> None:
         self._options = options
         self._machine = machine
         self._sought = sought
-        self._at = None if options.after_ns is None else machine.now() + options.after_ns
+        self._at = None if options.after_ns is None else machine.hypervisor.now() + options.after_ns
 
     def until(self) -> Until:
         """Stops the run when it is time to save."""
@@ -85,35 +65,24 @@ class Saver:
             until |= Nanoseconds(self._options.after_ns)
         return until
 
-    def save(self, guests: Sequence[Saved]) -> bool:
-        """Save the machine if it is time. False if not, which is said. SnapshotError."""
+    def save(self, *, going_on: bool) -> bool:
+        """Save the machine if it is time and some guest is `going_on`. False if not, which is said.
+
+        SnapshotError.
+        """
         options, path = self._options, self._options.path
-        if not any(guest.goes_on for guest in guests):
+        if not going_on:
             say(f"{path}: nothing was saved, since all guests have ended")
             return False
         asked = options.when is not None or options.after_ns is not None
         if asked and not self._is_time():
             say(f"{path}: nothing was saved, since the time for that had not come")
             return False
-        there = [guest for guest in guests if guest.domain.domid in self._domids]
-        notes = MachineNotes([_notes(guest) for guest in there], {})
-        verdicts = {guest.domain.domid: guest.verdict for guest in there}
-        take(self._machine, state(notes), verdicts).save(path)
-        names = ", ".join(guest.domain.name for guest in there)
-        say(f"{names} saved at {self._machine.now() / 1e9:.3f} s; to go on: pyhv restore {path}")
+        self._machine.snapshot().save(path)
+        names = ", ".join(guest.name for guest in self._machine.guests)
+        say(f"{names} saved at {self._machine.time:.3f} s; to go on: pyhv restore {path}")
         return True
 
-    @property
-    def _domids(self) -> set[int]:
-        return {resident.domain.domid for resident in self._machine.residents}
-
     def _is_time(self) -> bool:
-        reached = self._at is not None and self._machine.has_reached(self._at)
+        reached = self._at is not None and self._machine.hypervisor.has_reached(self._at)
         return reached or any(one.found for one in self._sought)
-
-
-def _notes(guest: Saved) -> GuestNotes:
-    """What `pyhv.load` wants to know of a guest; what it has printed is on its way to somebody else."""
-    domain = guest.domain
-    symbols = [(symbol.name, symbol.va) for symbol in guest.symbols]
-    return GuestNotes(domain.domid, domain.name, domain.config.uuid, ConsoleNotes(b"", 0, 0), 0, symbols)

@@ -105,7 +105,7 @@ class Keyboard(ConsoleInput):
 
 
 class Signals:
-    """A context that turns SIGINT, SIGTERM and SIGHUP into input (`pyhv.machine.InputSource`).
+    """A context that turns SIGINT, SIGTERM and SIGHUP into input (`loop.InputSource`).
 
     `received` is the first signal's number, 0 if there was none. If the run has not ended GRACE_SECONDS
     later, or if another signal comes, `terminal` is put back and the process ends with 128 + the number.

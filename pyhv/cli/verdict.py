@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from pyhv.abi.numbers import Shutdown
 from pyhv.cli.messages import printable
 from pyhv.errors import ExitCode
 
@@ -56,11 +55,11 @@ timeout, because it says more about the cause.
 
 
 OTHER_ENDS: Final = {
-    Shutdown.REBOOT: "asked for a reboot, which ended its run",
-    Shutdown.SUSPEND: "has suspended itself, and nobody is there to resume it",
-    Shutdown.SOFT_RESET: "asked for a soft reset, which ended its run",
+    "reboot": "asked for a reboot, which ended its run",
+    "suspend": "has suspended itself, and nobody is there to resume it",
+    "soft_reset": "asked for a soft reset, which ended its run",
 }
-"""What is said of guests that ended neither by powering off nor by crashing."""
+"""What is said of guests that ended neither by powering off nor by crashing, by `pyhv.Guest.end`'s reason."""
 
 
 def worst(codes: Iterable[ExitCode]) -> ExitCode:

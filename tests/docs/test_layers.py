@@ -36,6 +36,17 @@ LAYERS: list[set[str]] = [
 """From the lowest: a module imports from its own layer and from lower ones."""
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
+FOR_THE_COMMAND_LINE = {
+    "api", "cli", "errors", "version",
+    "until",  # policies are combined and given to whoever runs
+    "observe",  # digests, traces and tables of a machine's numbers
+    "images", "guests", "loader",  # what there is to boot
+    "sched", "cpu",  # names of schedulers; what `pyhv doctor` examines
+}  # fmt: skip
+"""What `cli/` knows besides `import pyhv`: machines, guests and snapshots are the facade's affair."""
+NO_FACADE = {"pyhv.cli.inspect": {"snapshot"}}
+"""It looks whether a file is a snapshot before anything else is imported for reading it."""
+
 ENGINES = {"unicorn", "capstone", "keystone"}
 """Only `pyhv.cpu` knows that these exist."""
 MAX_LINES = 600
@@ -87,6 +98,12 @@ def test_imports_only_from_own_or_lower_layers(path: Path) -> None:
         {found for found in imports(parsed(path)) if (other := layer(found)) is not None and other > own}
     )
     assert not upward
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("cli/*.py")), ids=name_of)
+def test_the_command_line_is_written_on_the_facade(path: Path) -> None:
+    parts = {found.split(".")[1] for found in imports(parsed(path)) if layer(found) is not None}
+    assert parts - FOR_THE_COMMAND_LINE == NO_FACADE.get(name_of(path), set())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
