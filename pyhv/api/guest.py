@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
-from pyhv.abi.layout import u16, u64
 from pyhv.abi.numbers import Hypercall, Shutdown
-from pyhv.api.console import Console, ConsoleNotes, Found
+from pyhv.api.console import Console, Found
 from pyhv.api.memory import Memory
+from pyhv.api.notes import GuestNotes
 from pyhv.api.words import expression
 from pyhv.cpu.registers import Registers
 from pyhv.domain.domain import Domain
@@ -25,7 +25,6 @@ from pyhv.errors import ConfigError, PyhvError
 from pyhv.loader.image import KernelImage, Symbol
 from pyhv.machine import Machine
 from pyhv.resident import Counts, Ended, Resident
-from pyhv.state import Tally
 from pyhv.traps.report import CrashReport
 from pyhv.until import Outcome, Seconds, Until, When
 
@@ -80,19 +79,6 @@ class End:
         else:
             reason = str(ended.reason)
         return cls(reason, ended.cause, ended.report, ended.counts)
-
-
-@dataclass(frozen=True, slots=True)
-class GuestNotes:
-    """A guest as plain data, but for its domain."""
-
-    domid: u16
-    name: str
-    uuid: str
-    console: ConsoleNotes
-    runs: Tally
-    """Commands that were run in its shell."""
-    symbols: list[tuple[str, u64]]
 
 
 class GuestHost(Protocol):

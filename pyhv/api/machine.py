@@ -10,24 +10,21 @@ The hypervisor behind it is `pyhv.machine`; whatever is more than a few lines is
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias, overload
-from uuid import UUID
+from typing import Any, Literal, Self, TypeAlias, overload
 from weakref import WeakValueDictionary
 
-from pyhv.abi.layout import u16
-from pyhv.abi.numbers import Hypercall
 from pyhv.api.console import Console
-from pyhv.api.guest import End, Guest, GuestNotes, Pattern
+from pyhv.api.guest import End, Guest, Pattern
+from pyhv.api.listening import ExitListener, HypercallListener, HypercallMade
+from pyhv.api.notes import GuestNotes, MachineNotes, read_notes
 from pyhv.api.words import expression, pages
 from pyhv.board import USUAL_DOMAINS
-from pyhv.cpu import vmcb as v
-from pyhv.cpu.exits import ExitKind, ExitRecord
+from pyhv.cpu.exits import ExitRecord
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
-from pyhv.errors import ConfigError, SnapshotError
+from pyhv.errors import ConfigError
 from pyhv.images import source as images
 from pyhv.images.archive import SilentProgress
 from pyhv.loader.elf import load_image
@@ -37,7 +34,7 @@ from pyhv.machine import Machine as Hypervisor
 from pyhv.machine import MachineConfig
 from pyhv.resident import Ended, Resident
 from pyhv.snapshot.snapshot import Snapshot, take
-from pyhv.state import construct, state
+from pyhv.state import state
 from pyhv.until import AllEnded, Exits, Outcome, Reaches, Runnable, Seconds, Until, When
 from pyhv.xenstore.peers import introduce_peers
 
@@ -45,23 +42,6 @@ Cancel: TypeAlias = Callable[[], None]
 """Ends what was begun."""
 Bootable: TypeAlias = str | Path | bytes | KernelImage | images.Source
 """What can be booted."""
-_NUMBERS: Final = frozenset(Hypercall)
-_ARGUMENTS: Final = {
-    64: (v.RDI, v.RSI, v.RDX, v.R10, v.R8),
-    32: (v.RBX, v.RCX, v.RDX, v.RSI, v.RDI),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class HypercallMade:
-    """A hypercall that a guest is making: five argument registers, whatever it uses of them."""
-
-    guest: Guest
-    vcpu: int
-    time: int
-    """Machine time in ns."""
-    name: str
-    arguments: tuple[int, ...]
 
 
 class Machine:
@@ -176,6 +156,9 @@ class Machine:
         """The guests that have not ended, in the order in which they came."""
         return list(self._guests.values())
 
+    def _find(self, domid: int) -> Guest | None:
+        return self._guests.get(domid)
+
     def introduce_peers(self, *couples: tuple[Guest, Guest]) -> None:
         """Pair the guests, in the order of their domids: each finds the other's in data/peer of its store.
 
@@ -197,7 +180,7 @@ class Machine:
             listener(guest, guest.end)
 
     def _has_said(self, domain: Domain, text: bytes) -> None:
-        guest = self._guests.get(domain.domid)
+        guest = self._find(domain.domid)
         for listener in self._listeners["console_io"] if guest else []:
             listener(guest, text)
 
@@ -233,8 +216,7 @@ class Machine:
     def step(self, limit: int | None = None) -> bool:
         """Let one vCPU run to the end of its turn, or to `limit` (ns); False if nobody can run.
 
-        For whoever makes the loop himself, as with descriptors of the host to wait for: see
-        `pyhv.machine.Machine`.
+        For whoever makes the loop himself, to wait for descriptors of the host meanwhile.
         """
         self._type()
         return self.hypervisor.step(limit)
@@ -309,7 +291,7 @@ class Machine:
         machine._take_over(snapshot, notes, guests)
         return machine
 
-    def _handles(self, notes: "MachineNotes") -> dict[int, Guest]:
+    def _handles(self, notes: MachineNotes) -> dict[int, Guest]:
         """The handles, by domid, of guests to be put back: those that somebody has, or new ones."""
         known = ((one, self._known.get((one.domid, one.uuid))) for one in notes.guests)
         return {one.domid: found or self._new_handle(one) for one, found in known}
@@ -317,7 +299,7 @@ class Machine:
     def _new_handle(self, notes: GuestNotes) -> Guest:
         return Guest(self, notes.domid, notes.name, notes.uuid, Console(), symbols=notes.symbols)
 
-    def _take_over(self, snapshot: Snapshot, notes: "MachineNotes", guests: dict[int, Guest]) -> None:
+    def _take_over(self, snapshot: Snapshot, notes: MachineNotes, guests: dict[int, Guest]) -> None:
         """The hypervisor is what it was, and prints to the consoles of `guests`: they become so too."""
         for guest in self._guests.values():
             if guests.get(guest.domid) is not guest:
@@ -350,9 +332,7 @@ class Machine:
     def on(self, event: str, listener: Callable[..., None]) -> Cancel:
         """Call `listener` at every "exit" or "hypercall", before it is handled, or at the "end" of a guest.
 
-        "console_io" is what a guest writes to the hypervisor's own console, where a kernel says why it dies
-        before it has a console of its own.
-
+        "console_io" is what it writes to the hypervisor's own console, where an early panic is found.
         What guests compute is not changed by being looked at. Hypercalls within a multicall are not told.
         The function that is returned ends it. ConfigError: no such event.
         """
@@ -361,20 +341,9 @@ class Machine:
             return lambda: self._listeners[event].remove(listener)
         if event not in ("exit", "hypercall"):
             raise ConfigError(f"There is no event {event!r}; there are exit, hypercall, end and console_io.")
-        observer = _Listener(listener if event == "exit" else self._tells_hypercalls(listener))
+        observer = ExitListener(listener) if event == "exit" else HypercallListener(listener, self._find)
         self.hypervisor.observe(observer)
         return lambda: self.hypervisor.unobserve(observer)
-
-    def _tells_hypercalls(self, listener: Callable[[HypercallMade], None]) -> Callable[[ExitRecord], None]:
-        def tell(record: ExitRecord) -> None:
-            if record.kind is not ExitKind.HYPERCALL:
-                return
-            guest = self._guests[record.domid]
-            name = Hypercall(record.detail).name.lower() if record.detail in _NUMBERS else str(record.detail)
-            words = tuple(record.registers[register] for register in _ARGUMENTS[guest.width])
-            listener(HypercallMade(guest, record.vcpu, record.time, name, words))
-
-        return tell
 
     # -- what guests ask of their machine ----------------------------------------------------------------
 
@@ -396,39 +365,9 @@ class Machine:
         return 0 if self._typed.get(guest.domid) else self.hypervisor.input(resident.domain, data)
 
 
-@dataclass(frozen=True, slots=True)
-class MachineNotes:
-    """What a machine's user knows of it, for a snapshot."""
-
-    guests: list[GuestNotes]
-    typed: dict[u16, bytes]
-    """What was typed on consoles that had no room for it yet, by domid."""
-
-
-def read_notes(snapshot: Snapshot) -> MachineNotes:
-    """What a snapshot's user has noted. SnapshotError: that does not belong to its domains, or is none."""
-    with snapshot.reading():
-        notes = construct(MachineNotes, snapshot.notes, "notes")
-        if sorted(guest.domid for guest in notes.guests) != sorted(snapshot.domids()):
-            raise SnapshotError("has notes on guests that are not there")
-        for guest in notes.guests:
-            try:
-                UUID(guest.uuid)
-            except ValueError:
-                raise SnapshotError(f"has a guest with the UUID {guest.uuid!r}, which is none") from None
-        return notes
-
-
 def load(path: Path | str, *, tuned: bool = True) -> Machine:
     """A machine that goes on from a snapshot's file. SnapshotError."""
     return Machine.of(Snapshot.load(path), tuned=tuned)
-
-
-class _Listener:
-    """An observer that is a function."""
-
-    def __init__(self, listener: Callable[[ExitRecord], None]) -> None:
-        self.exit = listener
 
 
 class _Typing(Until):

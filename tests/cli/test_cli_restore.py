@@ -10,8 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from pyhv.api.guest import GuestNotes
-from pyhv.api.machine import MachineNotes
+from pyhv.api.notes import GuestNotes, MachineNotes
 from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter
 from pyhv.snapshot.snapshot import GuestAbout, Snapshot

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pyhv
-from pyhv.api.machine import HypercallMade
+from pyhv.api.listening import HypercallMade
 from pyhv.cpu.exits import ExitRecord
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
@@ -129,6 +129,18 @@ def test_events(machine: pyhv.Machine) -> None:
     assert len(calls) == before
     with pytest.raises(pyhv.PyhvError, match="no event 'noise'"):
         machine.on("noise", print)  # type: ignore[call-overload]
+
+
+def test_listening_goes_on_when_a_machine_is_put_back(machine: pyhv.Machine) -> None:
+    guest, calls = machine.boot("ticker"), list[HypercallMade]()
+    machine.on("hypercall", calls.append)
+    guest.expect("tick 2")
+    before, heard = machine.snapshot(), len(calls)
+    guest.wait()
+    rest = calls[heard:]
+    machine.revert(before)
+    guest.wait()
+    assert calls[heard + len(rest) :] == rest
 
 
 def pieces(machine: pyhv.Machine) -> int:

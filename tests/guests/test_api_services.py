@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import pyhv
-from pyhv.api.guest import GuestNotes
-from pyhv.api.machine import MachineNotes
+from pyhv.api.notes import GuestNotes, MachineNotes
 from pyhv.board import FRAMES_A_DOMAIN, USUAL_DOMAINS
 from pyhv.devices.console_log import LIMIT
 from pyhv.images import source
