@@ -6,12 +6,10 @@ is, and who has to hear that it was written, is the business of whoever made the
 for the machine's memory).
 """
 
-from abc import ABC, abstractmethod
-
 from pyhv.address import Mfn
 
 
-class SharedPage(ABC):
+class SharedPage:
     """One 4096-byte frame; offsets are bytes from its start, and callers stay inside it.
 
     Words are little-endian and aligned to their size. Each is read once and stored at once: the guest may
@@ -25,17 +23,17 @@ class SharedPage(ABC):
         """Another frame of the same memory; None if there is none of that number."""
         return None
 
-    @abstractmethod
     def read(self, offset: int, length: int) -> bytes:
         """A copy of `length` bytes."""
+        raise NotImplementedError
 
-    @abstractmethod
     def write(self, offset: int, data: bytes) -> None:
         """Store bytes."""
+        raise NotImplementedError
 
-    @abstractmethod
     def window(self, offset: int, length: int) -> memoryview:
         """Some bytes as they are at any time, for reading only."""
+        raise NotImplementedError
 
     def read_u8(self, offset: int) -> int:
         """One byte."""

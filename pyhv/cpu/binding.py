@@ -177,6 +177,8 @@ cpu_breakpoint_remove: Callable[[int, int, int], object] | None = _remove
 
 EMU_STOP_ADDRESS: Final[int] = ctypes.cast(_lib.uc_emu_stop, _ptr).value or 0
 """Where `uc_emu_stop` is in this process: the native block clock jumps there."""
+REG_READ_ADDRESS: Final[int] = ctypes.cast(_lib.uc_reg_read, _ptr).value or 0
+"""The same of `uc_reg_read`."""
 
 
 def symbol_address(name: str) -> int | None:

@@ -31,6 +31,7 @@ from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_addr
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.screen import Screen, execute_one_block
 from pyhv.cpu.stops import Seat, posted_stops
+from pyhv.cpu.sysentry import SyscallHook, callback
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.cpu.watch import StoreWatch
 from pyhv.errors import GuestCrash
@@ -141,6 +142,7 @@ class Engine:
         )
         self._ram = ram
         self.vmcb = Vmcb(find_live_state(self.handle))
+        self.vmcb.compute_flags_with(self._lazy_flags, binding.REG_READ_ADDRESS, self.handle)
         self._state = ctypes.addressof(ctypes.c_char.from_buffer(self.vmcb.raw))
         guard()
         self._processor = ctypes.c_void_p(processor_address(self.handle))
@@ -236,26 +238,11 @@ class Engine:
                 self._fail(error)
             return True
 
-        on_syscall, on_clock_read, pages, raw = sink.syscall, sink.clock_read, self._code_pages, self._ram.raw
-
-        def syscall(_engine: int, _data: int | None) -> None:
-            rip = q[v.RIP]
-            page = pages.get(rip >> PAGE_SHIFT)
-            if page is None or raw[page | rip & PAGE_MASK] != 0x0F or not d[v.HFLAGS] & v.HF_CS64:
-                length = self._syscall_length()
-            else:
-                length = 2  # by far the usual case
-            try:
-                if self._drained is None:
-                    on_syscall(length)
-                else:
-                    self._end_port_fault()
-            except BaseException as error:
-                self._fail(error)
-            q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook
+        on_clock_read = sink.clock_read
+        self._syscall_hook = SyscallHook(self, vmcb, self._ram.raw, self._code_pages, sink.syscall)
 
         def sysenter(_engine: int, _data: int | None) -> None:
-            length = self._syscall_length()
+            length = self.syscall_length()
             try:
                 if self._drained is not None:
                     self._end_port_fault()
@@ -310,7 +297,8 @@ class Engine:
         self._callbacks: list[object] = []
         self._hook(binding.HOOK_INTR, binding.CB_INTR(interrupt))
         self._hook(binding.HOOK_INSN_INVALID, binding.CB_INVALID(invalid))
-        self._hook(binding.HOOK_INSN, binding.CB_INSN(syscall), binding.INS_SYSCALL)
+        entry, data = callback(self._syscall_hook)
+        self._hook(binding.HOOK_INSN, entry, binding.INS_SYSCALL, data)
         self._hook(binding.HOOK_INSN, binding.CB_INSN(sysenter), binding.INS_SYSENTER)
         self._hook(binding.HOOK_INSN, binding.CB_CPUID(cpuid), binding.INS_CPUID)
         self._hook(binding.HOOK_INSN, binding.CB_IN(port_in), binding.INS_IN)
@@ -419,7 +407,7 @@ class Engine:
         `async_stop_safe`."""
         self._post()
 
-    def _syscall_length(self) -> int:
+    def syscall_length(self) -> int:
         """Length of the SYSCALL or SYSENTER at RIP: 2, and its prefixes.
 
         It must be exact, whatever else was at this address before: the emulator adds the true length to
@@ -457,6 +445,14 @@ class Engine:
         page = self._code_pages[number] = entry & PTE_MFN_MASK
         return page
 
+    def ended_port_fault(self) -> None:
+        """What was left of a block with a refused port access has come to a SYSCALL: it ends here."""
+        self._end_port_fault()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop, and have `run` raise what a sink has raised, because C code cannot carry it."""
+        self._fail(error)
+
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
@@ -471,6 +467,7 @@ class Engine:
         registers is undone by `_end_port_fault`.
         """
         self._drained = bytes(self.vmcb.raw)
+        self._syscall_hook.draining = True
         self.vmcb.q[v.CR + 3] = self._hole
         self.flush_tlb()
         self._post()
@@ -479,6 +476,7 @@ class Engine:
         assert self._drained is not None
         self.vmcb.raw[:] = self._drained
         self._drained = None
+        self._syscall_hook.draining = False
         self.flush_tlb()
         self.sink.port_fault()
 
@@ -486,10 +484,9 @@ class Engine:
 
     def rflags(self) -> int:
         """RFLAGS with the lazily kept bits computed; valid until the VMCB's flags are written."""
-        d, q = self.vmcb.d, self.vmcb.q
-        if d[v.CC_OP] == v.CC_OP_EFLAGS:
-            direction = 0x400 if d[v.DF] == v.MINUS_ONE else 0
-            return q[v.EFLAGS] & ~0xCD5 | q[v.CC_SRC] & v.CONDITION_BITS | direction
+        return self.vmcb.rflags()
+
+    def _lazy_flags(self) -> int:
         _fast_reg_read(self._handle, _EFLAGS, self._flags_pointer)
         return self._flags_cell.value
 

@@ -14,7 +14,10 @@ Flags are lazy: `eflags` lacks the six condition bits and DF unless `cc_op` says
 writes the full value; `Engine.rflags()` reads it. This module knows the layout, not what a guest is.
 """
 
+from collections.abc import Callable
 from typing import Final
+
+from pyhv.cpu.words import flags_reader, lazy_flags, words32, words64
 
 SIZE: Final = 5568
 """Bytes of the block."""
@@ -83,12 +86,27 @@ class Vmcb:
     constants.
     """
 
-    __slots__ = ("d", "q", "raw")
+    __slots__ = ("_d", "_lazy", "_q", "d", "q", "raw")
 
     def __init__(self, block: memoryview) -> None:
         self.raw = block
         self.q = block.cast("Q")
         self.d = block.cast("I")
+        self._q, self._d = words64(self.q), words32(self.d)
+        self._lazy = flags_reader(_unknown, 0, 0)
+
+    def compute_flags_with(self, lazy: Callable[[], int], function: int, handle: int) -> None:
+        """How flags are had that the emulator has not worked out: by `lazy`, or, which is the same, by the
+        library's `uc_reg_read` at the address `function` of the engine `handle`."""
+        self._lazy = flags_reader(lazy, function, handle)
+
+    def rflags(self) -> int:
+        """RFLAGS with the lazily kept bits computed; valid until they are written."""
+        q, d = self._q, self._d
+        if d[CC_OP] == CC_OP_EFLAGS:
+            direction = 0x400 if d[DF] == MINUS_ONE else 0
+            return q[EFLAGS] & ~0xCD5 | q[CC_SRC] & CONDITION_BITS | direction
+        return lazy_flags(self._lazy)
 
     @property
     def rip(self) -> int:
@@ -152,9 +170,9 @@ class Vmcb:
         TF and RF act from here; in `hflags` they would outlive the guest's own POPF. TF there is for those
         who step a guest without its knowledge.
         """
-        self.q[EFLAGS] = value
-        self.q[CC_SRC] = value & CONDITION_BITS
-        d = self.d
+        q, d = self._q, self._d
+        q[EFLAGS] = value
+        q[CC_SRC] = value & CONDITION_BITS
         d[CC_OP] = CC_OP_EFLAGS
         d[DF] = MINUS_ONE if value & 0x400 else 1
 
@@ -175,3 +193,7 @@ class Vmcb:
         self.q[(offset + 8) // 8] = base
         self.d[(offset + 16) // 4] = limit
         self.d[(offset + 20) // 4] = flags
+
+
+def _unknown() -> int:
+    raise AssertionError("no engine has said how lazy flags are computed")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 from pyhv.abi.layout import u8, u16, u64
+from pyhv.domain.fields import CallbackFields, CallbacksFields, StackFields
 
 VECTORS: Final = 256
 NO_TRAP: Final = (0, 0)
@@ -31,7 +32,7 @@ class TrapTable:
 
 
 @dataclass(slots=True)
-class CallbackEntry:
+class CallbackEntry(CallbackFields):
     """Where a callback goes, and whether entering it masks events."""
 
     address: u64 = 0
@@ -41,7 +42,7 @@ class CallbackEntry:
 
 
 @dataclass(slots=True)
-class Callbacks:
+class Callbacks(CallbacksFields):
     """What the guest has registered with set_callbacks and callback_op; the NMI's is in the trap table."""
 
     event: CallbackEntry = field(default_factory=lambda: CallbackEntry(mask_events=True))
@@ -52,7 +53,7 @@ class Callbacks:
 
 
 @dataclass(slots=True)
-class KernelStack:
+class KernelStack(StackFields):
     """Where the kernel's stack is when user mode is left."""
 
     ss: u16 = 0

@@ -12,6 +12,7 @@ from pyhv.abi.errno import Errno
 from pyhv.abi.layout import u64
 from pyhv.abi.x86 import CR4_DE
 from pyhv.address import MASK32, guest_may_use
+from pyhv.domain.fields import DebugFields
 from pyhv.errors import XenError
 
 _RESET_DR6, _RESET_DR7 = 0xFFFF_0FF0, 0x400
@@ -25,7 +26,7 @@ _IO: Final = 2
 
 
 @dataclass(slots=True)
-class DebugState:
+class DebugState(DebugFields):
     """The debug hardware as one vCPU sees it."""
 
     registers: Annotated[list[u64], 8] = field(default_factory=lambda: [0] * 6 + [_RESET_DR6, _RESET_DR7])

@@ -4,11 +4,12 @@
 from dataclasses import dataclass
 
 from pyhv.address import Mfn
+from pyhv.domain.fields import PagingFields
 from pyhv.state import cache
 
 
 @dataclass(slots=True)
-class PagingMode:
+class PagingMode(PagingFields):
     """The tables that the vCPU runs on: each frame that is not 0 holds a reference as a top-level table."""
 
     kernel_l4: Mfn = Mfn(0)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pyhv.abi.layout import u8, u32, u64
+from pyhv.domain.fields import PortFields
 
 
 @dataclass(slots=True)
-class PortAccess:
+class PortAccess(PortFields):
     """A vCPU's permission to execute IN and OUT."""
 
     iopl: Annotated[int, range(4)] = 0

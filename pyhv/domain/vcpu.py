@@ -22,6 +22,7 @@ from pyhv.domain.callbacks import Callbacks, KernelStack, TrapTable
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.debug import DebugState
 from pyhv.domain.descriptors import Descriptors
+from pyhv.domain.fields import NmiFields, VcpuFields
 from pyhv.domain.paging import PagingMode
 from pyhv.domain.ports import PortAccess
 from pyhv.errors import XenError
@@ -36,7 +37,7 @@ _RESET_CR4: Final = 0x660
 
 
 @dataclass(slots=True)
-class Nmi:
+class Nmi(NmiFields):
     """The one virtual NMI that a vCPU can have pending."""
 
     pending: bool = False
@@ -72,10 +73,10 @@ class Areas:
 
 
 @dataclass(slots=True, eq=False)
-class Vcpu:
+class Vcpu(VcpuFields):
     """One virtual processor."""
 
-    info: VcpuInfo
+    info: VcpuInfo = field()  # `= field()`, because the base has a descriptor of that name
     runstate: Runstate
     periodic: PeriodicTimer
     context: Context

@@ -31,6 +31,7 @@ from pyhv.abi.shared import (
     VI_UPCALL_PENDING,
 )
 from pyhv.address import MASK32, MASK64, PAGE_SIZE, Mfn
+from pyhv.cpu.words import octets
 from pyhv.errors import XenError
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, construct, refusal
@@ -48,6 +49,7 @@ class VcpuInfo:
         "_mask_at",
         "_sel",
         "_shared_info",
+        "flags",
         "moved",
         "number",
         "offset",
@@ -59,7 +61,7 @@ class VcpuInfo:
         **dict.fromkeys(("_shared_info", "number", "width"), "the domain's builder"),
         **dict.fromkeys(("_cr2", "_sel"), "follows from the width"),
         **dict.fromkeys(
-            ("_mask_at", "offset", "page", "record"), "follows from the place, which `moved` says"
+            ("_mask_at", "flags", "offset", "page", "record"), "follows from the place, which `moved` says"
         ),
     }
 
@@ -85,6 +87,8 @@ class VcpuInfo:
         """Of its first byte in the page."""
         self.record = page.window(offset, VCPU_INFO_SIZE)
         """Its bytes, for reading. Every exit looks whether `record[0] and not record[1]`: `deliverable`."""
+        self.flags = octets(self.record)
+        """The same, for those that may be compiled."""
         self._mask_at = offset + _MASK
 
     # -- upcalls -----------------------------------------------------------------------------------------
@@ -108,13 +112,17 @@ class VcpuInfo:
 
     @upcall_masked.setter
     def upcall_masked(self, masked: bool) -> None:
+        self.mask_upcalls(masked)
+
+    def mask_upcalls(self, masked: bool) -> None:
+        """Set or clear that flag."""
         self.page.write_u8(self._mask_at, masked)
 
     @property
     def deliverable(self) -> bool:
         """An event is pending and upcalls are not masked: the event callback is to be entered."""
-        record = self.record
-        return record[_PENDING] != 0 and record[_MASK] == 0
+        flags = self.flags
+        return flags[_PENDING] != 0 and flags[_MASK] == 0
 
     def select(self, word: int) -> bool:
         """Set a bit of `pending_sel`: that word of pending bits has something. True if it was clear."""

@@ -28,6 +28,7 @@ from pyhv.address import (
     Va,
 )
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.words import nine_at, nine_in, octets, words64
 from pyhv.errors import XenError
 from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, entries, refusal, typed
@@ -88,11 +89,15 @@ class GuestMemory:
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("physical", "ram", "width", "_hole_start", "_hole_end"), "given"),
         **dict.fromkeys(("_readable", "_writable", "_views", "leaves"), "a cache of translations"),
+        **dict.fromkeys(("_raw", "_q"), "views of RAM"),
+        "_copy": "lives within a read",
     }
 
     def __init__(self, physical: PhysicalMemory, width: int = 64) -> None:
         self.physical = physical
         self.ram = physical.ram
+        self._raw, self._q = octets(physical.ram.raw), words64(physical.ram.q)
+        self._copy = b""
         self.width = width
         self._hole_start = LOWER_HALF_END if width == 64 else COMPAT_VIRT_START
         self._hole_end = HYPERVISOR_VIRT_END if width == 64 else MASK64 + 1
@@ -135,13 +140,13 @@ class GuestMemory:
         """Word index and value of the entry at which the walk for `va` begins."""
         if self.width == 64:
             at = self.l4 << 9 | va >> 39 & 511
-            return at, self.ram.q[at]
+            return at, self._q[at]
         return 0, self.l4 << 12 | _L3_OF_COMPAT
 
     def _miss(self, va: int, write: bool) -> int:
         if self._hole_start <= va < self._hole_end or va > MASK64:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is outside the guest's address space")
-        q = self.ram.q
+        q = self._q
         at, entry = self._top(va)
         granted = entry
         for shift in (30, 21, 12):
@@ -212,6 +217,13 @@ class GuestMemory:
         if va & PAGE_MASK <= PAGE_SIZE - form.size:
             return form.unpack_from(self.ram.raw, self.for_read(va))
         return form.unpack(self.read(va, form.size))
+
+    def words9(self, va: int) -> Any:
+        """Nine 64-bit words, to be indexed until this is called again; EFAULT as `read`."""
+        if va & PAGE_MASK <= PAGE_SIZE - 72:
+            return nine_at(self._raw, self.for_read(va))
+        self._copy = self.read(va, 72)
+        return nine_in(self._copy)
 
     def read_u64(self, va: int) -> int:
         """Read a 64-bit word at any alignment."""

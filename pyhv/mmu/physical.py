@@ -22,6 +22,7 @@ import numpy.typing as npt
 from pyhv.address import PAGE_MASK, Mfn
 from pyhv.cpu.layers import MfnArray, runs
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.words import octets, store, words32, words64
 from pyhv.mmu.frames import FrameTable
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, entries, refusal, typed
@@ -42,14 +43,17 @@ class PhysicalMemory:
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("ram", "frames", "invalidators", "executors"), "given"),
-        **dict.fromkeys(("_raw", "_q", "_d", "_tables", "_dirty", "_code"), "views of RAM and its frames"),
+        **dict.fromkeys(("_raw", "_octets", "_q", "_d", "_tables"), "views of RAM"),
+        **dict.fromkeys(("_dirty", "_code"), "views of what is known of its frames"),
     }
 
     def __init__(self, ram: Ram, frames: FrameTable) -> None:
         self.ram = ram
         self.frames = frames
-        self._raw, self._q, self._d, self._tables = ram.writable
-        self._dirty, self._code = ram.dirty, frames.code
+        views = ram.writable
+        self._raw, self._tables = views.raw, views.tables
+        self._octets, self._q, self._d = octets(views.raw), words64(views.q), words32(views.d)
+        self._dirty, self._code = octets(ram.dirty), octets(frames.code)
         self.invalidators: list[Callable[[int, int], None]] = []
         """One per engine: forget the translated code of so many frames from a frame on."""
         self.executors: list[Executor] = []
@@ -105,7 +109,7 @@ class PhysicalMemory:
 
     def write(self, address: int, data: bytes) -> None:
         """Write within one frame."""
-        self._raw[address : address + len(data)] = data
+        store(self._octets, address, data)
         mfn = address >> 12
         self._dirty[mfn] = 1
         if self._code[mfn]:
@@ -149,14 +153,18 @@ class PhysicalMemory:
 class FramePage(SharedPage):
     """A frame of the machine's memory that guest and hypervisor share, by byte offset."""
 
-    __slots__ = ("_code", "_d", "_dirty", "_physical", "_q", "_raw", "base", "mfn")
+    __slots__ = ("_code", "_d", "_dirty", "_octets", "_physical", "_q", "base", "mfn")
 
-    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(__slots__, "whoever holds a page says its frame")
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("_code", "_d", "_dirty", "_octets", "_physical", "_q", "base", "mfn"),
+        "whoever holds a page says its frame",
+    )
 
     def __init__(self, physical: PhysicalMemory, mfn: Mfn) -> None:
         self._physical = physical
-        self._raw, self._q, self._d, _ = physical.ram.writable
-        self._dirty, self._code = physical.ram.dirty, physical.frames.code
+        views = physical.ram.writable
+        self._octets, self._q, self._d = octets(views.raw), words64(views.q), words32(views.d)
+        self._dirty, self._code = octets(physical.ram.dirty), octets(physical.frames.code)
         self.mfn = mfn
         self.base = mfn << 12
 
@@ -170,7 +178,7 @@ class FramePage(SharedPage):
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of `length` bytes."""
-        return bytes(self._raw[self.base + offset : self.base + offset + length])
+        return self._physical.read(self.base + offset, length)
 
     def write(self, offset: int, data: bytes) -> None:
         """Store bytes."""
@@ -178,11 +186,11 @@ class FramePage(SharedPage):
 
     def read_u8(self, offset: int) -> int:
         """One byte."""
-        return self._raw[self.base + offset]
+        return self._octets[self.base + offset]
 
     def write_u8(self, offset: int, value: int) -> None:
         """Store one byte."""
-        self._raw[self.base + offset] = value
+        self._octets[self.base + offset] = value
         self._dirty[self.mfn] = 1
         if self._code[self.mfn]:
             self._physical.code_written(self.mfn)

@@ -102,7 +102,7 @@ class CompatCpu(GuestCpu):
     def make_flat(self) -> None:
         """A hypercall of a 32-bit guest ends with IRET, which brings back its own segments."""
 
-    def system_call(self, _length: int) -> None:
+    def system_call(self, length: int) -> None:
         """SYSCALL exists in compatibility mode on AMD's processors only; this one is Intel's."""
         self.raise_exception(Vector.UD)
 

@@ -24,6 +24,7 @@ from pyhv.clock import Clock, VirtualClock
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord, classify
+from pyhv.cpu.words import words32, words64
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash, XenError
@@ -80,7 +81,7 @@ class Dispatcher:
             ("_wide", "_mask", "_argument_registers", "_arguments", "_charge", "_overdue", "_page_fault"),
             "follows from the domain's width and the clock's kind",
         ),
-        **dict.fromkeys(("_d", "_q"), "views of the engine's registers"),
+        **dict.fromkeys(("_d", "_q", "_views"), "views of the engine's registers"),
         **dict.fromkeys(
             ("counts", "hypercalls", "unknown_hypercalls", "events_delivered", "emulated"),
             "said as `Resident.counts`",
@@ -123,7 +124,8 @@ class Dispatcher:
         self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
         self._page_fault = page_fault if self._wide else compat_page_fault
-        self._d, self._q = engine.vmcb.d, engine.vmcb.q
+        self._d, self._q = words32(engine.vmcb.d), words64(engine.vmcb.q)
+        self._views = engine.vmcb.q, engine.vmcb.d
         services = ProcessorServices(self.cpu)
         self.calls = [Call(self.host, domain, vcpu, services, self.hypercalls) for vcpu in domain.vcpus]
         self.call = self.calls[0]
@@ -174,6 +176,7 @@ class Dispatcher:
         """The latest exits as (kind, detail, RIP), newest last."""
         at = self._exits % _RECENT
         ordered = self._recent[at:] + self._recent[:at]
+        ordered = [(ExitKind(kind), detail, rip) for kind, detail, rip in ordered]
         return ordered[-min(self._exits, _RECENT) :] if self._exits else []
 
     # -- before and after ----------------------------------------------------------------------------------
@@ -193,9 +196,9 @@ class Dispatcher:
             self.engine.stop()
         if not self.observers:
             return
-        registers = (*q[0:16], q[v.RIP], self.engine.rflags())
+        registers = (*self._views[0][0:16], q[v.RIP], self.engine.rflags())
         record = ExitRecord(
-            self.clock.now(), self.domain.domid, self.cpu.vcpu.number, kind, detail, registers
+            self.clock.now(), self.domain.domid, self.call.vcpu.number, ExitKind(kind), detail, registers
         )
         for observer in self.observers:
             observer.exit(record)
@@ -209,8 +212,8 @@ class Dispatcher:
         if self.call.reschedule:
             self.engine.stop()
         else:
-            record = vcpu.info.record
-            if (record[_PENDING] and not record[_MASK]) or (vcpu.nmi.pending and not vcpu.nmi.in_handler):
+            flags = vcpu.info.flags
+            if (flags[_PENDING] and not flags[_MASK]) or (vcpu.nmi.pending and not vcpu.nmi.in_handler):
                 self._deliver_event()
         if cpu.rearrange:
             self._rearrange()
@@ -297,7 +300,7 @@ class Dispatcher:
             q[v.RCX] = after
             self.cpu.iret()
             return
-        q[v.R11] = self.engine.rflags()
+        q[v.R11] = self.cpu.vmcb.rflags()
         q[v.RIP] = q[v.RCX] = after
         d = self._d
         if d[_CS] != FLAT_RING3_CS64 or d[_SS] != FLAT_RING3_DS:
@@ -325,13 +328,13 @@ class Dispatcher:
         call.left_context = False
         form = entry.wide if self._wide else entry.narrow
         try:
-            result = form.invoke(call, self._arguments(q))
+            result = form.invoke(call, self._arguments(self._views[0]))
         except XenError as error:
             result = -error.errno
         except Again as again:
             q[v.RIP] = (q[v.RIP] - length) & self._mask
             for register, value in zip(self._argument_registers, form.words(again.arguments), strict=False):
-                q[register] = value
+                self._views[0][register] = value
             self.engine.stop()
             return
         if not call.left_context:

@@ -7,7 +7,6 @@ looks, how kernel and user mode are told apart and which page tables go with the
 width: `longmode.py` for 64 bits, `compat.py` for 32. This module moves state; `dispatch.py` decides when.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
@@ -31,6 +30,7 @@ from pyhv.address import PAGE_SIZE, Mfn
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.engine import Engine
 from pyhv.cpu.registers import Registers
+from pyhv.cpu.words import words32, words64
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
@@ -52,7 +52,7 @@ FLAT_LIMIT: Final = 0xFFFF_FFFF
 _TSS_SELECTOR, _LDT_SELECTOR = 0xE040, 0xE050
 
 
-class GuestCpu(ABC):
+class GuestCpu:
     """The current vCPU of one domain, as its engine runs it."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
@@ -69,7 +69,7 @@ class GuestCpu(ABC):
         self.domain = domain
         self.engine = engine
         self.vmcb = engine.vmcb
-        self._q, self._d = engine.vmcb.q, engine.vmcb.d
+        self._q, self._d = words64(engine.vmcb.q), words32(engine.vmcb.d)
         self.kernel_ring = 3 if domain.width == 64 else 1
         self.reserved_descriptors = (
             RESERVED_DESCRIPTORS if domain.width == 64 else RESERVED_DESCRIPTORS_COMPAT
@@ -87,67 +87,66 @@ class GuestCpu(ABC):
 
     # -- what depends on the guest's width ---------------------------------------------------------------
 
-    @abstractmethod
     def note_mode(self) -> None:
         """An exit has come: find out which mode the guest is in, where the processor decides that."""
+        raise NotImplementedError
 
-    @abstractmethod
     def arrange(self) -> None:
         """Set CR3, and what else depends on base pointers and mode."""
+        raise NotImplementedError
 
     @property
-    @abstractmethod
     def merged(self) -> bool:
         """Whether kernel and user share one hardware table although their rings are one to the guest."""
+        raise NotImplementedError
 
-    @abstractmethod
     def split_until_mode_change(self) -> None:
         """Leave the merged arrangement for now."""
+        raise NotImplementedError
 
-    @abstractmethod
     def linear_rip(self) -> int:
         """Linear address of the instruction."""
+        raise NotImplementedError
 
-    @abstractmethod
     def has_handler(self, vector: int) -> bool:
         """Whether the guest's trap table has an entry for `vector`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def enter_trap(self, vector: int, error: int | None = None, rflags: int | None = None) -> None:
         """Enter the guest's handler of `vector`; `rflags` are those for the frame, if not the guest's own."""
+        raise NotImplementedError
 
-    @abstractmethod
     def enter_callback(self, callback: CallbackEntry) -> None:
         """Enter one of the guest's callbacks with an ordinary frame."""
+        raise NotImplementedError
 
-    @abstractmethod
     def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
         """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
+        raise NotImplementedError
 
-    @abstractmethod
     def make_flat(self) -> None:
         """The hypercall that begins will end with SYSRET, which loads CS and SS with Xen's flat segments."""
+        raise NotImplementedError
 
-    @abstractmethod
     def system_call(self, length: int) -> None:
         """SYSCALL, of `length` bytes, executed in user mode."""
+        raise NotImplementedError
 
-    @abstractmethod
     def system_enter(self) -> None:
         """SYSENTER."""
+        raise NotImplementedError
 
-    @abstractmethod
     def iret(self) -> None:
         """The iret hypercall: load the frame on the stack and go where it says."""
+        raise NotImplementedError
 
-    @abstractmethod
     def load_return_segments(self, cs: int, ss: int) -> None:
         """Load CS and SS as a return to the guest does; an exception at the target if one cannot be."""
+        raise NotImplementedError
 
     def begin_anew(self) -> None:
         """The domain was put back to another moment, and none of its vCPUs is on the engine."""
         self.rearrange = self.stepping = self.has_breakpoints = False
-        self.approach = range(0)
 
     # -- loading -----------------------------------------------------------------------------------------
 
@@ -178,7 +177,8 @@ class GuestCpu(ABC):
             selector = wanted.segments[segment].selector
             value = self.descriptor(selector) if selector & ~3 else None
             if value is not None and descriptors.is_loadable_data(value, max(selector & 3, ring)):
-                vmcb.set_segment(segment, selector, *descriptors.decode(value | 1 << 40))
+                base, limit, flags = descriptors.decode(value | 1 << 40)
+                vmcb.set_segment(segment, selector, base, limit, flags)
         if wanted.cs.selector & ~3:
             self.load_return_segments(wanted.cs.selector, wanted.ss.selector)
 

@@ -37,15 +37,13 @@ from pyhv.abi.x86 import (
 from pyhv.address import MASK32, MASK64, is_canonical
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.vmcb import R11, RAX, RCX, RIP, RSP
+from pyhv.cpu.words import packed7, packed8
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.errors import GuestCrash, XenError
 from pyhv.mmu import descriptors
 from pyhv.mmu.paging import MERGED, SPLIT_KERNEL, SPLIT_USER
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT, IRET_FLAGS, GuestCpu
 
-_FRAME: Final = struct.Struct("<7Q").pack
-_FRAME_WITH_ERROR: Final = struct.Struct("<8Q").pack
-_IRET: Final = struct.Struct("<9Q")
 _DROPPED_ON_ENTRY: Final = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
 _DS_SEL, _ES_SEL, _FS_SEL, _GS_SEL = (v.SEG_SEL[segment] for segment in (v.DS, v.ES, v.FS, v.GS))
@@ -71,7 +69,7 @@ class LongModeCpu(GuestCpu):
 
     def arrange(self) -> None:
         """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
-        vcpu, vmcb = self.vcpu, self.vmcb
+        vcpu, q, d = self.vcpu, self._q, self._d
         paging = vcpu.paging
         cache = self.domain.cache
         if paging.merge_known != cache.generation:
@@ -86,10 +84,10 @@ class LongModeCpu(GuestCpu):
         else:
             cr3 = cache.hardware_l4(paging.user_l4, SPLIT_USER) << 12
             cpl = 3
-        if vmcb.q[v.CR + 3] != cr3:
-            vmcb.q[v.CR + 3] = cr3
+        if q[v.CR + 3] != cr3:
+            q[v.CR + 3] = cr3
             self.tables.flush = True
-        vmcb.d[v.HFLAGS] = vmcb.d[v.HFLAGS] & ~3 & v.MINUS_ONE | cpl
+        d[v.HFLAGS] = d[v.HFLAGS] & ~3 & v.MINUS_ONE | cpl
 
     @property
     def merged(self) -> bool:
@@ -129,7 +127,6 @@ class LongModeCpu(GuestCpu):
         address: int,
         masks: bool,
         error: int | None = None,
-        *,
         flat: bool = False,
         frame: tuple[int, int, int, int] | None = None,
         extra: tuple[int, ...] = (),
@@ -144,12 +141,11 @@ class LongModeCpu(GuestCpu):
         vcpu, q, d = self.vcpu, self._q, self._d
         if address == 0:
             raise GuestCrash("an event or exception has no handler")
-        if rflags is None:
-            rflags = self.engine.rflags()
-        if rflags & FLAG_VM:
-            rflags = self.leave_vm86(rflags)
+        flags = self.vmcb.rflags() if rflags is None else rflags
+        if flags & FLAG_VM:
+            flags = self.leave_vm86(flags)
         info = vcpu.info
-        masked = info.record[VI_UPCALL_MASK]
+        masked = info.flags[VI_UPCALL_MASK]
         if vcpu.in_kernel:
             cs, stack = d[_CS_SEL] & 0xFFFC, q[RSP]
         else:
@@ -160,7 +156,7 @@ class LongModeCpu(GuestCpu):
             rip, rsp, ss = q[RIP], q[RSP], d[_SS_SEL] & 0xFFFF
         else:
             rip, cs, rsp, ss = frame
-        saved_flags = rflags & ~(FLAG_IF | FLAG_IOPL)
+        saved_flags = flags & ~(FLAG_IF | FLAG_IOPL)
         if masked:
             cs |= masked << 32  # the byte as the guest wrote it
         else:
@@ -170,30 +166,31 @@ class LongModeCpu(GuestCpu):
         if not vcpu.in_kernel:
             self._change_mode(to_kernel=True)
         size = (56 if error is None else 64) + 8 * len(extra)
-        stack = (stack & ~15) - size
-        if stack < 0 or _HOLE_START - size < stack < _HOLE_END:
-            where = stack & (1 << 64) - 1
+        stack &= ~15
+        if stack < size or _HOLE_START < stack < _HOLE_END + size:
+            where = stack - size & MASK64
             raise GuestCrash(f"a bounce frame at {where:#x} would be in the hypervisor's area")
+        stack -= size
         if extra:
             words = [q[RCX], q[R11], *extra, rip, cs, saved_flags, rsp, ss]
             if error is not None:
                 words.insert(2, error)
             pushed = struct.pack(f"<{len(words)}Q", *words)
         elif error is None:
-            pushed = _FRAME(q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
+            pushed = packed7(q[RCX], q[R11], rip, cs, saved_flags, rsp, ss)
         else:
-            pushed = _FRAME_WITH_ERROR(q[RCX], q[R11], error, rip, cs, saved_flags, rsp, ss)
+            pushed = packed8(q[RCX], q[R11], error, rip, cs, saved_flags, rsp, ss)
         try:
             self.memory.write(stack, pushed)
         except XenError as refusal:
             raise GuestCrash(f"no kernel stack for a bounce frame: {refusal.why}") from refusal
         if masks:
-            info.upcall_masked = True
-        rflags &= ~(_DROPPED_ON_ENTRY | FLAG_DF) if flat else ~_DROPPED_ON_ENTRY
+            info.mask_upcalls(True)
+        flags &= ~(_DROPPED_ON_ENTRY | FLAG_DF) if flat else ~_DROPPED_ON_ENTRY
         q[RSP] = stack
         q[RIP] = q[RCX] = address
-        q[R11] = rflags
-        self.vmcb.set_rflags(rflags)
+        q[R11] = flags
+        self.vmcb.set_rflags(flags)
         if d[v.HFLAGS] & v.HF_CS64:
             d[_CS_SEL], d[_CS_FLAGS] = FLAT_RING3_CS64, CODE64_FLAGS
             d[_SS_SEL], d[_SS_FLAGS] = FLAT_RING3_DS, DATA_FLAGS
@@ -212,12 +209,12 @@ class LongModeCpu(GuestCpu):
         address, flags = self.vcpu.traps.handlers[vector]
         if address == 0:
             raise self.unhandled(vector, error)
-        self.bounce(address, bool(flags & 4), error, rflags=rflags)
+        self.bounce(address, bool(flags & 4), error, False, None, (), rflags)
 
     def enter_failsafe(self, selectors: tuple[int, ...]) -> None:
         """Enter the failsafe callback with the selectors that DS, ES, FS and GS had."""
         callback = self.vcpu.callbacks.failsafe
-        self.bounce(callback.address, callback.mask_events, extra=selectors)
+        self.bounce(callback.address, callback.mask_events, None, False, None, selectors)
 
     def enter_callback(self, callback: CallbackEntry) -> None:
         """Enter one of the guest's callbacks with an ordinary frame."""
@@ -230,9 +227,9 @@ class LongModeCpu(GuestCpu):
             return
         callback, q = self.vcpu.callbacks.syscall, self._q
         q[RIP] = q[RCX] = (q[RIP] + length) & MASK64
-        q[R11] = rflags = self.engine.rflags()
+        q[R11] = rflags = self.vmcb.rflags()
         if callback.address:
-            self.bounce(callback.address, callback.mask_events, flat=True, rflags=rflags)
+            self.bounce(callback.address, callback.mask_events, None, True, None, (), rflags)
         else:
             q[RIP] = (q[RIP] - _SYSCALL_LENGTH) & MASK64
             self.make_flat()
@@ -244,10 +241,10 @@ class LongModeCpu(GuestCpu):
         frame = (0, 3, 0, FLAT_RING3_DS)
         rflags = self.flags_of_sysenter()
         if callback.address:
-            self.bounce(callback.address, callback.mask_events, frame=frame, rflags=rflags)
+            self.bounce(callback.address, callback.mask_events, None, False, frame, (), rflags)
         else:
             address, flags = self.vcpu.traps.handlers[Vector.GP]
-            self.bounce(address, bool(flags & 4), 0, frame=frame, rflags=rflags)
+            self.bounce(address, bool(flags & 4), 0, False, frame, (), rflags)
 
     # -- out of the kernel -------------------------------------------------------------------------------
 
@@ -256,10 +253,11 @@ class LongModeCpu(GuestCpu):
         vcpu, q = self.vcpu, self._q
         stack = q[RSP]
         try:
-            words = self.memory.unpack(_IRET, stack)
+            words = self.memory.words9(stack)
         except XenError as refusal:
             raise GuestCrash(f"iret hypercall with an unreadable frame: {refusal.why}") from refusal
-        rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = words
+        rax, r11, rcx = words[0], words[1], words[2]
+        flags, rip, cs, rflags, rsp, ss = words[3], words[4], words[5], words[6], words[7], words[8]
         if cs & 3 == 3:
             if not vcpu.paging.user_l4:
                 raise GuestCrash("iret to user mode without a user page table")
@@ -267,7 +265,7 @@ class LongModeCpu(GuestCpu):
         if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
             vcpu.ports.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
-        vcpu.info.upcall_masked = not rflags & FLAG_IF
+        vcpu.info.mask_upcalls(not rflags & FLAG_IF)
         vcpu.nmi.in_handler = False
         q[RSP], q[RAX] = rsp, rax
         cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
@@ -313,7 +311,7 @@ class LongModeCpu(GuestCpu):
         )
         if vcpu.info.deliverable or vcpu.nmi.deliverable:
             d[_CS_SEL], d[_SS_SEL] = cs, ss
-            q[R11] = self.engine.rflags()
+            q[R11] = self.vmcb.rflags()
         else:
             q[RCX], q[R11] = rip, rflags
         q[RIP] = rip & MASK32 if cs == FLAT_RING3_CS32 else rip

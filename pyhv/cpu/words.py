@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Views of memory as modules index them that may be compiled: interpreted a memoryview, compiled a pointer.
+
+`q = words64(view)` and then `q[3]` is the third word in either case: here a view is its own words, compiled
+modules have the functions of `words.pxd` instead. A pointer is not checked against its end: whoever holds
+one indexes it with a number that he has checked, or that is a constant. What is viewed has to outlive the
+pointer, as RAM, frame columns and an engine's state block outlive who looks at them.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+
+def words64(view: memoryview) -> memoryview:
+    """64-bit words of a view of 64-bit words."""
+    return view
+
+
+def words32(view: memoryview) -> memoryview:
+    """32-bit words of a view of 32-bit words."""
+    return view
+
+
+def octets(view: memoryview) -> memoryview:
+    """The bytes of a view of bytes."""
+    return view
+
+
+def store(octets: memoryview, at: int, data: bytes) -> None:
+    """Store bytes."""
+    octets[at : at + len(data)] = data
+
+
+def flags_reader(lazy: Callable[[], int], _function: int, _handle: int) -> Callable[[], int]:
+    """How `lazy_flags` gets at flags: by `lazy`; compiled, by the C function (engine, register, pointer)."""
+    return lazy
+
+
+def lazy_flags(reader: Callable[[], int]) -> int:
+    """RFLAGS, worked out by the emulator."""
+    return reader()
+
+
+def native_entry(_hook: object) -> int:
+    """Address of a C function that enters the hook; 0, as here, if there is none."""
+    return 0
+
+
+packed7: Final = struct.Struct("<7Q").pack
+packed8: Final = struct.Struct("<8Q").pack
+"""Seven or eight 64-bit words as bytes."""
+nine_at: Final = struct.Struct("<9Q").unpack_from
+nine_in: Final = struct.Struct("<9Q").unpack
+"""Nine 64-bit words, to be indexed: those at an offset of a view, those that bytes are."""

@@ -1,0 +1,15 @@
+from libc.stdint cimport uint64_t, uint8_t
+from pyhv.cpu.words cimport octets
+from pyhv.shared_page cimport SharedPage
+
+cdef class VcpuInfo:
+    cdef public int number, width
+    cdef int _sel, _cr2
+    cdef object _shared_info
+    cdef public bint moved
+    cdef public SharedPage page
+    cdef public uint64_t offset
+    cdef public object record
+    cdef uint8_t *flags
+    cdef uint64_t _mask_at
+    cpdef mask_upcalls(self, bint masked)

@@ -1,0 +1,27 @@
+from libc.stdint cimport uint64_t, uint32_t, uint8_t
+cimport cython
+from pyhv.cpu.words cimport words64, words32
+from pyhv.traps.guestcpu cimport GuestCpu
+from pyhv.domain.fields cimport VcpuFields
+
+cdef class Dispatcher:
+    cdef public object host, domain, clock, ports, breakpoints, calls, call, engine
+    cdef public list counts, hypercalls, observers
+    cdef list _recent
+    cdef public uint64_t unknown_hypercalls, events_delivered, emulated
+    cdef uint64_t _exits
+    cdef object _posted, _argument_registers, _arguments, _charge, _overdue, _page_fault, _views
+    cdef bint _wide
+    cdef object _mask
+    cdef public GuestCpu cpu
+    cdef uint32_t *_d
+    cdef uint64_t *_q
+    cdef _count(self, int kind, detail)
+    @cython.locals(vcpu=VcpuFields, cpu=GuestCpu, flags="uint8_t *")
+    cpdef finish(self)
+    @cython.locals(number=uint32_t)
+    cpdef syscall(self, uint64_t length)
+    @cython.locals(after=uint64_t)
+    cdef _hypercall(self, uint32_t number, uint64_t length)
+    cdef _perform(self, uint32_t number, uint64_t length)
+    cdef _deliver_event(self)
