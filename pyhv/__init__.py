@@ -13,6 +13,7 @@ with pyhv.Machine(memory="1G", virtual_time=True, seed=1) as machine:
 
 from typing import TYPE_CHECKING, Any, Final
 
+from pyhv import lane
 from pyhv.version import VERSION
 
 __version__ = VERSION
@@ -34,6 +35,10 @@ _HOMES: Final = {
     "NotMapped": "pyhv.api.memory",
     "PyhvError": "pyhv.errors",
 }
+
+
+NATIVE: Final = lane.choose()
+"""Whether this process runs on the compiled modules."""
 
 
 def __getattr__(name: str) -> Any:
