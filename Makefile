@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# As pip does for what it copies: where PYTHONDONTWRITEBYTECODE is set, every start would compile all anew.
+COMPILE := $(BIN)/python -m compileall -q pyhv
 
 # make fuzz FUZZ_TIME=3600 FUZZ_TARGETS="hypercalls emulator": seconds for each, one after the other, FUZZ_JOBS
 # processes at a time; inputs that reach something new are kept in FUZZ_CORPUS; FUZZ_SEED=1 tries the same again
@@ -64,10 +66,12 @@ $(VENV)/bin/pip:
 
 $(VENV)/installed: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install --quiet --editable .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@$(COMPILE)
 	@touch $@ $(VENV)/installed
 
 $(VENV)/installed-fuzz: $(VENV)/installed-dev
