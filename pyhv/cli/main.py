@@ -5,6 +5,8 @@ Here is the one boundary between exceptions and exit codes: a `PyhvError` is tol
 130, and everything else that arrives is a bug of pyhv.
 """
 
+import gc
+import os
 import traceback
 from typing import Any, Final
 
@@ -30,12 +32,22 @@ Examples:
   pyhv doctor                 does it run here, and what is in effect?
 """
 
+_ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "1")
+"""numpy's linear algebra, which pyhv does not use, would start a thread for each processor of the host when it
+is loaded; that costs more processor time than numpy itself. An environment that says otherwise is heeded."""
+
 
 class Boundary(click.Group):
     """A group of commands that ends every failure with the exit code it deserves."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command.
+
+        What it makes while it starts stays until it ends; so the collector begins when a machine runs
+        (`session.py`), and need not look at thousands of classes and functions again and again until then.
+        """
+        gc.disable()
+        os.environ.setdefault(*_ONE_THREAD)
         try:
             return super().invoke(ctx)
         except PyhvError as error:
@@ -50,6 +62,8 @@ class Boundary(click.Group):
         except Exception as error:  # the boundary: whatever it is, a person gets one sentence
             _tell_bug(error, bool(ctx.meta.get(VERBOSE)))
             ctx.exit(ExitCode.BUG)
+        finally:
+            gc.enable()
 
 
 def _tell_bug(error: Exception, verbose: bool) -> None:

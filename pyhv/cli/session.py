@@ -136,6 +136,7 @@ class Session:
                 return self.left or signals.received != 0
 
             gc.freeze()  # what exists now stays: the collector need not look at it at every turn
+            gc.enable()
             began = time.monotonic_ns()
             try:
                 until: Until = AllEnded()

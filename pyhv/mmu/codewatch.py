@@ -150,7 +150,7 @@ class CodeWatch:
         """The TLB is empty and the guest has not run since: watch what has become executable."""
         if not self._fresh:
             return
-        fresh = np.unique(np.array(self._fresh, dtype=np.int64))
+        fresh = np.array(sorted(set(self._fresh)), dtype=np.int64)
         self._fresh.clear()
         runs = _joined(fresh, fresh.size)
         self._runs += len(runs)
