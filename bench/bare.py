@@ -14,8 +14,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from unicorn import unicorn_const as uc_const
-
 from pyhv.cpu import binding
 from pyhv.cpu.clockwork import BlockBudget, make_budget
 from pyhv.cpu.probe import find_no_exit_request
@@ -129,7 +127,7 @@ class Bare:
             nonlocal seen
             seen += 1
 
-        self._hook(uc_const.UC_HOOK_CODE, binding.CB_BLOCK(one))
+        self._hook(binding.HOOK_CODE, binding.CB_BLOCK(one))
         self.run(rounds)
         return seen
 

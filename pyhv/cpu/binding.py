@@ -3,67 +3,81 @@
 
 The package's own Python binding wraps every hook in two Python frames and every register access in a
 dispatcher; at a million exits a minute that is most of the hypervisor's time, so the engine talks to the
-library itself. Constants still come from the package. This module knows function signatures and nothing of
-what they are used for.
+library itself. The package's constants stand here again, those that pyhv needs: to import them takes 15 ms,
+for they come with those of all its architectures. `tests/engine/test_binding.py` compares them with the
+package's. This module knows function signatures and numbers, and nothing of what they are used for.
 """
 
 import ctypes
+import importlib.util
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
-
-from unicorn import unicorn_const as uc_const
-from unicorn import x86_const
-from unicorn.unicorn_py3 import unicorn as _package
 
 from pyhv.errors import EngineError
 
-LIBRARY_PATH: Final[str] = _package.uclib._name
+
+def _library_path() -> str:
+    """Where the package keeps its library; else where the package itself finds one, for whose import (all
+    its architectures) there is no other reason.
+    """
+    package = importlib.util.find_spec("unicorn")
+    if package is not None and "LIBUNICORN_PATH" not in os.environ:
+        for folder in package.submodule_search_locations or ():
+            path = Path(folder, "lib", "libunicorn.so.2")
+            if path.is_file():
+                return str(path)
+    from unicorn.unicorn_py3 import unicorn
+
+    found: str = unicorn.uclib._name
+    return found
+
+
+LIBRARY_PATH: Final = _library_path()
 _lib = ctypes.CDLL(LIBRARY_PATH)
 
 
-HOOK_INTR: Final[int] = uc_const.UC_HOOK_INTR
-HOOK_INSN: Final[int] = uc_const.UC_HOOK_INSN
-HOOK_INSN_INVALID: Final[int] = uc_const.UC_HOOK_INSN_INVALID
-HOOK_BLOCK_TRANSLATED: Final[int] = uc_const.UC_HOOK_EDGE_GENERATED
-HOOK_BLOCK: Final[int] = uc_const.UC_HOOK_BLOCK
-HOOK_MEMORY: Final[int] = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
-HOOK_FETCH_PROT: Final[int] = uc_const.UC_HOOK_MEM_FETCH_PROT
-MEM_WRITE: Final[int] = uc_const.UC_MEM_WRITE
-INS_SYSCALL: Final[int] = x86_const.UC_X86_INS_SYSCALL
-INS_SYSENTER: Final[int] = x86_const.UC_X86_INS_SYSENTER
-INS_CPUID: Final[int] = x86_const.UC_X86_INS_CPUID
-INS_RDTSC: Final[int] = x86_const.UC_X86_INS_RDTSC
-INS_RDTSCP: Final[int] = x86_const.UC_X86_INS_RDTSCP
-INS_IN: Final[int] = x86_const.UC_X86_INS_IN
-INS_OUT: Final[int] = x86_const.UC_X86_INS_OUT
-REG_RAX: Final[int] = x86_const.UC_X86_REG_RAX
-REG_EFLAGS: Final[int] = x86_const.UC_X86_REG_EFLAGS
-REG_CR0: Final[int] = x86_const.UC_X86_REG_CR0
-REG_CR3: Final[int] = x86_const.UC_X86_REG_CR3
-REG_CR4: Final[int] = x86_const.UC_X86_REG_CR4
-REG_MSR: Final[int] = x86_const.UC_X86_REG_MSR
-GENERAL_REGISTERS: Final[tuple[int, ...]] = tuple(
-    getattr(x86_const, f"UC_X86_REG_{name}")
-    for name in [
-        "RAX",
-        "RCX",
-        "RDX",
-        "RBX",
-        "RSP",
-        "RBP",
-        "RSI",
-        "RDI",
-        "R8",
-        "R9",
-        "R10",
-        "R11",
-        "R12",
-        "R13",
-        "R14",
-        "R15",
-    ]
-)
-"""Unicorn's register numbers in the processor's own order."""
+HOOK_INTR: Final = 1
+HOOK_INSN: Final = 2
+HOOK_CODE: Final = 4
+HOOK_BLOCK: Final = 8
+HOOK_FETCH_PROT: Final = 0x200
+HOOK_MEM_READ: Final = 0x400
+HOOK_MEM_WRITE: Final = 0x800
+HOOK_MEMORY: Final = HOOK_MEM_READ | HOOK_MEM_WRITE
+HOOK_INSN_INVALID: Final = 0x4000
+HOOK_BLOCK_TRANSLATED: Final = 0x8000
+"""The library's name for it is UC_HOOK_EDGE_GENERATED."""
+MEM_WRITE: Final = 17
+INS_CPUID: Final = 113
+INS_IN: Final = 218
+INS_OUT: Final = 500
+INS_RDTSC: Final = 608
+INS_RDTSCP: Final = 609
+INS_SYSCALL: Final = 699
+INS_SYSENTER: Final = 700
+REG: Final = {
+    "RAX": 35, "RCX": 38, "RDX": 40, "RBX": 37, "RSP": 44, "RBP": 36, "RSI": 43, "RDI": 39,
+    **{f"R{n}": 98 + n for n in range(8, 16)},
+    "RIP": 41, "EFLAGS": 25,
+    "ES": 28, "CS": 11, "SS": 49, "DS": 17, "FS": 32, "GS": 33, "FS_BASE": 250, "GS_BASE": 251,
+    **{f"CR{n}": 50 + n for n in (0, 2, 3, 4)},
+    **{f"DR{n}": 66 + n for n in (0, 1, 2, 3, 6, 7)},
+    **{f"ST{n}": 114 + n for n in range(8)},
+    **{f"XMM{n}": 122 + n for n in range(16)},
+    "FPCW": 246, "FPSW": 31, "FPTAG": 247, "FIP": 254, "FCS": 255, "FDP": 256, "FDS": 257, "FOP": 258,
+    "MXCSR": 249, "MSR": 248,
+}  # fmt: skip
+"""Unicorn's register numbers: `UC_X86_REG_` and the name."""
+REG_RAX: Final = REG["RAX"]
+REG_EFLAGS: Final = REG["EFLAGS"]
+REG_CR0: Final = REG["CR0"]
+REG_CR3: Final = REG["CR3"]
+REG_CR4: Final = REG["CR4"]
+REG_MSR: Final = REG["MSR"]
+GENERAL_REGISTERS: Final = tuple(REG.values())[:16]
+"""In the processor's own order."""
 
 CB_INTR: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 CB_INVALID: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
@@ -189,20 +203,21 @@ def symbol_address(name: str) -> int | None:
         return None
 
 
-def _control(kind: int, arguments: int, direction: int) -> int:
-    return kind | arguments << 26 | direction << 30
+def _control(kind: int, arguments: int) -> int:
+    """The word by which `uc_ctl` is told to write, with so many arguments."""
+    return kind | arguments << 26 | 1 << 30
 
 
-CTL_TLB_FLUSH: Final = _control(uc_const.UC_CTL_TLB_FLUSH, 0, 1)
-CTL_TLB_TYPE: Final = _control(uc_const.UC_CTL_TLB_TYPE, 1, 1)
-CTL_FLUSH_TB: Final = _control(uc_const.UC_CTL_TB_FLUSH, 0, 1)
-CTL_USE_EXITS: Final = _control(uc_const.UC_CTL_UC_USE_EXITS, 1, 1)
-CTL_TCG_BUFFER_SIZE: Final = _control(uc_const.UC_CTL_TCG_BUFFER_SIZE, 1, 1)
-TLB_CPU: Final[int] = uc_const.UC_TLB_CPU
-ARCH_X86: Final[int] = uc_const.UC_ARCH_X86
-MODE_64: Final[int] = uc_const.UC_MODE_64
-CTL_CPU_MODEL: Final = _control(uc_const.UC_CTL_CPU_MODEL, 1, 1)
-CPU_SANDY_BRIDGE: Final[int] = x86_const.UC_CPU_X86_SANDYBRIDGE
+ARCH_X86: Final = 4
+MODE_64: Final = 8
+TLB_CPU: Final = 0
+CPU_SANDY_BRIDGE: Final = 17
+CTL_CPU_MODEL: Final = _control(7, 1)
+CTL_FLUSH_TB: Final = _control(10, 0)
+CTL_TLB_FLUSH: Final = _control(11, 0)
+CTL_TLB_TYPE: Final = _control(12, 1)
+CTL_TCG_BUFFER_SIZE: Final = _control(13, 1)
+CTL_USE_EXITS: Final = _control(4, 1)
 
 
 def check(code: int, doing: str) -> None:

@@ -15,8 +15,6 @@ import struct
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
-from unicorn import x86_const
-
 from pyhv.abi.layout import u8, u16, u32, u64
 from pyhv.cpu import binding
 
@@ -33,8 +31,8 @@ _NARROW: Final = (2, 4)
 _HEAD: Final = struct.Struct("<HHBxHQQII")
 _ST_AT, _XMM_AT, _STEP = 32, 160, 16
 _ST_SIZE: Final = 10
-_ST: Final = tuple(getattr(x86_const, f"UC_X86_REG_ST{n}") for n in range(8))
-_XMM: Final = tuple(getattr(x86_const, f"UC_X86_REG_XMM{n}") for n in range(16))
+_ST: Final = tuple(binding.REG[f"ST{n}"] for n in range(8))
+_XMM: Final = tuple(binding.REG[f"XMM{n}"] for n in range(16))
 
 
 @dataclass(slots=True)
@@ -87,14 +85,14 @@ class Fxsave:
 
 
 _NUMBERS: Final = (
-    ("fcw", x86_const.UC_X86_REG_FPCW),
-    ("fsw", x86_const.UC_X86_REG_FPSW),  # before ST, which is relative to its top of stack
-    ("fop", x86_const.UC_X86_REG_FOP),
-    ("fip", x86_const.UC_X86_REG_FIP),
-    ("fcs", x86_const.UC_X86_REG_FCS),
-    ("fdp", x86_const.UC_X86_REG_FDP),
-    ("fds", x86_const.UC_X86_REG_FDS),
-    ("mxcsr", x86_const.UC_X86_REG_MXCSR),
+    ("fcw", binding.REG["FPCW"]),
+    ("fsw", binding.REG["FPSW"]),  # before ST, which is relative to its top of stack
+    ("fop", binding.REG["FOP"]),
+    ("fip", binding.REG["FIP"]),
+    ("fcs", binding.REG["FCS"]),
+    ("fdp", binding.REG["FDP"]),
+    ("fds", binding.REG["FDS"]),
+    ("mxcsr", binding.REG["MXCSR"]),
 )
 
 
@@ -114,7 +112,7 @@ def reset(handle: int) -> None:
     new = Fxsave()
     for name, register in _NUMBERS:
         _write(handle, register, getattr(new, name).to_bytes(8, "little"))
-    _write(handle, x86_const.UC_X86_REG_FPTAG, _ALL_EMPTY)
+    _write(handle, binding.REG["FPTAG"], _ALL_EMPTY)
 
 
 def load(handle: int, area: Fxsave) -> None:
@@ -122,7 +120,7 @@ def load(handle: int, area: Fxsave) -> None:
     for name, register in _NUMBERS:
         _write(handle, register, getattr(area, name).to_bytes(8, "little"))
     tags = sum(3 << 2 * n for n in range(8) if not area.ftw >> n & 1)
-    _write(handle, x86_const.UC_X86_REG_FPTAG, tags.to_bytes(8, "little"))
+    _write(handle, binding.REG["FPTAG"], tags.to_bytes(8, "little"))
     for register, value in (*zip(_ST, area.st, strict=True), *zip(_XMM, area.xmm, strict=True)):
         _write(handle, register, value)
 
@@ -130,7 +128,7 @@ def load(handle: int, area: Fxsave) -> None:
 def save(handle: int) -> Fxsave:
     """The FPU and SSE registers of an engine."""
     numbers = {name: int.from_bytes(_read(handle, register), "little") for name, register in _NUMBERS}
-    tags = int.from_bytes(_read(handle, x86_const.UC_X86_REG_FPTAG), "little")
+    tags = int.from_bytes(_read(handle, binding.REG["FPTAG"]), "little")
     return Fxsave(
         **numbers,
         ftw=sum(1 << n for n in range(8) if tags >> 2 * n & 3 != 3),

@@ -16,7 +16,6 @@ from typing import Final
 
 import capstone
 from capstone import x86 as capstone_x86
-from unicorn import x86_const
 
 from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
@@ -160,7 +159,7 @@ def _prove_offsets(handle: int, path: tuple[int, int]) -> None:
             before = view[index]
             view[index] = 0x2340 + index
             cell = ctypes.c_uint64()
-            binding.uc_reg_read(handle, getattr(x86_const, f"UC_X86_REG_{name}"), ctypes.byref(cell))
+            binding.uc_reg_read(handle, binding.REG[name], ctypes.byref(cell))
             agree(name, cell.value, 0x2340 + index)
             view[index] = before
     state.set_rflags(0x202 | 0x8D5 | 0x400)
