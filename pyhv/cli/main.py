@@ -33,8 +33,8 @@ Examples:
 """
 
 _ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "1")
-"""numpy's linear algebra, which pyhv does not use, would start a thread for each processor of the host when it
-is loaded; that costs more processor time than numpy itself. An environment that says otherwise is heeded."""
+"""numpy's linear algebra, which pyhv does not use, would start a thread for each processor of the host when
+it is loaded; that costs more processor time than numpy itself. Who has set the variable is heeded."""
 
 
 class Boundary(click.Group):

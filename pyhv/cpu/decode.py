@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Instruction decoding for the few places that need it: privileged instructions, stores to page tables,
-crash reports. The only importer of Capstone outside the start-up probe.
+crash reports. The only importer of Capstone.
 
 `privileged` recognizes by hand the dozen encodings that a PV kernel traps on, since the common ones occur
 tens of thousands of times in a boot; `store` asks Capstone and remembers its answers by the bytes.
@@ -12,18 +12,21 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import capstone
-from capstone import x86 as cx86
-
 from pyhv.address import MASK64
 from pyhv.cpu.opcodes import MAX_LENGTH
 from pyhv.cpu.vmcb import RIP, SEG_BASE
 
 
 class _Decoders(threading.local):
-    """A thread's own decoders, by the width of the code: they cannot be shared."""
+    """A thread's own decoders, by the width of the code: they cannot be shared.
+
+    Capstone is imported with the first of them: it brings its tables for all architectures, which takes
+    20 ms, and many a guest runs without an instruction that has to be decoded.
+    """
 
     def __init__(self) -> None:
+        import capstone
+
         modes = {64: capstone.CS_MODE_64, 32: capstone.CS_MODE_32, 16: capstone.CS_MODE_16}
         self.of = {width: capstone.Cs(capstone.CS_ARCH_X86, mode) for width, mode in modes.items()}
         for decoder in self.of.values():
@@ -136,31 +139,31 @@ class StoreInstruction(NamedTuple):
     immediate: int
 
 
-_GENERAL: Final = {}
-for _number, _names in enumerate(
-    [
-        "rax eax ax al",
-        "rcx ecx cx cl",
-        "rdx edx dx dl",
-        "rbx ebx bx bl",
-        "rsp esp sp spl",
-        "rbp ebp bp bpl",
-        "rsi esi si sil",
-        "rdi edi di dil",
-    ]
-):
-    for _name in _names.split():
-        _GENERAL[getattr(cx86, f"X86_REG_{_name.upper()}")] = _number
-for _number in range(8, 16):
-    for _suffix in ("", "D", "W", "B"):
-        _GENERAL[getattr(cx86, f"X86_REG_R{_number}{_suffix}")] = _number
-_HIGH: Final = {cx86.X86_REG_AH: 0, cx86.X86_REG_CH: 1, cx86.X86_REG_DH: 2, cx86.X86_REG_BH: 3}
-_SEGMENTS: Final = {cx86.X86_REG_FS: 4, cx86.X86_REG_GS: 5}
-_SEGMENTS_32: Final = _SEGMENTS | {
-    cx86.X86_REG_ES: 0, cx86.X86_REG_CS: 1, cx86.X86_REG_SS: 2, cx86.X86_REG_DS: 3,
-}  # fmt: skip
+_GENERAL: Final[dict[str | None, int]] = {
+    name: number
+    for number, names in enumerate(
+        [
+            "rax eax ax al",
+            "rcx ecx cx cl",
+            "rdx edx dx dl",
+            "rbx ebx bx bl",
+            "rsp esp sp spl",
+            "rbp ebp bp bpl",
+            "rsi esi si sil",
+            "rdi edi di dil",
+            *(f"r{n} r{n}d r{n}w r{n}b" for n in range(8, 16)),
+        ]
+    )
+    for name in names.split()
+}
+"""Capstone's names of the general registers, with the number of each; no name is no register."""
+_HIGH: Final = {"ah": 0, "ch": 1, "dh": 2, "bh": 3}
+_SEGMENTS: Final[dict[str | None, int]] = {"fs": 4, "gs": 5}
+_SEGMENTS_32: Final = _SEGMENTS | {"es": 0, "cs": 1, "ss": 2, "ds": 3}
 _ON_STACK: Final = frozenset({4, 5})
 """ESP and EBP: as a base they imply SS."""
+_REGISTER, _IMMEDIATE, _MEMORY = 1, 2, 3
+"""Capstone's kinds of operands."""
 
 STORES: Final = frozenset(
     [
@@ -195,40 +198,41 @@ def store(code: bytes, width: int = 64) -> StoreInstruction | None:
         return None
     operands = list(found.operands)
     name = found.mnemonic.removeprefix("lock ")
-    if name in ("xchg", "xadd") and operands[0].type == cx86.X86_OP_REG:
+    if name in ("xchg", "xadd") and operands[0].type == _REGISTER:
         operands.reverse()
     target = operands[0]
-    if target.type != cx86.X86_OP_MEM or target.size not in (1, 2, 4, 8):
+    if target.type != _MEMORY or target.size not in (1, 2, 4, 8):
         return None
     register, high, immediate = None, False, 0
     if len(operands) > 1:
         source = operands[1]
-        if source.type == cx86.X86_OP_IMM:
+        if source.type == _IMMEDIATE:
             immediate = source.imm
-        elif source.reg in _HIGH:
-            register, high = _HIGH[source.reg], True
-        elif source.reg in _GENERAL:
-            register = _GENERAL[source.reg]
+        elif (name_of_source := found.reg_name(source.reg)) in _HIGH:
+            register, high = _HIGH[name_of_source], True
+        elif name_of_source in _GENERAL:
+            register = _GENERAL[name_of_source]
         else:
             return None
     return StoreInstruction(
-        name, found.size, target.size, _operand(target.mem, width), register, high, immediate
+        name, found.size, target.size, _operand(found, target.mem, width), register, high, immediate
     )
 
 
-def _operand(memory: Any, width: int = 64) -> MemoryOperand:
-    """One of Capstone's memory operands in our words; only 32-bit code has bases in DS, ES and SS."""
-    segment = _SEGMENTS.get(memory.segment)
+def _operand(found: Any, memory: Any, width: int = 64) -> MemoryOperand:
+    """A memory operand of what Capstone has `found`; only 32-bit code has bases in DS, ES and SS."""
+    base, scaled, name = (found.reg_name(number) for number in (memory.base, memory.index, memory.segment))
+    segment = _SEGMENTS.get(name)
     if width == 32:
-        implied = 2 if _GENERAL.get(memory.base) in _ON_STACK else 3
-        segment = _SEGMENTS_32.get(memory.segment, implied)
+        implied = 2 if _GENERAL.get(base) in _ON_STACK else 3
+        segment = _SEGMENTS_32.get(name, implied)
     return MemoryOperand(
-        base=_GENERAL.get(memory.base),
-        scaled=_GENERAL.get(memory.index),
+        base=_GENERAL.get(base),
+        scaled=_GENERAL.get(scaled),
         scale=memory.scale,
         displacement=memory.disp,
         segment=segment,
-        rip_relative=memory.base == cx86.X86_REG_RIP,
+        rip_relative=base == "rip",
     )
 
 
@@ -287,12 +291,12 @@ def accesses(code: bytes, bits: int = 64) -> Accesses | None:
         return None
     words = found.mnemonic.split()
     name = words[-1]
-    memory = [operand for operand in found.operands if operand.type == cx86.X86_OP_MEM]
+    memory = [operand for operand in found.operands if operand.type == _MEMORY]
     if name in _SPRAWLING or (name == "pop" and memory):
         return None
     if name in ("lea", "nop", "prefetchnta", "prefetcht0", "prefetcht1", "prefetcht2", "invlpg"):
         memory = []
-    operands = tuple((_operand(operand.mem, bits), operand.size) for operand in memory)
+    operands = tuple((_operand(found, operand.mem, bits), operand.size) for operand in memory)
     return Accesses(
         length=found.size,
         operands=operands,
@@ -310,7 +314,7 @@ def stack_references(code: bytes) -> tuple[int, tuple[MemoryOperand, ...]] | Non
     if found is None:
         return None
     name = found.mnemonic.split()[-1]
-    memory = [_operand(operand.mem) for operand in found.operands if operand.type == cx86.X86_OP_MEM]
+    memory = [_operand(found, operand.mem) for operand in found.operands if operand.type == _MEMORY]
     references = [one for one in memory if one.base in _STACK_BASES and one.segment is None]
     if name in _BY_RSP:
         references.append(MemoryOperand(4, None, 0, 0, None, False))
@@ -347,9 +351,9 @@ def far_transfer(code: bytes, width: int = 32) -> FarTransfer | None:
         selector = operands[0].imm & 0xFFFF
         return FarTransfer(found.size, _FAR_DIRECT[opcode], selector, None, mask, offset_size)
     form = found.modrm >> 3 & 7
-    if opcode != 0xFF or form not in _FAR_INDIRECT or operands[0].type != cx86.X86_OP_MEM:
+    if opcode != 0xFF or form not in _FAR_INDIRECT or operands[0].type != _MEMORY:
         return None
-    pointer = _operand(operands[0].mem, 32)
+    pointer = _operand(found, operands[0].mem, 32)
     return FarTransfer(found.size, _FAR_INDIRECT[form], 0, pointer, mask, offset_size)
 
 

@@ -14,9 +14,6 @@ import os
 import struct
 from typing import Final
 
-import capstone
-from capstone import x86 as capstone_x86
-
 from pyhv.cpu import binding
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.once import once
@@ -25,6 +22,8 @@ from pyhv.errors import EngineError
 REMEDY: Final = "pyhv was built on unicorn 2.1.4: pip install --force-reinstall 'unicorn==2.1.4'."
 _STRUCT_WORDS: Final = 512
 _SEARCH: Final = 0x10000
+_SP: Final = 4
+"""As a base it stands for another encoding (Intel SDM volume 2, table 2-2)."""
 
 
 def _reader() -> int:
@@ -175,27 +174,20 @@ def _prove_offsets(handle: int, path: tuple[int, int]) -> None:
 def find_no_exit_request() -> int | None:
     """Offset of the switch that drops the stop check after each memory access, None if not certain.
 
-    The exported function `check_exit_request_x86_64` starts by loading the engine's address and comparing
-    that byte with zero; only exactly these two instructions are believed.
+    The exported function `check_exit_request_x86_64` begins so, and only exactly these two instructions are
+    believed:
+
+        48 8b 10rrr111 disp32          mov reg, [rdi + disp32]             the engine's address
+        80    10111rrr disp32 00       cmp byte ptr [reg + disp32], 0      the switch
     """
     address = binding.symbol_address("check_exit_request_x86_64")
     if address is None:
         return None
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    decoder.detail = True
-    found = list(decoder.disasm(ctypes.string_at(address, 32), address, 2))
-    if len(found) != 2 or found[0].mnemonic != "mov" or found[1].mnemonic != "cmp":
+    code = ctypes.string_at(address, 14)
+    register = code[2] >> 3 & 7
+    if code[:2] != b"\x48\x8b" or code[2] & 0o307 != 0o207 or register == _SP:
         return None
-    memory, immediate = found[1].operands
-    loaded = found[0].operands[0].reg
-    if (
-        memory.type != capstone_x86.X86_OP_MEM
-        or memory.size != 1
-        or memory.mem.base != loaded
-        or memory.mem.index != 0
-        or immediate.type != capstone_x86.X86_OP_IMM
-        or immediate.imm != 0
-        or not 0 < memory.mem.disp < _STRUCT_WORDS * 8
-    ):
+    if code[7:9] != bytes([0x80, 0o270 | register]) or code[13]:
         return None
-    return int(memory.mem.disp)
+    offset = int.from_bytes(code[9:13], "little")
+    return offset if 0 < offset < _STRUCT_WORDS * 8 else None

@@ -77,16 +77,23 @@ def test_a_copy_of_the_state_is_not_taken_for_it(handle: int) -> None:
         os.close(descriptor)
 
 
+LOADED = "mov rax, [rdi + 0x9970]"
+
+
 @pytest.mark.promise("P-2")
 @pytest.mark.parametrize(
     "code",
     [
         "mov rax, rdi\nret",
-        "mov rax, [rdi + 8]\ncmp byte ptr [rax + 0x7f2], 1\nret",
-        "mov rax, [rdi + 8]\ncmp dword ptr [rax + 0x7f2], 0\nret",
-        "mov rax, [rdi + 8]\ncmp byte ptr [rcx + 0x7f2], 0\nret",
-        "mov rax, [rdi + 8]\ncmp byte ptr [rax + rcx + 0x7f2], 0\nret",
-        "mov rax, [rdi + 8]\ncmp byte ptr [rax + 0x7f2000], 0\nret",
+        f"{LOADED}\ncmp byte ptr [rax + 0x7f2], 1\nret",
+        f"{LOADED}\ncmp dword ptr [rax + 0x7f2], 0\nret",
+        f"{LOADED}\ncmp byte ptr [rcx + 0x7f2], 0\nret",
+        f"{LOADED}\ncmp byte ptr [rax + rcx + 0x7f2], 0\nret",
+        f"{LOADED}\ncmp byte ptr [rax + 0x7f2000], 0\nret",
+        f"{LOADED}\ntest byte ptr [rax + 0x7f2], 0\nret",
+        "mov rax, [rsi + 0x9970]\ncmp byte ptr [rax + 0x7f2], 0\nret",
+        "mov eax, [rdi + 0x9970]\ncmp byte ptr [rax + 0x7f2], 0\nret",
+        "mov rsp, [rdi + 0x9970]\ncmp byte ptr [rsp + 0x7f2], 0\nret",
         "push rbp\nmov rbp, rsp\nret",
     ],
 )
@@ -96,6 +103,14 @@ def test_the_switch_is_left_alone_when_anything_looks_different(
     raw = assemble(code, 0).ljust(32, b"\x90")
     monkeypatch.setattr(ctypes, "string_at", lambda _address, _size: raw)
     assert unwrap(probe.find_no_exit_request)() is None
+
+
+@pytest.mark.parametrize("register", ["rax", "rsi"])
+def test_the_switch_is_where_the_function_looks(monkeypatch: pytest.MonkeyPatch, register: str) -> None:
+    code = f"mov {register}, [rdi + 0x9970]\ncmp byte ptr [{register} + 0x7f2], 0\nret"
+    raw = assemble(code, 0).ljust(32, b"\x90")
+    monkeypatch.setattr(ctypes, "string_at", lambda _address, _size: raw)
+    assert unwrap(probe.find_no_exit_request)() == 0x7F2
 
 
 def test_the_switch_is_left_alone_when_the_function_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
