@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from pyhv.errors import ImageError
-from pyhv.guests.build import HOSTILE, source_of
+from pyhv.guests.catalogue import HOSTILE, source_of
 
 _INTRODUCTION = """\
 # Hostile guests

@@ -16,24 +16,23 @@ from pyhv.address import MASK64
 from pyhv.cpu.opcodes import MAX_LENGTH
 from pyhv.cpu.vmcb import RIP, SEG_BASE
 
+_own: Final = threading.local()
 
-class _Decoders(threading.local):
-    """A thread's own decoders, by the width of the code: they cannot be shared.
+
+def _decoder(width: int) -> Any:
+    """This thread's own decoder of code of a width: they cannot be shared.
 
     Capstone is imported with the first of them: it brings its tables for all architectures, which takes
     20 ms, and many a guest runs without an instruction that has to be decoded.
     """
-
-    def __init__(self) -> None:
+    if not hasattr(_own, "decoders"):
         import capstone
 
         modes = {64: capstone.CS_MODE_64, 32: capstone.CS_MODE_32, 16: capstone.CS_MODE_16}
-        self.of = {width: capstone.Cs(capstone.CS_ARCH_X86, mode) for width, mode in modes.items()}
-        for decoder in self.of.values():
+        _own.decoders = {bits: capstone.Cs(capstone.CS_ARCH_X86, mode) for bits, mode in modes.items()}
+        for decoder in _own.decoders.values():
             decoder.detail = True
-
-
-_decoders = _Decoders()
+    return _own.decoders[width]
 
 
 class Op(enum.Enum):
@@ -193,7 +192,7 @@ STORES: Final = frozenset(
 @functools.lru_cache(maxsize=4096)
 def store(code: bytes, width: int = 64) -> StoreInstruction | None:
     """Decode `code` as an instruction of `STORES` whose destination is memory; None for anything else."""
-    found = next(_decoders.of[width].disasm(code, 0, 1), None)
+    found = next(_decoder(width).disasm(code, 0, 1), None)
     if found is None or found.mnemonic.removeprefix("lock ") not in STORES or not found.operands:
         return None
     operands = list(found.operands)
@@ -286,7 +285,7 @@ _STACK_BASES: Final = frozenset({4, 5})  # RSP, RBP
 @functools.lru_cache(maxsize=4096)
 def accesses(code: bytes, bits: int = 64) -> Accesses | None:
     """What memory the first instruction of `code` names; None if that cannot be told from its operands."""
-    found = next(_decoders.of[bits].disasm(code, 0, 1), None)
+    found = next(_decoder(bits).disasm(code, 0, 1), None)
     if found is None:
         return None
     words = found.mnemonic.split()
@@ -310,7 +309,7 @@ def accesses(code: bytes, bits: int = 64) -> Accesses | None:
 def stack_references(code: bytes) -> tuple[int, tuple[MemoryOperand, ...]] | None:
     """Length of a 64-bit instruction, and its references through the stack segment: #SS, not #GP, is what
     hardware raises where one of them is not canonical. None if it is no instruction."""
-    found = next(_decoders.of[64].disasm(code, 0, 1), None)
+    found = next(_decoder(64).disasm(code, 0, 1), None)
     if found is None:
         return None
     name = found.mnemonic.split()[-1]
@@ -341,7 +340,7 @@ _FAR_INDIRECT: Final = {3: False, 5: True}
 @functools.lru_cache(maxsize=256)
 def far_transfer(code: bytes, width: int = 32) -> FarTransfer | None:
     """Decode 32- or 16-bit `code` as a far CALL or JMP; None for anything else."""
-    found = next(_decoders.of[width].disasm(code, 0, 1), None)
+    found = next(_decoder(width).disasm(code, 0, 1), None)
     if found is None:
         return None
     mask = (1 << 8 * found.addr_size) - 1
@@ -359,18 +358,18 @@ def far_transfer(code: bytes, width: int = 32) -> FarTransfer | None:
 
 def length(code: bytes, width: int = 64) -> int:
     """Length of the first instruction, 0 if it is none."""
-    found = next(_decoders.of[width].disasm(code, 0, 1), None)
+    found = next(_decoder(width).disasm(code, 0, 1), None)
     return found.size if found else 0
 
 
 def whole(code: bytes, width: int = 64) -> int:
     """How many of the bytes are instructions that do not go on behind the last one."""
-    return sum(size for _, size, _, _ in _decoders.of[width].disasm_lite(code, 0))
+    return sum(size for _, size, _, _ in _decoder(width).disasm_lite(code, 0))
 
 
 def disassemble(code: bytes, address: int, count: int = 1, width: int = 64) -> list[tuple[int, str]]:
     """(address, text) of up to `count` instructions, for people."""
     return [
         (insn.address, f"{insn.mnemonic} {insn.op_str}".strip())
-        for insn in _decoders.of[width].disasm(code, address, count)
+        for insn in _decoder(width).disasm(code, address, count)
     ]

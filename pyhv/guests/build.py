@@ -3,8 +3,7 @@
 
 The steps are `preprocess` (text to statements), the assembler (statements to bytes) and `write_elf` (bytes to
 file). This module puts the sections side by side, finds out where the labels ended up, and turns `.xen_note`
-lines into notes. The kernels that come with pyhv are the `*.S` files beside it, those that attack it are in
-`hostile/`; what they do is told in their own first lines. It knows nothing about running a kernel.
+lines into notes. It knows nothing about running a kernel.
 """
 
 import functools
@@ -15,6 +14,7 @@ from typing import Final
 from pyhv.address import PAGE_SIZE
 from pyhv.cpu.assembler import assemble
 from pyhv.errors import ImageError
+from pyhv.guests.catalogue import FOLDER, source_of
 from pyhv.guests.elf import (
     STT_FUNC,
     STT_NOTYPE,
@@ -35,7 +35,6 @@ ENTRY: Final = "_start"
 MAX_IMAGE_BYTES: Final = 64 << 20
 """Largest kernel, .bss included; a slip in a `.zero` should not take the host's memory."""
 
-_HERE: Final = Path(__file__).parent
 _DATA, _BSS, _END = "__data_start", "__bss_start", "_end"
 
 
@@ -45,7 +44,7 @@ def build(source_path: Path | str) -> bytes:
     Raises `ImageError` with file, line and cause for any mistake in the source.
     """
     path = Path(source_path)
-    program = preprocess(path, [_HERE])
+    program = preprocess(path, [FOLDER])
     if not any(label.name == ENTRY and label.section is Section.TEXT for label in program.labels):
         raise ImageError(f"{path}: no label {ENTRY} in .text, so nowhere to begin")
     blob, addresses = _assemble(program, path)
@@ -68,37 +67,8 @@ def build(source_path: Path | str) -> bytes:
 
 @functools.cache
 def build_builtin(name: str) -> bytes:
-    """Image of a kernel in `BUILTIN` or `HOSTILE`, built once per process. Raises `ImageError` if unknown."""
+    """Image of a kernel of `catalogue.py`, built once per process. Raises `ImageError` if unknown."""
     return build(source_of(name))
-
-
-def source_of(name: str) -> Path:
-    """Path of a built-in kernel's source, to read or to copy. Raises `ImageError` if unknown."""
-    if name not in BUILTIN and name not in HOSTILE:
-        raise ImageError(f"no built-in guest named {name}; there are: {', '.join([*BUILTIN, *HOSTILE])}")
-    return _HERE / f"{name}.S"
-
-
-def _describe(directory: str = "") -> dict[str, str]:
-    """Read each source's first comment line of the form `# name - what it does`."""
-    found = {}
-    for path in sorted((_HERE / directory).glob("*.S")):
-        with path.open(encoding="utf-8") as source:
-            for line in source:
-                name, dash, text = line.lstrip("# ").rstrip().partition(" - ")
-                if dash and name == path.stem:
-                    found[f"{directory}{name}"] = text
-                    break
-    return found
-
-
-BUILTIN: Final[dict[str, str]] = _describe()
-"""Kernels that come with pyhv: name to one line on what each does."""
-HOSTILE: Final[dict[str, str]] = _describe("hostile/")
-"""Kernels that attack the hypervisor, each in one way: `hostile/name` to one line on what each tries."""
-
-BUILTIN_32: Final = frozenset(name for name in BUILTIN if name.endswith("32"))
-"""Which of them are 32-bit PAE kernels."""
 
 
 def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from pyhv.errors import ImageError
-from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
+from pyhv.guests.catalogue import BUILTIN, HOSTILE
 from pyhv.images import debian, kernels
 from pyhv.images.archive import Progress
+from pyhv.images.built import built_once
 from pyhv.images.unpacked import unpack_once
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
@@ -58,7 +59,7 @@ def resolve(
     Raises ImageError or EnvironmentProblem.
     """
     if word in BUILTIN or word in HOSTILE:
-        return Source(word, load_image(build_builtin(word), word), memory=BUILTIN_MIB, builtin=True)
+        return Source(word, load_image(built_once(word), word), memory=BUILTIN_MIB, builtin=True)
     if word == DEBIAN:
         files = debian.ensure(progress(), flavour=flavour, suite=suite)
         image = load_image(files.vmlinux, f"Debian's {files.version}", bootable=bootable)

@@ -11,7 +11,8 @@ from typing import Final, Self
 
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
-from pyhv.guests.build import BUILTIN, HOSTILE, build_builtin
+from pyhv.guests.build import build_builtin
+from pyhv.guests.catalogue import BUILTIN, HOSTILE
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.resident import Resident

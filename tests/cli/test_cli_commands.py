@@ -300,7 +300,7 @@ for name in ("crash", "halt", "end0", "end1", "spin", "deadlock"):
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Guests that end badly, built with `pyhv build`."""
-    from pyhv.guests.build import source_of
+    from pyhv.guests.catalogue import source_of
 
     directory: Path = tmp_path_factory.mktemp("kernels")
     hello = source_of("hello").read_text()

@@ -5,7 +5,7 @@ import pytest
 from conftest import BenchMaker
 
 from pyhv.abi.numbers import Shutdown
-from pyhv.guests.build import BUILTIN
+from pyhv.guests.catalogue import BUILTIN
 from pyhv.sched import SCHEDULERS
 from pyhv.until import Outcome
 

@@ -29,7 +29,8 @@ from pyhv.events.fifo import Fifo
 from pyhv.grants import entries
 from pyhv.grants.maptrack import Mapping, Maptrack
 from pyhv.grants.table import GrantTable
-from pyhv.guests.build import HOSTILE, build_builtin, source_of
+from pyhv.guests.build import build_builtin
+from pyhv.guests.catalogue import HOSTILE, source_of
 from pyhv.hypercalls import context, exchange, grantmap
 from pyhv.hypercalls import cpustate as cpu_calls
 from pyhv.hypercalls import grants as grant_calls

@@ -10,7 +10,8 @@ import pytest
 import pyhv.guests
 from pyhv.cpu.tuning import gate
 from pyhv.domain.config import DomainConfig
-from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.guests.build import build_builtin
+from pyhv.guests.catalogue import BUILTIN
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest

@@ -14,7 +14,8 @@ import pytest
 
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError, SnapshotError
-from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.guests.build import build_builtin
+from pyhv.guests.catalogue import BUILTIN
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest

@@ -26,7 +26,8 @@ from libxenguest import (
 from pyhv.abi.shared import CONSOLE_CONNECTION
 from pyhv.address import MASK64, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Pfn
 from pyhv.errors import ConfigError, ImageError
-from pyhv.guests.build import BUILTIN, build_builtin
+from pyhv.guests.build import build_builtin
+from pyhv.guests.catalogue import BUILTIN
 from pyhv.images import debian, kernels
 from pyhv.loader.builder import build
 from pyhv.loader.bzimage import unpack

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pyhv.cpu.assembler import assemble
 from pyhv.errors import ImageError
-from pyhv.guests.build import BUILTIN, BUILTIN_32, LOAD_ADDRESS, build, build_builtin, source_of
+from pyhv.guests.build import LOAD_ADDRESS, build, build_builtin
+from pyhv.guests.catalogue import BUILTIN, BUILTIN_32, source_of
 from pyhv.guests.preprocess import parse_string
 from pyhv.loader.accept import objections
 from pyhv.loader.elf import load_image

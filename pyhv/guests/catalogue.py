@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernels that come with pyhv, by name: the `*.S` files beside this module, and those in `hostile/`,
+which attack it. What they do is told in their own first lines. This module does not build them.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from pyhv.errors import ImageError
+
+FOLDER: Final = Path(__file__).parent
+"""Where the sources are, and what they include."""
+
+
+def source_of(name: str) -> Path:
+    """Path of a built-in kernel's source, to read or to copy. Raises `ImageError` if unknown."""
+    if name not in BUILTIN and name not in HOSTILE:
+        raise ImageError(f"no built-in guest named {name}; there are: {', '.join([*BUILTIN, *HOSTILE])}")
+    return FOLDER / f"{name}.S"
+
+
+def _describe(directory: str = "") -> dict[str, str]:
+    """Read each source's first comment line of the form `# name - what it does`."""
+    found = {}
+    for path in sorted((FOLDER / directory).glob("*.S")):
+        with path.open(encoding="utf-8") as source:
+            for line in source:
+                name, dash, text = line.lstrip("# ").rstrip().partition(" - ")
+                if dash and name == path.stem:
+                    found[f"{directory}{name}"] = text
+                    break
+    return found
+
+
+BUILTIN: Final[dict[str, str]] = _describe()
+"""Kernels that come with pyhv: name to one line on what each does."""
+HOSTILE: Final[dict[str, str]] = _describe("hostile/")
+"""Kernels that attack the hypervisor, each in one way: `hostile/name` to one line on what each tries."""
+
+BUILTIN_32: Final = frozenset(name for name in BUILTIN if name.endswith("32"))
+"""Which of them are 32-bit PAE kernels."""
