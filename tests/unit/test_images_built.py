@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""pyhv's own guests are built once for all processes, and anew when anything that they are made of changes."""
+"""pyhv's own guests are built once, and anew when anything that they are made of changes."""
 
 from pathlib import Path
 
