@@ -216,13 +216,14 @@ def micro(runs: int, json_path: Path | None) -> None:
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure.")
 @click.option("--json", "json_path", type=JsonPath, help="Write the results to a file.")
 def moments(runs: int, json_path: Path | None) -> None:
-    """Measure snapshots of a Linux guest, and what 2,000 lives of small guests leave behind."""
+    """Measure snapshots of a Linux guest, an idle one, and what 2,000 lives of small guests leave."""
+    from bench import idle
     from bench import moments as parts
 
     warning = report.load_warning()
     if warning:
         _say(f"warning: {warning}")
-    found = [*parts.linux(runs), *parts.lives()]
+    found = [*parts.linux(runs), *idle.sleep(), *idle.memory(), *parts.lives()]
     console = report.console()
     for one in found:
         bound = "" if one.most is None else f"   (at most {one.most:,.0f})"

@@ -14,6 +14,7 @@ from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
 from pyhv.address import ENTRIES, Mfn
 from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import can_stop_at_any_time
+from pyhv.cpu.host import give_back_large_blocks
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.selftest import self_test
 from pyhv.cpu.tsc import host_tsc
@@ -62,6 +63,7 @@ class Board:
         if not 0 < max_domains < DOMID_FIRST_RESERVED:
             raise ConfigError(f"A machine for {max_domains} domains is not possible.")
         self_test()
+        give_back_large_blocks()
         self.tuning = tuning() if tuned else None
         self.ram = Ram(frames_for(memory_pages, max_domains))
         self.frames = FrameTable(self.ram)

@@ -22,7 +22,7 @@ from pyhv.domain.domain import Domain
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import ConfigError, PyhvError
-from pyhv.loader.image import KernelImage, Symbol
+from pyhv.loader.image import Symbol, SymbolTable
 from pyhv.machine import Machine
 from pyhv.resident import Counts, Ended, Resident
 from pyhv.traps.report import CrashReport
@@ -132,15 +132,15 @@ class Guest:
         uuid: str,
         console: Console,
         *,
-        image: KernelImage | None = None,
+        named: SymbolTable | None = None,
         symbols: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._host = host
         self.domid = domid
         self.name = name
         self.uuid = uuid
-        self.image = image
-        """Its kernel; None if it comes from a snapshot."""
+        self._named = named
+        """What its kernel's image says of addresses. The image itself, 60 MiB of a Linux, is not kept."""
         self.console = console
         self.verdict = ""
         """How `pyhv restore` is to judge what it prints, as of `pyhv boot --verdict`: goes into snapshots."""
@@ -198,8 +198,8 @@ class Guest:
     @functools.cached_property
     def symbol_table(self) -> tuple[Symbol, ...]:
         """All of its kernel's symbols, by address. Snapshots do not keep their sizes."""
-        if self.image is not None:
-            return self.image.symbols
+        if self._named is not None:
+            return self._named.symbols()
         return tuple(Symbol(va, 0, name) for name, va in self._noted_symbols)
 
     @property

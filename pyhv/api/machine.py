@@ -138,7 +138,9 @@ class Machine:
             paused=paused,
             on_end=self._has_ended,
         )
-        guest = Guest(self, domain.domid, domain.name, domain.config.uuid, console, image=found.image)
+        guest = Guest(
+            self, domain.domid, domain.name, domain.config.uuid, console, named=found.image.symbol_table
+        )
         self._guests[guest.domid] = guest
         return guest
 

@@ -39,6 +39,9 @@ from pyhv.errors import GuestCrash
 _NOWHERE: Final = 0xDEAD_0000_0000_0000
 _UC_PROT_ALL: Final = 7
 _MOST_CODE_PAGES: Final = 4096
+_TRANSLATIONS: Final = 28 << 20
+"""Bytes for translated code. When they are used up, all of it is dropped and what runs is translated anew.
+Without a bound (the library's own is a GiB) a Linux that has booted keeps 44 MiB and needs few of them."""
 _LONGEST_PREFIX: Final = 13
 _CR4_TSD: Final = 4
 _EFLAGS: Final = ctypes.c_int(binding.REG_EFLAGS)
@@ -132,6 +135,7 @@ class Engine:
         self._handle = handle
         # The model nearest to the CPUID policy: RDTSCP, but no RDRAND, which would make runs differ.
         self._control(binding.CTL_CPU_MODEL, ctypes.c_int(binding.CPU_SANDY_BRIDGE))
+        self._control(binding.CTL_TCG_BUFFER_SIZE, ctypes.c_uint32(_TRANSLATIONS))
         self._control(binding.CTL_TLB_TYPE, ctypes.c_int(binding.TLB_CPU))
         self._control(binding.CTL_USE_EXITS, ctypes.c_int(1))
         if tuning is None or not tuning.active:

@@ -88,8 +88,7 @@ def test_a_look_inside(machine: pyhv.Machine) -> None:
     registers, memory = guest.registers, guest.memory
     assert memory[registers.rip] == memory[registers.rip : registers.rip + 1][0]
     start = guest.symbols["_start"]
-    assert guest.image is not None
-    image = guest.image.segments[0]
+    image = load_image(build_builtin("hello")).segments[0]
     assert memory[start : start + 16] == image.data[start - image.vaddr : start - image.vaddr + 16]
     memory[start : start + 4] = b"pyhv"
     assert memory.text(start, 4) == "pyhv"
