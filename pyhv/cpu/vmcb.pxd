@@ -1,11 +1,11 @@
 from libc.stdint cimport uint64_t, uint32_t
-from pyhv.cpu.words cimport words64, words32, FlagsReader, flags_reader, lazy_flags
+from pyhv.cpu.words cimport Words32, Words64, words64, words32, FlagsReader, flags_reader, lazy_flags
 
 cdef class Vmcb:
     cdef public object raw, q, d
     cdef FlagsReader _lazy
-    cdef uint64_t *_q
-    cdef uint32_t *_d
+    cdef Words64 _q
+    cdef Words32 _d
     cpdef uint64_t rflags(self) except? 0xDEADBEEF
     cpdef set_rflags(self, uint64_t value)
     cpdef set_segment(self, int segment, uint32_t selector, uint64_t base, uint32_t limit, uint32_t flags)

@@ -1,22 +1,34 @@
-from libc.stdint cimport uint64_t, uint32_t, uint8_t
+from libc.stdint cimport uint64_t, uint32_t, uint16_t, uint8_t
 from cpython.buffer cimport PyObject_GetBuffer, PyBuffer_Release, Py_buffer, PyBUF_SIMPLE
 from libc.string cimport memcpy
 
-cdef inline void *_address(object view) except? NULL:
+# Words64, Words32, Words16 and Octets: words of memory, to be indexed and nothing else. They are pointers; in the
+# checked lane native/checked_words.pxi is in the place of this file, and they know their length.
+include "words.pxi"
+
+cdef inline Words64 words64(object view) except *:
     cdef Py_buffer buffer
     PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)
-    cdef void *at = buffer.buf
     PyBuffer_Release(&buffer)
-    return at
+    return words64_of(buffer.buf, <size_t> buffer.len)
 
-cdef inline uint64_t *words64(object view) except? NULL:
-    return <uint64_t *> _address(view)
+cdef inline Words32 words32(object view) except *:
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)
+    PyBuffer_Release(&buffer)
+    return words32_of(buffer.buf, <size_t> buffer.len)
 
-cdef inline uint32_t *words32(object view) except? NULL:
-    return <uint32_t *> _address(view)
+cdef inline Words16 words16(object view) except *:
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)
+    PyBuffer_Release(&buffer)
+    return words16_of(buffer.buf, <size_t> buffer.len)
 
-cdef inline uint8_t *octets(object view) except? NULL:
-    return <uint8_t *> _address(view)
+cdef inline Octets octets(object view) except *:
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)
+    PyBuffer_Release(&buffer)
+    return octets_of(buffer.buf, <size_t> buffer.len)
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
@@ -49,15 +61,15 @@ cdef inline uint64_t lazy_flags(FlagsReader reader) except? 0xDEADBEEF:
     reader.function(reader.engine, 25, &value)
     return value
 
-cdef inline int store(uint8_t *octets, uint64_t at, data) except -1:
+cdef inline int store(Octets octets, uint64_t at, data) except -1:
     cdef Py_buffer buffer
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
-    memcpy(octets + at, buffer.buf, buffer.len)
+    memcpy(part_of(octets, at, <size_t> buffer.len), buffer.buf, <size_t> buffer.len)
     PyBuffer_Release(&buffer)
     return 0
 
-cdef inline uint64_t *nine_at(uint8_t *octets, uint64_t at) except NULL:
-    return <uint64_t *> (octets + at)
+cdef inline Words64 nine_at(Octets octets, uint64_t at) noexcept:
+    return words64_of(part_of(octets, at, 72), 72)
 
-cdef inline uint64_t *nine_in(bytes data) except NULL:
-    return <uint64_t *> <char *> data
+cdef inline Words64 nine_in(bytes data) except *:
+    return words64_of(<char *> data, <size_t> len(data))

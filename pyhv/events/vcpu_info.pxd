@@ -1,5 +1,5 @@
 from libc.stdint cimport uint64_t, uint8_t
-from pyhv.cpu.words cimport octets
+from pyhv.cpu.words cimport Octets, octets
 from pyhv.shared_page cimport SharedPage
 
 cdef class VcpuInfo:
@@ -10,6 +10,6 @@ cdef class VcpuInfo:
     cdef public SharedPage page
     cdef public uint64_t offset
     cdef public object record
-    cdef uint8_t *flags
+    cdef Octets flags
     cdef uint64_t _mask_at
     cpdef mask_upcalls(self, bint masked)

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
-from pyhv.cpu.words cimport words64, words32
+from pyhv.cpu.words cimport Octets, Words32, Words64, words64, words32
 from pyhv.traps.guestcpu cimport GuestCpu
 from pyhv.domain.fields cimport VcpuFields
 
@@ -14,10 +14,10 @@ cdef class Dispatcher:
     cdef bint _wide
     cdef object _mask
     cdef public GuestCpu cpu
-    cdef uint32_t *_d
-    cdef uint64_t *_q
+    cdef Words32 _d
+    cdef Words64 _q
     cdef _count(self, int kind, detail)
-    @cython.locals(vcpu=VcpuFields, cpu=GuestCpu, flags="uint8_t *")
+    @cython.locals(vcpu=VcpuFields, cpu=GuestCpu, flags=Octets)
     cpdef finish(self)
     @cython.locals(number=uint32_t)
     cpdef syscall(self, uint64_t length)

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
-from pyhv.cpu.words cimport words64, words32
+from pyhv.cpu.words cimport Words32, Words64, words64, words32
 from pyhv.cpu.vmcb cimport Vmcb
 from pyhv.domain.fields cimport VcpuFields
 from pyhv.mmu.memory cimport GuestMemory
@@ -8,8 +8,8 @@ from pyhv.mmu.memory cimport GuestMemory
 cdef class GuestCpu:
     cdef public object domain, engine, reserved_descriptors, tables
     cdef public Vmcb vmcb
-    cdef uint64_t *_q
-    cdef uint32_t *_d
+    cdef Words64 _q
+    cdef Words32 _d
     cdef public int kernel_ring
     cdef public GuestMemory memory
     cdef public VcpuFields vcpu
