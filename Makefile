@@ -18,13 +18,22 @@ FUZZ_SEED ?= 0
 FUZZ_CORPUS ?= .fuzz-corpus
 FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots model
 
-.PHONY: demo test debian programs lint docs bench fuzz fuzz-tools clean
+.PHONY: demo test native wheel debian programs lint docs bench fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
 
 test: $(VENV)/installed-dev
+	@$(BIN)/python -m native --optional
 	$(BIN)/pytest -m "not debian" -n 2
+
+# The native lane, after its sources were edited; CHECKED=1: the checked lane, for fuzzers (docs/native.md).
+native: $(VENV)/installed-dev
+	$(BIN)/python -m native $(if $(CHECKED),--lane checked)
+
+# One wheel for this architecture and every Python from 3.11 on, in dist/. Fails without a C compiler.
+wheel: $(VENV)/installed-dev
+	PYHV_NATIVE=abi3 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 debian: $(VENV)/installed-dev
 	$(BIN)/pytest -m "debian and not programs"
@@ -67,11 +76,13 @@ $(VENV)/bin/pip:
 $(VENV)/installed: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	@$(COMPILE)
+	@$(BIN)/python -c 'from pyhv import lane; print("pyhv is installed:", lane.describe())'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@$(COMPILE)
+	@$(BIN)/python -c 'from pyhv import lane; print("pyhv is installed:", lane.describe())'
 	@touch $@ $(VENV)/installed
 
 $(VENV)/installed-fuzz: $(VENV)/installed-dev
@@ -79,4 +90,4 @@ $(VENV)/installed-fuzz: $(VENV)/installed-dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist pyhv/native-lane pyhv/checked-lane *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,164 +1,118 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Constants of a module, of whatever module they come from, written into its functions as numbers.
+"""Constants written into a module's functions as numbers: to Cython a module's globals are objects.
 
-What a constant is, is found without importing anything: of a module's top level, those statements are
-executed that assign what can be computed from other constants, and those that define an `enum`.
+Only what functions do is changed, and no line moves, so that tracebacks are right. Left alone are:
+
+- names that the function binds itself, be it as an argument or in a comprehension;
+- operands of `is`, which asks for the object, and patterns of `match`, f-strings, decorators and defaults;
+- expressions that are not numbers, or numbers that no machine word holds: `MASK64 + 1` is left to Python
+  whole, since of two words it would be 0;
+- expressions of more than one line.
 """
 
 import ast
-import builtins
-import enum
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Final
 
-_Names = dict[str, Any]
+from native.constants import Constants, LeftToPython, NotConstant, Scope, Value, bound
+from native.problem import BuildProblem
 
-
-class Constants:
-    """The constants of every module under a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._known: dict[str, _Names] = {}
-
-    def of(self, module: str) -> _Names:
-        """Constants by name, those that are imported included."""
-        found = self._known.get(module)
-        if found is None:
-            found = self._known[module] = {"__name__": module}
-            path = self._root.joinpath(*module.split("."))
-            file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
-            for statement in ast.parse(file.read_text(encoding="utf-8")).body:
-                self._execute(statement, found)
-        return found
-
-    def _execute(self, statement: ast.stmt, names: _Names) -> None:
-        match statement:
-            case ast.ImportFrom(module=str(module), names=aliases) if module.split(".")[0] == "pyhv":
-                for alias in aliases:
-                    self._import(module, alias.name, alias.asname or alias.name, names)
-            case ast.Assign() | ast.AnnAssign(value=ast.expr()):
-                if isinstance(statement, ast.AnnAssign):
-                    statement = ast.Assign([statement.target], statement.value, lineno=0)  # type: ignore[list-item]
-                self._try(statement, names)
-            case ast.ClassDef(bases=[ast.Attribute(value=ast.Name("enum"))]):
-                self._try(statement, names)
-
-    def _import(self, module: str, name: str, known_as: str, names: _Names) -> None:
-        inner = f"{module}.{name}"
-        path = self._root.joinpath(*inner.split("."))
-        if path.with_suffix(".py").is_file():
-            names[known_as] = SimpleNamespace(**self.of(inner))
-        else:
-            found = self.of(module)
-            if name in found:
-                names[known_as] = found[name]
-
-    @staticmethod
-    def _try(statement: ast.stmt, names: _Names) -> None:
-        program = ast.Module([ast.fix_missing_locations(statement)], [])
-        scope = {"__builtins__": builtins, "enum": enum, **names}
-        try:
-            exec(compile(program, "<constants>", "exec"), scope)
-        except Exception:  # it needs what is no constant
-            return
-        names.update({name: value for name, value in scope.items() if name not in ("__builtins__", "enum")})
+WORDS: Final = "pyhv.cpu.words"
+"""The module whose functions compiled modules have from `words.pxd` instead."""
+_LEAST, _MOST = -(1 << 63), (1 << 64) - 1
+_INT_LEAST, _INT_MOST, _LONG_MOST = -(1 << 31), (1 << 31) - 1, (1 << 63) - 1
 
 
 class _Uses(ast.NodeVisitor):
-    def __init__(self, names: _Names) -> None:
-        self.names = names
-        self.found: list[tuple[ast.expr, int]] = []
+    """Finds the expressions in functions that are constants."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = Scope(self._global, scope.attribute)
+        self._outer = scope
         self._locals: list[set[str]] = []
+        self.found: list[tuple[ast.expr, int]] = []
+
+    def _global(self, name: str) -> Value:
+        if any(name in names for names in self._locals):
+            raise NotConstant
+        return self._outer.name(name)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        bound = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
-        bound |= {
-            name.id
-            for name in ast.walk(node)
-            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
-        }
-        self._locals.append(bound)
+        self._locals.append(_bound_within(node))
         for statement in node.body:
             self.visit(statement)
         self._locals.pop()
 
-    def _value(self, node: ast.expr) -> Any:
-        """The constant that an expression is, None if it is none."""
-        match node:
-            case ast.Constant(value=int(value)):
-                return value
-            case ast.Name(id=name, ctx=ast.Load()):
-                return None if any(name in bound for bound in self._locals) else self.names.get(name)
-            case ast.Attribute(value=inner, attr=name, ctx=ast.Load()):
-                return getattr(self._value(inner), name, None)
-            case ast.Subscript(value=inner, slice=index, ctx=ast.Load()):
-                held, at = self._value(inner), self._value(index)
-                return held[at] if isinstance(held, tuple) and isinstance(at, int) else None
-            case ast.BinOp(left=left, right=right) | ast.BoolOp(values=[left, right]):
-                return None if not isinstance(node, ast.BinOp) else self._computed(node, left, right)
-            case ast.UnaryOp(operand=operand, op=ast.Invert()):
-                value = self._value(operand)
-                return ~value if type(value) is int else None
-        return None
-
-    def _computed(self, node: ast.BinOp, left: ast.expr, right: ast.expr) -> int | None:
-        values = [self._value(left), self._value(right)]
-        if not all(isinstance(value, int) for value in values):
-            return None
-        a, b = (int(value) for value in values)
-        match node.op:
-            case ast.BitOr():
-                return a | b
-            case ast.BitAnd():
-                return a & b
-            case ast.Add():
-                return a + b
-            case ast.Sub():
-                return a - b
-            case ast.LShift():
-                return a << b
-            case ast.RShift():
-                return a >> b
-        return None
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        raise BuildProblem(f"line {node.lineno}: {node.name} is asynchronous, and nothing here is")
 
     def visit_Compare(self, node: ast.Compare) -> None:
-        """`kind is ExitKind.CPUID` asks for the object."""
         if not any(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops):
             self.generic_visit(node)
 
+    def visit_match_case(self, node: ast.match_case) -> None:
+        for part in (node.guard, *node.body):
+            if part is not None:
+                self.visit(part)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        """Where its expressions stand differs between versions of Python."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
     def visit(self, node: ast.AST) -> None:
         if self._locals and isinstance(node, ast.expr) and not isinstance(node, ast.Constant):
-            value = self._value(node)
-            if type(value) is int or isinstance(value, enum.IntEnum):
-                # What does not fit is left to Python whole: MASK64 + 1 of two words would be 0.
-                if -(1 << 63) <= value < 1 << 64 and node.end_lineno == node.lineno:
-                    self.found.append((node, int(value)))
+            try:
+                value = self._scope.value(node)
+            except LeftToPython:
                 return
+            except NotConstant:
+                pass
+            else:
+                if isinstance(value, int):
+                    if _LEAST <= value <= _MOST and node.lineno == node.end_lineno:
+                        self.found.append((node, value))
+                    return
         super().visit(node)
 
 
+def _bound_within(function: ast.FunctionDef) -> set[str]:
+    """Names that a function binds, or something within it: more than its own ones, never fewer."""
+    names = set[str]()
+    for node in ast.walk(function):
+        if isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif node is not function:
+            names.update(bound(node))
+    return names
+
+
 def literal(value: int) -> str:
-    """An integer as C is to have it."""
-    if -(1 << 31) <= value < 1 << 31:
+    """A number as C is to have it: an int, else a signed word, else an unsigned one."""
+    if _INT_LEAST <= value <= _INT_MOST:
         return f"({value})" if value < 0 else str(value)
-    return f"cython.cast(cython.ulonglong, {value & (1 << 64) - 1:#x})"
+    kind = "longlong" if value <= _LONG_MOST else "ulonglong"
+    return f"cython.cast(cython.{kind}, {value:#x})"
 
 
 def burnt(source: str, module: str, constants: Constants) -> str:
-    """The text of a module with its constants in place; lines stay where they are."""
-    uses = _Uses(constants.of(module))
-    uses.visit(ast.parse(source))
+    """The text of a module with its constants in place. BuildProblem."""
+    tree = ast.parse(source)
+    uses = _Uses(constants.scope(module))
+    uses.visit(tree)
     lines = [line.encode() for line in source.split("\n")]
+    if not lines[0].startswith(b"#"):
+        raise BuildProblem(
+            f"{module} does not begin with a comment, in whose place `import cython` would stand"
+        )
     for node, value in sorted(uses.found, key=lambda use: (use[0].lineno, -use[0].col_offset)):
         line = lines[node.lineno - 1]
-        lines[node.lineno - 1] = (
-            line[: node.col_offset] + literal(value).encode() + line[node.end_col_offset :]
-        )
-    for number, line in enumerate(lines):
-        if line.startswith(b"from pyhv.cpu.words import "):
-            lines[number] = b"pass"  # compiled modules have those of the .pxd
-    assert lines[0].startswith(b"#")
+        number = literal(value).encode()
+        lines[node.lineno - 1] = line[: node.col_offset] + number + line[node.end_col_offset :]
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and statement.module == WORDS:
+            first, last = statement.lineno - 1, statement.end_lineno or statement.lineno
+            lines[first:last] = [b"pass", *[b""] * (last - first - 1)]
     lines[0] = b"import cython"
     return "\n".join(line.decode() for line in lines)

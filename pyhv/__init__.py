@@ -36,9 +36,7 @@ _HOMES: Final = {
     "PyhvError": "pyhv.errors",
 }
 
-
-NATIVE: Final = lane.choose()
-"""Whether this process runs on the compiled modules."""
+assert lane.ACTIVE  # decided before any other module is imported
 
 
 def __getattr__(name: str) -> Any:

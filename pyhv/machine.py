@@ -31,6 +31,7 @@ from pyhv.domain.relations import relations
 from pyhv.domain_builder import DomainBuilder, check
 from pyhv.errors import ConfigError
 from pyhv.events.timers import TimerQueue
+from pyhv.lane import require as require_lane
 from pyhv.loader.image import KernelImage
 from pyhv.mmu.audit import audit
 from pyhv.pcpu import Pcpu
@@ -104,6 +105,7 @@ class Machine:
     }
 
     def __init__(self, config: MachineConfig) -> None:
+        require_lane()
         scheduler = config.scheduler
         if isinstance(scheduler, str):
             if scheduler not in SCHEDULERS:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from linux_guest import Setup
 
+from pyhv import lane
 from pyhv.domain.callbacks import CallbackEntry
 from pyhv.testing import guest_machine
 from pyhv.testing.bench import Bench
@@ -19,6 +20,13 @@ from pyhv.testing.guest_machine import Paused, paused
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say which lane is tested; `pytest_report_header` is silent with -q."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"pyhv: {lane.describe()}")
 
 
 FOLDERS = ("unit", "property", "docs", "engine", "guests", "cli", "real")

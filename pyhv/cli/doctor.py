@@ -21,6 +21,7 @@ EPILOG: Final = """\b
 Examples:
   pyhv doctor
   PYHV_ENGINE_TUNING=0 pyhv doctor    leave the emulator as it is
+  PYHV_LANE=plain pyhv doctor         leave compiled code alone (also: native, checked)
 
 \b
 In the middle column:

@@ -16,6 +16,7 @@ from typing import Final
 
 from pyhv.cpu.host import executable_memory_refused
 from pyhv.errors import EngineError, GuestCrash
+from pyhv.lane import ACTIVE, PLAIN
 
 LIBRARIES: Final = (
     "unicorn", "capstone", "keystone-engine", "numpy", "pyelftools", "lz4", "zstandard", "click", "rich",
@@ -88,6 +89,16 @@ def _python() -> Iterator[Finding]:
             yield Finding(name, State.FACT, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, State.LESS, "not installed as a package")
+    yield _lane()
+
+
+def _lane() -> Finding:
+    """Whether exits are handled by compiled code (docs/native.md)."""
+    if ACTIVE.refused:
+        return Finding("native lane", State.BAD, ACTIVE.refused)
+    if ACTIVE.name == PLAIN:
+        return Finding("native lane", State.LESS, f"exits are handled by interpreted Python; {ACTIVE.why}")
+    return Finding("native lane", State.GOOD, f"exits are handled by compiled code: the {ACTIVE.name} lane")
 
 
 def _emulator() -> Iterator[Finding]:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lanes from the command line: which one it is, what is refused, and that a run is the same in each."""
+
+from pathlib import Path
+
+import pytest
+from lanes import pyhv, require_native
+
+from pyhv.cli.doctor import PLAIN_WIDTH
+from pyhv.lane import NATIVE, PLAIN
+
+GUESTS = (
+    "hello", "ticker", "pages", "usermode", "hello32", "pages32", "usermode32", "traps32", "debug", "fifo",
+    "linux32", "opcodes", "intruder",
+)  # fmt: skip
+EXITS = 2000
+"""What they make together, at least."""
+
+
+def row(output: str) -> str:
+    (line,) = (line for line in output.splitlines() if line.startswith("  native lane  "))
+    assert len(line) <= PLAIN_WIDTH
+    return " ".join(line.split())
+
+
+def test_doctor_says_that_it_is_switched_off() -> None:
+    said = pyhv("doctor", within=PLAIN)
+    assert said.returncode == 0
+    why = "exits are handled by interpreted Python; PYHV_LANE=plain is set"
+    assert row(said.stdout) == f"native lane no {why}"
+
+
+def test_doctor_says_that_it_is_active() -> None:
+    require_native()
+    said = pyhv("doctor", within=NATIVE)
+    assert said.returncode == 0
+    assert row(said.stdout) == "native lane yes exits are handled by compiled code: the native lane"
+
+
+def test_a_lane_that_does_not_exist_is_refused_in_one_sentence() -> None:
+    said = pyhv("boot", "hello", within="fast")
+    assert said.returncode == 4
+    assert said.stdout == ""
+    assert said.stderr == "pyhv: PYHV_LANE is 'fast', but there are only the lanes plain, native, checked.\n"
+    said = pyhv("doctor", within="fast")
+    assert said.returncode == 4
+    assert row(said.stdout).startswith("native lane FAILED PYHV_LANE is 'fast'")
+
+
+def digest(path: Path, lane: str, *arguments: str) -> bytes:
+    said = pyhv("boot", *arguments, "--virtual-time", "--seed", "1", "--digest", str(path), within=lane)
+    assert said.returncode == 0, said.stderr
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("options", [(), ("--scheduler", "rr")], ids=["credit", "rr"])
+def test_a_run_is_the_same_in_both_lanes(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Every exit, with all registers, at the same nanosecond."""
+    require_native()
+    native = digest(tmp_path / "native", NATIVE, *GUESTS, *options)
+    assert int(native.split()[1]) > EXITS
+    assert native == digest(tmp_path / "plain", PLAIN, *GUESTS, *options)

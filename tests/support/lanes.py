@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs of `pyhv` in one lane or the other."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from pyhv import lane
+
+
+def require_native() -> None:
+    """Skip a test where the native lane cannot be had; in CI it must be there."""
+    why = lane.why_not(lane.NATIVE)
+    if why and "CI" in os.environ:
+        pytest.fail(f"the native lane: {why}")
+    if why:
+        pytest.skip(f"the native lane: {why}")
+
+
+def pyhv(
+    *arguments: str, within: str | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in the lane that is named, or in that which it chooses itself."""
+    inherited = {name: value for name, value in os.environ.items() if name != lane.SWITCH}
+    chosen = {lane.SWITCH: within} if within is not None else {}
+    return subprocess.run(
+        [sys.executable, "-m", "pyhv.cli.main", *arguments],
+        env={**inherited, **chosen, **(environment or {})}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
