@@ -17,7 +17,7 @@ from pyhv.cpu.engine import can_stop_at_any_time
 from pyhv.cpu.host import give_back_large_blocks
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.selftest import self_test
-from pyhv.cpu.tsc import host_tsc
+from pyhv.cpu.tsc import host_tsc, start_measuring
 from pyhv.cpu.tuning.gate import tuning
 from pyhv.errors import ConfigError
 from pyhv.mmu.frames import FrameTable
@@ -62,6 +62,8 @@ class Board:
             )
         if not 0 < max_domains < DOMID_FIRST_RESERVED:
             raise ConfigError(f"A machine for {max_domains} domains is not possible.")
+        if not virtual_time:
+            start_measuring()  # the host's clock, while the proofs run
         self_test()
         give_back_large_blocks()
         self.tuning = tuning() if tuned else None

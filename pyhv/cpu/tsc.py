@@ -8,6 +8,7 @@ may execute RDTSC directly and find the rate in their pvclock record (public hea
 """
 
 import ctypes
+import functools
 import mmap
 import platform
 import time
@@ -53,6 +54,7 @@ class HostTsc:
         "_code": "the host's",
         "read": "the host's",
         "rate": "the host's",
+        "_began": "of this process",
     }
 
     def __init__(self) -> None:
@@ -61,7 +63,16 @@ class HostTsc:
         self._code.write(bytes(code))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
         self.read = ctypes.PYFUNCTYPE(ctypes.c_uint64)(address)
-        self.rate = self._calibrate()
+        self._began = self.sample()
+
+    @functools.cached_property
+    def rate(self) -> TscRate:
+        """Its frequency, measured since this object was made; waits for what is left of 12 ms."""
+        ticks, began = self._began
+        time.sleep(max(began + _CALIBRATION_NS - time.monotonic_ns(), 0) / 1e9)
+        more, ended = self.sample()
+        hz = (more - ticks) * 1_000_000_000 // max(ended - began, 1)
+        return rate(hz + hz // _SLOW)
 
     def sample(self) -> tuple[int, int]:
         """(counter, host's monotonic ns) of one moment, the closest of three tries."""
@@ -74,22 +85,25 @@ class HostTsc:
         _, ticks, now = min(tries)
         return ticks, now
 
-    def _calibrate(self) -> TscRate:
-        ticks, began = self.sample()
-        time.sleep(_CALIBRATION_NS / 1e9)
-        more, ended = self.sample()
-        hz = (more - ticks) * 1_000_000_000 // max(ended - began, 1)
-        return rate(hz + hz // _SLOW)
+
+@once
+def start_measuring() -> HostTsc | None:
+    """The host's TSC, whatever it is good for: who will ask `host_tsc` later saves the wait for its rate by
+    calling this before. None where there is none, or no executable memory.
+    """
+    if platform.machine() != "x86_64":
+        return None
+    try:
+        return HostTsc()
+    except OSError:
+        return None
 
 
 @once
 def host_tsc() -> HostTsc | None:
     """The host's TSC if the emulator's RDTSC is provably the same counter, else None."""
-    if platform.machine() != "x86_64":
-        return None
-    try:
-        tsc = HostTsc()
-    except OSError:  # no executable memory
+    tsc = start_measuring()
+    if tsc is None:
         return None
     if not 100_000_000 <= tsc.rate.hz <= 20_000_000_000:
         return None

@@ -8,6 +8,7 @@ first. A `u32` ignores the upper half of its register, as the ABI's C types do. 
 already cut to size. This module knows neither numbers nor names of hypercalls, and no register by its name.
 """
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -67,15 +68,21 @@ class Form:
 
 def form_of(handler: Callable[..., int], width: int) -> Form:
     """How guests of `width` bits call a handler, by its signature. TypeError for one that is none."""
-    first, *names = inspect.signature(handler).parameters
-    hints = typing.get_type_hints(handler, include_extras=True)
-    if hints[first] is not Call:
-        raise TypeError(f"{handler.__qualname__}: the first argument of a handler is the Call")
-    arguments = tuple(Argument(name.strip("_"), _type_of(handler, name, hints[name])) for name in names)
+    arguments = _arguments(handler)
     if width == 32 and any(argument.type.bits32 == 64 for argument in arguments):
         return Form(width, arguments, _paired(handler, arguments))
     bits = [argument.type.bits64 if width == 64 else argument.type.bits32 for argument in arguments]
     return Form(width, arguments, _masked(handler, [(1 << count) - 1 for count in bits]))
+
+
+@functools.cache
+def _arguments(handler: Callable[..., int]) -> tuple[Argument, ...]:
+    """What a handler takes besides the call, the same for either width."""
+    first, *names = inspect.signature(handler).parameters
+    hints = typing.get_type_hints(handler, include_extras=True)
+    if hints[first] is not Call:
+        raise TypeError(f"{handler.__qualname__}: the first argument of a handler is the Call")
+    return tuple(Argument(name.strip("_"), _type_of(handler, name, hints[name])) for name in names)
 
 
 def _type_of(handler: Callable[..., int], name: str, hint: object) -> ArgumentType:
