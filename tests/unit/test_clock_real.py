@@ -3,6 +3,7 @@
 
 import pytest
 
+from pyhv.cpu.tuning.gate import tuning
 from pyhv.testing.guest_machine import HEADER, SECOND, START, run
 
 COUNT = """
@@ -21,6 +22,12 @@ COUNT = """
 counter: .quad 0
 .text
 """
+
+
+@pytest.fixture(autouse=True)
+def decided() -> None:
+    """What is decided once in a process is decided before a test pretends something of its library."""
+    tuning()
 
 
 def test_without_the_switch_turns_are_bounded_by_code(monkeypatch: pytest.MonkeyPatch) -> None:
