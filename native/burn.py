@@ -4,6 +4,8 @@
 Only what functions do is changed, and no line moves, so that tracebacks are right. Left alone are:
 
 - names that the function binds itself, be it as an argument or in a comprehension;
+- members of an enum where they are stored, handed on or raised and not computed or compared with: who gets
+  them asks for their names;
 - operands of `is`, which asks for the object, and patterns of `match`, f-strings, decorators and defaults;
 - expressions that are not numbers, or numbers that no machine word holds: `MASK64 + 1` is left to Python
   whole, since of two words it would be 0;
@@ -13,7 +15,7 @@ Only what functions do is changed, and no line moves, so that tracebacks are rig
 import ast
 from typing import Final
 
-from native.constants import Constants, LeftToPython, NotConstant, Scope, Value, bound
+from native.constants import Constants, LeftToPython, Member, NotConstant, Scope, Value, bound
 from native.problem import BuildProblem
 
 WORDS: Final = "pyhv.cpu.words"
@@ -30,6 +32,7 @@ class _Uses(ast.NodeVisitor):
         self._outer = scope
         self._locals: list[set[str]] = []
         self.found: list[tuple[ast.expr, int]] = []
+        self._is_number = False
 
     def _global(self, name: str) -> Value:
         if any(name in names for names in self._locals):
@@ -47,7 +50,23 @@ class _Uses(ast.NodeVisitor):
 
     def visit_Compare(self, node: ast.Compare) -> None:
         if not any(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops):
-            self.generic_visit(node)
+            self._numbers(node.left, *node.comparators)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        self._numbers(node.left, node.right)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        self._numbers(node.operand)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        self.visit(node.value)
+        self._numbers(node.slice)
+
+    def _numbers(self, *nodes: ast.expr) -> None:
+        """Visit what is certainly used as a number."""
+        for node in nodes:
+            self._is_number = True
+            self.visit(node)
 
     def visit_match_case(self, node: ast.match_case) -> None:
         for part in (node.guard, *node.body):
@@ -62,6 +81,7 @@ class _Uses(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit(self, node: ast.AST) -> None:
+        is_number, self._is_number = self._is_number, False
         if self._locals and isinstance(node, ast.expr) and not isinstance(node, ast.Constant):
             try:
                 value = self._scope.value(node)
@@ -70,6 +90,8 @@ class _Uses(ast.NodeVisitor):
             except NotConstant:
                 pass
             else:
+                if isinstance(value, Member) and not is_number:
+                    return
                 if isinstance(value, int):
                     if _LEAST <= value <= _MOST and node.lineno == node.end_lineno:
                         self.found.append((node, value))

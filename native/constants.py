@@ -35,6 +35,10 @@ class Module:
     name: str
 
 
+class Member(int):
+    """A member of an `IntEnum`: as a number, that is what it is; else an object of its own."""
+
+
 @dataclass(frozen=True)
 class Members:
     """The members of an `IntEnum`."""
@@ -99,7 +103,7 @@ class Scope:
         """`int(number)`, `tuple(series)`, `range(end)` and `range(first, end)`."""
         match function, [self.value(argument) for argument in arguments]:
             case "int", [int(value)]:
-                return value
+                return int(value)
             case "tuple", [tuple(values)]:
                 return values
             case "range", [int(end)]:
@@ -195,7 +199,7 @@ class Constants:
         if isinstance(held, Module):
             return self.named(held.name, name)
         if isinstance(held, Members) and name in held.numbers:
-            return held.numbers[name]
+            return Member(held.numbers[name])
         raise NotConstant
 
     def _find(self, module: str, name: str) -> Value:

@@ -61,9 +61,17 @@ cdef inline uint64_t lazy_flags(FlagsReader reader) except? 0xDEADBEEF:
     reader.function(reader.engine, 25, &value)
     return value
 
-cdef inline int store(Octets octets, uint64_t at, data) except -1:
+cdef inline bytes fetch(Octets octets, uint64_t size, uint64_t at, Py_ssize_t length):
+    if length < 0 or at > size or <uint64_t> length > size - at:
+        raise IndexError(at)
+    return PyBytes_FromStringAndSize(<char *> part_of(octets, at, <size_t> length), length)
+
+cdef inline int store(Octets octets, uint64_t size, uint64_t at, data) except -1:
     cdef Py_buffer buffer
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    if at > size or <uint64_t> buffer.len > size - at:
+        PyBuffer_Release(&buffer)
+        raise IndexError(at)
     memcpy(part_of(octets, at, <size_t> buffer.len), buffer.buf, <size_t> buffer.len)
     PyBuffer_Release(&buffer)
     return 0
@@ -73,3 +81,13 @@ cdef inline Words64 nine_at(Octets octets, uint64_t at) noexcept:
 
 cdef inline Words64 nine_in(bytes data) except *:
     return words64_of(<char *> data, <size_t> len(data))
+
+cdef inline uint32_t word32_at(Octets octets, uint64_t at) noexcept:
+    cdef uint32_t value
+    memcpy(&value, part_of(octets, at, 4), 4)
+    return value
+
+cdef inline uint64_t word64_at(Octets octets, uint64_t at) noexcept:
+    cdef uint64_t value
+    memcpy(&value, part_of(octets, at, 8), 8)
+    return value

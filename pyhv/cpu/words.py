@@ -27,9 +27,32 @@ def octets(view: memoryview) -> memoryview:
     return view
 
 
-def store(octets: memoryview, at: int, data: bytes) -> None:
-    """Store bytes."""
-    octets[at : at + len(data)] = data
+def fetch(octets: memoryview, _size: int, at: int, length: int) -> bytes:
+    """A copy of bytes, all of which are among those of the view, whose size it is told; IndexError."""
+    data = bytes(octets[at : at + length])
+    if len(data) != length:
+        raise IndexError(at)
+    return data
+
+
+def store(octets: memoryview, size: int, at: int, data: bytes) -> None:
+    """Store bytes among those of the view, whose size it is told; IndexError."""
+    end = at + len(data)
+    if end > size:
+        raise IndexError(at)
+    octets[at:end] = data
+
+
+def word32_at(octets: memoryview, at: int) -> int:
+    """The 32-bit word at an offset of any alignment."""
+    value: int = _U32(octets, at)[0]
+    return value
+
+
+def word64_at(octets: memoryview, at: int) -> int:
+    """The 64-bit word."""
+    value: int = _U64(octets, at)[0]
+    return value
 
 
 def flags_reader(lazy: Callable[[], int], _function: int, _handle: int) -> Callable[[], int]:
@@ -50,6 +73,8 @@ def native_entry(_hook: object) -> int:
 packed7: Final = struct.Struct("<7Q").pack
 packed8: Final = struct.Struct("<8Q").pack
 """Seven or eight 64-bit words as bytes."""
+_U32: Final = struct.Struct("<I").unpack_from
+_U64: Final = struct.Struct("<Q").unpack_from
 nine_at: Final = struct.Struct("<9Q").unpack_from
 nine_in: Final = struct.Struct("<9Q").unpack
 """Nine 64-bit words, to be indexed: those at an offset of a view, those that bytes are."""

@@ -28,15 +28,13 @@ from pyhv.address import (
     Va,
 )
 from pyhv.cpu.ram import Ram
-from pyhv.cpu.words import nine_at, nine_in, octets, words64
+from pyhv.cpu.words import nine_at, nine_in, octets, word32_at, word64_at, words64
 from pyhv.errors import XenError
 from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, entries, refusal, typed
 
 LOWER_HALF_END: Final = 0x0000_8000_0000_0000
 _MOST_LEAVES: Final = 1 << 14
-_U64: Final = struct.Struct("<Q")
-_U32: Final = struct.Struct("<I")
 _L3_OF_COMPAT: Final = PTE_P | PTE_RW | PTE_US
 """What an L4 entry over the L3 of a 32-bit guest would be: all rights."""
 
@@ -87,7 +85,7 @@ class GuestMemory:
     """
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("physical", "ram", "width", "_hole_start", "_hole_end"), "given"),
+        **dict.fromkeys(("physical", "ram", "width", "_hole_start", "_hole_last"), "given"),
         **dict.fromkeys(("_readable", "_writable", "_views", "leaves"), "a cache of translations"),
         **dict.fromkeys(("_raw", "_q"), "views of RAM"),
         "_copy": "lives within a read",
@@ -100,7 +98,7 @@ class GuestMemory:
         self._copy = b""
         self.width = width
         self._hole_start = LOWER_HALF_END if width == 64 else COMPAT_VIRT_START
-        self._hole_end = HYPERVISOR_VIRT_END if width == 64 else MASK64 + 1
+        self._hole_last = HYPERVISOR_VIRT_END - 1 if width == 64 else MASK64
         self.l4 = Mfn(0)
         self._readable: dict[int, int] = {}
         self._writable: dict[int, int] = {}
@@ -144,7 +142,7 @@ class GuestMemory:
         return 0, self.l4 << 12 | _L3_OF_COMPAT
 
     def _miss(self, va: int, write: bool) -> int:
-        if self._hole_start <= va < self._hole_end or va > MASK64:
+        if self._hole_start <= va <= self._hole_last:
             raise XenError(Errno.EFAULT, f"pointer {va:#x} is outside the guest's address space")
         q = self._q
         at, entry = self._top(va)
@@ -169,8 +167,17 @@ class GuestMemory:
         (self._writable if write else self._readable)[va >> 12] = base
         return base
 
+    # A pointer of a guest's has 64 bits, and what follows it may be beyond: those who take any number compare
+    # it first, since a machine word would not hold it; those whose name begins with `word` know that it fits.
+
     def for_read(self, va: int) -> int:
         """Machine address of a readable byte."""
+        if va > MASK64:
+            raise _beyond(va)
+        return self.word_for_read(va)
+
+    def word_for_read(self, va: int) -> int:
+        """The same, of a 64-bit number."""
         base = self._readable.get(va >> 12)
         if base is None:
             base = self._miss(va, write=False)
@@ -178,6 +185,8 @@ class GuestMemory:
 
     def for_write(self, va: int) -> int:
         """Machine address of a writable byte."""
+        if va > MASK64:
+            raise _beyond(va)
         base = self._writable.get(va >> 12)
         if base is None:
             base = self._miss(va, write=True)
@@ -199,6 +208,12 @@ class GuestMemory:
 
     def write(self, va: int, data: bytes) -> None:
         """Copy to the guest; on EFAULT an earlier page may have been written, as on Xen."""
+        if va > MASK64:
+            raise _beyond(va)
+        self.word_write(va, data)
+
+    def word_write(self, va: int, data: bytes) -> None:
+        """The same, to a 64-bit number."""
         offset = va & PAGE_MASK
         if offset + len(data) <= PAGE_SIZE:
             base = self._writable.get(va >> 12)
@@ -206,7 +221,9 @@ class GuestMemory:
                 base = self._miss(va, write=True)
             self.physical.write(base | offset, data)
             return
-        view = memoryview(data)
+        self._write_pages(va, memoryview(data))
+
+    def _write_pages(self, va: int, view: memoryview) -> None:
         while view:
             step = min(len(view), PAGE_SIZE - (va & PAGE_MASK))
             self.physical.write(self.for_write(va), bytes(view[:step]))
@@ -221,19 +238,21 @@ class GuestMemory:
     def words9(self, va: int) -> Any:
         """Nine 64-bit words, to be indexed until this is called again; EFAULT as `read`."""
         if va & PAGE_MASK <= PAGE_SIZE - 72:
-            return nine_at(self._raw, self.for_read(va))
+            return nine_at(self._raw, self.word_for_read(va))
         self._copy = self.read(va, 72)
         return nine_in(self._copy)
 
     def read_u64(self, va: int) -> int:
         """Read a 64-bit word at any alignment."""
-        value: int = self.unpack(_U64, va)[0]
-        return value
+        if va & PAGE_MASK > PAGE_SIZE - 8:
+            return int.from_bytes(self.read(va, 8), "little")
+        return word64_at(self._raw, self.for_read(va))
 
     def read_u32(self, va: int) -> int:
         """Read a 32-bit word."""
-        value: int = self.unpack(_U32, va)[0]
-        return value
+        if va & PAGE_MASK > PAGE_SIZE - 4:
+            return int.from_bytes(self.read(va, 4), "little")
+        return word32_at(self._raw, self.for_read(va))
 
     def write_u64(self, va: int, value: int) -> None:
         """Write a 64-bit word."""
@@ -259,3 +278,7 @@ class GuestMemory:
         if not entry & PTE_P:
             return None
         return MachineAddress(entry & PTE_MFN_MASK | (va >> 12 & 511) << 3)
+
+
+def _beyond(va: int) -> XenError:
+    return XenError(Errno.EFAULT, f"pointer {va:#x} is outside the guest's address space")

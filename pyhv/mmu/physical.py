@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pyhv.address import PAGE_MASK, Mfn
 from pyhv.cpu.layers import MfnArray, runs
 from pyhv.cpu.ram import Ram
-from pyhv.cpu.words import octets, store, words32, words64
+from pyhv.cpu.words import fetch, octets, store, words32, words64
 from pyhv.mmu.frames import FrameTable
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, entries, refusal, typed
@@ -43,7 +43,7 @@ class PhysicalMemory:
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("ram", "frames", "invalidators", "executors"), "given"),
-        **dict.fromkeys(("_raw", "_octets", "_q", "_d", "_tables"), "views of RAM"),
+        **dict.fromkeys(("_raw", "_size", "_octets", "_q", "_d", "_tables"), "views of RAM"),
         **dict.fromkeys(("_dirty", "_code"), "views of what is known of its frames"),
     }
 
@@ -51,7 +51,7 @@ class PhysicalMemory:
         self.ram = ram
         self.frames = frames
         views = ram.writable
-        self._raw, self._tables = views.raw, views.tables
+        self._raw, self._tables, self._size = views.raw, views.tables, len(views.raw)
         self._octets, self._q, self._d = octets(views.raw), words64(views.q), words32(views.d)
         self._dirty, self._code = octets(ram.dirty), octets(frames.code)
         self.invalidators: list[Callable[[int, int], None]] = []
@@ -109,7 +109,7 @@ class PhysicalMemory:
 
     def write(self, address: int, data: bytes) -> None:
         """Write within one frame."""
-        store(self._octets, address, data)
+        store(self._octets, self._size, address, data)
         mfn = address >> 12
         self._dirty[mfn] = 1
         if self._code[mfn]:
@@ -147,7 +147,7 @@ class PhysicalMemory:
 
     def read(self, address: int, length: int) -> bytes:
         """Read bytes within RAM."""
-        return bytes(self._raw[address : address + length])
+        return fetch(self._octets, self._size, address, length)
 
 
 class FramePage(SharedPage):

@@ -43,6 +43,7 @@ from pyhv.mmu.descriptors import Segment
 from pyhv.mmu.paging import COMPAT
 from pyhv.traps.guestcpu import IRET_FLAGS, GuestCpu
 
+_IOPL: Final = int(Assist.ARCHITECTURAL_IOPL)
 _DROPPED_ON_ENTRY: Final = FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _DATA_SEGMENTS: Final = (v.ES, v.DS, v.FS, v.GS)
 _WORD: Final = 4
@@ -152,7 +153,7 @@ class CompatCpu(GuestCpu):
         saved = rflags & ~(FLAG_IF | FLAG_IOPL) & MASK32
         if not masked:
             saved |= FLAG_IF
-        if vcpu.ports.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+        if vcpu.ports.iopl and _IOPL in self.domain.assists.enabled:
             saved |= vcpu.ports.iopl << 12
         words = [*extra, eip, cs | masked << 16, saved]
         if error is not None:
@@ -215,7 +216,7 @@ class CompatCpu(GuestCpu):
         esp = q[RSP] & MASK32
         eax, eip, cs, eflags = self._pop(esp, 4)
         cs &= 0xFFFF
-        if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+        if _IOPL in self.domain.assists.enabled:
             vcpu.ports.iopl = eflags >> 12 & 3
         q[RAX] = eax
         vcpu.nmi.in_handler = False

@@ -41,6 +41,9 @@ from pyhv.traps.services import ProcessorServices
 
 _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP})
 IRET: Final = int(Hypercall.IRET)
+_HYPERCALL: Final = int(ExitKind.HYPERCALL)
+_SYSTEM_CALL: Final = int(ExitKind.SYSTEM_CALL)
+"""As plain numbers, since members of an enum take long to find."""
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
 _LOOKS_AT_CLOCK: Final = 8
@@ -100,7 +103,7 @@ class Dispatcher:
         self.hypercalls = [0] * 64
         """Hypercalls by number, those inside multicalls included."""
         self.unknown_hypercalls = 0
-        self._recent: list[tuple[ExitKind, int, int]] = [(ExitKind.BUDGET, 0, 0)] * _RECENT
+        self._recent: list[tuple[int, int, int]] = [(ExitKind.BUDGET, 0, 0)] * _RECENT
         self._exits = 0
         self.events_delivered = 0
         self.emulated = 0
@@ -176,12 +179,12 @@ class Dispatcher:
         """The latest exits as (kind, detail, RIP), newest last."""
         at = self._exits % _RECENT
         ordered = self._recent[at:] + self._recent[:at]
-        ordered = [(ExitKind(kind), detail, rip) for kind, detail, rip in ordered]
-        return ordered[-min(self._exits, _RECENT) :] if self._exits else []
+        newest = ordered[-min(self._exits, _RECENT) :] if self._exits else []
+        return [(ExitKind(kind), detail, rip) for kind, detail, rip in newest]
 
     # -- before and after ----------------------------------------------------------------------------------
 
-    def _count(self, kind: ExitKind, detail: int) -> None:
+    def _count(self, kind: int, detail: int) -> None:
         """Note an exit for statistics, crash reports and observers."""
         if not self._wide:
             self.cpu.note_mode()
@@ -278,13 +281,13 @@ class Dispatcher:
         q = self._q
         if self.cpu.vcpu.in_kernel and self._wide and self._d[v.HFLAGS] & v.HF_CS64:
             number = q[v.RAX] & MASK32
-            self._count(ExitKind.HYPERCALL, number)
+            self._count(_HYPERCALL, number)
             try:
                 self._hypercall(number, length)
             except GuestCrash as crash:
                 self._crash(crash.why)
         else:
-            self._count(ExitKind.SYSTEM_CALL, q[v.RAX])
+            self._count(_SYSTEM_CALL, q[v.RAX])
             try:
                 self.cpu.system_call(length)
             except GuestCrash as crash:
@@ -358,7 +361,7 @@ class Dispatcher:
         """An exception or software interrupt."""
         kind = classify(vector, self._d[v.EXCEPTION_IS_INT] != 0)
         if vector == _COMPAT_VECTOR and not self._wide and self._d[v.HFLAGS] & v.HF_CPL == 1:
-            self._count(ExitKind.HYPERCALL, self._q[v.RAX] & MASK32)
+            self._count(_HYPERCALL, self._q[v.RAX] & MASK32)
         else:
             self._count(kind, vector)
         try:

@@ -44,6 +44,7 @@ from pyhv.mmu import descriptors
 from pyhv.mmu.paging import MERGED, SPLIT_KERNEL, SPLIT_USER
 from pyhv.traps.guestcpu import CODE64_FLAGS, DATA_FLAGS, FLAT_LIMIT, IRET_FLAGS, GuestCpu
 
+_IOPL: Final = int(Assist.ARCHITECTURAL_IOPL)
 _DROPPED_ON_ENTRY: Final = FLAG_AC | FLAG_VM | FLAG_RF | FLAG_NT | FLAG_TF
 _CS_SEL, _SS_SEL = v.SEG_SEL[v.CS], v.SEG_SEL[v.SS]
 _DS_SEL, _ES_SEL, _FS_SEL, _GS_SEL = (v.SEG_SEL[segment] for segment in (v.DS, v.ES, v.FS, v.GS))
@@ -161,7 +162,7 @@ class LongModeCpu(GuestCpu):
             cs |= masked << 32  # the byte as the guest wrote it
         else:
             saved_flags |= FLAG_IF
-        if vcpu.ports.iopl and Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+        if vcpu.ports.iopl and _IOPL in self.domain.assists.enabled:
             saved_flags |= vcpu.ports.iopl << 12
         if not vcpu.in_kernel:
             self._change_mode(to_kernel=True)
@@ -181,7 +182,7 @@ class LongModeCpu(GuestCpu):
         else:
             pushed = packed8(q[RCX], q[R11], error, rip, cs, saved_flags, rsp, ss)
         try:
-            self.memory.write(stack, pushed)
+            self.memory.word_write(stack, pushed)
         except XenError as refusal:
             raise GuestCrash(f"no kernel stack for a bounce frame: {refusal.why}") from refusal
         if masks:
@@ -262,7 +263,7 @@ class LongModeCpu(GuestCpu):
             if not vcpu.paging.user_l4:
                 raise GuestCrash("iret to user mode without a user page table")
             self._change_mode(to_kernel=False)
-        if Assist.ARCHITECTURAL_IOPL in self.domain.assists.enabled:
+        if _IOPL in self.domain.assists.enabled:
             vcpu.ports.iopl = rflags >> 12 & 3
         live = rflags & IRET_FLAGS | 0x202
         vcpu.info.mask_upcalls(not rflags & FLAG_IF)

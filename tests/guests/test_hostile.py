@@ -12,6 +12,7 @@ from struct import error as struct_error
 from typing import Any
 
 import pytest
+from lanes import replaceable
 
 from docgen.hostile import document, read
 from pyhv.abi.errno import Errno
@@ -183,16 +184,15 @@ def _every_half(self: Maptrack, handle: int, _host: int, _device: int) -> tuple[
     return self.get(handle), self.get(handle).halves
 
 
-def _miss_without_hole(
-    self: GuestMemory, va: int, write: bool, miss: Callable[..., int] = GuestMemory._miss
-) -> int:
-    self._hole_start = self._hole_end
+_MISS: Callable[..., int] = getattr(GuestMemory, "_miss", _always(0))  # compiled, it has no such attribute
+
+
+def _miss_without_hole(self: GuestMemory, va: int, write: bool, miss: Callable[..., int] = _MISS) -> int:
+    self._hole_start, self._hole_last = 1, 0
     return miss(self, va, write)
 
 
-def _miss_read_only(
-    self: GuestMemory, va: int, write: bool, miss: Callable[..., int] = GuestMemory._miss
-) -> int:
+def _miss_read_only(self: GuestMemory, va: int, write: bool, miss: Callable[..., int] = _MISS) -> int:
     base = miss(self, va, write=False)
     self._writable[va >> 12] = base
     return base
@@ -258,6 +258,8 @@ MUTATIONS = [
 def test_a_check_taken_out_is_noticed(
     monkeypatch: pytest.MonkeyPatch, name: str, place: object, what: str, instead: object
 ) -> None:
+    if not replaceable(place):
+        pytest.skip("compiled: the check cannot be taken out; the interpreted lane has the same one")
     sink = Sink()
     machine = Machine(MachineConfig(2 * PAGES, virtual_time=True))
     try:

@@ -20,6 +20,7 @@ from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
 from pyhv.resident import Ended
 from pyhv.testing.guest_machine import HEADER, SECOND, START, TRAPS, Sink, image_of, machine
+from pyhv.traps import privileged
 from pyhv.until import AllEnded, Exits, Forever, Outcome, Seconds, When
 
 PAGES = 1024
@@ -248,7 +249,7 @@ def test_a_bug_in_a_handler_leaves_a_machine_that_goes_on(
     source = HEADER + START + TRAPS + "    ud2\n"
     domain = made.create(load_image(image_of(source), "guest"), DomainConfig("guest", PAGES), console=Sink())
     hello(made, ends)
-    monkeypatch.setattr(made.residents[domain.domid].dispatcher.cpu, "raise_exception", lambda *_: 1 // 0)
+    monkeypatch.setattr(privileged, "icebp", lambda _cpu: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         made.run(timeout_ns=SECOND)
     assert made.pcpu.running is None

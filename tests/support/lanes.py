@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs of `pyhv` in one lane or the other."""
+"""Runs of `pyhv` in one lane or the other, and tests that replace a part of a module that may be compiled."""
 
 import os
 import subprocess
@@ -30,3 +30,14 @@ def pyhv(
         [sys.executable, "-m", "pyhv.cli.main", *arguments],
         env={**inherited, **chosen, **(environment or {})}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def plain_lane(reason: str) -> pytest.MarkDecorator:
+    """A test that means something only where the modules of `lane.HOT` are interpreted, and why."""
+    return pytest.mark.skipif(lane.ACTIVE.name != lane.PLAIN, reason=f"compiled: {reason}")
+
+
+def replaceable(place: object) -> bool:
+    """Whether functions and constants of a module or class can be replaced: not if they are compiled in."""
+    module = getattr(place, "__module__", None) or getattr(place, "__name__", "")
+    return lane.ACTIVE.name == lane.PLAIN or module not in lane.HOT

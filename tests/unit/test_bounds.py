@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 import pytest
+from lanes import plain_lane
 
 from pyhv.abi.numbers import ConsoleIo, Hypercall
 from pyhv.abi.x86 import PTE_P
@@ -43,6 +44,7 @@ def mapped(guest: Paused) -> list[int]:
     return found
 
 
+@plain_lane("the bound is a constant in the code")
 @pytest.mark.promise("L-22")
 def test_translations_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pointers into ever more pages: the oldest translations are forgotten."""
