@@ -22,12 +22,11 @@ from pyhv.lane import HOT, PACKAGE
 ROOT: Final = PACKAGE.parent
 DIRECTIVES: Final = {
     "language_level": "3",
-    "infer_types": "True",
     "annotation_typing": "False",  # types are said in the .pxd alone
     "wraparound": "False",
     "cdivision": "True",
     "initializedcheck": "False",
-    "binding": "False",
+    "binding": "True",  # a handler's signature and notes are read
     "always_allow_keywords": "True",
     "auto_pickle": "False",
 }
@@ -82,10 +81,11 @@ def _job(work: Path, module: str, constants: Constants, declarations: str, check
     source = ROOT.joinpath(*module.split("."))
     try:
         text = source.with_suffix(".py").read_text(encoding="utf-8")
-        declared = source.with_suffix(".pxd").read_text(encoding="utf-8")
     except FileNotFoundError as missing:
         raise BuildProblem(f"{module} is in HOT, but there is no {missing.filename}") from missing
-    check(text, declared, str(source.with_suffix(".pxd").relative_to(ROOT)))
+    if source.with_suffix(".pxd").is_file():  # else all of it are objects, and still it is faster
+        declared = source.with_suffix(".pxd").read_text(encoding="utf-8")
+        check(text, declared, str(source.with_suffix(".pxd").relative_to(ROOT)))
     text = burnt(text, module, constants)
     made = work.joinpath(*module.split(".")).with_suffix(".cpp" if checked else ".c")
     return _Job(work, module, text, made, declarations + hashlib.blake2b(text.encode()).hexdigest())

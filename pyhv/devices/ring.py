@@ -44,7 +44,8 @@ class ByteRing:
 
     def used(self) -> int:
         """Bytes that wait to be consumed. Raises `RingBroken`."""
-        return self._indices()[2]
+        page = self._page
+        return self._used(page.read_u32(self._cons), page.read_u32(self._prod))
 
     def free(self) -> int:
         """Bytes that may be produced. Raises `RingBroken`."""
@@ -52,32 +53,36 @@ class ByteRing:
 
     def read(self, limit: int | None = None) -> bytes:
         """Consume all bytes, or at most `limit`. Raises `RingBroken`."""
-        cons, _, used = self._indices()
-        count = used if limit is None else min(used, limit)
-        if count <= 0:
+        page = self._page
+        cons = page.read_u32(self._cons)
+        count = self._used(cons, page.read_u32(self._prod))
+        if limit is not None and limit < count:
+            count = max(limit, 0)
+        if count == 0:
             return b""
         start = cons & (self.size - 1)
         first = min(count, self.size - start)
-        data = self._page.read(self._data + start, first)
+        data = page.read(self._data + start, first)
         if first < count:
-            data += self._page.read(self._data, count - first)
+            data += page.read(self._data, count - first)
         # Only now may the producer overwrite what has been copied.
-        self._page.write_u32(self._cons, (cons + count) & MASK32)
+        page.write_u32(self._cons, (cons + count) & MASK32)
         return data
 
     def write(self, data: bytes) -> int:
         """Produce as many bytes of `data` as fit; returns how many. Raises `RingBroken`."""
-        _, prod, used = self._indices()
-        count = min(len(data), self.size - used)
-        if count <= 0:
+        page = self._page
+        prod = page.read_u32(self._prod)
+        count = min(len(data), self.size - self._used(page.read_u32(self._cons), prod))
+        if count == 0:
             return 0
         start = prod & (self.size - 1)
         first = min(count, self.size - start)
-        self._page.write(self._data + start, data[:first])
+        page.write(self._data + start, data[:first])
         if first < count:
-            self._page.write(self._data, data[first:count])
+            page.write(self._data, data[first:count])
         # The bytes come before the index that publishes them.
-        self._page.write_u32(self._prod, (prod + count) & MASK32)
+        page.write_u32(self._prod, (prod + count) & MASK32)
         return count
 
     def clear(self) -> None:
@@ -85,10 +90,8 @@ class ByteRing:
         self._page.write_u32(self._cons, 0)
         self._page.write_u32(self._prod, 0)
 
-    def _indices(self) -> tuple[int, int, int]:
-        cons = self._page.read_u32(self._cons)
-        prod = self._page.read_u32(self._prod)
+    def _used(self, cons: int, prod: int) -> int:
         used = (prod - cons) & MASK32
         if used > self.size:
             raise RingBroken(f"producer {prod:#x}, consumer {cons:#x}, but the ring has {self.size} bytes")
-        return cons, prod, used
+        return used

@@ -136,7 +136,13 @@ class Again(Exception):
         """A list may end with the address space: what comes next is then at 0, and not the guest's."""
 
 
-class Call:
+class CallFields:
+    """What of `Call` nearly every hypercall looks at."""
+
+    __slots__ = ("left_context", "memory", "reschedule", "vcpu", "width", "word")
+
+
+class Call(CallFields):
     """One vCPU's view for its handlers; lives as long as its domain."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {

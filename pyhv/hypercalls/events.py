@@ -121,8 +121,7 @@ def send(call: Call, argument: int) -> None:
 
     EINVAL: no such port, or free, or one that only the hypervisor raises.
     """
-    (port,) = call.fields(EvtchnSend, argument)
-    call.domain.events.send(port)
+    call.domain.events.send(call.memory.read_u32(argument))  # the structure is the port
 
 
 @_commands.command(Evtchn.STATUS, EvtchnStatus)

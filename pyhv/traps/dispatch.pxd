@@ -3,9 +3,11 @@ cimport cython
 from pyhv.cpu.words cimport Octets, Words32, Words64, words64, words32
 from pyhv.traps.guestcpu cimport GuestCpu
 from pyhv.domain.fields cimport VcpuFields
+from pyhv.hypercalls.context cimport CallFields
 
 cdef class Dispatcher:
-    cdef public object host, domain, clock, ports, breakpoints, calls, call, engine
+    cdef public object host, domain, clock, ports, breakpoints, calls, engine
+    cdef public CallFields call
     cdef public list counts, hypercalls, observers
     cdef list _recent
     cdef public uint64_t unknown_hypercalls, events_delivered, emulated
@@ -23,5 +25,6 @@ cdef class Dispatcher:
     cpdef syscall(self, uint64_t length)
     @cython.locals(after=uint64_t)
     cdef _hypercall(self, uint32_t number, uint64_t length)
+    @cython.locals(call=CallFields)
     cdef _perform(self, uint32_t number, uint64_t length)
     cdef _deliver_event(self)

@@ -57,8 +57,10 @@ def body(tree: Tree, expression: str, head: str = "from pyhv import numbers as n
         ("n.TABLE[n.B]", "4096"),
         ("n.TABLE[x]", "n.TABLE[x]"),
         ("n.WORDS[0xE030] >> 32", "11533056"),
-        ("n.Kind.TWO", "2"),
         ("x == n.Kind.ONE", "x == 1"),
+        ("x in (1, 2) and n.Kind.TWO < x", "x in (1, 2) and 2 < x"),
+        ("x[n.Kind.ONE] | n.Kind.TWO", "x[1] | 2"),
+        ("-n.Kind.TWO", "(-2)"),
         ("f(x, key=n.B)", "f(x, key=1)"),
         ("1 << 40", "cython.cast(cython.longlong, 0x10000000000)"),
         ("n.SIZE << 51", "cython.cast(cython.ulonglong, 0x8000000000000000)"),
@@ -71,6 +73,9 @@ def test_a_constant_is_written_in(tree: Tree, expression: str, becomes: str) -> 
 @pytest.mark.parametrize(
     "expression",
     [
+        "n.Kind.TWO",  # whoever gets it may ask for its name
+        "f(n.Kind.TWO, x)",
+        "(n.Kind.ONE, x)",
         "x is n.Kind.ONE",  # asks for the object
         "x is not n.Kind.ONE",
         "n.SIZE << 52",  # 1 << 64, in no machine word, nor its parts

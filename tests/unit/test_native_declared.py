@@ -57,9 +57,9 @@ def test_what_is_not_there_is_refused(old: str, new: str, why: str) -> None:
         check(SOURCE, GOOD.replace(old, new), "cpu.pxd")
 
 
-def test_a_hot_module_without_a_pxd_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "HOT", ("pyhv.errors",))
-    with pytest.raises(BuildProblem, match=r"pyhv\.errors is in HOT, but there is no .*errors\.pxd"):
+def test_a_hot_module_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "HOT", ("pyhv.terrors",))
+    with pytest.raises(BuildProblem, match=r"pyhv\.terrors is in HOT, but there is no .*terrors\.py"):
         generate.generate(tmp_path)
 
 
