@@ -18,14 +18,21 @@ FUZZ_SEED ?= 0
 FUZZ_CORPUS ?= .fuzz-corpus
 FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots model
 
-.PHONY: demo test native wheel debian programs lint docs bench fuzz fuzz-tools clean
+.PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
 
 test: $(VENV)/installed-dev
 	@$(BIN)/python -m native --optional
-	$(BIN)/pytest -m "not debian" -n 2
+	$(BIN)/pytest -m "not debian and not installation" -n 2
+
+# What differs in the plain lane, once more there (docs/native.md); and pyhv as it is installed.
+test-plain: $(VENV)/installed-dev
+	PYHV_LANE=plain $(BIN)/pytest tests/unit tests/guests -n 2
+
+test-installation: $(VENV)/installed-dev
+	$(BIN)/pytest -m installation -n 2
 
 # The native lane, after its sources were edited; CHECKED=1: the checked lane, for fuzzers (docs/native.md).
 native: $(VENV)/installed-dev

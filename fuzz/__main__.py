@@ -75,6 +75,10 @@ def child(options: argparse.Namespace) -> None:
 
     with atheris.instrument_imports(include=["pyhv"]):
         target = make(options.target)
+        from pyhv import lane
+    print(f"pyhv: {lane.describe()}", file=sys.stderr)
+    if lane.mixed():
+        raise SystemExit(f"not of that lane, since atheris came first: {', '.join(lane.mixed())}")
 
     arguments = [
         f"-max_total_time={options.time}", f"-runs={options.runs}", "-timeout=200", "-rss_limit_mb=2500",

@@ -208,6 +208,13 @@ def require() -> None:
         raise EnvironmentProblem(ACTIVE.refused)
 
 
+def mixed() -> list[str]:
+    """Hot modules that were imported and are not the lane's: somebody's finder came before this one."""
+    specs = {name: sys.modules[name].__spec__ for name in HOT if name in sys.modules}
+    compiled = {name for name, spec in specs.items() if spec and isinstance(spec.loader, ExtensionFileLoader)}
+    return sorted(set(specs) - compiled if ACTIVE.name != PLAIN else compiled)
+
+
 def describe(lane: Lane = ACTIVE) -> str:
     """A line for people."""
     return f"{lane.name} lane ({lane.why})" if lane.why else f"{lane.name} lane"

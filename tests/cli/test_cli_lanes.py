@@ -53,6 +53,7 @@ def digest(path: Path, lane: str, *arguments: str) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.promise("P-6")
 @pytest.mark.parametrize("options", [(), ("--scheduler", "rr")], ids=["credit", "rr"])
 def test_a_run_is_the_same_in_both_lanes(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Every exit, with all registers, at the same nanosecond."""

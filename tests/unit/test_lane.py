@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Which lane a process takes: a build of just these sources, or none."""
 
+import importlib
 import os
 import shutil
-import sys
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def test_a_build_of_these_sources_is_taken(root: Path) -> None:
     assert choose() == Lane(NATIVE)
 
 
+@pytest.mark.promise("P-6")
 @pytest.mark.parametrize("name", ["pyhv/hot.py", "pyhv/hot.pxd", "native/burn.py"])
 def test_a_build_of_other_sources_is_not(root: Path, name: str) -> None:
     times = (root / name).stat()
@@ -140,9 +141,16 @@ def test_this_process_has_each_module_from_its_lane() -> None:
     if lane.ACTIVE.name == PLAIN and not lane.ACTIVE.why.startswith(SWITCH):
         require_native()
     for module in HOT:
-        __import__(module)
-        native = isinstance(getattr(sys.modules[module], "__loader__", None), ExtensionFileLoader)
-        assert native is (lane.ACTIVE.name != PLAIN), module
+        importlib.import_module(module)
+    assert lane.mixed() == []
+
+
+def test_a_module_that_came_from_elsewhere_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = NATIVE if lane.ACTIVE.name == PLAIN else PLAIN
+    for module in HOT:
+        importlib.import_module(module)
+    monkeypatch.setattr(lane, "ACTIVE", Lane(other))
+    assert lane.mixed() == sorted(HOT)
 
 
 def test_nothing_of_a_build_can_be_imported_by_its_own_name() -> None:
