@@ -12,7 +12,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 from pyhv.errors import EnvironmentProblem
 from pyhv.images import archive
@@ -86,6 +85,8 @@ def _fetch(packaged: Packaged, target: Path, progress: Progress) -> None:
         ready = scratch / "ready"
         ready.mkdir()
         archive.extract(package, re.compile(packaged.member), ready / "kernel")
+        from urllib.parse import unquote  # 3 ms that only this needs
+
         version = " ".join(unquote(part) for part in package.stem.split("_"))
         (ready / "version").write_text(f"{version}\n", encoding="utf-8")
         archive.publish(ready, target, is_complete=False)

@@ -32,6 +32,7 @@ def count(tuned: EngineTuning | None, rounds: int) -> tuple[list[int], int]:
         return counts, before - trial.budget[0]
 
 
+@pytest.mark.promise("L-22")
 @pytest.mark.parametrize("tuned", [False, True])
 def test_nothing_is_lost_when_translations_are_dropped(monkeypatch: pytest.MonkeyPatch, tuned: bool) -> None:
     tuned_so = tuning() if tuned else None
