@@ -3,7 +3,6 @@
 that leads to its frame, whatever happened to TLB and translations before (`pyhv/cpu/tuning/stores.py`).
 """
 
-import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -18,8 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pyhv.abi.x86 import PTE_NX
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.assembler import assemble
-from pyhv.cpu.binding import CTL_CPU_MODEL, CTL_TCG_BUFFER_SIZE
-from pyhv.cpu.engine import Engine
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.tuning.stores import COUNT, LEVEL, MOST_DOUBLINGS, PATIENCE
 
@@ -291,14 +288,7 @@ def test_dropping_all_translations_clears_all_frames(bare: Bare) -> None:
 
 def test_code_stays_right_when_the_translation_buffer_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
     """More blocks than the smallest buffer holds, again and again, and each frame is overwritten between."""
-    plain = Engine._control
-
-    def with_a_small_buffer(engine: Engine, code: int, *arguments: object) -> None:
-        if code == CTL_CPU_MODEL:  # the first one of all
-            plain(engine, CTL_TCG_BUFFER_SIZE, ctypes.c_uint(1 << 20))
-        plain(engine, code, *arguments)
-
-    monkeypatch.setattr(Engine, "_control", with_a_small_buffer)
+    monkeypatch.setattr("pyhv.cpu.engine._TRANSLATIONS", 1 << 20)
     bare = Bare(tuned=True)
     frames = range(24, 36)
     try:
