@@ -18,7 +18,7 @@ FUZZ_SEED ?= 0
 FUZZ_CORPUS ?= .fuzz-corpus
 FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots model
 
-.PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench fuzz fuzz-tools clean
+.PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench bench-quick fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
@@ -64,6 +64,11 @@ docs: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m bench peer
+
+# Has something got slower? Ratios to plain Python, in half a minute for each lane; a report, and no test.
+bench-quick: $(VENV)/installed-dev
+	PYHV_LANE=native $(BIN)/python -m bench quick
+	PYHV_LANE=plain $(BIN)/python -m bench quick
 
 fuzz: $(VENV)/installed-fuzz
 	@failed=0; for target in $(FUZZ_TARGETS); do \

@@ -4,8 +4,10 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from bench.timeline import Timeline, watch
+from pyhv import lane as lanes
 
 _PROJECT = Path(__file__).resolve().parent.parent
 
@@ -18,9 +20,18 @@ def command_prefix() -> list[str]:
     return [sys.executable, "-m", "pyhv.cli.main"]
 
 
-def run_in_project(arguments: list[str], timeout_s: float) -> Timeline:
-    """`pyhv` with `arguments`, in the project's directory."""
-    return watch([*command_prefix(), *arguments], _PROJECT, timeout_s)
+def run_in_project(arguments: list[str], timeout_s: float, lane: str = "") -> Timeline:
+    """`pyhv` with `arguments`, in the project's directory, in that lane or in the one that it chooses."""
+    environment = {lanes.SWITCH: lane} if lane else {}
+    return watch([*command_prefix(), *arguments], _PROJECT, timeout_s, environment)
+
+
+LANES: Final = {
+    f"{lane}+{engine}": (lane, engine == "tuned")
+    for engine in ("tuned", "untuned")
+    for lane in (lanes.NATIVE, lanes.PLAIN)
+}
+"""Ways to run pyhv: compiled or interpreted (docs/native.md), on a tuned engine or on one as it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,8 @@ class Pyhv:
     initramfs: Path
     memory_mib: int
     virtual_time: bool
-    label: str = "pyhv"
+    label: str = "native+tuned"
+    """Of `LANES`."""
 
     @property
     def guest_clock_is_real(self) -> bool:
@@ -40,6 +52,7 @@ class Pyhv:
 
     def run(self, workload: str, timeout_s: float) -> Timeline:
         """Boot once with `w=workload`. Raises EnvironmentProblem."""
+        lane, tuned = LANES[self.label]
         return run_in_project(
             [
                 "boot", str(self.kernel),
@@ -47,6 +60,8 @@ class Pyhv:
                 "--memory", str(self.memory_mib),
                 "--append", f"console=hvc0 w={workload}",
                 "--virtual-time" if self.virtual_time else "--real-time",
+                *([] if tuned else ["--no-engine-tuning"]),
             ],
             timeout_s,
+            lane,
         )  # fmt: skip

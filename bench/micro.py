@@ -30,12 +30,15 @@ from pyhv.until import Outcome
 EXITS = Path(__file__).parent / "guests" / "exits.S"
 GUEST_PAGES = 4096
 TIMEOUT_NS = 300_000_000_000
+Clock = Callable[[], int]
+"""Nanoseconds from some moment on."""
 
 
 class Stopwatch:
     """A console that times what a guest does between `BEGIN name` and `END count name`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.perf_counter_ns) -> None:
+        self.clock = clock
         self.microseconds: dict[str, float] = {}
         """Of one operation, by name."""
         self.lines: list[str] = []
@@ -44,21 +47,21 @@ class Stopwatch:
 
     def output(self, data: bytes) -> None:
         """Bytes that the guest wrote."""
-        now = time.perf_counter_ns()
+        now = self.clock()
         *lines, self._partial = (self._partial + data).split(b"\n")
         for raw in lines:
             line = raw.decode(errors="replace")
             self.lines.append(line)
             if line.startswith("BEGIN "):
-                self._began = time.perf_counter_ns()
+                self._began = self.clock()
             elif line.startswith("END "):
                 _, count, name = line.split(" ", 2)
                 self.microseconds[name] = (now - self._began) / 1000 / int(count)
 
 
-def run_guest(image: KernelImage, *, virtual_time: bool) -> Stopwatch:
+def run_guest(image: KernelImage, *, virtual_time: bool, clock: Clock = time.perf_counter_ns) -> Stopwatch:
     """Run a benchmark's guest to its end. Raises EnvironmentProblem if it does not print SUCCESS."""
-    watch = Stopwatch()
+    watch = Stopwatch(clock)
     machine = Machine(MachineConfig(memory_pages=GUEST_PAGES, virtual_time=virtual_time))
     try:
         machine.create(image, DomainConfig(name=image.name, memory_pages=GUEST_PAGES), console=watch)

@@ -26,11 +26,13 @@ BUSY_LOAD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One measure taken of both, one after the other; seconds of the host."""
+    """One measure taken of both, one after the other; seconds of the host's clock, and of user mode."""
 
     metric: str
     ours: float
     theirs: float
+    ours_user: float = 0.0
+    theirs_user: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -49,6 +51,8 @@ class Row:
     ratio: float
     lowest: float
     highest: float
+    ours_user: float = 0.0
+    theirs_user: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ def rows(pairs: Iterable[Pair]) -> list[Row]:
             statistics.median(pair.ratio for pair in own),
             min(pair.ratio for pair in own),
             max(pair.ratio for pair in own),
+            statistics.median(pair.ours_user for pair in own),
+            statistics.median(pair.theirs_user for pair in own),
         )
         for metric, own in found.items()
     ]

@@ -12,10 +12,11 @@ import selectors
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.load import Moment, user_seconds
 from pyhv.errors import EnvironmentProblem
 
 MARK = re.compile(rb"PYHV-(INIT-OK|BEGIN|END|POWEROFF)(?: ([a-z][a-z0-9]*))? (\d+\.\d\d)\b")
@@ -33,15 +34,18 @@ class Mark:
     name: str
     guest_s: float
     host_s: float
+    user_s: float = 0.0
+    """What the program has computed in user mode by then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """How long a part took, in seconds by the guest's and by the host's clock."""
+    """How long a part took: seconds by the guest's and the host's clock, and of the program's user mode."""
 
     name: str
     guest_s: float
     host_s: float
+    user_s: float = 0.0
 
     def disagreement(self) -> float:
         """Difference of the two clocks relative to the host's; what uptime's step explains is taken off."""
@@ -55,13 +59,15 @@ class Timeline:
     marks: list[Mark] = field(default_factory=list)
     total_s: float = 0.0
     """Host seconds from the program's start to its end."""
+    others: float = 0.0
+    """Processors that other programs kept busy meanwhile."""
 
     @property
     def launch(self) -> Span:
         """From the program's start to init's first line. Raises KeyError if there was none."""
         for mark in self.marks:
             if mark.kind == "INIT-OK":
-                return Span("launch", mark.guest_s, mark.host_s)
+                return Span("launch", mark.guest_s, mark.host_s, mark.user_s)
         raise KeyError("PYHV-INIT-OK")
 
     def span(self, name: str) -> Span:
@@ -73,7 +79,9 @@ class Timeline:
             if mark.kind == "BEGIN":
                 begin = mark
             elif mark.kind == "END" and begin is not None:
-                return Span(name, mark.guest_s - begin.guest_s, mark.host_s - begin.host_s)
+                return Span(
+                    name, mark.guest_s - begin.guest_s, mark.host_s - begin.host_s, mark.user_s - begin.user_s
+                )
         raise KeyError(name)
 
 
@@ -84,30 +92,34 @@ class LineReader:
         self.marks: list[Mark] = []
         self._partial = b""
 
-    def take(self, data: bytes, host_s: float) -> None:
-        """Bytes that arrived at `host_s`."""
+    def take(self, data: bytes, host_s: float, user_s: float = 0.0) -> None:
+        """Bytes that arrived at `host_s`, when the program had computed for `user_s`."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             found = MARK.search(line)
             if found is not None:
                 kind, name, uptime = (part.decode() for part in found.groups(b""))
-                self.marks.append(Mark(kind, name, float(uptime), host_s))
+                self.marks.append(Mark(kind, name, float(uptime), host_s, user_s))
 
 
-def watch(command: Sequence[str], directory: Path, timeout_s: float) -> Timeline:
-    """Run `command` in `directory` to its end and note its marks.
+def watch(
+    command: Sequence[str], directory: Path, timeout_s: float, environment: Mapping[str, str] | None = None
+) -> Timeline:
+    """Run `command` in `directory` to its end and note its marks; `environment` is added to this process's.
 
     Raises EnvironmentProblem with the end of its output if it fails or takes longer than `timeout_s`.
     """
     reader, output = LineReader(), bytearray()
     with tempfile.TemporaryFile() as errors:
-        began = time.perf_counter()
+        before = Moment.now()
+        began = before.wall
         process = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-        )
+            command, cwd=directory, env=os.environ | (environment or {}),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
         assert process.stdout is not None
         try:
-            in_time = _follow(process.stdout.fileno(), reader, output, began, timeout_s)
+            in_time = _follow(process, reader, output, began, timeout_s)
             if in_time:
                 process.wait(timeout=max(began + timeout_s - time.perf_counter(), 1.0))
         except subprocess.TimeoutExpired:
@@ -117,18 +129,22 @@ def watch(command: Sequence[str], directory: Path, timeout_s: float) -> Timeline
                 process.kill()
                 process.wait()
             process.stdout.close()
-        total = time.perf_counter() - began
+        after = Moment.now()
         errors.seek(0)
         said = errors.read()
     if not in_time or process.returncode:
         end = f"did not end in {timeout_s:.0f} s" if not in_time else f"ended with code {process.returncode}"
         tail = (bytes(output) + said)[-TAIL_BYTES:].decode(errors="replace").strip()
         raise EnvironmentProblem(f"'{Path(command[0]).name}' {end}; its last output was:\n{tail}")
-    return Timeline(reader.marks, total)
+    return Timeline(reader.marks, after.wall - before.wall, before.others(after))
 
 
-def _follow(fd: int, reader: LineReader, output: bytearray, began: float, timeout_s: float) -> bool:
+def _follow(
+    process: subprocess.Popen[bytes], reader: LineReader, output: bytearray, began: float, timeout_s: float
+) -> bool:
     """Read until end of file; False if it is too late before that."""
+    assert process.stdout is not None
+    fd = process.stdout.fileno()
     with selectors.DefaultSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)
         while True:
@@ -138,6 +154,6 @@ def _follow(fd: int, reader: LineReader, output: bytearray, began: float, timeou
             data = os.read(fd, 1 << 16)
             if not data:
                 return True
-            reader.take(data, time.perf_counter() - began)
+            reader.take(data, time.perf_counter() - began, user_seconds(process.pid))
             output += data
             del output[:-TAIL_BYTES]

@@ -31,9 +31,9 @@ from pyhv.lane import (
     STAMP,
     WHY_NOT,
     Stamp,
+    changed_source,
     file_name,
     folder_of,
-    hash_of,
     why_not,
 )
 
@@ -109,8 +109,9 @@ class BuildNative(build_ext):
             raise BuildProblem(
                 f"setuptools gives extension modules the suffix {suffix}, which Python does not load"
             )
-        sources = {str(file.relative_to(ROOT)): hash_of(file) for file in generated.sources}
-        stamp = Stamp(suffix, os.uname().machine, HOT, sources)
+        if changed := changed_source(generated.sources, ROOT):
+            raise BuildProblem(f"{changed} was edited meanwhile: run {REBUILD[self.lane]} again")
+        stamp = Stamp(suffix, os.uname().machine, HOT, generated.sources)
         for folder in self._folders():
             (folder / STAMP).write_text(stamp.text(), encoding="utf-8")
 
@@ -124,10 +125,15 @@ class BuildNative(build_ext):
         return folders
 
     def _clear(self) -> None:
-        """Nothing of another build stays; what the compiler has made already is kept where it made it."""
+        """Nothing of another build stays, but where the compiler made it, what it need not make again.
+
+        In the sources all goes: a file that was overwritten would change under processes that have loaded it.
+        """
+        hot = {file_name(module, "") for module in HOT}
         for folder in self._folders():
-            for name in (STAMP, WHY_NOT):
-                (folder / name).unlink(missing_ok=True)
+            for file in folder.iterdir():
+                if folder == folder_of(self.lane) or file.name.partition(".")[0] not in hot:
+                    file.unlink()
 
     def _give_up(self, why: str, *, warn: bool = True) -> None:
         if wanted() in ("required", "abi3"):

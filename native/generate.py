@@ -17,7 +17,7 @@ from native.burn import WORDS, burnt
 from native.constants import Constants
 from native.declared import check
 from native.problem import BuildProblem
-from pyhv.lane import HOT, PACKAGE
+from pyhv.lane import HOT, PACKAGE, hash_of
 
 ROOT: Final = PACKAGE.parent
 DIRECTIVES: Final = {
@@ -42,11 +42,13 @@ class Generated:
 
     texts: dict[str, Path]
     """C, or in the checked lane C++, by module."""
-    sources: set[Path]
+    sources: dict[str, str]
+    """Hashes by path below `ROOT`, as they were before anything was read."""
 
 
 def generate(work: Path, *, checked: bool = False) -> Generated:
     """Write the C of all modules below `work`; what is there and still right is left. BuildProblem."""
+    before = {file: hash_of(file) for file in _all_sources()}
     constants = Constants(ROOT)
     declarations = _declarations(work, checked)
     jobs = [_job(work, module, constants, declarations, checked) for module in HOT]
@@ -54,7 +56,8 @@ def generate(work: Path, *, checked: bool = False) -> Generated:
         list(pool.map(_translate, jobs))
     sources = {ROOT.joinpath(*module.split(".")).with_suffix(".py") for module in (*HOT, WORDS)}
     sources |= constants.used | set(_declaring()) | {ROOT / "native" / name for name in _DECISIVE}
-    return Generated({job.module: job.made for job in jobs}, sources)
+    hashes = {str(file.relative_to(ROOT)): before[file] for file in sources}
+    return Generated({job.module: job.made for job in jobs}, hashes)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ def _job(work: Path, module: str, constants: Constants, declarations: str, check
     text = burnt(text, module, constants)
     made = work.joinpath(*module.split(".")).with_suffix(".cpp" if checked else ".c")
     return _Job(work, module, text, made, declarations + hashlib.blake2b(text.encode()).hexdigest())
+
+
+def _all_sources() -> Iterable[Path]:
+    """All that might decide something."""
+    return [*PACKAGE.rglob("*.py"), *_declaring(), *(ROOT / "native" / name for name in _DECISIVE)]
 
 
 def _declaring() -> Iterable[Path]:

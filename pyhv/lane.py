@@ -129,7 +129,7 @@ def why_not(lane: str) -> str:
     if stamp.machine != os.uname().machine or stamp.suffix not in EXTENSION_SUFFIXES:
         return f"built for another Python or processor ({stamp.suffix}, {stamp.machine}): run {remedy}"
     changed = "" if stamp.hot == HOT else "the list of its modules"
-    changed = changed or _changed(stamp.sources, PACKAGE.parent)
+    changed = changed or changed_source(stamp.sources, PACKAGE.parent)
     if changed:
         return f"built from other sources ({changed}): run {remedy}"
     here = set(os.listdir(folder))
@@ -144,8 +144,8 @@ def _why_not_built(folder: Path, remedy: str) -> str:
         return f"not built: run {remedy}"
 
 
-def _changed(sources: dict[str, str], root: Path) -> str:
-    """The first source that is not as it was, empty if there is none."""
+def changed_source(sources: dict[str, str], root: Path) -> str:
+    """The first source below `root` that is not as it was, empty if there is none."""
     for path, digest in sources.items():
         try:
             if hash_of(root / path) != digest:

@@ -2,6 +2,7 @@
 """The measuring itself: marks and spans, ratios of pairs, and that the guests of `bench` can be built."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,3 +109,133 @@ def test_bare_code_and_python_compute_the_same() -> None:
             assert engine.run(2).result == total
         finally:
             engine.close()
+
+
+def test_what_others_use_is_what_is_busy_and_not_ours() -> None:
+    from bench.load import Moment
+
+    began = Moment(wall=10.0, busy=100.0, own=1.0)
+    assert began.others(Moment(wall=14.0, busy=105.0, own=4.0)) == pytest.approx(0.5)
+    assert began.others(Moment(wall=14.0, busy=102.9, own=4.0)) == 0.0
+
+
+def test_a_programs_user_time_is_counted(tmp_path: Path) -> None:
+    import sys
+
+    from bench.load import user_seconds
+    from bench.timeline import watch
+
+    busy = "x = sum(number % 7 for number in range(4_000_000))\nprint('PYHV-INIT-OK 1.00', flush=True)"
+    found = watch([sys.executable, "-c", busy], tmp_path, 60)
+    assert 0.05 <= found.launch.user_s <= found.launch.host_s + 0.02
+    assert user_seconds(2**22 + 1) == 0.0
+
+
+def test_pyhv_is_run_in_the_lane_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import guest
+    from bench.timeline import Timeline
+
+    seen: list[tuple[str, bool]] = []
+
+    def run(arguments: list[str], _timeout: float, lane: str = "") -> Timeline:
+        seen.append((lane, "--no-engine-tuning" not in arguments))
+        return Timeline()
+
+    monkeypatch.setattr(guest, "run_in_project", run)
+    for label in ("native+tuned", "plain+tuned", "native+untuned"):
+        guest.Pyhv(Path("k"), Path("i"), 256, False, label).run("boot", 1)
+    assert seen == [("native", True), ("plain", True), ("native", False)]
+
+
+def test_a_way_to_run_that_does_not_exist_is_refused() -> None:
+    from click.testing import CliRunner
+
+    from bench.__main__ import main
+
+    done = CliRunner().invoke(main, ["peer", "--lanes", "native+tuned,fast"])
+    assert done.exit_code == 2
+    assert "pyhv cannot be run as 'fast'" in done.stderr
+
+
+def timeline(host_s: float, others: float = 0.0) -> Any:
+    from bench.timeline import Mark, Timeline
+
+    return Timeline([Mark("INIT-OK", "", host_s, host_s, host_s / 2)], host_s, others)
+
+
+def test_each_lane_is_compared_with_the_same_run_of_the_peer_and_written_into_the_page(
+    tmp_path: Path,
+) -> None:
+    from bench.__main__ import Measurement, _publish
+    from bench.report import rows
+
+    measured = Measurement()
+    measured.add(
+        1, "boot", {"native+tuned": timeline(1.0), "plain+tuned": timeline(3.0)}, timeline(2.0), True
+    )
+    found = [(label, rows(pairs)) for label, pairs in measured.pairs.items()]
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench: peer -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    _publish(page, "peer", measured, found)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- bench: peer -->\nMeasured on ")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    assert "| launch | native+tuned | 1 | 1.00 | 0.50 | 2.00 | 1.00 | **0.50** | 0.50 .. 0.50 |" in text
+    assert "| launch | plain+tuned | 1 | 3.00 | 1.50 | 2.00 | 1.00 | **1.50** | 1.50 .. 1.50 |" in text
+
+
+def test_what_was_measured_on_a_busy_host_is_not_written(tmp_path: Path) -> None:
+    from bench.__main__ import Measurement, _publish
+    from pyhv.errors import EnvironmentProblem
+
+    measured = Measurement()
+    measured.add(1, "boot", {"native+tuned": timeline(1.0)}, timeline(2.0, others=0.3), True)
+    with pytest.raises(
+        EnvironmentProblem, match=r"page\.md is not written: other programs kept 0\.30 processors"
+    ):
+        _publish(tmp_path / "page.md", "peer", measured, [])
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_the_page_has_a_part_for_each_table() -> None:
+    from bench.page import replaced
+    from pyhv.errors import EnvironmentProblem
+
+    text = (PROJECT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for clock in ("real", "virtual"):
+        assert "new table" in replaced(text, f"peer, {clock} time", "new table\n")
+    with pytest.raises(EnvironmentProblem, match="no part between"):
+        replaced(text, "moments", "")
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "verdict"),
+    [
+        (10.0, None, "not recorded"),
+        (10.0, 10.0, "1.00"),
+        (13.0, 10.0, "1.30 slower"),
+        (7.0, 10.0, "0.70 faster"),
+    ],
+)
+def test_a_look_at_ratios_says_what_has_changed(now: float, before: float | None, verdict: str) -> None:
+    from bench import quick
+
+    assert quick.verdict(now, before) == verdict
+
+
+def test_ratios_are_recorded_by_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import quick
+
+    monkeypatch.setattr(quick, "RECORDED", tmp_path / "quick.json")
+    assert quick.recorded("plain") == {}
+    quick.record("plain", [quick.Quick("iret", 1.0, 12.34)])
+    quick.record("native", [quick.Quick("iret", 0.5, 6.0)])
+    assert quick.recorded("plain") == {"iret": 12.3}
+    assert quick.recorded("native") == {"iret": 6.0}
+
+
+def test_a_step_takes_time() -> None:
+    from bench import quick
+
+    assert 0.005 < quick.step_us() < 50

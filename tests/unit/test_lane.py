@@ -161,3 +161,11 @@ def test_nothing_of_a_build_can_be_imported_by_its_own_name() -> None:
 def test_the_builds_of_this_tree_are_of_these_sources_or_say_that_they_are_not() -> None:
     require_native()
     assert why_not(NATIVE) == ""
+
+
+def test_a_source_that_was_edited_is_named(root: Path) -> None:
+    """While it is built, too: what is read first is hashed first."""
+    sources = {name: hash_of(root / name) for name in ("native/burn.py", "pyhv/hot.py")}
+    assert lane.changed_source(sources, root) == ""
+    (root / "pyhv" / "hot.py").write_text("edited", encoding="utf-8")
+    assert lane.changed_source(sources, root) == "pyhv/hot.py"
