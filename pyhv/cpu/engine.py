@@ -243,7 +243,7 @@ class Engine:
             return True
 
         on_clock_read = sink.clock_read
-        self._syscall_hook = SyscallHook(self, vmcb, self._ram.raw, self._code_pages, sink.syscall)
+        self._syscall_hook = SyscallHook(self, vmcb, self._ram.raw, self._code_pages, sink)
 
         def sysenter(_engine: int, _data: int | None) -> None:
             length = self.syscall_length()

@@ -2,7 +2,11 @@ from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
 from pyhv.cpu.words cimport Octets, Words32, Words64, words64, words32, octets
 
+cdef class SyscallSink:
+    cpdef syscall(self, uint64_t length)
+
 cdef class SyscallHook:
+    cdef SyscallSink _sink
     cdef object _engine, _keep, _syscall
     cdef dict _pages
     cdef Words64 _q

@@ -7,7 +7,6 @@ in `SyscallHook.enter`.
 """
 
 import ctypes
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from pyhv.address import MASK64, PAGE_MASK, PAGE_SHIFT
@@ -31,8 +30,25 @@ class HookedEngine(Protocol):
         """Stop, and have `run` raise that."""
 
 
+class SyscallSink:
+    """A sink of exits whose `syscall` compiled code calls as a function of C. Others may be any object."""
+
+    __slots__ = ()
+
+    def syscall(self, length: int) -> None:
+        """SYSCALL of `length` bytes; RIP still at it. The sink sets RIP to where the guest goes on."""
+        raise NotImplementedError
+
+
+class AnySink(Protocol):
+    """What handles SYSCALL, whatever its class."""
+
+    def syscall(self, length: int) -> None:
+        """As `SyscallSink.syscall`."""
+
+
 class SyscallHook:
-    """The hook of one engine; `syscall` handles the instruction, of so many bytes."""
+    """The hook of one engine, over the sink of its exits."""
 
     def __init__(
         self,
@@ -40,14 +56,15 @@ class SyscallHook:
         vmcb: v.Vmcb,
         raw: memoryview,
         pages: dict[int, int],
-        syscall: Callable[[int], None],
+        sink: AnySink,
     ) -> None:
         self._engine = engine
         self._keep = vmcb, raw
         self._q, self._d = words64(vmcb.q), words32(vmcb.d)
         self._raw = octets(raw)
         self._pages = pages
-        self._syscall = syscall
+        self._sink = sink if isinstance(sink, SyscallSink) else None
+        self._syscall = sink.syscall
         self.draining = False
         """A refused port access is draining: what is left of its block may come here and must do nothing."""
 
@@ -61,10 +78,12 @@ class SyscallHook:
         else:
             length = 2  # by far the usual case
         try:
-            if not self.draining:
-                self._syscall(length)
-            else:
+            if self.draining:
                 self._engine.ended_port_fault()
+            elif self._sink is not None:
+                self._sink.syscall(length)
+            else:
+                self._syscall(length)
         except BaseException as error:
             self._engine.fail(error)
         q[v.RIP] = (q[v.RIP] - length) & MASK64  # the emulator adds the length after the hook

@@ -25,8 +25,8 @@ class Descriptors:
     changed: bool = False
     """Segment registers may hold what can no longer be loaded (`traps/segments.py`)."""
     segments: dict[int, Segment | None] = cache("decoded descriptors by selector", default_factory=dict)
-    return_segments: dict[tuple[int, int], tuple[Segment | None, Segment | None]] = cache(
-        "(CS, SS) pairs that iret frames have named, decoded", default_factory=dict
+    return_segments: dict[int, tuple[Segment | None, Segment | None]] = cache(
+        "pairs CS << 16 | SS that iret frames have named, decoded", default_factory=dict
     )
 
     def forget(self) -> None:

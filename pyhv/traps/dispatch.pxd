@@ -1,11 +1,12 @@
 from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
 from pyhv.cpu.words cimport Octets, Words32, Words64, words64, words32
+from pyhv.cpu.sysentry cimport SyscallSink
 from pyhv.traps.guestcpu cimport GuestCpu
 from pyhv.domain.fields cimport VcpuFields
 from pyhv.hypercalls.context cimport CallFields
 
-cdef class Dispatcher:
+cdef class Dispatcher(SyscallSink):
     cdef public object host, domain, clock, ports, breakpoints, calls, engine
     cdef public CallFields call
     cdef public list counts, hypercalls, observers

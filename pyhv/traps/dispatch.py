@@ -24,6 +24,7 @@ from pyhv.clock import Clock, VirtualClock
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord, classify
+from pyhv.cpu.sysentry import SyscallSink
 from pyhv.cpu.words import words32, words64
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
@@ -73,7 +74,7 @@ class HostServices(Host, Protocol):
         """The domain did something fatal."""
 
 
-class Dispatcher:
+class Dispatcher(SyscallSink):
     """The exit sink of one domain's engine."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {

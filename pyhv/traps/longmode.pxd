@@ -1,8 +1,8 @@
 from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
-from pyhv.cpu.words cimport packed7, packed8
+from pyhv.cpu.words cimport Octets, packed7, packed8
 from pyhv.traps.guestcpu cimport GuestCpu
-from pyhv.domain.fields cimport VcpuFields, PagingFields, CallbackFields
+from pyhv.domain.fields cimport VcpuFields, NmiFields, PagingFields, CallbackFields
 from pyhv.events.vcpu_info cimport VcpuInfo
 
 cdef class LongModeCpu(GuestCpu):
@@ -21,6 +21,7 @@ cdef class LongModeCpu(GuestCpu):
                    rip=uint64_t, cs=uint32_t, rflags=uint64_t, rsp=uint64_t, ss=uint32_t, live=uint64_t)
     cpdef iret(self)
     cpdef make_flat(self)
+    @cython.locals(vcpu=VcpuFields, due=Octets, nmi=NmiFields)
     cdef _sysret(self, uint64_t rip, uint64_t rflags, uint32_t cs, uint32_t ss)
-    @cython.locals(hflags=uint32_t)
+    @cython.locals(hflags=uint32_t, both=uint32_t)
     cdef _load_return_segments(self, uint32_t cs, uint32_t ss)

@@ -19,7 +19,7 @@ import struct
 from typing import Final
 
 from pyhv.abi.numbers import Assist
-from pyhv.abi.shared import VGCF_IN_SYSCALL, VI_UPCALL_MASK
+from pyhv.abi.shared import VGCF_IN_SYSCALL, VI_UPCALL_MASK, VI_UPCALL_PENDING
 from pyhv.abi.x86 import (
     FLAG_AC,
     FLAG_DF,
@@ -270,7 +270,7 @@ class LongModeCpu(GuestCpu):
         vcpu.nmi.in_handler = False
         q[RSP], q[RAX] = rsp, rax
         cs, ss = (cs | 3) & 0xFFFF, (ss | 3) & 0xFFFF
-        if flags & VGCF_IN_SYSCALL and is_canonical(rip):
+        if flags & VGCF_IN_SYSCALL and (not rip >> 47 or is_canonical(rip)):
             self._sysret(rip, live, cs, ss)
             return
         q[RIP] = rip
@@ -284,7 +284,7 @@ class LongModeCpu(GuestCpu):
         if d[_DS_SEL] | d[_ES_SEL] | d[_FS_SEL] | d[_GS_SEL]:
             self._clear_null_selectors()
         fault = self._load_return_segments(cs, ss)
-        if fault is None and not is_canonical(rip):
+        if fault is None and rip >> 47 and not is_canonical(rip):
             fault = 0
         if fault is not None:
             self.raise_exception(self._return_fault(fault, cs), fault, restart=False)
@@ -310,7 +310,8 @@ class LongModeCpu(GuestCpu):
         self._load_return_segments(
             FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_DS
         )
-        if vcpu.info.deliverable or vcpu.nmi.deliverable:
+        due, nmi = vcpu.info.flags, vcpu.nmi
+        if (due[VI_UPCALL_PENDING] and not due[VI_UPCALL_MASK]) or (nmi.pending and not nmi.in_handler):
             d[_CS_SEL], d[_SS_SEL] = cs, ss
             q[R11] = self.vmcb.rflags()
         else:
@@ -336,14 +337,14 @@ class LongModeCpu(GuestCpu):
 
     def _load_return_segments(self, cs: int, ss: int) -> int | None:
         """Load CS and SS for ring 3; the selector (error code) of the one that cannot be, or None."""
-        known = self.vcpu.descriptors.return_segments
-        pair = known.get((cs, ss))
+        known, both = self.vcpu.descriptors.return_segments, cs << 16 | ss
+        pair = known.get(both)
         if pair is None:
             pair = (self.segment(cs, code=True), self.segment(ss, code=False))
             if None not in pair:
                 if len(known) >= _MOST_PAIRS:
                     known.clear()  # a full GDT and LDT have tens of millions of pairs
-                known[cs, ss] = pair
+                known[both] = pair
         code, stack = pair
         q, d, vmcb = self._q, self._d, self.vmcb
         hflags = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
