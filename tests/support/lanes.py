@@ -11,13 +11,18 @@ import pytest
 from pyhv import lane
 
 
+def require(name: str) -> None:
+    """Skip a test where a lane cannot be had; in CI it must be there."""
+    why = lane.why_not(name)
+    if why and "CI" in os.environ:
+        pytest.fail(f"the {name} lane: {why}")
+    if why:
+        pytest.skip(f"the {name} lane: {why}")
+
+
 def require_native() -> None:
     """Skip a test where the native lane cannot be had; in CI it must be there."""
-    why = lane.why_not(lane.NATIVE)
-    if why and "CI" in os.environ:
-        pytest.fail(f"the native lane: {why}")
-    if why:
-        pytest.skip(f"the native lane: {why}")
+    require(lane.NATIVE)
 
 
 def pyhv(
