@@ -9,6 +9,8 @@ cdef class SyscallHook:
     cdef SyscallSink _sink
     cdef object _engine, _keep, _syscall
     cdef dict _pages
+    # The state block, indexed with constants. RAM, at an offset in a page that the engine's own tables name: their
+    # entries have been validated, and name frames of RAM.
     cdef Words64 _q
     cdef Words32 _d
     cdef Octets _raw

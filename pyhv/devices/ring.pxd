@@ -2,6 +2,8 @@ cimport cython
 from libc.stdint cimport uint32_t
 from pyhv.shared_page cimport SharedPage
 
+# No pointers: the page is reached through its methods, at offsets below _data + size, _cons or _prod, which are
+# those of a protocol; a place in the ring is masked with size - 1.
 cdef class ByteRing:
     cdef public uint32_t size
     cdef SharedPage _page

@@ -10,6 +10,7 @@ cdef class VcpuInfo:
     cdef public SharedPage page
     cdef public uint64_t offset
     cdef public object record
+    # Its 64 bytes, wherever they are, indexed with constants below that; `check_place` has them within their page.
     cdef Octets flags
     cdef uint64_t _mask_at
     cpdef mask_upcalls(self, bint masked)

@@ -15,6 +15,10 @@ cdef class GuestMemory:
     cdef object _copy
     cdef readonly dict _views
     cdef dict _readable, _writable
+    # RAM. A walk begins in the frame `l4`, which is a validated table (`restore` looks that it exists), or 0; each
+    # entry that is present names a frame of RAM, since it was validated when it was stored; the hypervisor's own
+    # slots are never walked. So is what the caches of translations hold. Words that would cross the end of
+    # their page are read by pieces.
     cdef Octets _raw
     cdef Words64 _q
     cpdef use(self, l4)

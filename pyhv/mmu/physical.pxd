@@ -6,6 +6,9 @@ cdef class PhysicalMemory:
     cdef public object ram, frames, invalidators, executors, shared_code
     cdef object _raw, _tables
     cdef uint64_t _size
+    # RAM, and a byte for each of its frames. Callers of `write_u64` and `write_u32` come with the address of an entry
+    # in a frame that was found in the frame table, or by a walk through validated tables: it is below `_size`, and
+    # its frame below `frames.count`. `read` and `write` look at `_size` themselves, before a frame is noted.
     cdef Octets _octets
     cdef Octets _dirty
     cdef Octets _code
@@ -19,6 +22,8 @@ cdef class PhysicalMemory:
 cdef class FramePage(SharedPage):
     cdef PhysicalMemory _physical
     cdef public uint64_t base
+    # The same views. `base` is that of a frame that exists (`elsewhere` looks), and an offset is of a field that a
+    # protocol has in its page: callers keep to the page, as `SharedPage` says.
     cdef Octets _octets
     cdef Octets _dirty
     cdef Octets _code

@@ -13,10 +13,13 @@ cdef class Dispatcher(SyscallSink):
     cdef list _recent
     cdef public uint64_t unknown_hypercalls, events_delivered, emulated
     cdef uint64_t _exits
-    cdef object _posted, _argument_registers, _arguments, _charge, _overdue, _page_fault, _views
+    cdef object _posted, _argument_registers, _arguments, _charge, _overdue, _page_fault
+    cdef tuple _views
+    cdef list _forms
     cdef bint _wide
     cdef object _mask
     cdef public GuestCpu cpu
+    # The engine's state block, indexed with constants (`vmcb.pxd`).
     cdef Words32 _d
     cdef Words64 _q
     cdef _count(self, int kind, detail)

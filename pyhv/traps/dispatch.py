@@ -82,7 +82,16 @@ class Dispatcher(SyscallSink):
             ("host", "domain", "clock", "engine", "cpu", "ports", "breakpoints", "calls"), "rebuilt"
         ),
         **dict.fromkeys(
-            ("_wide", "_mask", "_argument_registers", "_arguments", "_charge", "_overdue", "_page_fault"),
+            (
+                "_wide",
+                "_mask",
+                "_forms",
+                "_argument_registers",
+                "_arguments",
+                "_charge",
+                "_overdue",
+                "_page_fault",
+            ),
             "follows from the domain's width and the clock's kind",
         ),
         **dict.fromkeys(("_d", "_q", "_views"), "views of the engine's registers"),
@@ -123,6 +132,7 @@ class Dispatcher(SyscallSink):
         self.ports = Ports(domain.port_latches)
         self._wide = domain.width == 64
         self._mask = MASK64 if self._wide else MASK32
+        self._forms = [None if entry is None else entry.form(domain.width) for entry in HYPERCALLS]
         self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
         self._arguments = itemgetter(*self._argument_registers)
         self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(domain, engine)
@@ -323,14 +333,13 @@ class Dispatcher(SyscallSink):
         """Call the handler of a hypercall with the registers' arguments. RIP is `length` bytes too far if it
         is to be made again, with what is left of it, because the turn is over."""
         q, call = self._q, self.call
-        entry = HYPERCALLS[number] if number < NR_HYPERCALLS else None
-        if entry is None:
+        form = self._forms[number] if number < NR_HYPERCALLS else None
+        if form is None:
             self.unknown_hypercalls += 1
             q[v.RAX] = -Errno.ENOSYS & self._mask
             return
         self.hypercalls[number] += 1
         call.left_context = False
-        form = entry.wide if self._wide else entry.narrow
         try:
             result = form.invoke(call, self._arguments(self._views[0]))
         except XenError as error:

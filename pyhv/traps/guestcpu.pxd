@@ -8,6 +8,7 @@ from pyhv.mmu.memory cimport GuestMemory
 cdef class GuestCpu:
     cdef public object domain, engine, reserved_descriptors, tables
     cdef public Vmcb vmcb
+    # The engine's state block, indexed with constants (`vmcb.pxd`).
     cdef Words64 _q
     cdef Words32 _d
     cdef public int kernel_ring
