@@ -6,6 +6,9 @@ from libc.string cimport memcpy
 # checked lane native/checked_words.pxi is in the place of this file, and they know their length.
 include "words.pxi"
 
+cdef enum:
+    COMPILED = 1
+
 cdef inline Words64 words64(object view) except *:
     cdef Py_buffer buffer
     PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)
@@ -91,3 +94,9 @@ cdef inline uint64_t word64_at(Octets octets, uint64_t at) noexcept:
     cdef uint64_t value
     memcpy(&value, part_of(octets, at, 8), 8)
     return value
+
+cdef inline Words64 two_at(Octets octets, uint64_t at) noexcept:
+    return words64_of(part_of(octets, at, 16), 16)
+
+cdef inline Words64 two_in(bytes data) except *:
+    return words64_of(<char *> data, <size_t> len(data))

@@ -11,6 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+COMPILED: Final = False
+"""True in a compiled module: a loop over the entries of a table is better there than numpy."""
+
 
 def words64(view: memoryview) -> memoryview:
     """64-bit words of a view of 64-bit words."""
@@ -19,6 +22,11 @@ def words64(view: memoryview) -> memoryview:
 
 def words32(view: memoryview) -> memoryview:
     """32-bit words of a view of 32-bit words."""
+    return view
+
+
+def words16(view: memoryview) -> memoryview:
+    """16-bit words of a view of 16-bit words."""
     return view
 
 
@@ -78,3 +86,6 @@ _U64: Final = struct.Struct("<Q").unpack_from
 nine_at: Final = struct.Struct("<9Q").unpack_from
 nine_in: Final = struct.Struct("<9Q").unpack
 """Nine 64-bit words, to be indexed: those at an offset of a view, those that bytes are."""
+two_at: Final = struct.Struct("<2Q").unpack_from
+two_in: Final = struct.Struct("<2Q").unpack
+"""Two words likewise."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 from pyhv.abi.domid import DOMID_SELF
+from pyhv.abi.errno import Errno
+from pyhv.address import MASK64
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
 from pyhv.mmu import stepwise
@@ -36,12 +38,12 @@ def tell_done(call: Call, done: int, completed: int) -> None:
 
 
 def perform_each(
-    call: Call, arguments: tuple[int, int, int, int], size: int, perform: Callable[[bytes], None]
+    call: Call, arguments: tuple[int, int, int, int], size: int, perform: Callable[[Call, int], None]
 ) -> int:
     """Perform each structure of a list; (list, count, done*, domain) are the hypercall's arguments.
 
-    The first refusal ends the list. The budget is `ONE_STEP` meanwhile: few tables are approved at once,
-    and a table that is dropped leaves those below it to `settle`.
+    `perform` is given the address of one. The first refusal ends the list. The budget is `ONE_STEP`
+    meanwhile: few tables are approved at once, and a table that is dropped leaves those below it to `settle`.
     """
     at, count, done, foreigndom = arguments
     before = 0
@@ -50,40 +52,45 @@ def perform_each(
         count &= ~_CONTINUED
         before = call.memory.read_u32(done) if done else 0
     completed, tables = 0, call.tables
-    with tables.within(ONE_STEP):
-        try:
-            in_time = stepwise.settle(tables, call.gives_way_to_tables)
-            if in_time and continued:
-                in_time = stepwise.go_on(tables, call.gives_way_to_tables)
-            while in_time and completed < count:
-                in_time = _perform(call, call.memory.read(at + size * completed, size), perform)
-                if in_time:
-                    completed += 1
-                    in_time = stepwise.settle(tables, call.gives_way_to_tables)
-                    in_time = in_time and not call.gives_way(completed, count)
-            if not in_time:
-                tell_done(call, done, before + completed)
-                raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
-        except XenError:
-            stepwise.drop_ahead(tables)
-            stepwise.settle_some(tables)
+    budget, tables.budget = tables.budget, ONE_STEP
+    try:
+        in_time = not tables.doomed or stepwise.settle(tables, call.gives_way_to_tables)
+        if in_time and continued:
+            in_time = stepwise.go_on(tables, call.gives_way_to_tables)
+        while in_time and completed < count:
+            in_time = _perform(call, at + size * completed, perform)
+            if in_time:
+                completed += 1
+                in_time = not tables.doomed or stepwise.settle(tables, call.gives_way_to_tables)
+                in_time = in_time and not call.gives_way(completed, count)
+        if not in_time:
             tell_done(call, done, before + completed)
-            raise
-    tell_done(call, done, before + completed)
+            raise Again(at + size * completed, count - completed | _CONTINUED, done, foreigndom)
+    except XenError:
+        stepwise.drop_ahead(tables)
+        stepwise.settle_some(tables)
+        tell_done(call, done, before + completed)
+        raise
+    finally:
+        tables.budget = budget
+    if done:
+        tell_done(call, done, before + completed)
     return 0
 
 
-def _perform(call: Call, raw: bytes, perform: Callable[[bytes], None]) -> bool:
+def _perform(call: Call, at: int, perform: Callable[[Call, int], None]) -> bool:
     """Perform one structure; False if it wants a large tree approved, which has to go on in another turn.
 
     It is tried with few tables at once; if those are not enough (`TooMuch`), the tables below are approved
     ahead, one by one, and then it is tried again.
     """
-    tables = call.tables
+    if at > MASK64:
+        raise XenError(Errno.EFAULT, "the list goes on beyond the end of the address space")
+    tables, frames = call.tables, call.frames
     tables.take_work()
     try:
-        perform(raw)
-        if tables.ahead_of and call.frames.type_count[tables.ahead_of]:
+        perform(call, at)
+        if tables.ahead_of and frames.type_count[tables.ahead_of]:
             stepwise.drop_ahead(tables)  # so little was left that it went at once
         return True
     except TooMuch as big:
@@ -92,7 +99,7 @@ def _perform(call: Call, raw: bytes, perform: Callable[[bytes], None]) -> bool:
         return False
     try:
         with tables.within(IN_STEPS):
-            perform(raw)  # nothing is left below but what will be refused
+            perform(call, at)  # nothing is left below but what will be refused
     finally:
         stepwise.drop_ahead(tables)
     return True

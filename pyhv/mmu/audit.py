@@ -59,6 +59,7 @@ from pyhv.mmu.frames import (
     WRITABLE,
     FrameTable,
 )
+from pyhv.mmu.manyleaves import L1_FORBIDDEN
 from pyhv.mmu.paging import (
     COMPAT,
     COMPAT_FIRST_SLOT,
@@ -70,7 +71,7 @@ from pyhv.mmu.paging import (
     L4Cache,
     MachineToPhysical,
 )
-from pyhv.mmu.tables import FIRST_GUEST_SLOT_ABOVE, L1_FORBIDDEN, UPPER_FORBIDDEN, XEN_SLOTS, PageTables
+from pyhv.mmu.tables import FIRST_GUEST_SLOT_ABOVE, UPPER_FORBIDDEN, XEN_SLOTS, PageTables
 
 _MOST: Final = 8
 """Findings of one kind that are told one by one."""

@@ -5,10 +5,9 @@
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from pyhv.abi.errno import Errno
-from pyhv.address import Mfn
 from pyhv.errors import XenError
 
 NO_LIMIT: Final = 1 << 62
@@ -31,9 +30,31 @@ IN_STEPS: Final = Budget(in_steps=True)
 ONE_STEP: Final = Budget(approve=MOST_AT_ONCE, in_steps=True)
 
 
+class HasBudget(Protocol):
+    """Page tables, as `Within` sees them."""
+
+    budget: Budget
+
+
+class Within:
+    """Page tables do what a block does within `budget`; whatever ends it, they have the one before then."""
+
+    __slots__ = ("_before", "_budget", "_tables")
+
+    def __init__(self, tables: HasBudget, budget: Budget) -> None:
+        self._tables = tables
+        self._budget = budget
+
+    def __enter__(self) -> None:
+        self._before, self._tables.budget = self._tables.budget, self._budget
+
+    def __exit__(self, *_raised: object) -> None:
+        self._tables.budget = self._before
+
+
 class TooMuch(XenError):
     """More tables would have to be approved than may be at once; `root` is the (frame, level) asked for."""
 
     def __init__(self) -> None:
         super().__init__(Errno.EAGAIN, "a large tree of page tables")
-        self.root = (Mfn(0), 0)
+        self.root = (0, 0)

@@ -116,7 +116,7 @@ class CodeWatch:
         return {
             "known": self.known_np.tobytes(),
             "released": self.released,
-            "fresh": list[Plain](self._fresh),
+            "fresh": list[Plain](sorted(set(self._fresh))),
             "runs": self._runs,
             "foreign": list[Plain](sorted(self._foreign)),
         }

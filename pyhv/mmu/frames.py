@@ -17,7 +17,8 @@ after that nobody can reach it until it is allocated again. So whoever is given 
 whatever way it came back. The one exception is a frame that is handed over with its contents: `change_owner`.
 
 Each column exists twice over the same bytes: a `memoryview` for single entries (fast in Python) and a numpy
-array (`*_np`) for whole tables. This module counts; what makes a page table valid is `tables.py`.
+array (`*_np`) for whole tables. References are taken and dropped in `counts.py`; what makes a page table
+valid is `tables.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from pyhv.address import MASK32, Mfn
 from pyhv.cpu.layers import MfnArray
 from pyhv.cpu.ram import Ram
 from pyhv.errors import XenError
+from pyhv.mmu import counts
 from pyhv.state import Plain, entries, refusal, typed
 
 NONE: Final = 0
@@ -40,7 +42,7 @@ L2: Final = 2
 L3: Final = 3
 L4: Final = 4
 SEGDESC: Final = 5
-WRITABLE: Final = 7
+WRITABLE: Final = counts.WRITABLE
 TYPE_NAMES: Final = {
     NONE: "none",
     L1: "L1",
@@ -113,7 +115,7 @@ _COLUMNS: Final = (
 _FLAGS: Final = ("pinned", "allocated", "xen_heap", "code", "last_l2")
 
 
-class FrameTable:
+class FrameTable(counts.FrameCounts):
     """State of all `ram.frames` frames; frame 0 is never given out."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
@@ -125,7 +127,6 @@ class FrameTable:
     def __init__(self, ram: Ram) -> None:
         count = ram.frames
         self.ram = ram
-        self.count = count
         self.owner_np = np.full(count, DOMID_INVALID, dtype=np.uint16)
         self.owner = _words(self.owner_np, "H")
         """Domain that owns the frame; DOMID_INVALID: free; DOMID_XEN: the hypervisor's own."""
@@ -161,6 +162,10 @@ class FrameTable:
         self.last_l2_np = np.zeros(count, dtype=np.uint8)
         self.last_l2 = self.last_l2_np.data
         """1 for an L2 that is in slot 3 of a 32-bit guest's L3, and so holds the hypervisor's entries."""
+        self.look_at(
+            count, self.owner, self.type, self.type_count, self.refs, self.exec_count, self.code, self.lent,
+            self.pinned, self.linear_in, self.linear_out, self.last_l2,
+        )  # fmt: skip
         self._free = np.arange(count - 1, -1, -1, dtype=np.uint32)
         """A stack of the free frames in its first `free_count` places; the next to be given out is on top."""
         self.free_count = count - 1
@@ -255,34 +260,7 @@ class FrameTable:
         """The frame of that number, if `owner` owns it: here a number from outside becomes an `Mfn`."""
         return Mfn(number) if 0 < number < self.count and self.owner[number] == owner else None
 
-    # -- references --------------------------------------------------------------------------------------
-
-    def take(self, mfn: Mfn) -> None:
-        """Take a general reference (Xen: get_page); the caller has checked the owner."""
-        self.refs[mfn] += 1
-
-    def drop(self, mfn: Mfn) -> None:
-        """Drop a general reference (Xen: put_page) and free the frame with the last one."""
-        left = self.refs[mfn] - 1
-        self.refs[mfn] = left
-        if left == 0:
-            self._last_dropped(mfn)
-
-    def take_writable(self, mfn: Mfn) -> bool:
-        """Take a general and a writable type reference (Xen: get_page_and_type); False if the frame is in use
-        as something else."""
-        if self.type_count[mfn] == 0:
-            self.type[mfn] = WRITABLE
-        elif self.type[mfn] != WRITABLE:
-            return False
-        self.type_count[mfn] += 1
-        self.refs[mfn] += 1
-        return True
-
-    def drop_writable(self, mfn: Mfn) -> None:
-        """Drop what `take_writable` took (Xen: put_page_and_type)."""
-        self.type_count[mfn] -= 1
-        self.drop(mfn)
+    # -- references: taken and dropped in `counts.py` -----------------------------------------------------
 
     def deallocate(self, mfn: Mfn) -> None:
         """The owner gives the frame back: its allocation reference goes."""
@@ -318,9 +296,10 @@ class FrameTable:
         self.type_count[mfn] -= 1
         self.drop(mfn)
 
-    def _last_dropped(self, mfn: Mfn) -> None:
+    def last_dropped(self, mfn: int) -> None:
+        """A frame is free: as clean as any, and on the list."""
         assert self.type_count[mfn] == 0, f"frame {mfn:#x} freed while used as {TYPE_NAMES[self.type[mfn]]}"
-        self.on_free(mfn, self.owner[mfn])
+        self.on_free(Mfn(mfn), self.owner[mfn])
         self.owner[mfn] = DOMID_INVALID
         self.type[mfn] = NONE
         self.pinned[mfn] = self.allocated[mfn] = self.xen_heap[mfn] = 0

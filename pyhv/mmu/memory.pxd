@@ -1,6 +1,6 @@
 from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
-from pyhv.cpu.words cimport Octets, Words64, words64, octets, nine_at, nine_in, word32_at, word64_at
+from pyhv.cpu.words cimport Octets, Words64, words64, octets, nine_at, nine_in, two_at, two_in, word32_at, word64_at
 from pyhv.mmu.physical cimport PhysicalMemory
 
 cdef class Translation:
@@ -33,3 +33,7 @@ cdef class GuestMemory:
     cdef uint64_t word_for_read(self, uint64_t va) except? 0xDEADBEEF
     cdef word_write(self, uint64_t va, bytes data)
     cdef Words64 words9(self, uint64_t va) except *
+    cdef Words64 words2(self, uint64_t va) except *
+    @cython.locals(q=Words64, entry=uint64_t, shift=int)
+    cpdef leaf_entry(self, uint64_t va)
+    cpdef forget(self)

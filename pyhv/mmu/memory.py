@@ -25,10 +25,9 @@ from pyhv.address import (
     PAGE_SIZE,
     MachineAddress,
     Mfn,
-    Va,
 )
 from pyhv.cpu.ram import Ram
-from pyhv.cpu.words import nine_at, nine_in, octets, word32_at, word64_at, words64
+from pyhv.cpu.words import nine_at, nine_in, octets, two_at, two_in, word32_at, word64_at, words64
 from pyhv.errors import XenError
 from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, entries, refusal, typed
@@ -242,6 +241,13 @@ class GuestMemory:
         self._copy = self.read(va, 72)
         return nine_in(self._copy)
 
+    def words2(self, va: int) -> Any:
+        """Two 64-bit words, to be indexed until this is called again; EFAULT as `read`."""
+        if va & PAGE_MASK <= PAGE_SIZE - 16:
+            return two_at(self._raw, self.word_for_read(va))
+        self._copy = self.read(va, 16)
+        return two_in(self._copy)
+
     def read_u64(self, va: int) -> int:
         """Read a 64-bit word at any alignment."""
         if va & PAGE_MASK > PAGE_SIZE - 8:
@@ -267,9 +273,9 @@ class GuestMemory:
         code = "Q" if self.width == 64 else "I"
         return struct.unpack(f"<{count}{code}", self.read(va, self.width // 8 * count))
 
-    def leaf_entry(self, va: Va) -> MachineAddress | None:
+    def leaf_entry(self, va: int) -> MachineAddress | None:
         """Machine address of the L1 entry that maps `va`, present or not; None without an L1 table."""
-        q = self.ram.q
+        q = self._q
         entry = self._top(va)[1]
         for shift in (30, 21):
             if not entry & PTE_P:

@@ -20,10 +20,11 @@ import numpy.typing as npt
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P, PTE_RW, PTE_US
-from pyhv.address import Mfn
 from pyhv.errors import XenError
-from pyhv.mmu.frames import L2, L3
-from pyhv.mmu.paging import COMPAT_FIRST_SLOT
+from pyhv.mmu.frames import L2, L3, FrameTable
+from pyhv.mmu.memory import GuestMemory
+from pyhv.mmu.paging import COMPAT_FIRST_SLOT, L4Cache
+from pyhv.mmu.physical import PhysicalMemory
 from pyhv.mmu.tables import UPPER_FORBIDDEN, PageTables
 
 LAST_SLOT: Final = 3
@@ -38,8 +39,13 @@ class PaePageTables(PageTables):
 
     top = L3
     STATE: ClassVar[Mapping[str, Any]] = {**PageTables.STATE, "l3_anywhere": bool}
-    l3_anywhere = True
-    """Whether an L3 may lie above 4 GiB: for the builder, and with vm_assist `pae_extended_cr3`."""
+
+    def __init__(
+        self, domid: int, frames: FrameTable, physical: PhysicalMemory, memory: GuestMemory, cache: L4Cache
+    ) -> None:
+        super().__init__(domid, frames, physical, memory, cache)
+        self.l3_anywhere = True
+        """Whether an L3 may lie above 4 GiB: for the builder, and with vm_assist `pae_extended_cr3`."""
 
     def allow_top_anywhere(self, allowed: bool) -> None:
         """Whether an L3 may lie above 4 GiB."""
@@ -57,7 +63,8 @@ class PaePageTables(PageTables):
         """Leaves stay as the guest wrote them."""
         return entry
 
-    def _adjust_leaves(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def adjust_leaves(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Leaves stay as the guest wrote them."""
         return entries
 
     def check_slot(self, table: int, level: int, slot: int) -> None:
@@ -67,7 +74,7 @@ class PaePageTables(PageTables):
         if level == L2 and slot >= COMPAT_FIRST_SLOT and self.frames.last_l2[table]:
             raise XenError(Errno.EPERM, f"L2 slot {slot} belongs to the hypervisor")
 
-    def prepare(self, mfn: Mfn, level: int) -> None:
+    def prepare(self, mfn: int, level: int) -> None:
         """Clear an L3 beyond its four entries."""
         if level == L3:
             if mfn >= _BELOW_4_GIB and not self.l3_anywhere:
@@ -80,24 +87,25 @@ class PaePageTables(PageTables):
         """The last L2 is one only as that: its L3 has to be approved first."""
         return not (level == L3 and slot == LAST_SLOT)
 
-    def guest_slots(self, mfn: Mfn, level: int) -> list[int]:
+    def guest_slots(self, mfn: int, level: int) -> list[int]:
         """Present entries, without the hypervisor's."""
-        slots = super().guest_slots(mfn, level)
+        slots = PageTables.guest_slots(self, mfn, level)
         if level == L2 and self.frames.last_l2[mfn]:
             return [slot for slot in slots if slot < COMPAT_FIRST_SLOT]
         return slots
 
-    def _take_upper(self, table: int, level: int, slot: int, entry: int) -> None:
+    def take_upper(self, table: int, level: int, slot: int, entry: int) -> None:
+        """As for 64-bit guests, but for the last L2."""
         if level == L3 and slot == LAST_SLOT:
             self._take_last_l2(entry)
         else:
-            super()._take_upper(table, level, slot, entry)
+            PageTables.take_upper(self, table, level, slot, entry)
 
     def _take_last_l2(self, entry: int) -> None:
         """Approve the entry of slot 3: an L2 that nothing else refers to."""
         if entry & self.forbidden(L3):
             raise XenError(Errno.EINVAL, f"L3 entry {entry:#x} has bits that no guest may set")
-        mfn = Mfn((entry & PTE_MFN_MASK) >> 12)
+        mfn = (entry & PTE_MFN_MASK) >> 12
         frames = self.frames
         if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid or frames.type_count[mfn]:
             raise XenError(
@@ -105,26 +113,28 @@ class PaePageTables(PageTables):
             )
         frames.last_l2[mfn] = 1
         try:
-            super().take_table(mfn, L2)
+            PageTables.take_table(self, mfn, L2)
         except XenError:
             frames.last_l2[mfn] = 0
             raise
         self.physical.write_slots(mfn, slice(COMPAT_FIRST_SLOT, None), self.cache.m2p.compat_entries)
 
-    def take_table(self, number: int, level: int) -> Mfn:
+    def take_table(self, number: int, level: int) -> int:
         """As for 64-bit guests; an L3 has no linear entries, and the last L2 has its one place."""
         frames = self.frames
         if 0 < number < frames.count and frames.last_l2[number] and level == L2:
             raise XenError(Errno.EINVAL, f"{frames.describe(number)} is the last L2 of some L3 already")
-        return super().take_table(number, level)
+        return PageTables.take_table(self, number, level)
 
-    def _take_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
+    def take_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
+        """As for 64-bit guests; an L3 has none."""
         if level == L3:
             raise XenError(Errno.EINVAL, "an L3 of a 32-bit guest has no linear entries")
-        super()._take_linear(table, level, mfn, entry)
+        PageTables.take_linear(self, table, level, mfn, entry)
 
-    def _demote(self, mfn: Mfn, level: int) -> None:
-        super()._demote(mfn, level)
+    def demote(self, mfn: int, level: int) -> None:
+        """As for 64-bit guests; the last L2 loses the hypervisor's entries."""
+        PageTables.demote(self, mfn, level)
         if level == L2 and self.frames.last_l2[mfn]:
             self.frames.last_l2[mfn] = 0
             self.physical.write_slots(mfn, slice(COMPAT_FIRST_SLOT, None), 0)

@@ -132,13 +132,13 @@ class PhysicalMemory:
             self.code_written(Mfn(mfn))
 
     def write_slots(
-        self, mfn: Mfn, slots: slice | npt.NDArray[np.int64], entries: npt.NDArray[np.uint64] | int
+        self, mfn: int, slots: slice | npt.NDArray[np.int64], entries: npt.NDArray[np.uint64] | int
     ) -> None:
         """Write several of the 512 words of a frame, or one value to all of them."""
         self._tables[mfn][slots] = entries
         self._dirty[mfn] = 1
         if self._code[mfn]:
-            self.code_written(mfn)
+            self.code_written(Mfn(mfn))
 
     def write_new(self, address: int, data: bytes | memoryview) -> None:
         """Write from an address on, across frames, none of which was mapped by anybody yet."""

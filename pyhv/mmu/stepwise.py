@@ -20,7 +20,6 @@ from collections.abc import Callable
 import numpy as np
 
 from pyhv.abi.x86 import PTE_MFN_MASK
-from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.mmu.budget import IN_STEPS, MOST_AT_ONCE
 from pyhv.mmu.frames import L1
@@ -30,7 +29,7 @@ Pause = Callable[[], bool]
 """Asked after each step: whether to stop for now."""
 
 
-def approve(tables: PageTables, mfn: Mfn, level: int, pause: Pause) -> bool:
+def approve(tables: PageTables, mfn: int, level: int, pause: Pause) -> bool:
     """Approve what is below the table-to-be `mfn`, until `pause` says stop: False, to be called again."""
     if tables.ahead_of != mfn:
         drop_ahead(tables)
@@ -48,7 +47,7 @@ def go_on(tables: PageTables, pause: Pause) -> bool:
     return not top or tables.frames.type_count[top] > 0 or approve(tables, top, tables.ahead_level, pause)
 
 
-def _approve_below(tables: PageTables, mfn: Mfn, level: int, pause: Pause) -> bool:
+def _approve_below(tables: PageTables, mfn: int, level: int, pause: Pause) -> bool:
     frames, row = tables.frames, tables.ram.tables[mfn]
     slots = np.array(tables.guest_slots(mfn, level), dtype=np.int64)
     children = ((row[slots] & np.uint64(PTE_MFN_MASK)) >> np.uint64(12)).tolist()
@@ -80,7 +79,7 @@ def drop_ahead(tables: PageTables) -> None:
         else:
             tables.drop_table(mfn)
     tables.ahead.clear()
-    tables.ahead_of = Mfn(0)
+    tables.ahead_of = 0
 
 
 def settle(tables: PageTables, pause: Pause | None = None) -> bool:

@@ -19,8 +19,7 @@ This module changes frames and tables. Which mapping the processor uses is `pagi
 for (`flush`) and done by whoever runs the vCPU.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
@@ -37,7 +36,6 @@ from pyhv.abi.x86 import (
     PTE_MFN_MASK,
     PTE_NX,
     PTE_P,
-    PTE_PAT,
     PTE_PCD,
     PTE_PSE,
     PTE_PWT,
@@ -46,16 +44,17 @@ from pyhv.abi.x86 import (
     PTE_US,
 )
 from pyhv.address import Mfn
+from pyhv.cpu.words import COMPILED, octets, words64
 from pyhv.errors import XenError
-from pyhv.mmu.budget import UNBOUNDED, Budget, TooMuch
+from pyhv.mmu.budget import UNBOUNDED, Budget, TooMuch, Within
 from pyhv.mmu.codewatch import CodeWatch
 from pyhv.mmu.frames import L1, L2, L4, NONE, TYPE_NAMES, WRITABLE, FrameTable
+from pyhv.mmu.manyleaves import L1_FORBIDDEN, approve_leaves, drop_leaves
 from pyhv.mmu.memory import GuestMemory
 from pyhv.mmu.paging import L4Cache
 from pyhv.mmu.physical import PhysicalMemory
 from pyhv.state import Plain, Tally, entries, refusal, restore, say, typed
 
-L1_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PAT
 UPPER_FORBIDDEN: Final = PTE_PWT | PTE_PCD | PTE_PSE | PTE_G
 HARMLESS: Final = PTE_NX | PTE_AVAIL | PTE_SOFT_HIGH | PTE_G | PTE_D | PTE_A | PTE_US
 """Bits that may change without a new approval, the frame being the same."""
@@ -64,6 +63,9 @@ XEN_SLOTS: Final = range(256, 272)
 FIRST_GUEST_SLOT_ABOVE: Final = 272
 MOST_FLUSH_PAGES: Final = 32
 """Single pages flushed in one exit; also what keeps a guest's list of them from growing without bound."""
+
+FEW: Final = 48
+"""Entries of an L1 up to which an interpreted loop is faster than numpy (measured)."""
 
 _u64 = np.uint64
 
@@ -94,6 +96,7 @@ class PageTables:
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("domid", "frames", "physical", "memory", "cache", "ram"), "given"),
         "budget": "other than unbounded within a hypercall only",
+        **dict.fromkeys(("_q", "_known"), "views of RAM and of what is watched"),
     }
 
     def __init__(
@@ -105,7 +108,9 @@ class PageTables:
         self.memory = memory
         self.cache = cache
         self.ram = physical.ram
+        self._q = words64(self.ram.q)
         self.code = CodeWatch(self)
+        self._known = octets(self.code.known)
         self.borrowed = 0
         """Leaf entries that map frames of other domains."""
         self.flush = False
@@ -116,10 +121,10 @@ class PageTables:
         self._work = 0
         self.budget = UNBOUNDED
         """Of the request that is being done; set with `within` alone."""
-        self.ahead: list[Mfn] = []
+        self.ahead: list[int] = []
         """Tables approved ahead of the one that is to refer to them, `ahead_of`: one reference each."""
-        self.ahead_of, self.ahead_level = Mfn(0), 0
-        self.doomed: list[Mfn] = []
+        self.ahead_of, self.ahead_level = 0, 0
+        self.doomed: list[int] = []
         """Tables that nothing refers to any more but this list, one reference each."""
 
     def state(self) -> dict[str, Plain]:
@@ -142,7 +147,7 @@ class PageTables:
             setattr(self, name, value)
         restore(self.code, found["code"], "code")
 
-    def held_tables(self) -> list[Mfn]:
+    def held_tables(self) -> list[int]:
         """Tables that are held by a reference for a large tree in the making or in dissolution."""
         return self.ahead + self.doomed
 
@@ -150,14 +155,9 @@ class PageTables:
         """Whether the table in a slot may be approved before the one that it is in."""
         return True
 
-    @contextmanager
-    def within(self, budget: Budget) -> Iterator[None]:
-        """Do what the block does within `budget`; whatever ends the block, the one before is back then."""
-        before, self.budget = self.budget, budget
-        try:
-            yield
-        finally:
-            self.budget = before
+    def within(self, budget: Budget) -> Within:
+        """Do what a block does within `budget`."""
+        return Within(self, budget)
 
     def take_work(self) -> int:
         """How many whole tables were approved or dropped since the last time this was asked."""
@@ -196,12 +196,12 @@ class PageTables:
         if level == L4 and slot in XEN_SLOTS:
             raise XenError(Errno.EINVAL, f"L4 slot {slot} belongs to the hypervisor")
 
-    def prepare(self, mfn: Mfn, level: int) -> None:
+    def prepare(self, mfn: int, level: int) -> None:
         """A frame is about to become a table: clear what no guest owns of it."""
         if level == L4:
             self.physical.write_slots(mfn, slice(XEN_SLOTS.start, XEN_SLOTS.stop), 0)
 
-    def guest_slots(self, mfn: Mfn, _level: int) -> list[int]:
+    def guest_slots(self, mfn: int, _level: int) -> list[int]:
         """The slots of an upper table that hold present entries of the guest."""
         slots: list[int] = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P)).tolist()
         return slots
@@ -214,37 +214,38 @@ class PageTables:
             entry |= PTE_US | PTE_GUEST_KERNEL
         return entry if entry & PTE_GUEST_KERNEL else entry | PTE_G
 
-    def _check_target(self, entry: int) -> Mfn:
-        """The frame that a leaf may point to, or the refusal: EINVAL, EPERM, EBUSY."""
+    def check_leaf(self, entry: int) -> int:
+        """The frame of a present leaf that can be approved, or the refusal: EINVAL, EPERM, EBUSY."""
+        if entry & L1_FORBIDDEN:
+            raise XenError(Errno.EINVAL, f"leaf entry {entry:#x} sets cache attributes")
         mfn = (entry & PTE_MFN_MASK) >> 12
-        if not 0 < mfn < self.frames.count:
+        frames = self.frames
+        if not 0 < mfn < frames.count:
             if mfn == MFN_ALL_ONES:
                 raise XenError(Errno.EINVAL, "leaf entry with an invalid frame number")
             raise XenError(Errno.EPERM, f"leaf entry points to mfn {mfn:#x}, which is not RAM")
-        if self.frames.owner[mfn] != self.domid:
-            raise XenError(
-                Errno.EBUSY, f"leaf entry points to {self.frames.describe(mfn)}, not the guest's own"
-            )
-        return Mfn(mfn)
+        if frames.owner[mfn] != self.domid:
+            raise XenError(Errno.EBUSY, f"leaf entry points to {frames.describe(mfn)}, not the guest's own")
+        if entry & PTE_RW and not frames.may_be_writable(mfn):
+            raise XenError(Errno.EBUSY, f"writable mapping of {frames.describe(mfn)}")
+        return mfn
 
-    def _take_leaf(self, entry: int) -> None:
-        """Take what a present, adjusted leaf needs (Xen: get_page_from_l1e)."""
-        mfn = self._check_target(entry)
+    def _take_leaf(self, entry: int, mfn: int) -> None:
+        """Take what a present leaf needs that was checked, of its frame (Xen: get_page_from_l1e)."""
         frames = self.frames
         if entry & PTE_RW:
-            if not frames.take_writable(mfn):
-                raise XenError(Errno.EBUSY, f"writable mapping of {frames.describe(mfn)}")
-        else:
-            frames.refs[mfn] += 1
+            frames.type[mfn] = WRITABLE
+            frames.type_count[mfn] += 1
+        frames.refs[mfn] += 1
         if not entry & PTE_NX:
             self._take_execute(mfn)
 
-    def _take_execute(self, mfn: Mfn) -> None:
+    def _take_execute(self, mfn: int) -> None:
         """Count one more leaf that lets a frame be executed."""
         frames = self.frames
         frames.exec_count[mfn] += 1
-        if not self.code.known[mfn]:
-            self.code.executable((mfn,))
+        if not self._known[mfn]:
+            self.code.executable((Mfn(mfn),))
         frames.code[mfn] = 1
 
     def _drop_execute(self, mfn: int) -> None:
@@ -254,9 +255,10 @@ class PageTables:
         if not left:
             self.code.released += 1
 
-    def drop_leaf(self, entry: int) -> None:
-        """Drop what a present leaf held (Xen: put_page_from_l1e)."""
-        mfn = Mfn((entry & PTE_MFN_MASK) >> 12)
+    def _release_leaf(self, entry: int) -> int:
+        """Drop what a present leaf held (Xen: put_page_from_l1e), but for a reference to its frame, which
+        is returned. The entry was approved: its frame exists."""
+        mfn = (entry & PTE_MFN_MASK) >> 12
         frames = self.frames
         self.stale = True
         if frames.owner[mfn] != self.domid:
@@ -268,21 +270,25 @@ class PageTables:
             self._drop_execute(mfn)
         if entry & PTE_RW:
             frames.type_count[mfn] -= 1
-        frames.drop(mfn)
+        return mfn
+
+    def drop_leaf(self, entry: int) -> None:
+        """Drop all that a present leaf held."""
+        self.frames.drop(self._release_leaf(entry))
 
     def update_l1(self, address: int, new: int, preserve_ad: bool = False) -> None:
         """Replace the L1 entry at a machine address inside a frame of type L1."""
-        q = self.ram.q
+        q = self._q
         at = address >> 3
         old = q[at]
         if new & PTE_P:
-            if new & L1_FORBIDDEN:
-                raise XenError(Errno.EINVAL, f"leaf entry {new:#x} sets cache attributes")
             new = self.adjust_leaf(new)
             if old & PTE_P and not (old ^ new) & ~HARMLESS:
                 if (old ^ new) & PTE_NX:
-                    change = self._drop_execute if new & PTE_NX else self._take_execute
-                    change(Mfn((new & PTE_MFN_MASK) >> 12))
+                    if new & PTE_NX:
+                        self._drop_execute((new & PTE_MFN_MASK) >> 12)
+                    else:
+                        self._take_execute((new & PTE_MFN_MASK) >> 12)
                 if old & ~new & (PTE_A | PTE_D | PTE_US) or ~old & new & PTE_NX:
                     self.stale = True
                 if old & ~new & (PTE_A | PTE_D) and not preserve_ad:
@@ -291,7 +297,7 @@ class PageTables:
                     self.flush = True
                 old = 0
             else:
-                self._take_leaf(new)
+                self._take_leaf(new, self.check_leaf(new))
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
         self._store_leaf(at, new)
@@ -310,11 +316,11 @@ class PageTables:
 
         It is not executable; the guest can make it so.
         """
-        mfn = Mfn((new & PTE_MFN_MASK) >> 12)
+        mfn = (new & PTE_MFN_MASK) >> 12
         if self.frames.owner[mfn] != self.domid:
             self.borrowed += 1
             if new & PTE_RW:
-                self.physical.lend(mfn)
+                self.physical.lend(Mfn(mfn))
         self.replace_leaf(address, new)
 
     def replace_leaf(self, address: int, new: int) -> None:
@@ -334,7 +340,7 @@ class PageTables:
 
     # -- upper entries -----------------------------------------------------------------------------------
 
-    def _take_upper(self, table: int, level: int, slot: int, entry: int) -> None:
+    def take_upper(self, table: int, level: int, slot: int, entry: int) -> None:
         """Take what a present entry of an L2, L3 or L4 table needs."""
         if entry & self.forbidden(level):
             raise XenError(Errno.EINVAL, f"L{level} entry {entry:#x} has bits that no guest may set")
@@ -343,11 +349,11 @@ class PageTables:
         if not 0 < mfn < frames.count or frames.owner[mfn] != self.domid:
             raise XenError(Errno.EINVAL, f"L{level} entry points to {frames.describe(mfn)}")
         if mfn == table or (frames.type_count[mfn] and frames.type[mfn] == level):
-            self._take_linear(table, level, mfn, entry)
+            self.take_linear(table, level, mfn, entry)
         else:
             self.take_table(mfn, level - 1)
 
-    def _take_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
+    def take_linear(self, table: int, level: int, mfn: int, entry: int) -> None:
         """Approve a same-level entry: read-only, and never a chain of them."""
         frames = self.frames
         if entry & PTE_RW:
@@ -363,13 +369,14 @@ class PageTables:
 
     def _drop_upper(self, table: int, level: int, entry: int) -> None:
         """Drop what a present upper entry held."""
-        mfn = Mfn((entry & PTE_MFN_MASK) >> 12)
+        mfn = (entry & PTE_MFN_MASK) >> 12
+        frames = self.frames
         if mfn == table:
             return
-        if self.frames.type[mfn] == level:
-            self.frames.linear_out[table] -= 1
-            self.frames.linear_in[mfn] -= 1
-        elif self.budget.in_steps and self.frames.type_count[mfn] == 1:
+        if frames.type[mfn] == level:
+            frames.linear_out[table] -= 1
+            frames.linear_in[mfn] -= 1
+        elif frames.type_count[mfn] == 1 and self.budget.in_steps:
             self.doomed.append(mfn)
             return
         self.drop_table(mfn)
@@ -378,7 +385,7 @@ class PageTables:
         """Replace an entry of an L2, L3 or L4 table."""
         table, slot = address >> 12, address >> 3 & 511
         self.check_slot(table, level, slot)
-        q = self.ram.q
+        q = self._q
         at = address >> 3
         old = q[at]
         if new & PTE_P:
@@ -388,7 +395,7 @@ class PageTables:
             if old & PTE_P and not (old ^ new) & ~HARMLESS:
                 old = 0
             else:
-                self._take_upper(table, level, slot, new)
+                self.take_upper(table, level, slot, new)
             if preserve_ad:
                 new |= q[at] & (PTE_A | PTE_D)
         self.physical.write_u64(address, new)
@@ -402,36 +409,35 @@ class PageTables:
 
     # -- whole tables ------------------------------------------------------------------------------------
 
-    def take_table(self, number: int, level: int) -> Mfn:
+    def take_table(self, number: int, level: int) -> int:
         """Take a reference of type `level` on a frame of the domain, promoting it if it is the first.
 
         Xen: get_page_and_type. EINVAL: the frame cannot be such a table, or an entry of it is refused.
         """
         frames = self.frames
-        mfn = frames.owned(number, self.domid)
-        if mfn is None:
+        if not 0 < number < frames.count or frames.owner[number] != self.domid:
             raise XenError(
                 Errno.EINVAL, f"{frames.describe(number)} cannot be an L{level}: not the guest's own"
             )
-        if frames.type_count[mfn] == 0:
-            self._promote(mfn, level)
-        elif frames.type[mfn] != level:
-            raise XenError(Errno.EINVAL, f"{frames.describe(mfn)} cannot be an L{level}")
+        if frames.type_count[number] == 0:
+            self._promote(number, level)
+        elif frames.type[number] != level:
+            raise XenError(Errno.EINVAL, f"{frames.describe(number)} cannot be an L{level}")
         else:
-            frames.type_count[mfn] += 1
-        frames.refs[mfn] += 1
-        return mfn
+            frames.type_count[number] += 1
+        frames.refs[number] += 1
+        return number
 
-    def drop_table(self, mfn: Mfn) -> None:
+    def drop_table(self, mfn: int) -> None:
         """Drop a table reference (Xen: put_page_and_type); the last type reference demotes the frame."""
         frames = self.frames
         left = frames.type_count[mfn] - 1
         frames.type_count[mfn] = left
         if left == 0:
-            self._demote(mfn, frames.type[mfn])
+            self.demote(mfn, frames.type[mfn])
         frames.drop(mfn)
 
-    def _promote(self, mfn: Mfn, level: int) -> None:
+    def _promote(self, mfn: int, level: int) -> None:
         frames = self.frames
         if self.stale:
             self.flush = True
@@ -453,7 +459,8 @@ class PageTables:
                 refusal.root = (mfn, level)
             raise
 
-    def _demote(self, mfn: Mfn, level: int) -> None:
+    def demote(self, mfn: int, level: int) -> None:
+        """The last type reference has gone: drop what the table's entries held."""
         self._work += 1
         self.memory.forget()
         self.flush = True
@@ -462,20 +469,19 @@ class PageTables:
         elif level in TYPE_NAMES and L2 <= level <= L4:
             if level == self.top:
                 self.cache.drop(mfn)
-            row = self.ram.tables[mfn]
+            base = mfn << 9
             for slot in self.guest_slots(mfn, level):
-                self._drop_upper(mfn, level, int(row[slot]))
+                self._drop_upper(mfn, level, self._q[base | slot])
         self.frames.type[mfn] = NONE
 
-    def _validate_upper(self, mfn: Mfn, level: int) -> None:
+    def _validate_upper(self, mfn: int, level: int) -> None:
         self.prepare(mfn, level)
-        row = self.ram.tables[mfn]
-        extra = self.adjust_upper(level)
+        base, extra = mfn << 9, self.adjust_upper(level)
         taken: list[int] = []
         try:
             for slot in self.guest_slots(mfn, level):
-                entry = int(row[slot]) | extra
-                self._take_upper(mfn, level, slot, entry)
+                entry = self._q[base | slot] | extra
+                self.take_upper(mfn, level, slot, entry)
                 taken.append(entry)
                 self.physical.write_u64(mfn << 12 | slot << 3, entry)
         except XenError:
@@ -483,79 +489,48 @@ class PageTables:
                 self._drop_upper(mfn, level, entry)
             raise
 
-    def _validate_l1(self, mfn: Mfn) -> None:
-        """Approve a whole L1 at once; Xen goes entry by entry, so the first bad one gives the errno."""
-        frames = self.frames
-        row = self.ram.tables[mfn]
-        slots = np.flatnonzero(row & _u64(PTE_P))
-        if not slots.size:
+    def _validate_l1(self, mfn: int) -> None:
+        """Approve a whole L1: all of its entries or none. The first bad one gives the errno."""
+        present = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P))
+        if not COMPILED and present.size > FEW:
+            approve_leaves(self, mfn, present)
             return
-        entries = row[slots]
-        targets = ((entries & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)
-        writable = (entries & _u64(PTE_RW)) != 0
-        fine = bool(targets.max() < frames.count) and not (entries & _u64(L1_FORBIDDEN)).any()
-        if fine:
-            free_to_write = (frames.type_count_np[targets] == 0) | (frames.type_np[targets] == WRITABLE)
-            fine = bool(((frames.owner_np[targets] == self.domid) & (free_to_write | ~writable)).all())
-        if not fine:
-            self._refuse_l1(entries.tolist())
-        to_write = targets[writable]
-        frames.type_np[to_write] = WRITABLE
-        np.add.at(frames.type_count_np, to_write, 1)
-        np.add.at(frames.refs_np, targets, 1)
-        executable = targets[(entries & _u64(PTE_NX)) == 0]
-        if executable.size:
-            np.add.at(frames.exec_count_np, executable, 1)
-            unknown = executable[self.code.known_np[executable] == 0]
-            if unknown.size:
-                self.code.many_executable(unknown)
-            frames.code_np[executable] = 1
-        self.physical.write_slots(mfn, slots, self._adjust_leaves(entries))
+        slots = present.tolist()
+        q, base = self._q, mfn << 9
+        for slot in slots:
+            self.check_leaf(q[base | slot])
+        for slot in slots:
+            at = base | slot
+            entry = q[at]
+            # Nothing that the check looks at has changed for the worse: entries only make frames writable.
+            self._take_leaf(entry, (entry & PTE_MFN_MASK) >> 12)
+            adjusted = self.adjust_leaf(entry)
+            if adjusted != entry:
+                self.physical.write_u64(at << 3, adjusted)
 
-    def _adjust_leaves(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def _invalidate_l1(self, mfn: int) -> None:
+        """Drop what all entries of an L1 held; what becomes free does so in the order of frame numbers."""
+        present = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P))
+        if not COMPILED and present.size > FEW:
+            drop_leaves(self, mfn, present)
+            return
+        frames, q, base = self.frames, self._q, mfn << 9
+        last: list[int] = []
+        for slot in present.tolist():
+            target = self._release_leaf(q[base | slot])
+            if frames.refs[target] == 1:
+                last.append(target)
+            else:
+                frames.refs[target] -= 1
+        for target in sorted(last):
+            frames.drop(target)
+
+    def adjust_leaves(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """`adjust_leaf` for many."""
         supervisor = (entries & _u64(PTE_US)) == 0
         entries = np.where(supervisor, entries | _u64(PTE_US | PTE_GUEST_KERNEL), entries)
         user = (entries & _u64(PTE_GUEST_KERNEL)) == 0
         return np.where(user, entries | _u64(PTE_G), entries)
-
-    def _refuse_l1(self, entries: list[int]) -> None:
-        """Raise the refusal of the first entry that cannot be approved."""
-        for entry in entries:
-            if entry & L1_FORBIDDEN:
-                raise XenError(Errno.EINVAL, f"leaf entry {entry:#x} sets cache attributes")
-            mfn = self._check_target(entry)
-            if entry & PTE_RW and self.frames.type_count[mfn] and self.frames.type[mfn] != WRITABLE:
-                raise XenError(Errno.EBUSY, f"writable mapping of {self.frames.describe(mfn)}")
-        raise AssertionError("a table was refused without a cause")
-
-    def _invalidate_l1(self, mfn: Mfn) -> None:
-        """Drop the references of all entries of an L1."""
-        frames = self.frames
-        row = self.ram.tables[mfn]
-        entries = row[(row & _u64(PTE_P)) != 0]
-        if not entries.size:
-            return
-        self.stale = True
-        targets = ((entries & _u64(PTE_MFN_MASK)) >> _u64(12)).astype(np.int64)
-        np.subtract.at(frames.type_count_np, targets[(entries & _u64(PTE_RW)) != 0], 1)
-        executable = targets[(entries & _u64(PTE_NX)) == 0]
-        if executable.size:
-            np.subtract.at(frames.exec_count_np, executable, 1)
-            self.code.released += int(np.count_nonzero(frames.exec_count_np[executable] == 0))
-        if self.borrowed:
-            self._return_borrowed(targets, (entries & _u64(PTE_RW)) != 0)
-        again, counts = np.unique(targets, return_counts=True)
-        left = frames.refs_np[again] - counts.astype(np.uint32)
-        frames.refs_np[again] = np.maximum(left, 1)
-        for dead in again[left == 0].tolist():
-            frames.drop(dead)
-
-    def _return_borrowed(self, targets: npt.NDArray[np.int64], writable: npt.NDArray[np.bool_]) -> None:
-        """Count the frames of other domains off that an L1 maps no more."""
-        foreign = self.frames.owner_np[targets] != self.domid
-        self.borrowed -= int(np.count_nonzero(foreign))
-        np.subtract.at(self.frames.lent_np, targets[foreign & writable], 1)
 
     # -- pinning -----------------------------------------------------------------------------------------
 
@@ -570,11 +545,10 @@ class PageTables:
     def unpin(self, number: int) -> None:
         """Undo `pin`."""
         frames = self.frames
-        mfn = frames.owned(number, self.domid)
-        if mfn is None or not frames.pinned[mfn]:
+        if not 0 < number < frames.count or frames.owner[number] != self.domid or not frames.pinned[number]:
             raise XenError(Errno.EINVAL, f"{frames.describe(number)} is not pinned")
-        frames.pinned[mfn] = 0
-        self.drop_table(mfn)
+        frames.pinned[number] = 0
+        self.drop_table(number)
 
     def allow_top_anywhere(self, allowed: bool) -> None:
         """vm_assist `pae_extended_cr3`, which means nothing to a guest whose tables lie anywhere."""
@@ -582,7 +556,7 @@ class PageTables:
     def write_plain(self, address: int, value: int) -> None:
         """Store into an own frame that is no table (an untyped frame being prepared as one)."""
         frames = self.frames
-        mfn = Mfn(address >> 12)
+        mfn = address >> 12
         if not frames.take_writable(mfn):
             raise XenError(Errno.EINVAL, f"store into {frames.describe(mfn)}")
         self.physical.write_u64(address, value)

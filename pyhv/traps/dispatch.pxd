@@ -2,6 +2,7 @@ from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
 from pyhv.cpu.words cimport Octets, Words32, Words64, words64, words32
 from pyhv.cpu.sysentry cimport SyscallSink
+from pyhv.mmu.tables cimport PageTables
 from pyhv.traps.guestcpu cimport GuestCpu
 from pyhv.domain.fields cimport VcpuFields
 from pyhv.hypercalls.context cimport CallFields
@@ -23,7 +24,7 @@ cdef class Dispatcher(SyscallSink):
     cdef Words32 _d
     cdef Words64 _q
     cdef _count(self, int kind, detail)
-    @cython.locals(vcpu=VcpuFields, cpu=GuestCpu, flags=Octets)
+    @cython.locals(vcpu=VcpuFields, cpu=GuestCpu, tables=PageTables, flags=Octets)
     cpdef finish(self)
     @cython.locals(number=uint32_t)
     cpdef syscall(self, uint64_t length)

@@ -4,9 +4,11 @@ from pyhv.cpu.words cimport Words32, Words64, words64, words32
 from pyhv.cpu.vmcb cimport Vmcb
 from pyhv.domain.fields cimport VcpuFields
 from pyhv.mmu.memory cimport GuestMemory
+from pyhv.mmu.tables cimport PageTables
 
 cdef class GuestCpu:
-    cdef public object domain, engine, reserved_descriptors, tables
+    cdef public object domain, engine, reserved_descriptors
+    cdef public PageTables tables
     cdef public Vmcb vmcb
     # The engine's state block, indexed with constants (`vmcb.pxd`).
     cdef Words64 _q

@@ -1,12 +1,13 @@
 from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
 from pyhv.cpu.words cimport Octets, packed7, packed8
+from pyhv.mmu.paging cimport L4Cache
 from pyhv.traps.guestcpu cimport GuestCpu
 from pyhv.domain.fields cimport VcpuFields, NmiFields, PagingFields, CallbackFields
 from pyhv.events.vcpu_info cimport VcpuInfo
 
 cdef class LongModeCpu(GuestCpu):
-    @cython.locals(vcpu=VcpuFields, paging=PagingFields, cr3=uint64_t, cpl=uint32_t)
+    @cython.locals(vcpu=VcpuFields, paging=PagingFields, cache=L4Cache, cr3=uint64_t, cpl=uint32_t)
     cpdef arrange(self)
     @cython.locals(vcpu=VcpuFields, paging=PagingFields)
     cdef _change_mode(self, bint to_kernel)

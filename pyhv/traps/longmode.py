@@ -72,7 +72,7 @@ class LongModeCpu(GuestCpu):
         """Choose the arrangement for the vCPU's mode and set CR3 and CPL accordingly."""
         vcpu, q, d = self.vcpu, self._q, self._d
         paging = vcpu.paging
-        cache = self.domain.cache
+        cache = self.tables.cache
         if paging.merge_known != cache.generation:
             paging.merge_known = cache.generation
             paging.merged = cache.may_merge(paging.kernel_l4, paging.user_l4)
@@ -105,7 +105,7 @@ class LongModeCpu(GuestCpu):
         paging = vcpu.paging
         vcpu.in_kernel = to_kernel
         q[_GS_BASE], vcpu.other_gs_base = vcpu.other_gs_base, q[_GS_BASE]
-        if paging.merged and not paging.force_split and paging.merge_known == self.domain.cache.generation:
+        if paging.merged and not paging.force_split and paging.merge_known == self.tables.cache.generation:
             return  # same table; the caller sets CPL with the rest of hflags
         paging.force_split = False
         self.arrange()

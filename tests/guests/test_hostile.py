@@ -174,12 +174,6 @@ def _no_flush(self: PageTables, name: str, value: object) -> None:
     object.__setattr__(self, name, False if name in ("flush", "stale") else value)
 
 
-def _take_writable_always(self: FrameTable, mfn: int) -> bool:
-    self.type_count[mfn] += 1
-    self.refs[mfn] += 1
-    return True
-
-
 def _every_half(self: Maptrack, handle: int, _host: int, _device: int) -> tuple[Mapping, MapFlag]:
     return self.get(handle), self.get(handle).halves
 
@@ -207,13 +201,13 @@ def _adopt(self: context.Call, mfn: int) -> int:
 
 
 MUTATIONS = [
-    ("linear-tables", PageTables, "_take_linear", _any_linear),
-    ("linear-tables", PageTables, "_take_linear", _any_chain),
+    ("linear-tables", PageTables, "take_linear", _any_linear),
+    ("linear-tables", PageTables, "take_linear", _any_chain),
     ("xen-slots", tables, "XEN_SLOTS", range(256, 257)),
     ("entry-bits", tables, "L1_FORBIDDEN", 0),
     ("entry-bits", tables, "UPPER_FORBIDDEN", 0x180),
-    ("type-confusion", FrameTable, "take_writable", _take_writable_always),
-    ("type-counts", FrameTable, "take_writable", _take_writable_always),
+    ("type-confusion", FrameTable, "may_be_writable", _always(True)),
+    ("type-counts", FrameTable, "may_be_writable", _always(True)),
     ("stale-tlb", PageTables, "__setattr__", _no_flush),
     ("pointers", GuestMemory, "_miss", _miss_without_hole),
     ("counts", grant_calls, "_COUNT_LIMIT", 1 << 32),
@@ -229,12 +223,12 @@ MUTATIONS = [
     ("edges", longmode, "IRET_FLAGS", IRET_FLAGS | 0x3000),
     ("edges", msr, "is_canonical", _always(True)),
     ("vcpu-contexts", GuestContext, "check", _always(None)),
-    ("emulator", PageTables, "_check_target", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),
+    ("emulator", PageTables, "check_leaf", lambda _self, entry: (entry & 0xFFFFFFFFFF000) >> 12),
     ("exhaustion", EventChannels, "_free_port", lambda self: self._unused),
     ("races", PageTables, "__setattr__", _no_flush),
     ("pae32", PaePageTables, "check_slot", _always(None)),
     ("pae32", PaePageTables, "forbidden", _always(0)),
-    ("pae32", PaePageTables, "_demote", PageTables._demote),
+    ("pae32", PaePageTables, "demote", PageTables.demote),
     ("pointers32", vcpu_calls, "guest_may_use", _always(True)),
     ("pointers32", GuestMemory, "_miss", _miss_read_only),
     ("privilege32", cpu_calls, "fix_descriptor", lambda value, _width: value),

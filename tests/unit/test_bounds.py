@@ -56,6 +56,7 @@ def test_translations_that_are_remembered(guest: Paused, monkeypatch: pytest.Mon
         assert sum(len(table) for view in memory._views.values() for table in view) <= 100
 
 
+@plain_lane("the bound is a constant in the code")
 @pytest.mark.promise("L-22")
 def test_merges_that_are_remembered(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest may pair each of its L4s with each other."""

@@ -21,8 +21,9 @@ from pyhv.address import Mfn
 from pyhv.errors import XenError
 from pyhv.mmu.audit import MappedGrant
 from pyhv.mmu.frames import L1, L2, L3, L4, SEGDESC, WRITABLE
+from pyhv.mmu.manyleaves import L1_FORBIDDEN
 from pyhv.mmu.paging import MERGED, SPLIT_KERNEL
-from pyhv.mmu.tables import L1_FORBIDDEN, UPPER_FORBIDDEN
+from pyhv.mmu.tables import UPPER_FORBIDDEN
 
 # -- corruption --------------------------------------------------------------------------------------------
 

@@ -387,7 +387,7 @@ def test_pins(bench: Bench, guest: BareDomain) -> None:
     guest.tables.unpin(l1)
     with refused(Errno.EINVAL, bench):
         guest.tables.unpin(l1)
-    for mfn in (0, -1, bench.frames.count, 1 << 52, bench.domains[1].one(), bench.m2p.frames[0]):
+    for mfn in (0, (1 << 64) - 1, bench.frames.count, 1 << 52, bench.domains[1].one(), bench.m2p.frames[0]):
         with refused(Errno.EINVAL, bench):
             guest.tables.pin(mfn, L1)
         with refused(Errno.EINVAL, bench):
