@@ -4,6 +4,9 @@ from pyhv.cpu.words cimport Octets, Words16, Words32, octets, words16, words32
 
 cdef class FrameCounts:
     cdef public uint64_t count
+    # The columns, a word for each of `count` frames. Whoever holds a frame number has compared it with `count`
+    # (`PageTables.check_leaf`, `take_upper`, `take_table`, `unpin`, `hypercalls/mmuentries`), or has it from an entry
+    # that was approved, which is how `_release_leaf` and `_drop_upper` come by theirs.
     cdef Words16 owner
     cdef Octets type
     cdef Octets code

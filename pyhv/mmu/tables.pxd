@@ -18,6 +18,8 @@ cdef class PageTables:
     cdef public int ahead_level
     cdef public bint flush, stale
     cdef public list flush_pages, ahead, doomed
+    # RAM, at the machine address of an entry: callers come with one in a frame that the frame table has as a table
+    # of theirs; a slot is below 512. `_known` has a byte for each frame, and is indexed as the columns are.
     cdef Words64 _q
     cdef Octets _known
     cpdef flush_page(self, uint64_t va)
