@@ -24,7 +24,6 @@ DIRECTIVES: Final = {
     "language_level": "3",
     "annotation_typing": "False",  # types are said in the .pxd alone
     "wraparound": "False",
-    "cdivision": "True",
     "initializedcheck": "False",
     "binding": "True",  # a handler's signature and notes are read
     "always_allow_keywords": "True",
