@@ -23,7 +23,6 @@ ROOT: Final = PACKAGE.parent
 DIRECTIVES: Final = {
     "language_level": "3",
     "annotation_typing": "False",  # types are said in the .pxd alone
-    "wraparound": "False",
     "initializedcheck": "False",
     "binding": "True",  # a handler's signature and notes are read
     "always_allow_keywords": "True",
