@@ -17,8 +17,8 @@ from bench import selftests
 from bench.guest import command_prefix
 from pyhv.errors import EnvironmentProblem, ExitCode
 from pyhv.images import debian, kernels
-from pyhv.images.archive import Progress
 from pyhv.images.kernels import KERNELS, Packaged
+from pyhv.images.progress import Progress
 
 SUITES = ("bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid")
 _COMPLAINT = re.compile(r"\] ((?:BUG|WARNING|INFO: task|rcu: INFO|Oops|kernel BUG)\b[^\r\n]*)")

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from pyhv.errors import ImageError
-from pyhv.guests.catalogue import HOSTILE, source_of
+from pyhv.guests.catalogue import HOSTILE, description_of, source_of
 
 _INTRODUCTION = """\
 # Hostile guests
@@ -63,7 +63,7 @@ def read(name: str) -> Attacker:
             break
     if set(fields) != {"Class", "History", "Refused"} or not _ADVISORIES.fullmatch(fields["History"]):
         raise ImageError(f"{name}: its first lines want `# Class: `, `# History: XSA-...` and `# Refused: `")
-    return Attacker(name, HOSTILE[name], fields["Class"], fields["History"], fields["Refused"])
+    return Attacker(name, description_of(name), fields["Class"], fields["History"], fields["Refused"])
 
 
 def _sentence(text: str) -> str:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 from weakref import WeakValueDictionary
 
 from pyhv.api.console import Console
@@ -26,17 +26,19 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.images import source as images
-from pyhv.images.archive import SilentProgress
+from pyhv.images.progress import SilentProgress
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.loader.ramdisk import Ramdisk, prepare
 from pyhv.machine import Machine as Hypervisor
 from pyhv.machine import MachineConfig
 from pyhv.resident import Ended, Resident
-from pyhv.snapshot.snapshot import Snapshot, take
 from pyhv.state import state
 from pyhv.until import AllEnded, Exits, Outcome, Reaches, Runnable, Seconds, Until, When
 from pyhv.xenstore.peers import introduce_peers
+
+if TYPE_CHECKING:
+    from pyhv.snapshot.snapshot import Snapshot
 
 Cancel: TypeAlias = Callable[[], None]
 """Ends what was begun."""
@@ -256,12 +258,14 @@ class Machine:
 
     # -- moments -----------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> "Snapshot":
         """The machine with all its guests as it is now. SnapshotError.
 
         Memory is shared with it, so that this takes as long as the pages are many that were written since
         the last time. In virtual time, what goes on from a snapshot does what the machine would have done.
         """
+        from pyhv.snapshot.snapshot import take  # seldom needed, like whatever else is imported late here
+
         self._known.update({(guest.domid, guest.uuid): guest for guest in self.guests})
         notes = MachineNotes(
             [guest.notes() for guest in self.guests],
@@ -269,7 +273,7 @@ class Machine:
         )
         return take(self.hypervisor, state(notes), {guest.domid: guest.verdict for guest in self.guests})
 
-    def revert(self, snapshot: Snapshot) -> None:
+    def revert(self, snapshot: "Snapshot") -> None:
         """Put the machine back to a moment of its own. SnapshotError.
 
         Handles stay valid: a guest that has ended since lives again, one that came later is gone.
@@ -284,7 +288,7 @@ class Machine:
         return Machine.of(self.snapshot(), tuned=self.hypervisor.config.tuned)
 
     @classmethod
-    def of(cls, snapshot: Snapshot, *, tuned: bool = True, measure: bool = False) -> Self:
+    def of(cls, snapshot: "Snapshot", *, tuned: bool = True, measure: bool = False) -> Self:
         """A new machine that goes on from a snapshot, when it is run. SnapshotError."""
         machine = cls.__new__(cls)
         notes = read_notes(snapshot)
@@ -301,7 +305,7 @@ class Machine:
     def _new_handle(self, notes: GuestNotes) -> Guest:
         return Guest(self, notes.domid, notes.name, notes.uuid, Console(), symbols=notes.symbols)
 
-    def _take_over(self, snapshot: Snapshot, notes: MachineNotes, guests: dict[int, Guest]) -> None:
+    def _take_over(self, snapshot: "Snapshot", notes: MachineNotes, guests: dict[int, Guest]) -> None:
         """The hypervisor is what it was, and prints to the consoles of `guests`: they become so too."""
         for guest in self._guests.values():
             if guests.get(guest.domid) is not guest:
@@ -369,6 +373,8 @@ class Machine:
 
 def load(path: Path | str, *, tuned: bool = True) -> Machine:
     """A machine that goes on from a snapshot's file. SnapshotError."""
+    from pyhv.snapshot.snapshot import Snapshot
+
     return Machine.of(Snapshot.load(path), tuned=tuned)
 
 

@@ -2,13 +2,15 @@
 """What a machine's user knows of it, as plain data: the notes of a snapshot."""
 
 from dataclasses import dataclass
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from pyhv.abi.layout import u16, u64
 from pyhv.api.console import ConsoleNotes
 from pyhv.errors import SnapshotError
-from pyhv.snapshot.snapshot import Snapshot
 from pyhv.state import Tally, construct
+
+if TYPE_CHECKING:
+    from pyhv.snapshot.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,10 @@ class MachineNotes:
     """What was typed on consoles that had no room for it yet, by domid."""
 
 
-def read_notes(snapshot: Snapshot) -> MachineNotes:
+def read_notes(snapshot: "Snapshot") -> MachineNotes:
     """What a snapshot's user has noted. SnapshotError: that does not belong to its domains, or is none."""
+    from uuid import UUID
+
     with snapshot.reading():
         notes = construct(MachineNotes, snapshot.notes, "notes")
         if sorted(guest.domid for guest in notes.guests) != sorted(snapshot.domids()):

@@ -9,7 +9,6 @@ pyhv.errors.ConfigError: '12 apples' is no amount of memory; write 128M, 1G or a
 """
 
 import re
-from fractions import Fraction
 from typing import Final
 
 from pyhv.address import PAGE_SHIFT
@@ -24,15 +23,17 @@ def pages(amount: str | int) -> int:
     Whether so much is possible is for those to say who are to provide it.
     """
     if isinstance(amount, int):
-        size = Fraction(amount)
+        size, parts = amount, 1
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?\s*", amount, re.IGNORECASE)
+        match = re.fullmatch(r"\s*(\d+)(?:\.(\d+))?\s*([KMG]?)(?:i?B)?\s*", amount, re.IGNORECASE)
         if match is None:
             raise ConfigError(f"{amount!r} is no amount of memory; write 128M, 1G or a number of bytes.")
-        size = Fraction(match[1]) * (1 << _UNITS[match[2].upper()])
-    if size % (1 << PAGE_SHIFT):
+        decimals = match[2] or ""
+        size, parts = int(match[1] + decimals) << _UNITS[match[3].upper()], 10 ** len(decimals)
+    found, rest = divmod(size, parts << PAGE_SHIFT)
+    if rest:
         raise ConfigError(f"{amount!r} is no whole number of pages of {1 << PAGE_SHIFT} bytes.")
-    return int(size) >> PAGE_SHIFT
+    return found
 
 
 def expression(pattern: "str | bytes | re.Pattern[str] | re.Pattern[bytes]") -> "re.Pattern[bytes]":

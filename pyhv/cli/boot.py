@@ -146,8 +146,10 @@ def boot(
     if name is not None and not _is_name(name):
         raise click.UsageError(f"--name {name!r}: letters, digits and ._+- make a name, {MAX_NAME} at most.")
     check_kernel_options(images, flavour, suite)
-    _import_meanwhile("pyhv.cli.session")  # while the image is unpacked
     from pyhv.images import source as sources
+
+    if not sources.ALL_BUILTIN.issuperset(images):
+        _import_meanwhile("pyhv.cli.session")  # while the image is unpacked
 
     if not images:
         say("no IMAGE given, so here are pyhv's own guests, side by side")

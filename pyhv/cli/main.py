@@ -7,7 +7,6 @@ Here is the one boundary between exceptions and exit codes: a `PyhvError` is tol
 
 import gc
 import os
-import traceback
 from typing import Any, Final
 
 import click
@@ -53,6 +52,8 @@ class Boundary(click.Group):
         except PyhvError as error:
             say(str(error))
             if ctx.meta.get(VERBOSE):
+                import traceback
+
                 click.echo(traceback.format_exc(), err=True, nl=False)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
@@ -67,6 +68,8 @@ class Boundary(click.Group):
 
 
 def _tell_bug(error: Exception, verbose: bool) -> None:
+    import traceback
+
     summary = traceback.format_exception_only(error)[-1].strip()
     say(f"internal error: {summary}")
     if verbose:

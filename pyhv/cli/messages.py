@@ -47,7 +47,7 @@ def is_verbose() -> bool:
 
 
 class PlainProgress:
-    """Progress without a terminal: a line for each stage (`pyhv.images.archive.Progress`)."""
+    """Progress without a terminal: a line for each stage (`pyhv.images.progress.Progress`)."""
 
     def step(self, text: str) -> None:
         """Say it."""
@@ -61,7 +61,7 @@ class PlainProgress:
 
 
 class BarProgress:
-    """Progress at a terminal: a bar for what is downloaded (`pyhv.images.archive.Progress`)."""
+    """Progress at a terminal: a bar for what is downloaded (`pyhv.images.progress.Progress`)."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -19,23 +19,28 @@ def source_of(name: str) -> Path:
     return FOLDER / f"{name}.S"
 
 
-def _describe(directory: str = "") -> dict[str, str]:
-    """Read each source's first comment line of the form `# name - what it does`."""
-    found = {}
-    for path in sorted((FOLDER / directory).glob("*.S")):
-        with path.open(encoding="utf-8") as source:
-            for line in source:
-                name, dash, text = line.lstrip("# ").rstrip().partition(" - ")
-                if dash and name == path.stem:
-                    found[f"{directory}{name}"] = text
-                    break
-    return found
+def description_of(name: str) -> str:
+    """What a built-in kernel does: its source's first comment line of the form `# name - what it does`.
+
+    Empty if there is none.
+    """
+    path = source_of(name)
+    with path.open(encoding="utf-8") as source:
+        for line in source:
+            called, dash, text = line.lstrip("# ").rstrip().partition(" - ")
+            if dash and called == path.stem:
+                return text
+    return ""
 
 
-BUILTIN: Final[dict[str, str]] = _describe()
-"""Kernels that come with pyhv: name to one line on what each does."""
-HOSTILE: Final[dict[str, str]] = _describe("hostile/")
-"""Kernels that attack the hypervisor, each in one way: `hostile/name` to one line on what each tries."""
+def _names(directory: str = "") -> tuple[str, ...]:
+    return tuple(f"{directory}{path.stem}" for path in sorted((FOLDER / directory).glob("*.S")))
+
+
+BUILTIN: Final = _names()
+"""Kernels that come with pyhv."""
+HOSTILE: Final = _names("hostile/")
+"""Kernels that attack the hypervisor, each in one way: `hostile/name`."""
 
 BUILTIN_32: Final = frozenset(name for name in BUILTIN if name.endswith("32"))
 """Which of them are 32-bit PAE kernels."""

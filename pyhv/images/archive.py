@@ -21,9 +21,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Final
 
 from pyhv.errors import EnvironmentProblem
+from pyhv.images.progress import Progress
 
 ELSEWHERE: Final = (
     "with files of your own: pyhv boot VMLINUZ --ramdisk INITRAMFS --append console=hvc0 --memory 128"
@@ -33,26 +34,6 @@ _POLL_SECONDS: Final = 0.1
 _KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _NO_SECURITY: Final = ("sid", "unstable", "experimental")
 """Suites for which there is no archive of security updates."""
-
-
-class Progress(Protocol):
-    """Somebody who wants to know how far it is."""
-
-    def step(self, text: str) -> None:
-        """A new stage has begun."""
-
-    def transferred(self, done: int, total: int) -> None:
-        """Bytes downloaded so far, of `total` (0: unknown)."""
-
-
-class SilentProgress:
-    """Nobody wants to know."""
-
-    def step(self, text: str) -> None:
-        """Said to nobody."""
-
-    def transferred(self, done: int, total: int) -> None:
-        """Said to nobody."""
 
 
 class Archive:

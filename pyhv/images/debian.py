@@ -12,14 +12,15 @@ complete one no tool and no network is needed. How packages are fetched is `arch
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyhv.errors import EnvironmentProblem
-from pyhv.images import archive, initramfs
-from pyhv.images.archive import ELSEWHERE, Archive, Progress
+from pyhv.images.progress import Progress
+
+if TYPE_CHECKING:
+    from pyhv.images.archive import Archive
 
 COMMAND_LINE: Final = "console=hvc0"
 MEMORY_MIB: Final = 128
@@ -65,11 +66,15 @@ def ensure(
     top = cache_directory() / "debian"
     root = top
     if suite is not None:
+        from pyhv.images import archive
+
         archive.check_suite(suite)
         root /= suite
     try:
         cached = _newest_cached(root, flavour)
         if cached is None or update:
+            from pyhv.images import archive  # with what starts processes and reads packages
+
             top.mkdir(parents=True, exist_ok=True)
             with archive.open_archive(suite, top, progress) as packages:
                 image = newest_kernel(packages, flavour)
@@ -81,8 +86,10 @@ def ensure(
         raise EnvironmentProblem(f"{root}: the cache cannot be used ({cause.strerror or cause})") from cause
 
 
-def newest_kernel(packages: Archive, flavour: str = STOCK) -> str:
+def newest_kernel(packages: "Archive", flavour: str = STOCK) -> str:
     """The package name of Debian's newest kernel of a flavour for amd64. Raises EnvironmentProblem."""
+    from pyhv.images.archive import ELSEWHERE
+
     suffix = _suffix(flavour)
     found = packages.depends(f"linux-image-{suffix}", re.compile(f"linux-image-{_VERSION}-{suffix}"))
     if found is None:
@@ -111,8 +118,12 @@ def _version_key(version: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", version)]
 
 
-def _fetch(packages: Archive, image: str, target: Path, progress: Progress) -> None:
+def _fetch(packages: "Archive", image: str, target: Path, progress: Progress) -> None:
     """Download both packages and put the two files that matter into the cache."""
+    import tempfile
+
+    from pyhv.images import archive
+
     target.parent.mkdir(exist_ok=True)
     holder = packages.depends(image, re.compile(image.replace("image", "binary", 1).replace("+", r"\+")))
     kernel = holder or image  # where the image's package is an empty one, the kernel is in what it names
@@ -132,6 +143,8 @@ def _fetch(packages: Archive, image: str, target: Path, progress: Progress) -> N
 
 def _finish(directory: Path, progress: Progress) -> DebianFiles:
     """Make what is made from the fetched files, if it is not there yet."""
+    from pyhv.images import initramfs
+
     ramdisk = directory / f"initramfs-{initramfs.recipe()}.cpio.gz"
     if not ramdisk.is_file():
         progress.step("building the initramfs")
@@ -148,6 +161,8 @@ def _finish(directory: Path, progress: Progress) -> DebianFiles:
 
 def store_whole(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all."""
+    import tempfile
+
     handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
     try:
         with open(handle, "wb") as file:

@@ -8,15 +8,13 @@ The cache is $XDG_CACHE_HOME/pyhv/packaged, one directory for each kernel and su
 """
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pyhv.errors import EnvironmentProblem
-from pyhv.images import archive
-from pyhv.images.archive import Progress
 from pyhv.images.debian import cache_directory
+from pyhv.images.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,8 @@ KERNELS: Final = {
 def ensure(name: str, packaged: Packaged, progress: Progress, *, update: bool = False) -> PackagedFile:
     """The kernel, from the cache or fetched; `name` is its place in the cache. Raises EnvironmentProblem."""
     if packaged.suite is not None:
+        from pyhv.images import archive
+
         archive.check_suite(packaged.suite)
     target = location(name, packaged).parent
     root = target.parent
@@ -72,6 +72,10 @@ def _is_complete(directory: Path) -> bool:
 
 
 def _fetch(packaged: Packaged, target: Path, progress: Progress) -> None:
+    import tempfile
+
+    from pyhv.images import archive  # with what starts processes and reads packages
+
     root, suite, architecture = target.parent, packaged.suite, packaged.architecture
     with (
         tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as name,

@@ -13,14 +13,16 @@ from typing import Final
 from pyhv.errors import ImageError
 from pyhv.guests.catalogue import BUILTIN, HOSTILE
 from pyhv.images import debian, kernels
-from pyhv.images.archive import Progress
 from pyhv.images.built import built_once
+from pyhv.images.progress import Progress
 from pyhv.images.unpacked import unpack_once
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.loader.ramdisk import MAX_RAMDISK, Ramdisk, prepare
 
 DEBIAN: Final = "debian"
+ALL_BUILTIN: Final = frozenset((*BUILTIN, *HOSTILE))
+"""What pyhv brings itself: small, and not packed."""
 DEMONSTRATION: Final = (
     "hello", "hello32", "ticker", "pages", "pages32", "usermode", "usermode32", "ping", "pong", "intruder",
 )  # fmt: skip
@@ -58,7 +60,7 @@ def resolve(
     kernels is meant.
     Raises ImageError or EnvironmentProblem.
     """
-    if word in BUILTIN or word in HOSTILE:
+    if word in ALL_BUILTIN:
         return Source(word, load_image(built_once(word), word), memory=BUILTIN_MIB, builtin=True)
     if word == DEBIAN:
         files = debian.ensure(progress(), flavour=flavour, suite=suite)

@@ -14,7 +14,7 @@ import struct
 from typing import Final, NamedTuple
 
 from pyhv.errors import ImageError
-from pyhv.loader.decompress import expand, sniff
+from pyhv.loader.packed import sniff
 
 ELF_MAGIC: Final = b"\x7fELF"
 
@@ -39,11 +39,17 @@ def unpack(data: bytes, name: str) -> Unpacked:
             f"{name}: it {found}, so it is neither an ELF file, a bzImage nor one of them compressed; "
             "give a kernel such as vmlinuz or vmlinux"
         )
-    inside = expand(compression, data, name)
+    inside = _expand(compression, data, name)
     if _is_bzimage(inside):
         elf, kind = _unpack_payload(inside, name)
         return Unpacked(elf, f"{kind} in {compression}")
     return _checked(inside, "ELF", compression, name)
+
+
+def _expand(compression: str, payload: bytes, name: str) -> bytes:
+    from pyhv.loader.decompress import expand  # with a library for each format
+
+    return expand(compression, payload, name)
 
 
 def _is_bzimage(data: bytes) -> bool:
@@ -59,7 +65,7 @@ def _unpack_payload(data: bytes, name: str) -> Unpacked:
         raise ImageError(
             f"{name}: the bzImage's payload begins with {payload[:4].hex(' ')}, no known compression"
         )
-    return _checked(expand(compression, payload, name), "bzImage", compression, name)
+    return _checked(_expand(compression, payload, name), "bzImage", compression, name)
 
 
 def _checked(inside: bytes, container: str, compression: str, name: str) -> Unpacked:

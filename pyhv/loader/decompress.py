@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Unpacking what a stranger has packed: every format that Linux kernels come in but one, within limits.
 
-Each format is known by its own magic number; several streams may follow one another, as packers make them
-that work in parallel. A decompressor is fed and read in bounded steps and stopped at `MAX_UNPACKED`, so that
-a small file cannot fill the host's memory: unpacking takes at most that and what a format needs to look back.
-This module does not look at what it unpacks.
+Each format is known by its own magic number (`packed.py`); several streams may follow one another, as packers
+make them that work in parallel. A decompressor is fed and read in bounded steps and stopped at MAX_UNPACKED,
+so that a small file cannot fill the host's memory: unpacking takes at most that and what a format needs to
+look back. This module does not look at what it unpacks.
 """
 
 import bz2
@@ -19,20 +19,17 @@ import lz4.block
 import zstandard
 
 from pyhv.errors import ImageError
+from pyhv.loader.packed import LZ4_MAGIC, MAGIC_SIZE, MAX_UNPACKED, sniff
 
-MAX_UNPACKED: Final = 1 << 30
-"""Most bytes that one file, or the payload of a bzImage, may unpack to; Xen's builder has the same limit."""
 MAX_STREAMS: Final = 1 << 16
 """Most streams that may follow one another; parallel packers make some thousands of a gigabyte."""
 
 _STEP: Final = 1 << 20
 _FEED: Final = 1 << 16
 _ZSTD_FEED: Final = 4096  # one byte of zstd can announce 32 KiB; this bounds what one call returns
-_LZ4_MAGIC: Final = 0x184C2102
 _LZ4_BLOCK: Final = 8 << 20  # the legacy frame format's block size
 _LZMA_MEMORY: Final = 512 << 20  # Linux uses dictionaries of up to 128 MiB
 _ZSTD_WINDOW: Final = 1 << 31  # what `zstd --long=31` asks for; it is touched as far as something is unpacked
-_MAGIC_SIZE: Final = 8  # enough to know any format
 _SIZE_FIELD: Final = 4  # what Linux appends to a payload; a further stream is longer
 
 
@@ -57,13 +54,6 @@ class _Decoder(Protocol):
     def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-
-def sniff(payload: bytes) -> str | None:
-    """The name of the format that `payload` begins in."""
-    if payload[1:4] == b"\x2a\x4d\x18" and payload[0] >> 4 == 5:  # a frame of zstd that is to be skipped
-        return "zstd"
-    return next((format_ for magic, format_ in _MAGICS.items() if payload.startswith(magic)), None)
 
 
 def expand(compression: str, payload: bytes, name: str) -> bytes:
@@ -131,7 +121,7 @@ def _streams(
             yield decoder.decompress(given, _STEP)
         at -= len(decoder.unused_data)
         # Another stream, or what Linux appends, which may begin like one?
-        follows = payload[at : at + _MAGIC_SIZE]
+        follows = payload[at : at + MAGIC_SIZE]
         if len(follows) <= _SIZE_FIELD or sniff(follows) != compression:
             return
     raise _TooMany
@@ -206,7 +196,7 @@ def _lz4(payload: bytes) -> Iterator[bytes]:
     while at + 4 < len(payload):
         (size,) = struct.unpack_from("<I", payload, at)
         at += 4
-        if size == _LZ4_MAGIC:  # another frame
+        if size == LZ4_MAGIC:  # another frame
             continue
         if at + size > len(payload) or size == 0:
             raise _Truncated
@@ -221,14 +211,4 @@ _DECODERS: Final[dict[str, Callable[[bytes], Iterator[bytes]]]] = {
     "bzip2": _bzip2,
     "lz4": _lz4,
     "zstd": _zstd,
-}
-
-_MAGICS: Final = {
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ\0": "xz",
-    b"\x5d\0": "lzma",
-    b"BZh": "bzip2",
-    struct.pack("<I", _LZ4_MAGIC): "lz4",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x89LZO": "lzo",
 }

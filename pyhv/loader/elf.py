@@ -25,9 +25,9 @@ from pyhv.loader import notes
 from pyhv.loader.accept import objections
 from pyhv.loader.bsdsyms import BsdSymbols
 from pyhv.loader.bzimage import Unpacked, unpack
-from pyhv.loader.decompress import MAX_UNPACKED
 from pyhv.loader.image import KernelImage, LoadSegment, SymbolTable
 from pyhv.loader.notes import NoteSource, XenNotes
+from pyhv.loader.packed import MAX_UNPACKED
 
 MAX_FILE: Final = MAX_UNPACKED
 """Largest kernel file in bytes."""

@@ -14,7 +14,7 @@ first stream it would lose, so such a file is left to the guest. This module doe
 from typing import Final, NamedTuple
 
 from pyhv.errors import ImageError
-from pyhv.loader.decompress import MAX_UNPACKED, gunzip, sniff
+from pyhv.loader.packed import MAX_UNPACKED, sniff
 
 MAX_RAMDISK: Final = MAX_UNPACKED
 """Most bytes of a ramdisk, packed or not; Xen's builder has the same limit."""
@@ -47,6 +47,8 @@ def prepare(data: bytes, name: str, *, raw: bool = False) -> Ramdisk:
     size = int.from_bytes(data[-_SIZE_FIELD:], "little")
     if size + _SLACK > MAX_RAMDISK:
         return Ramdisk(data, "gzip of more than 1 GiB, so it is left to the guest")
+    from pyhv.loader.decompress import gunzip  # with a library for each format
+
     room = max(size + _SLACK, len(data))
     unpacked = gunzip(data, size)
     if unpacked is None:

@@ -9,7 +9,7 @@ import pytest
 from bench import compatibility, selftests
 from bench.compatibility import Result, Step, Subject
 from pyhv.errors import EnvironmentProblem
-from pyhv.images.archive import Progress
+from pyhv.images.progress import Progress
 
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS = (

@@ -83,6 +83,21 @@ class TestBoundary:
         )
         subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
+    def test_a_small_guest_needs_little(self, tmp_path: Path) -> None:
+        """Nothing is imported for a guest of pyhv's own, once it is in the cache, that only others need."""
+        script = (
+            "import sys; from pyhv.cli.main import main\n"
+            "try: main(['boot', 'hello', '--virtual-time'])\n"
+            "except SystemExit as end: assert end.code == 0, end.code\n"
+            "heavy = {'unicorn', 'capstone', 'rich', 'subprocess', 'tarfile', 'tempfile', 'lzma', 'lz4',\n"
+            "    'zstandard', 'msgpack', 'fractions', 'pyhv.snapshot.snapshot'} & set(sys.modules)\n"
+            "sys.exit(str(heavy) if heavy and sys.argv[1] == 'again' else 0)"
+        )
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        for time in ("first", "again"):
+            command = [sys.executable, "-c", script, time]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+
     @pytest.mark.promise("E-1")
     @pytest.mark.parametrize(
         "error", [PyhvError("what, where, how"), KeyboardInterrupt(), ZeroDivisionError("x")]

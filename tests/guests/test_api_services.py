@@ -12,7 +12,7 @@ from pyhv.api.notes import GuestNotes, MachineNotes
 from pyhv.board import FRAMES_A_DOMAIN, USUAL_DOMAINS
 from pyhv.devices.console_log import LIMIT
 from pyhv.images import source
-from pyhv.images.archive import SilentProgress
+from pyhv.images.progress import SilentProgress
 from pyhv.observe import stats
 from pyhv.state import construct, state
 from pyhv.testing.guest_machine import HEADER, START, image_of

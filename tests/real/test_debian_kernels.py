@@ -17,8 +17,8 @@ from bench.compatibility import GRUB, LINUX, Subject
 from pyhv.cli.messages import PlainProgress
 from pyhv.domain.config import DomainConfig
 from pyhv.images import debian, kernels
-from pyhv.images.archive import Progress
 from pyhv.images.kernels import KERNELS
+from pyhv.images.progress import Progress
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.testing.guest_machine import Sink

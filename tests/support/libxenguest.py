@@ -20,8 +20,8 @@ from typing import Self
 
 from pyhv.errors import EnvironmentProblem
 from pyhv.images import archive
-from pyhv.images.archive import Progress
 from pyhv.images.debian import cache_directory
+from pyhv.images.progress import Progress
 
 PACKAGES = (
     "libxenmisc4.17", "libxencall1", "libxendevicemodel1", "libxenevtchn1", "libxenforeignmemory1",
