@@ -94,8 +94,8 @@ class TestBoundary:
             "sys.exit(str(heavy) if heavy and sys.argv[1] == 'again' else 0)"
         )
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-        for time in ("first", "again"):
-            command = [sys.executable, "-c", script, time]
+        for which in ("first", "again"):
+            command = [sys.executable, "-c", script, which]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
     @pytest.mark.promise("E-1")
