@@ -34,6 +34,9 @@ LANES: Final = {
 """Ways to run pyhv: compiled or interpreted (docs/native.md), on a tuned engine or on one as it came."""
 
 
+REAL, VIRTUAL = CLOCKS = ("real", "virtual")
+
+
 @dataclass(frozen=True, slots=True)
 class Pyhv:
     """pyhv with the kernel and the initramfs that its peer has too."""
@@ -41,25 +44,31 @@ class Pyhv:
     kernel: Path
     initramfs: Path
     memory_mib: int
-    virtual_time: bool
-    label: str = "native+tuned"
+    lane: str = "native+tuned"
     """Of `LANES`."""
+    clock: str = REAL
+    """Of `CLOCKS`."""
+
+    @property
+    def label(self) -> str:
+        """Tells it from the others of a contest."""
+        return f"pyhv {self.lane}, {self.clock} time"
 
     @property
     def guest_clock_is_real(self) -> bool:
         """Whether the guest's seconds are meant to be the host's."""
-        return not self.virtual_time
+        return self.clock == REAL
 
     def run(self, workload: str, timeout_s: float) -> Timeline:
         """Boot once with `w=workload`. Raises EnvironmentProblem."""
-        lane, tuned = LANES[self.label]
+        lane, tuned = LANES[self.lane]
         return run_in_project(
             [
                 "boot", str(self.kernel),
                 "--ramdisk", str(self.initramfs),
                 "--memory", str(self.memory_mib),
                 "--append", f"console=hvc0 w={workload}",
-                "--virtual-time" if self.virtual_time else "--real-time",
+                f"--{self.clock}-time",
                 *([] if tuned else ["--no-engine-tuning"]),
             ],
             timeout_s,

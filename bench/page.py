@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tables of docs/benchmarks.md, written by what measured them, in a marked part of the page."""
+"""Tables of docs/benchmarks.md, written by what measured them, in marked parts of the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.report import Row
@@ -18,28 +18,66 @@ def replaced(page: str, name: str, content: str) -> str:
     return f"{before}{begin}{content}{end}{after}"
 
 
-def write(path: Path, name: str, content: str) -> None:
-    """Put a content into a page. EnvironmentProblem."""
+def check(path: Path, names: Sequence[str]) -> None:
+    """EnvironmentProblem if the page cannot be read, or lacks one of these parts."""
+    _rewritten(path, dict.fromkeys(names, ""))
+
+
+def write(path: Path, contents: Mapping[str, str]) -> None:
+    """Put contents into a page, by the names of its parts: all, or none. EnvironmentProblem."""
+    text = _rewritten(path, contents)
     try:
-        path.write_text(replaced(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EnvironmentProblem(f"{path} cannot be written: {error.strerror}") from error
 
 
-def ratios(conditions: str, found: Sequence[tuple[str, Sequence[Row]]]) -> str:
-    """Each way of running pyhv against the peer, in one table: seconds by the clock, of user mode, ratios."""
-    lines = [
-        f"{conditions}\n",
-        "| metric | pyhv as | pairs | pyhv s | (user) | peer s | (user) | pyhv / peer | lowest .. highest |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    metrics = [row.metric for row in found[0][1]]
-    for metric in metrics:
-        for label, rows in found:
-            row = next(row for row in rows if row.metric == metric)
-            lines.append(
-                f"| {metric} | {label} | {row.pairs} | {row.ours:.2f} | {row.ours_user:.2f}"
-                f" | {row.theirs:.2f} | {row.theirs_user:.2f} | **{row.ratio:.2f}**"
-                f" | {row.lowest:.2f} .. {row.highest:.2f} |"
-            )
-    return "\n".join(lines) + "\n"
+def _rewritten(path: Path, contents: Mapping[str, str]) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentProblem(f"{path} cannot be read: {error.strerror}") from error
+    for name, content in contents.items():
+        text = replaced(text, name, content)
+    return text
+
+
+def against_peer(conditions: str, found: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]) -> str:
+    """Each way of running pyhv against the peer, and against QEMU alone if there are such rows."""
+    heads = [*_heads("pyhv", "peer"), "pyhv / QEMU alone"]
+    return _table(
+        conditions,
+        heads,
+        [
+            [*_cells(label, row), f"{alone[index].ratio:.2f}" if alone else "-"]
+            for index in range(len(found[0][1]))
+            for label, peer, alone in found
+            for row in [peer[index]]
+        ],
+    )
+
+
+def clocks(conditions: str, found: Sequence[tuple[str, Sequence[Row]]]) -> str:
+    """Virtual time against real time, for each way of running pyhv."""
+    lines = [_cells(label, rows[index]) for index in range(len(found[0][1])) for label, rows in found]
+    return _table(conditions, _heads("virtual", "real"), lines)
+
+
+def _heads(ours: str, theirs: str) -> list[str]:
+    return [
+        "metric", "pyhv as", "pairs", f"{ours} s", "(user)", f"{theirs} s", "(user)", f"{ours} / {theirs}",
+        "lowest .. highest", "by user time",
+    ]  # fmt: skip
+
+
+def _cells(label: str, row: Row) -> list[str]:
+    return [
+        row.metric, label, str(row.pairs), f"{row.ours:.2f}", f"{row.ours_user:.2f}", f"{row.theirs:.2f}",
+        f"{row.theirs_user:.2f}", f"**{row.ratio:.2f}**", f"{row.lowest:.2f} .. {row.highest:.2f}",
+        f"{row.user_ratio:.2f}" if row.user_ratio else "-",
+    ]  # fmt: skip
+
+
+def _table(conditions: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return f"{conditions}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -17,9 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
+OUTPUT_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+"""The type of an option that names a file to write."""
 BUSY_LOAD = 0.5
 """Runnable processes of others above which times are not to be trusted."""
 
@@ -39,6 +42,11 @@ class Pair:
         """Ours relative to theirs: below 1 is faster."""
         return self.ours / self.theirs
 
+    @property
+    def user_ratio(self) -> float:
+        """The same of the time in user mode; 0 if theirs was too short to be counted."""
+        return self.ours_user / self.theirs_user if self.theirs_user else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -53,6 +61,7 @@ class Row:
     highest: float
     ours_user: float = 0.0
     theirs_user: float = 0.0
+    user_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,7 @@ def rows(pairs: Iterable[Pair]) -> list[Row]:
             max(pair.ratio for pair in own),
             statistics.median(pair.ours_user for pair in own),
             statistics.median(pair.theirs_user for pair in own),
+            statistics.median(pair.user_ratio for pair in own),
         )
         for metric, own in found.items()
     ]
@@ -90,7 +100,14 @@ def ratio_table(ours: str, theirs: str, found: Sequence[Row]) -> Table:
     """The rows as a table; the ratio's column is the result."""
     table = Table()
     table.add_column("workload")
-    for heading in ("pairs", f"{ours} s", f"{theirs} s", f"{ours} / {theirs}", "lowest .. highest"):
+    for heading in (
+        "pairs",
+        f"{ours} s",
+        f"{theirs} s",
+        f"{ours} / {theirs}",
+        "lowest .. highest",
+        "by user time",
+    ):
         table.add_column(heading, justify="right")
     for row in found:
         table.add_row(
@@ -100,6 +117,7 @@ def ratio_table(ours: str, theirs: str, found: Sequence[Row]) -> Table:
             f"{row.theirs:.3f}",
             f"{row.ratio:.2f}",
             f"{row.lowest:.2f} .. {row.highest:.2f}",
+            f"{row.user_ratio:.2f}" if row.user_ratio else "-",
         )
     return table
 
@@ -168,6 +186,11 @@ def _revision() -> str | None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content`, in which dataclasses may occur."""
     path.write_text(json.dumps(content, indent=2, default=asdict) + "\n", encoding="utf-8")
+
+
+def say(text: str) -> None:
+    """One sentence for whoever waits, on standard error."""
+    click.echo(f"bench: {text}", err=True)
 
 
 def console() -> Console:

@@ -5,7 +5,8 @@ The same archive serves pyhv, QEMU and Xen's dom0, so /init takes its console fr
 is chosen on the kernel command line:
 
     (nothing)            a shell with job control; when it exits, the machine is switched off
-    w=boot|cpu|fork|sys  a workload, timed by the guest's own clock; then the machine is switched off
+    w=NAME               a workload, timed by the guest's own clock; then the machine is switched off:
+                         boot, cpu, fork, sys, console or trace
 
 The lines "PYHV-..." are for programs that measure: each ends with the seconds of /proc/uptime.
 """
@@ -91,6 +92,22 @@ calls() {
     dd if=/dev/zero of=/dev/null bs=1 count=200000
 }
 
+lines() {
+    seq 20000
+}
+
+# Each function of the kernel gets a call to the tracer patched into it, or out of it. Nothing is recorded.
+tracer() {
+    echo "$1" >/sys/kernel/tracing/current_tracer
+}
+
+tracing() {
+    mount -t tracefs trace /sys/kernel/tracing
+    echo 0 >/sys/kernel/tracing/tracing_on
+    part trace tracer function
+    part untrace tracer nop
+}
+
 cpu() {
     part sh additions
     part awk recurrence
@@ -116,7 +133,9 @@ case "$w" in
     cpu) part cpu cpu ;;
     fork) part fork processes ;;
     sys) part sys calls ;;
-    *) echo "PYHV-UNKNOWN $w: there are boot, cpu, fork, sys" ;;
+    console) part console lines ;;
+    trace) tracing ;;
+    *) echo "PYHV-UNKNOWN $w: there are boot, cpu, fork, sys, console, trace" ;;
 esac
 stamp PYHV-POWEROFF
 poweroff -f

@@ -83,6 +83,29 @@ def test_the_peer_is_never_virtualized_by_hardware() -> None:
     assert not any("kvm" in word for word in command)
 
 
+@pytest.mark.promise("P-1")
+def test_qemu_without_xen_has_the_same_processor_and_kernel() -> None:
+    from bench.peer import Alone, Peer
+
+    command = Alone(Path("/k"), Path("/i"), 256).command("sys")
+    assert command[command.index("-append") + 1] == "console=ttyS0 w=sys"
+    assert command[command.index("-m") + 1] == "256"
+    assert "-accel tcg" in " ".join(command)
+    peer = Peer(Path("x"), Path("/k"), Path("/i"), 256).command("sys")
+    assert [word for word in command if word in peer[: peer.index("-kernel")]] == [
+        word for word in peer[: peer.index("-kernel")] if word != "512"
+    ]
+
+
+def test_every_part_that_is_timed_is_in_the_script() -> None:
+    from bench.contest import WORKLOADS
+    from pyhv.images.initramfs import INIT
+
+    for workload, parts in WORKLOADS.items():
+        assert f"    {workload}) " in INIT
+        assert all(f"part {name} " in INIT for name in parts)
+
+
 @pytest.mark.parametrize("name", ["exits", "work"])
 def test_the_guests_can_be_built(name: str) -> None:
     from pyhv.guests.build import build
@@ -143,59 +166,138 @@ def test_pyhv_is_run_in_the_lane_that_is_asked_for(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(guest, "run_in_project", run)
     for label in ("native+tuned", "plain+tuned", "native+untuned"):
-        guest.Pyhv(Path("k"), Path("i"), 256, False, label).run("boot", 1)
+        guest.Pyhv(Path("k"), Path("i"), 256, label).run("boot", 1)
     assert seen == [("native", True), ("plain", True), ("native", False)]
 
 
-def test_a_way_to_run_that_does_not_exist_is_refused() -> None:
+@pytest.mark.parametrize("clock", ["real", "virtual"])
+def test_pyhv_is_run_by_the_clock_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
+    from bench import guest
+    from bench.timeline import Timeline
+
+    seen: list[str] = []
+    monkeypatch.setattr(guest, "run_in_project", lambda words, *_more: seen.extend(words) or Timeline())
+    one = guest.Pyhv(Path("k"), Path("i"), 256, clock=clock)
+    one.run("boot", 1)
+    assert [word for word in seen if word.endswith("-time")] == [f"--{clock}-time"]
+    assert one.guest_clock_is_real == (clock == "real")
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "sentence"),
+    [
+        ("--lanes", "native+tuned,fast", "pyhv cannot be run as 'fast'; there are native+tuned, plain+tuned"),
+        ("--clocks", "wall", "there is no 'wall' time; there are real, virtual."),
+        ("--workloads", "sys,forks", "there is no workload 'forks'; there are boot, sys"),
+    ],
+)
+def test_what_there_is_not_is_refused(option: str, given: str, sentence: str) -> None:
     from click.testing import CliRunner
 
     from bench.__main__ import main
 
-    done = CliRunner().invoke(main, ["peer", "--lanes", "native+tuned,fast"])
+    done = CliRunner().invoke(main, ["peer", option, given])
     assert done.exit_code == 2
-    assert "pyhv cannot be run as 'fast'" in done.stderr
+    assert sentence in " ".join(done.stderr.replace("│", " ").split())
 
 
-def timeline(host_s: float, others: float = 0.0) -> Any:
-    from bench.timeline import Mark, Timeline
+class Told:
+    """A contestant whose launch takes as long as it is told."""
 
-    return Timeline([Mark("INIT-OK", "", host_s, host_s, host_s / 2)], host_s, others)
+    def __init__(self, label: str, seconds: float, others: float = 0.0, clock_factor: float = 1.0) -> None:
+        self.label = label
+        self.guest_clock_is_real = clock_factor == 1.0 or label.startswith("wrong")
+        self._seconds, self._others, self._factor = seconds, others, clock_factor
+        self.ran: list[str] = []
+
+    def run(self, workload: str, _timeout_s: float) -> Any:
+        from bench.contest import WORKLOADS
+        from bench.timeline import Mark, Timeline
+
+        self.ran.append(workload)
+        now = self._seconds
+        marks = [Mark("INIT-OK", "", now, now, now / 2)]
+        for name in WORKLOADS[workload]:
+            for kind in ("BEGIN", "END"):
+                marks.append(Mark(kind, name, now * self._factor, now, now / 2))
+                now += self._seconds
+        return Timeline(marks, now, self._others)
 
 
-def test_each_lane_is_compared_with_the_same_run_of_the_peer_and_written_into_the_page(
+def results(*, others: float = 0.0) -> Any:
+    """pyhv in two lanes by both clocks, the peer and QEMU alone: 1, 3, 2, 6, 4 and 0.5 s."""
+    from bench.against import Results
+    from bench.contest import measure
+    from bench.guest import Pyhv
+
+    ours = [
+        Pyhv(Path("k"), Path("i"), 256, lane, clock)
+        for lane in ("native+tuned", "plain+tuned")
+        for clock in ("real", "virtual")
+    ]
+    told = [Told(one.label, seconds) for one, seconds in zip(ours, (1.0, 2.0, 3.0, 6.0), strict=True)]
+    measured = measure(
+        [*told, Told("peer", 4.0, others), Told("alone", 0.5)], 2, ["boot", "sys"], 1, lambda _: None
+    )
+    return Results(measured, ours, "peer", "alone")
+
+
+def test_each_lane_and_clock_is_compared_with_the_same_run_of_the_peer_and_written_into_the_page(
     tmp_path: Path,
 ) -> None:
-    from bench.__main__ import Measurement, _publish
-    from bench.report import rows
+    from bench.against import publish
 
-    measured = Measurement()
-    measured.add(
-        1, "boot", {"native+tuned": timeline(1.0), "plain+tuned": timeline(3.0)}, timeline(2.0), True
-    )
-    found = [(label, rows(pairs)) for label, pairs in measured.pairs.items()]
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- bench: peer -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
-    _publish(page, "peer", measured, found)
+    places = ("peer, real time", "peer, virtual time", "virtual time")
+    page.write_text(
+        "before\n" + "".join(f"<!-- bench: {name} -->\nold\n<!-- end -->\nafter\n" for name in places),
+        encoding="utf-8",
+    )
+    found = results()
+    publish(page, found.measured.busy(), found.tables())
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n<!-- bench: peer -->\nMeasured on ")
+    assert text.startswith("before\n<!-- bench: peer, real time -->\nMeasured on ")
     assert text.endswith("<!-- end -->\nafter\n")
+    assert text.count("Measured on ") == 3
     assert "old" not in text
-    assert "| launch | native+tuned | 1 | 1.00 | 0.50 | 2.00 | 1.00 | **0.50** | 0.50 .. 0.50 |" in text
-    assert "| launch | plain+tuned | 1 | 3.00 | 1.50 | 2.00 | 1.00 | **1.50** | 1.50 .. 1.50 |" in text
+    real, virtual, clocks = text.split("<!-- end -->\n")[:3]
+    row = "| launch | native+tuned | 4 | 1.00 | 0.50 | 4.00 | 2.00 | **0.25** | 0.25 .. 0.25 | 0.25 | 2.00 |"
+    assert row in real
+    assert "| sys | plain+tuned | 2 | 3.00 | 1.50 | 4.00 | 2.00 | **0.75** |" in real
+    assert "| launch | native+tuned | 4 | 2.00 | 1.00 | 4.00 | 2.00 | **0.50** |" in virtual
+    assert "| launch | plain+tuned | 4 | 6.00 | 3.00 | 3.00 | 1.50 | **2.00** |" in clocks
+    assert "QEMU" not in clocks
 
 
 def test_what_was_measured_on_a_busy_host_is_not_written(tmp_path: Path) -> None:
-    from bench.__main__ import Measurement, _publish
+    from bench.against import publish
     from pyhv.errors import EnvironmentProblem
 
-    measured = Measurement()
-    measured.add(1, "boot", {"native+tuned": timeline(1.0)}, timeline(2.0, others=0.3), True)
+    busy = results(others=0.3).measured.busy()
     with pytest.raises(
         EnvironmentProblem, match=r"page\.md is not written: other programs kept 0\.30 processors"
     ):
-        _publish(tmp_path / "page.md", "peer", measured, [])
+        publish(tmp_path / "page.md", busy, {})
     assert not (tmp_path / "page.md").exists()
+
+
+def test_contestants_run_in_turn_and_their_clocks_are_compared() -> None:
+    from bench.contest import measure
+
+    right, wrong, virtual = Told("right", 2.0), Told("wrong", 2.0, 0, 1.1), Told("virtual", 2.0, 0, 1.1)
+    found = measure([right, wrong, virtual], 2, ["boot", "sys"], 1, lambda _: None)
+    assert right.ran == wrong.ran == ["boot", "sys", "boot", "sys"]
+    assert [text.partition(",")[2].partition(":")[0] for text in found.warnings] == [" wrong, sys"] * 2
+    assert len(found.spans()) == 2 * 3 * 3
+
+
+def test_a_run_that_lacks_a_part_ends_the_measurement() -> None:
+    from bench.contest import Round
+    from bench.timeline import Timeline
+    from pyhv.errors import EnvironmentProblem
+
+    with pytest.raises(EnvironmentProblem, match=r"peer ended without having printed the lines of 'PYHV-IN"):
+        Round(1, "sys", {"peer": Timeline()}).span("peer", "launch")
 
 
 def test_the_page_has_a_part_for_each_table() -> None:
@@ -203,10 +305,22 @@ def test_the_page_has_a_part_for_each_table() -> None:
     from pyhv.errors import EnvironmentProblem
 
     text = (PROJECT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for clock in ("real", "virtual"):
-        assert "new table" in replaced(text, f"peer, {clock} time", "new table\n")
+    for name in ("peer, real time", "peer, virtual time", "virtual time"):
+        assert "new table" in replaced(text, name, "new table\n")
     with pytest.raises(EnvironmentProblem, match="no part between"):
         replaced(text, "moments", "")
+
+
+def test_a_page_without_a_place_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from bench.__main__ import main
+    from pyhv.errors import EnvironmentProblem
+
+    (tmp_path / "page.md").write_text("nothing\n", encoding="utf-8")
+    done = CliRunner().invoke(main, ["peer", "--write", str(tmp_path / "page.md")])
+    assert isinstance(done.exception, EnvironmentProblem)
+    assert "no part between '<!-- bench: peer, real time -->'" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,19 @@ class TestInitramfs:
         assert "mount" in initramfs.applets(busybox)
 
     def test_the_list_has_all_that_init_uses(self) -> None:
-        needed = {"sh", "mount", "awk", "md5sum", "sha256sum", "dd", "true", "setsid", "rm", "poweroff"}
+        needed = {
+            "sh",
+            "mount",
+            "awk",
+            "md5sum",
+            "sha256sum",
+            "dd",
+            "seq",
+            "true",
+            "setsid",
+            "rm",
+            "poweroff",
+        }
         assert needed <= set(initramfs._APPLETS.split())
 
     def test_the_script_is_a_script(self, tmp_path: Path) -> None:
