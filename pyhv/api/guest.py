@@ -28,6 +28,8 @@ from pyhv.resident import Counts, Ended, Resident
 from pyhv.traps.report import CrashReport
 from pyhv.until import Outcome, Seconds, Until, When
 
+__tracebackhide__ = True  # pytest shows the line that has asked, and not ours
+
 EXPECT_SECONDS: Final = 60.0
 _LONGEST_LINE: Final = 900
 """Characters of a command: shells and terminals take no longer lines."""
@@ -233,6 +235,10 @@ class Guest:
         What was printed before and not yet expected counts. GuestFailed: it has not within `timeout` seconds
         of machine time, or it ended, or nothing can happen any more; with the end of its console.
         """
+        return self._await(pattern, timeout, f"has not printed {pattern!r}")
+
+    def _await(self, pattern: Pattern, timeout: float, missing: str) -> Found:
+        """`expect`; `missing` says what has not happened if it does not come."""
         wanted, found = expression(pattern), None
 
         def is_there() -> bool:
@@ -243,7 +249,7 @@ class Guest:
         outcome = self._host.run(When(is_there) | Seconds(timeout))
         if is_there() and found is not None:
             return found
-        raise GuestFailed(self._told(f"has not printed {pattern!r}: {self._why(outcome, timeout)}"))
+        raise GuestFailed(self._told(f"{missing}: {self._why(outcome, timeout)}"))
 
     def run(self, command: str, timeout: float = EXPECT_SECONDS) -> Ran:
         """Run a command in the shell that waits at its console; GuestFailed as `expect`.
@@ -256,8 +262,10 @@ class Guest:
         if len(line) > _LONGEST_LINE:
             raise ConfigError(f"a command of {len(command)} characters is too long for a terminal's line")
         self.send(line + "\n")
-        self.expect(f"\n@{mark}@\r?\n", timeout)
-        done = self.expect(rf"\r?\n@{mark}=(\d+)@\r?\n", timeout)
+        self._await(f"\n@{mark}@\r?\n", timeout, f"has not begun with the command {command!r}")
+        done = self._await(
+            rf"\r?\n@{mark}=(\d+)@\r?\n", timeout, f"has not come to an end with the command {command!r}"
+        )
         return Ran(command, int(done.groups[0] or "0"), done.before)
 
     # -- being put back ----------------------------------------------------------------------------------
@@ -333,6 +341,32 @@ class Guest:
         return resident.domain
 
     # -- messages ----------------------------------------------------------------------------------------
+
+    def activity(self) -> str:
+        """What it is doing and did last, for people: where each vCPU is, by symbol, and the latest exits.
+
+        Of one that has ended: how.
+        """
+        from pyhv.observe import crash
+
+        resident = self._host.resident(self)
+        if resident is None:
+            end = self.end
+            return (
+                f"It has ended: {end.reason}{f' ({end.cause})' if end.cause else ''}"
+                if end
+                else "It is gone."
+            )
+        names, lines = crash.Symbols(self.symbol_table), []
+        for vcpu in resident.domain.vcpus:
+            doing = "blocked" if vcpu.blocked else "running" if vcpu.online else "offline"
+            where = ""
+            if not vcpu.context.empty:
+                rip = vcpu.context.registers.rip
+                name = names.name(rip)
+                where = f" at {rip:#x}" + (f", {name}" if name else "")
+            lines.append(f"vCPU {vcpu.number} is {doing}{where}")
+        return "\n".join([*lines, *crash.exits(resident.dispatcher.last_exits(), self.width, names)])
 
     def crash_report(self, tail: Sequence[bytes] | None = None) -> str | None:
         """What is known of its crash, as `pyhv boot` tells it; None: it has not crashed, or said so itself.

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, overload
 from weakref import WeakValueDictionary
 
 from pyhv.api.console import Console
@@ -54,6 +54,9 @@ class Machine:
     exits for `pyhv.observe.stats`; `tuned` is as of `pyhv.machine.MachineConfig`; for more guests at once
     than `pyhv.board.USUAL_DOMAINS`, say with `max_domains` how many. ConfigError.
     """
+
+    guest_type: ClassVar[type[Guest]] = Guest
+    """What its handles are; a subclass may have handles of a subclass."""
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ class Machine:
             paused=paused,
             on_end=self._has_ended,
         )
-        guest = Guest(
+        guest = self.guest_type(
             self, domain.domid, domain.name, domain.config.uuid, console, named=found.image.symbol_table
         )
         self._guests[guest.domid] = guest
@@ -303,7 +306,7 @@ class Machine:
         return {one.domid: found or self._new_handle(one) for one, found in known}
 
     def _new_handle(self, notes: GuestNotes) -> Guest:
-        return Guest(self, notes.domid, notes.name, notes.uuid, Console(), symbols=notes.symbols)
+        return self.guest_type(self, notes.domid, notes.name, notes.uuid, Console(), symbols=notes.symbols)
 
     def _take_over(self, snapshot: "Snapshot", notes: MachineNotes, guests: dict[int, Guest]) -> None:
         """The hypervisor is what it was, and prints to the consoles of `guests`: they become so too."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyhv.cpu.decode import disassemble
+from pyhv.cpu.exits import ExitKind
 from pyhv.cpu.registers import SEGMENTS, SegmentRegister, wide_name
 from pyhv.loader.image import Symbol
 from pyhv.observe.trace import detail_name
@@ -74,7 +75,7 @@ def render(report: CrashReport, symbols: Sequence[Symbol] = (), tail: Sequence[b
         "",
         *_stack(report, names),
         "",
-        *_exits(report, names),
+        *exits(report.last_exits, report.width, names),
     ]
     if tail:
         parts += ["", "Last lines of its console:", *(f"  {_escaped(line)}" for line in tail)]
@@ -87,6 +88,17 @@ def _at(name: str | None) -> str:
 
 def _word(report: CrashReport, value: int) -> str:
     return f"{value:0{report.width // 4}x}"
+
+
+def exits(last: Sequence[tuple[ExitKind, int, int]], width: int, names: Symbols) -> list[str]:
+    """A guest's latest exits - kind, detail, RIP, newest last - as lines; `width` is the guest's, in bits."""
+    if not last:
+        return ["Last exits: none recorded"]
+    lines = ["Last exits (newest last):"]
+    for kind, detail, rip in last[-LAST_EXITS:]:
+        what, name = detail_name(kind, detail), names.name(rip) or ""
+        lines.append(f"   {rip:0{width // 4}x}  {kind.name.lower():<20} {what:<24} {name}".rstrip())
+    return lines
 
 
 def _registers(report: CrashReport) -> list[str]:
@@ -135,17 +147,6 @@ def _stack(report: CrashReport, names: Symbols) -> list[str]:
         if name or number < 8:
             at = report.sp + report.width // 8 * number & (1 << report.width) - 1
             lines.append(f"   {_word(report, at)}  {_word(report, word)}  {name or ''}".rstrip())
-    return lines
-
-
-def _exits(report: CrashReport, names: Symbols) -> list[str]:
-    if not report.last_exits:
-        return ["Last exits: none recorded"]
-    lines = ["Last exits (newest last):"]
-    for kind, detail, rip in report.last_exits[-LAST_EXITS:]:
-        name = names.name(rip) or ""
-        what = detail_name(kind, detail)
-        lines.append(f"   {_word(report, rip)}  {kind.name.lower():<20} {what:<24} {name}".rstrip())
     return lines
 
 
