@@ -12,5 +12,12 @@ methods.
     shared_pages      a page that guest and hypervisor share, without a machine
     saving, go_on     states that survive a file; snapshots that go on in a process of their own
 
-Nothing here needs a test framework: what fails raises AssertionError.
+None of these needs a test framework: what fails raises AssertionError. The rest is the plugin for pytest:
+
+    plugin            what pytest loads: registers the others
+    options, marker   what it can be told, and what a test can ask for; they import nothing of pyhv
+    fixtures          machines and guests for tests
+    report            what a failed test tells of its guests
+    under_test        `pyhv.Machine` and `pyhv.Guest`, a little less forgiving
+    machines          made for one test, or booted once and put back for each
 """

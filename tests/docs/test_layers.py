@@ -28,10 +28,9 @@ LAYERS: list[set[str]] = [
     {"domain_builder"},
     {"machine"},
     {"observe", "guests", "snapshot"},
-    {"testing"},
     {"images"},
     {"api"},
-    {"cli"},
+    {"cli", "testing"},
 ]
 """From the lowest: a module imports from its own layer and from lower ones."""
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -162,6 +161,7 @@ def test_the_package_needs_nothing_undeclared() -> None:
     declared = {
         "unicorn", "capstone", "keystone", "numpy", "elftools", "lz4", "zstandard", "msgpack", "click",
         "rich",
+        "pytest",  # the extra `test`: whoever imports the plugin is pytest
     }  # fmt: skip
     used = {found.split(".")[0] for path in MODULES for found in imports(parsed(path))}
     assert used - set(sys.stdlib_module_names) - {"pyhv"} <= declared
