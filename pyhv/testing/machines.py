@@ -16,7 +16,7 @@ from pyhv.api.guest import GuestFailed
 from pyhv.api.words import pages
 from pyhv.errors import PyhvError
 from pyhv.images import source as images
-from pyhv.images.archive import SilentProgress
+from pyhv.images.progress import SilentProgress
 from pyhv.loader.elf import load_image
 from pyhv.snapshot.snapshot import Snapshot
 from pyhv.testing.guest_machine import image_of
