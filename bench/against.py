@@ -14,7 +14,6 @@ from bench.guest import CLOCKS, LANES, REAL, VIRTUAL, Pyhv
 from bench.peer import Alone, Peer, require_qemu
 from bench.report import Row, say
 from pyhv.cli.messages import PlainProgress
-from pyhv.errors import EnvironmentProblem
 from pyhv.images import debian
 
 MEMORY_MIB = 256
@@ -194,15 +193,4 @@ def peer(
             "warnings": measured.warnings,
         }  # fmt: skip
         report.write_json(json_path, content)
-    publish(page_path, measured.busy(), results.tables())
-
-
-def publish(path: Path | None, busy: str, tables: dict[str, str]) -> None:
-    """Write the page, unless others were busy on the host: then say so, and do not. EnvironmentProblem."""
-    if busy:
-        say(f"not to be quoted: {busy}")
-    if path is None:
-        return
-    if busy:
-        raise EnvironmentProblem(f"{path} is not written: {busy}.")
-    page.write(path, tables)
+    page.publish(page_path, measured.busy(), results.tables())

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The bare engine: a processor of the same emulator that runs `bench/guests/work.S` without a hypervisor.
 
-What it shares with pyhv is the library and, if asked, the very same native block hook (the clock of virtual
-time); what it lacks is everything else: no domain, no exits, no timer, no scheduler. Paging is on, since a PV
-kernel pays for it too, and the pages behind the code are not executable, as in a kernel that cares.
+What it shares with pyhv is the library, tuned if pyhv's engines are, and, if asked, the very same native
+block hook (the clock of virtual time); what it lacks is everything else: no domain, no exits, no timer, no
+scheduler. Paging is on, since a PV kernel pays for it too, and the pages behind the code are not executable,
+as in a kernel that cares.
 
     0x000000   four page tables: L4, L3, L2, L1 of the first 2 MiB
     0x100000   the image, at the addresses it is linked for
@@ -18,6 +19,7 @@ from pyhv.cpu import binding
 from pyhv.cpu.clockwork import BlockBudget, make_budget
 from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.tuning.gate import tuning
 from pyhv.guests.build import build
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
@@ -39,9 +41,10 @@ def load_work() -> KernelImage:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One run of the work: host seconds, and the sum that it left."""
+    """One run of the work: seconds of the host's clock and of this thread's, and the sum that it left."""
 
     seconds: float
+    thread_s: float
     result: int
 
 
@@ -71,12 +74,15 @@ class Bare:
             ctypes.c_bool.from_address((handle.value or 0) + offset).value = True
         self._keep: list[object] = []
         self.counts_natively = False
+        counter = (0, 0)
         if count_blocks:
             budget = make_budget()
             budget.left[0] = _ENDLESS
+            counter = budget.addresses
             self.counts_natively = isinstance(budget, BlockBudget)
             self._keep.append(budget)
             self._hook(binding.HOOK_BLOCK, budget.hook, budget.data)
+        self._block = tuning().attach(handle.value or 0, self._ram, counter) if offset is not None else None
 
     def _build_tables(self, first_data_page: int) -> None:
         tables = self._ram.writable.tables
@@ -111,13 +117,13 @@ class Bare:
         """Do the work once, `rounds` times over the table (None: as the image says)."""
         if rounds is not None:
             self._ram.store_u64(self._addresses["rounds"], rounds)
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.thread_time()
         code = binding.uc_emu_start(
             self._handle, self._addresses["bare_start"], self._addresses["bare_end"], 0, 0
         )
-        seconds = time.perf_counter() - began
+        seconds, computed = time.perf_counter() - began, time.thread_time() - computed
         binding.check(code, "running bare code")
-        return Result(seconds, self._ram.q[self._addresses["result"] >> 3])
+        return Result(seconds, computed, self._ram.q[self._addresses["result"] >> 3])
 
     def count_instructions(self, rounds: int) -> int:
         """Instructions of the work with `rounds`, counted one by one; this engine is slow ever after."""
@@ -137,6 +143,8 @@ class Bare:
 
     def close(self) -> None:
         """Free the engine."""
+        if self._block is not None:
+            self._block.detach()
         binding.uc_close(self._handle)
 
 

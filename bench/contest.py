@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
-from bench.load import MOST_OTHERS
+from bench.load import busy
 from bench.report import Pair, Row, rows
 from bench.timeline import Span, Timeline
 from pyhv.errors import EnvironmentProblem
@@ -119,12 +119,7 @@ class Measurement:
 
     def busy(self) -> str:
         """A sentence if others kept the host so busy that nothing of this is to be quoted; else empty."""
-        if self.others <= MOST_OTHERS:
-            return ""
-        return (
-            f"other programs kept {self.others:.2f} processors busy during a run, and"
-            f" {MOST_OTHERS:.2f} is the most for figures that are to be quoted"
-        )
+        return busy(self.others)
 
     def _compare_clocks(self, number: int, label: str, span: Span) -> None:
         if max(span.host_s, span.guest_s) > COMPARED_FROM_S and span.disagreement() > MAX_DISAGREEMENT:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pyhv
-from bench.moments import Moment
+from bench.report import Figure
 
 GUESTS = 4
 SLEEP_S = 1000
@@ -31,7 +31,7 @@ def _resident_kib(first: int, size: int) -> tuple[int, int]:
     return inside, outside
 
 
-def memory() -> list[Moment]:
+def memory() -> list[Figure]:
     """Of each guest but the first, which also pays for what all share; their median."""
     more: list[float] = []
     touched: list[float] = []
@@ -45,12 +45,12 @@ def memory() -> list[Moment]:
             more.append((now[1] - before[1]) / 1024)
             before = now
     return [
-        Moment("one more idle Linux: its own memory", statistics.median(touched[1:]), "MiB"),
-        Moment("one more idle Linux: beyond that", statistics.median(more[1:]), "MiB", 40),
+        Figure("one more idle Linux: its own memory", statistics.median(touched[1:]), "MiB"),
+        Figure("one more idle Linux: beyond that", statistics.median(more[1:]), "MiB", 40),
     ]
 
 
-def sleep() -> list[Moment]:
+def sleep() -> list[Figure]:
     """Processor time of `sleep 1000`."""
     with pyhv.Machine(memory="160M", virtual_time=True) as machine:
         guest = machine.boot("debian", memory="128M")
@@ -58,4 +58,4 @@ def sleep() -> list[Moment]:
         began = time.process_time()
         guest.run(f"sleep {SLEEP_S}", timeout=2 * SLEEP_S)
         spent = time.process_time() - began
-    return [Moment(f"sleep {SLEEP_S} in virtual time", spent, "s", 5)]
+    return [Figure(f"sleep {SLEEP_S} in virtual time", spent, "s", 5)]

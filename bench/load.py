@@ -45,18 +45,31 @@ def own_seconds() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The three clocks at one time."""
+    """The clocks at one time."""
 
     wall: float
     busy: float
     own: float
+    children_user: float = 0.0
+    """Of `own`, what children have computed in user mode."""
 
     @classmethod
     def now(cls) -> "Moment":
         """As they are."""
-        return cls(time.perf_counter(), busy_seconds(), own_seconds())
+        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        return cls(time.perf_counter(), busy_seconds(), own_seconds(), children)
 
     def others(self, until: "Moment") -> float:
         """Processors that others kept busy from this moment until another one, on average."""
         left = (until.busy - self.busy) - (until.own - self.own)
         return max(left, 0.0) / max(until.wall - self.wall, 1e-9)
+
+
+def busy(others: float) -> str:
+    """A sentence if others kept the host so busy that nothing of this is to be quoted; else empty."""
+    if others <= MOST_OTHERS:
+        return ""
+    return (
+        f"other programs kept {others:.2f} processors busy during a run, and"
+        f" {MOST_OTHERS:.2f} is the most for figures that are to be quoted"
+    )

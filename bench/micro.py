@@ -12,13 +12,14 @@ Machines are built in this process, as the command line would build them.
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.bare import Bare, instructions_per_round, load_work
 from bench.guest import run_in_project
-from bench.report import Cost, Pair
+from bench.report import Cost, Pair, Start
+from bench.timeline import Timeline, watch
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import EnvironmentProblem
 from pyhv.guests.build import build
@@ -30,38 +31,38 @@ from pyhv.until import Outcome
 EXITS = Path(__file__).parent / "guests" / "exits.S"
 GUEST_PAGES = 4096
 TIMEOUT_NS = 300_000_000_000
-Clock = Callable[[], int]
-"""Nanoseconds from some moment on."""
 
 
 class Stopwatch:
     """A console that times what a guest does between `BEGIN name` and `END count name`."""
 
-    def __init__(self, clock: Clock = time.perf_counter_ns) -> None:
-        self.clock = clock
+    def __init__(self) -> None:
         self.microseconds: dict[str, float] = {}
         """Of one operation, by name."""
+        self.thread_us: dict[str, float] = {}
+        """The same of the time that this thread computed."""
         self.lines: list[str] = []
         self._partial = b""
-        self._began = 0
+        self._began = self._computed = 0
 
     def output(self, data: bytes) -> None:
         """Bytes that the guest wrote."""
-        now = self.clock()
+        now, computed = time.perf_counter_ns(), time.thread_time_ns()
         *lines, self._partial = (self._partial + data).split(b"\n")
         for raw in lines:
             line = raw.decode(errors="replace")
             self.lines.append(line)
             if line.startswith("BEGIN "):
-                self._began = self.clock()
+                self._began, self._computed = time.perf_counter_ns(), time.thread_time_ns()
             elif line.startswith("END "):
                 _, count, name = line.split(" ", 2)
                 self.microseconds[name] = (now - self._began) / 1000 / int(count)
+                self.thread_us[name] = (computed - self._computed) / 1000 / int(count)
 
 
-def run_guest(image: KernelImage, *, virtual_time: bool, clock: Clock = time.perf_counter_ns) -> Stopwatch:
+def run_guest(image: KernelImage, *, virtual_time: bool) -> Stopwatch:
     """Run a benchmark's guest to its end. Raises EnvironmentProblem if it does not print SUCCESS."""
-    watch = Stopwatch(clock)
+    watch = Stopwatch()
     machine = Machine(MachineConfig(memory_pages=GUEST_PAGES, virtual_time=virtual_time))
     try:
         machine.create(image, DomainConfig(name=image.name, memory_pages=GUEST_PAGES), console=watch)
@@ -112,39 +113,52 @@ def compute(runs: int, progress: Callable[[str], None]) -> Compute:
         for virtual_time in (False, True):
             clock = "virtual" if virtual_time else "real"
             progress(f"compute, pair {number + 1} of {runs}, {clock} time")
-            watch = run_guest(image, virtual_time=virtual_time)
+            guest = run_guest(image, virtual_time=virtual_time)
             bare = Bare(image, count_blocks=virtual_time)
             try:
                 rounds = bare.rounds()
                 alone = bare.run()
             finally:
                 bare.close()
-            _same_result(watch, alone.result)
+            _same_result(guest, alone.result)
             pairs[virtual_time].append(
-                Pair(f"compute, {clock} time", watch.microseconds["work"] / 1e6, alone.seconds)
+                Pair(
+                    f"compute, {clock} time",
+                    guest.microseconds["work"] / 1e6,
+                    alone.seconds,
+                    guest.thread_us["work"] / 1e6,
+                    alone.thread_s,
+                )
             )
     return Compute(instructions_per_round(image) * rounds, pairs[False], pairs[True])
 
 
-def _same_result(watch: Stopwatch, expected: int) -> None:
-    found = [line.removeprefix("result ") for line in watch.lines if line.startswith("result ")]
+def _same_result(guest: Stopwatch, expected: int) -> None:
+    found = [line.removeprefix("result ") for line in guest.lines if line.startswith("result ")]
     if found != [f"{expected:#x}"]:
         raise EnvironmentProblem(
             f"work.S computed {found} as a guest but {expected:#x} on the bare engine: this is a bug of pyhv"
         )
 
 
-def hello(runs: int, progress: Callable[[str], None]) -> list[float]:
-    """Seconds from the start of `pyhv boot hello` to its end, the first (cold) run left out."""
-    seconds = []
+def hello(runs: int, progress: Callable[[str], None]) -> Start:
+    """`pyhv boot hello`: medians; the first (cold) run is left out."""
+    found = []
     for number in range(runs + 1):
         progress(f"hello, run {number} of {runs}" if number else "hello, first run")
-        seconds.append(run_in_project(["boot", "hello"], timeout_s=60).total_s)
-    return seconds[1:]
+        found.append(run_in_project(["boot", "hello"], timeout_s=60))
+    return _start("pyhv boot hello", found[1:])
 
 
-def python_start(runs: int) -> float:
-    """Seconds that this Python takes to start and do nothing: the part of `hello` that is not pyhv's."""
-    from bench.timeline import watch
+def python_start(runs: int) -> Start:
+    """This Python that starts and does nothing: the part of `hello` that is not pyhv's."""
+    found = [watch([sys.executable, "-c", ""], Path.cwd(), 60) for _ in range(runs)]
+    return _start("Python's own start", found)
 
-    return statistics.median(watch([sys.executable, "-c", ""], Path.cwd(), 60).total_s for _ in range(runs))
+
+def _start(name: str, found: Sequence[Timeline]) -> Start:
+    return Start(
+        name,
+        statistics.median(one.total_s for one in found),
+        statistics.median(one.total_user_s for one in found),
+    )

@@ -13,27 +13,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pyhv
+from bench.report import Figure
 from pyhv.guests.build import build_builtin
 from pyhv.loader.elf import load_image
 
 PAGES = 1000
 FORKS = 100
 LIVES = 2000
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One figure: what was measured, how much it was, in which unit, and what it must not exceed."""
-
-    name: str
-    value: float
-    unit: str
-    most: float | None = None
 
 
 def _ms(action: Callable[[], object]) -> float:
@@ -47,13 +37,13 @@ def _kept_mib(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith(f"{field}:"))
 
 
-def linux(runs: int) -> list[Moment]:
+def linux(runs: int) -> list[Figure]:
     """The figures of a Linux guest; medians of `runs`."""
     found = []
     with pyhv.Machine(memory="160M", virtual_time=True) as machine:
         guest = machine.boot("debian", memory="128M")
         guest.expect(r"/ # ")
-        found.append(Moment("first snapshot", _ms(machine.snapshot), "ms", 20))
+        found.append(Figure("first snapshot", _ms(machine.snapshot), "ms", 20))
         taken, reverted, forked = [], [], []
         for _ in range(runs):
             assert guest.run(f"dd if=/dev/zero of=/tmp/x bs=4096 count={PAGES} 2>/dev/null")
@@ -64,15 +54,15 @@ def linux(runs: int) -> list[Moment]:
             forks: list[pyhv.Machine] = []
             forked.append(_ms(lambda: forks.append(machine.fork())))  # noqa: B023 - called at once
             forks[0].close()
-        found.append(Moment(f"snapshot after {PAGES:,} dirtied pages", statistics.median(taken), "ms", 20))
-        found.append(Moment(f"revert after {PAGES:,} dirtied pages", statistics.median(reverted), "ms", 20))
-        found.append(Moment("fork, with its engine", statistics.median(forked), "ms", 50))
+        found.append(Figure(f"snapshot after {PAGES:,} dirtied pages", statistics.median(taken), "ms", 20))
+        found.append(Figure(f"revert after {PAGES:,} dirtied pages", statistics.median(reverted), "ms", 20))
+        found.append(Figure("fork, with its engine", statistics.median(forked), "ms", 50))
         found += _many_forks(machine)
         found += _file(machine.snapshot(), runs)
     return found
 
 
-def _many_forks(machine: pyhv.Machine) -> list[Moment]:
+def _many_forks(machine: pyhv.Machine) -> list[Figure]:
     forks: list[pyhv.Machine] = []
     spent = _ms(lambda: forks.extend(machine.fork() for _ in range(FORKS)))
     for fork in forks:
@@ -81,12 +71,12 @@ def _many_forks(machine: pyhv.Machine) -> list[Moment]:
     for fork in forks:
         fork.close()
     return [
-        Moment(f"{FORKS} forks", spent / 1e3, "s"),
-        Moment(f"memory of {FORKS} forks and their parent", kept, "MiB", 1536),
+        Figure(f"{FORKS} forks", spent / 1e3, "s"),
+        Figure(f"memory of {FORKS} forks and their parent", kept, "MiB", 1536),
     ]
 
 
-def _file(snapshot: pyhv.Snapshot, runs: int) -> list[Moment]:
+def _file(snapshot: pyhv.Snapshot, runs: int) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "debian.snap"
         saved = _ms(lambda: snapshot.save(path))
@@ -97,14 +87,14 @@ def _file(snapshot: pyhv.Snapshot, runs: int) -> list[Moment]:
         )
         size = path.stat().st_size / (1 << 20)
     return [
-        Moment("save", saved, "ms"),
-        Moment("its file", size, "MiB"),
-        Moment("load", loaded, "ms", 500),
-        Moment("pyhv restore, to the guest's end", process, "ms"),
+        Figure("save", saved, "ms"),
+        Figure("its file", size, "MiB"),
+        Figure("load", loaded, "ms", 500),
+        Figure("pyhv restore, to the guest's end", process, "ms"),
     ]
 
 
-def lives() -> list[Moment]:
+def lives() -> list[Figure]:
     """Resident memory after 100 guests that came and went, and after 2,000."""
     image = load_image(build_builtin("hello"), "hello")
     kept = {}
@@ -116,7 +106,7 @@ def lives() -> list[Moment]:
                 kept[number] = _kept_mib("Rss")
         spent = time.perf_counter() - began
     return [
-        Moment(f"{LIVES:,} guests, each", spent / LIVES * 1e3, "ms"),
-        Moment("resident memory after 100", kept[100], "MiB"),
-        Moment(f"resident memory after {LIVES:,}", kept[LIVES], "MiB", kept[100] * 1.1),
+        Figure(f"{LIVES:,} guests, each", spent / LIVES * 1e3, "ms"),
+        Figure("resident memory after 100", kept[100], "MiB"),
+        Figure(f"resident memory after {LIVES:,}", kept[LIVES], "MiB", kept[100] * 1.1),
     ]

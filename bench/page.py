@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tables of docs/benchmarks.md, written by what measured them, in marked parts of the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench.report import Row
+from bench.report import Cost, Figure, Row, Start, say
 from pyhv.errors import EnvironmentProblem
 
 
@@ -32,6 +32,17 @@ def write(path: Path, contents: Mapping[str, str]) -> None:
         raise EnvironmentProblem(f"{path} cannot be written: {error.strerror}") from error
 
 
+def publish(path: Path | None, busy: str, contents: Mapping[str, str]) -> None:
+    """Write the page, if there is one; not if the host was busy: then say so. EnvironmentProblem."""
+    if busy:
+        say(f"not to be quoted: {busy}")
+    if path is None:
+        return
+    if busy:
+        raise EnvironmentProblem(f"{path} is not written: {busy}.")
+    write(path, contents)
+
+
 def _rewritten(path: Path, contents: Mapping[str, str]) -> str:
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,7 +56,7 @@ def _rewritten(path: Path, contents: Mapping[str, str]) -> str:
 def against_peer(conditions: str, found: Sequence[tuple[str, Sequence[Row], Sequence[Row]]]) -> str:
     """Each way of running pyhv against the peer, and against QEMU alone if there are such rows."""
     heads = [*_heads("pyhv", "peer"), "pyhv / QEMU alone"]
-    return _table(
+    return table(
         conditions,
         heads,
         [
@@ -60,7 +71,41 @@ def against_peer(conditions: str, found: Sequence[tuple[str, Sequence[Row], Sequ
 def clocks(conditions: str, found: Sequence[tuple[str, Sequence[Row]]]) -> str:
     """Virtual time against real time, for each way of running pyhv."""
     lines = [_cells(label, rows[index]) for index in range(len(found[0][1])) for label, rows in found]
-    return _table(conditions, _heads("virtual", "real"), lines)
+    return table(conditions, _heads("virtual", "real"), lines)
+
+
+def costs(conditions: str, found: Sequence[Cost]) -> str:
+    """What each kind of exit costs."""
+    lines = [[cost.name, f"{cost.real_us:.2f}", f"{cost.virtual_us:.2f}"] for cost in found]
+    return table(conditions, ["kind of exit", "real time, us", "virtual time, us"], lines)
+
+
+def computing(conditions: str, found: Sequence[Row], mips: Callable[[float], float]) -> str:
+    """The same code as a guest and on the bare engine; `mips` turns its seconds into its speed."""
+    lines = [
+        [
+            row.metric, str(row.pairs), f"{mips(row.ours_user):.0f}", f"{mips(row.theirs_user):.0f}",
+            f"{row.ratio:.2f}", f"**{row.user_ratio:.2f}**",
+        ]
+        for row in found
+    ]  # fmt: skip
+    heads = ["", "pairs", "guest MIPS", "bare MIPS", "guest / bare", "by user time"]
+    return table(conditions, heads, lines)
+
+
+def starts(conditions: str, found: Sequence[Start]) -> str:
+    """Commands that start and end."""
+    lines = [[one.name, f"{one.seconds:.2f}", f"{one.user_s:.2f}"] for one in found]
+    return table(conditions, ["command", "s", "(user)"], lines)
+
+
+def figures(conditions: str, found: Sequence[Figure]) -> str:
+    """What is one number, and what it must not exceed."""
+    lines = [
+        [one.name, f"{one.value:,.1f} {one.unit}", "" if one.most is None else f"{one.most:,.0f} {one.unit}"]
+        for one in found
+    ]
+    return table(conditions, ["", "measured", "at most"], lines)
 
 
 def _heads(ours: str, theirs: str) -> list[str]:
@@ -78,6 +123,7 @@ def _cells(label: str, row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def _table(conditions: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(conditions: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A sentence and a table."""
     rows = [heads, ["---"] * len(heads), *lines]
     return f"{conditions}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -64,9 +64,9 @@ def measure(runs: int, progress: Callable[[str], None]) -> list[Quick]:
     for number in range(runs):
         progress(f"exits, run {number + 1} of {runs}")
         before = step_us()
-        watch = run_guest(image, virtual_time=False, clock=time.thread_time_ns)
+        watch = run_guest(image, virtual_time=False)
         unit = (before + step_us()) / 2
-        for name, us in watch.microseconds.items():
+        for name, us in watch.thread_us.items():
             costs.setdefault(name, []).append((us, us / unit))
     return [
         Quick(name, statistics.median(us for us, _ in found), statistics.median(steps for _, steps in found))

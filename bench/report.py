@@ -65,6 +65,25 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: what was measured, how much it was, in which unit, and what it must not exceed."""
+
+    name: str
+    value: float
+    unit: str
+    most: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A command from its start to its exit: seconds of the host's clock, and those computed in user mode."""
+
+    name: str
+    seconds: float
+    user_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """Microseconds of one operation in real and in virtual time: medians over `runs`."""
 
@@ -153,10 +172,11 @@ def host() -> dict[str, Any]:
     }
 
 
-def conditions() -> str:
-    """One sentence for a page: when, where and with what it was measured."""
+def conditions(lane: str = "") -> str:
+    """One sentence for a page: when, where and with what it was measured, and in which lane if it is one."""
     today = datetime.now(UTC).date().isoformat()
-    return f"Measured on {today} with revision {_revision() or 'unknown'} on {_processor()}."
+    which = f", {lane} lane," if lane else ""
+    return f"Measured on {today} with revision {_revision() or 'unknown'}{which} on {_processor()}."
 
 
 def _processor() -> str:

@@ -61,6 +61,8 @@ class Timeline:
     """Host seconds from the program's start to its end."""
     others: float = 0.0
     """Processors that other programs kept busy meanwhile."""
+    total_user_s: float = 0.0
+    """What the program, and the children that it waited for, computed in user mode in all."""
 
     @property
     def launch(self) -> Span:
@@ -136,7 +138,12 @@ def watch(
         end = f"did not end in {timeout_s:.0f} s" if not in_time else f"ended with code {process.returncode}"
         tail = (bytes(output) + said)[-TAIL_BYTES:].decode(errors="replace").strip()
         raise EnvironmentProblem(f"'{Path(command[0]).name}' {end}; its last output was:\n{tail}")
-    return Timeline(reader.marks, after.wall - before.wall, before.others(after))
+    return Timeline(
+        reader.marks,
+        after.wall - before.wall,
+        before.others(after),
+        after.children_user - before.children_user,
+    )
 
 
 def _follow(

@@ -21,6 +21,8 @@
 .set VGCF_in_syscall, 0x100
 .set UNMAPPED, 511 << 21                        # 2 MiB below 1 GiB: the builder mapped nothing there
 
+.set TREE_L1S, 8                                # of the tree that is pinned, below one L2, one L3 and one L4
+
 .set USER_SLOT, 2                               # of the L4
 .set USER_CODE, 2 << 39
 .set USER_DATA, USER_CODE + 0x1000
@@ -104,6 +106,9 @@ _start:
     measure "update_va_mapping with INVLPG", one_mapping, ROUNDS, 1
     measure "TLB flush (mmuext_op)", flush, ROUNDS, 1
 
+    call build_tree
+    measure "pin and unpin an L4, 11 tables", pin_and_unpin, ROUNDS / 40, 1
+
     measure "RDTSC", read_counter, ROUNDS, 1
     measure "CPUID with the forced-emulation prefix", identify, ROUNDS, 1
     measure "page fault and iret", fault, ROUNDS, 1
@@ -147,6 +152,7 @@ measure_routine:
     print "BEGIN "
     call puts
     print "\n"
+    call line_arrives
 .again:
     call rbx
     dec ebp
@@ -157,10 +163,19 @@ measure_routine:
     mov rdi, r12
     call puts
     print "\n"
+    call line_arrives
     pop r13
     pop r12
     pop rbp
     pop rbx
+    ret
+
+# What was printed leaves the hypervisor when a turn ends: end it.
+line_arrives:
+    mov edi, SCHEDOP_yield
+    xor esi, esi
+    hypercall sched_op
+    must_succeed "yielding"
     ret
 
 # --- One round of each kind -------------------------------------------------------------------------------------------
@@ -197,6 +212,15 @@ flush:
     mov edi, MMUEXT_TLB_FLUSH_LOCAL
     xor esi, esi
     jmp mmuext
+
+# A tree of tables that all become page tables, and no page tables again.
+pin_and_unpin:
+    pin_l4 tree_l4
+    mov edi, MMUEXT_UNPIN_TABLE
+    lea rsi, [rip + tree_l4]
+    call pin_frame
+    must_succeed "unpinning the tree"
+    ret
 
 read_counter:
     rdtsc
@@ -332,6 +356,46 @@ build_process:
     must_succeed "stack_switch"
     ret
 
+# Each entry of each L1 maps data_page: 4,096 mappings to be checked and counted.
+build_tree:
+    push rbx
+    lea rdi, [rip + data_page]
+    call frame_of
+    mov rcx, DATA_PAGE
+    or rax, rcx
+    lea rdi, [rip + tree_l1s]
+    mov ecx, TREE_L1S * 512
+    rep stosq
+    xor ebx, ebx
+.link:
+    call tree_l1
+    call frame_of
+    or rax, UPPER
+    lea rcx, [rip + tree_l2]
+    mov [rcx + rbx * 8], rax
+    call tree_l1
+    mov esi, READ_ONLY
+    call remap
+    must_succeed "mapping an L1 read-only"
+    inc ebx
+    cmp ebx, TREE_L1S
+    jb .link
+    fill tree_l3, 0, tree_l2, UPPER
+    fill tree_l4, 0, tree_l3, UPPER
+    protect tree_l2
+    protect tree_l3
+    protect tree_l4
+    pop rbx
+    ret
+
+# rdi = va of the L1 with the number ebx
+tree_l1:
+    mov edi, ebx
+    shl edi, PAGE_SHIFT
+    lea rax, [rip + tree_l1s]
+    add rdi, rax
+    ret
+
 # pin_frame(edi = MMUEXT_*, rsi = va of the table)
 pin_frame:
     push rbx
@@ -389,6 +453,10 @@ user_l2:        .zero PAGE_SIZE
 user_l1:        .zero PAGE_SIZE
 user_data:      .zero PAGE_SIZE
 user_stack:     .zero PAGE_SIZE
+tree_l4:        .zero PAGE_SIZE
+tree_l3:        .zero PAGE_SIZE
+tree_l2:        .zero PAGE_SIZE
+tree_l1s:       .zero TREE_L1S * PAGE_SIZE
 multicall_list: .zero 32 * 64
 .balign PAGE_SIZE
 process_stack:  .zero PAGE_SIZE

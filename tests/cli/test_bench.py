@@ -106,6 +106,23 @@ def test_every_part_that_is_timed_is_in_the_script() -> None:
         assert all(f"part {name} " in INIT for name in parts)
 
 
+@pytest.mark.parametrize("virtual_time", [False, True])
+def test_each_kind_of_exit_takes_time(tmp_path: Path, virtual_time: bool) -> None:
+    """A line that came late, or with another one, would make a kind cost nothing. (RDTSC may be free.)"""
+    from bench.micro import EXITS, run_guest
+    from pyhv.guests.build import build
+    from pyhv.loader.elf import load_image
+
+    shorter = tmp_path / "exits.S"
+    source = EXITS.read_text(encoding="utf-8")
+    shorter.write_text(source.replace(".set ROUNDS, 20000", ".set ROUNDS, 400"), encoding="utf-8")
+    found = run_guest(load_image(build(shorter), "exits"), virtual_time=virtual_time)
+    free = ("nothing", "RDTSC")
+    assert len(found.thread_us) == 14
+    assert all(us > 0.5 for name, us in found.thread_us.items() if name not in free), found.thread_us
+    assert found.thread_us["pin and unpin an L4, 11 tables"] > 20 * found.thread_us["hypercall (xen_version)"]
+
+
 @pytest.mark.parametrize("name", ["exits", "work"])
 def test_the_guests_can_be_built(name: str) -> None:
     from pyhv.guests.build import build
@@ -245,7 +262,7 @@ def results(*, others: float = 0.0) -> Any:
 def test_each_lane_and_clock_is_compared_with_the_same_run_of_the_peer_and_written_into_the_page(
     tmp_path: Path,
 ) -> None:
-    from bench.against import publish
+    from bench.page import publish
 
     page = tmp_path / "page.md"
     places = ("peer, real time", "peer, virtual time", "virtual time")
@@ -270,7 +287,7 @@ def test_each_lane_and_clock_is_compared_with_the_same_run_of_the_peer_and_writt
 
 
 def test_what_was_measured_on_a_busy_host_is_not_written(tmp_path: Path) -> None:
-    from bench.against import publish
+    from bench.page import publish
     from pyhv.errors import EnvironmentProblem
 
     busy = results(others=0.3).measured.busy()
@@ -305,10 +322,19 @@ def test_the_page_has_a_part_for_each_table() -> None:
     from pyhv.errors import EnvironmentProblem
 
     text = (PROJECT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for name in ("peer, real time", "peer, virtual time", "virtual time"):
+    tables = (
+        "peer, real time",
+        "peer, virtual time",
+        "virtual time",
+        "exits",
+        "computing",
+        "hello",
+        "moments",
+    )
+    for name in tables:
         assert "new table" in replaced(text, name, "new table\n")
     with pytest.raises(EnvironmentProblem, match="no part between"):
-        replaced(text, "moments", "")
+        replaced(text, "weather", "")
 
 
 def test_a_page_without_a_place_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
