@@ -16,7 +16,7 @@ from pyhv.clock import Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import can_stop_at_any_time
 from pyhv.cpu.host import give_back_large_blocks
 from pyhv.cpu.ram import Ram
-from pyhv.cpu.selftest import self_test
+from pyhv.cpu.selftest import require_executable_memory, self_test
 from pyhv.cpu.tsc import host_tsc, start_measuring
 from pyhv.cpu.tuning.gate import tuning
 from pyhv.errors import ConfigError
@@ -64,9 +64,11 @@ class Board:
             raise ConfigError(f"A machine for {max_domains} domains is not possible.")
         if not virtual_time:
             start_measuring()  # the host's clock, while the proofs run
-        self_test()
-        give_back_large_blocks()
+        require_executable_memory()
         self.tuning = tuning() if tuned else None
+        if self.tuning is None or not self.tuning.active:  # else proven with the changes
+            self_test()
+        give_back_large_blocks()
         self.ram = Ram(frames_for(memory_pages, max_domains))
         self.frames = FrameTable(self.ram)
         self.physical = PhysicalMemory(self.ram, self.frames)

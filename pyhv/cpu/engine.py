@@ -94,7 +94,7 @@ class Engine:
     outside. `trap_time` makes RDTSC an exit: `ExitSink.clock_read`, or, where stops cannot be posted, #GP(0)
     at every level but ring 0. `hole` is an empty page table (machine address) used to make the processor
     harmless while a refused port access drains. With `tuning` the emulator's hot paths are pyhv's
-    (`tuning/`), where they can be.
+    (`tuning/`), where they can be. Not `screened`: nobody looks for refused instructions, as there are none.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class Engine:
         trap_time: bool = True,
         native: bool = True,
         tuning: EngineTuning | None = None,
+        screened: bool = True,
     ) -> None:
         self.sink = sink
         self.holder: object = None
@@ -162,7 +163,7 @@ class Engine:
             counter = (0, 0) if self.budget is None else self.budget.addresses
             self.block = tuning.attach(self.handle, ram, counter)
         self.debug_unit: DebugUnit | None = None
-        if self.block is None:
+        if self.block is None and screened:
             self._screen = self._look_at_translations()
             self.debug_unit = self._hooked_debug_unit(self._screen)
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None

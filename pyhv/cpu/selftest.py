@@ -4,7 +4,8 @@
 `probe.py` proves where the emulator keeps its state; this module proves that it behaves. Each check runs a
 few bytes of code in ring 3 or ring 1 and compares the exit with what the processor manuals say (Intel SDM
 volume 3, chapters 4 to 6) or, for SYSCALL and the stop, with what `engine.py` was written for. It takes 10 ms
-and is done once per process; `tests/engine/test_engine.py` checks far more. Nothing here is known of Xen.
+and is done once per process for the engines that it uses: the tuned ones (`tuning/gate.py`), or those as the
+library makes them. `tests/engine/test_engine.py` checks far more. Nothing here is known of Xen.
 """
 
 from collections.abc import Callable, Mapping
@@ -94,7 +95,7 @@ def _flags(trial: Trial) -> None:
         trial.expect("flags are set", trial.ram.q[DATA << 9] == wanted and low_byte == wanted & 0xFF)
 
 
-def check_stops(trial: Trial) -> None:
+def _stops(trial: Trial) -> None:
     """Stopping executes nothing twice: neither when the byte budget is spent nor when asked at any moment."""
     engine, q, data = trial.engine, trial.ram.writable.q, DATA << 9
     q[data] = 0
@@ -153,26 +154,36 @@ CHECKS: Final[Mapping[str, Callable[[Trial], None]]] = {
     "page faults, privileges": _faults,
     "calls and ports": _calls,
     "flags": _flags,
-    "stops": check_stops,
+    "stops": _stops,
     "stores to code": _stores,
     "looks at translation": _refusals,
 }
 """What is tried, in this order; each raises BrokenPromise."""
 
 
-@once
-def self_test() -> None:
-    """Check the crucial behaviour of the installed emulator, once per process.
-
-    EngineError with what is wrong and what to install if it is not the emulator that pyhv knows.
-    """
+def require_executable_memory() -> None:
+    """EngineError with what to do if the host gives none, without which nothing can be tried."""
     refused = executable_memory_refused()
     if refused:
         raise EngineError(refused)
+
+
+def check(trial: Trial) -> None:
+    """Try everything. BrokenPromise, or GuestCrash if the emulator gives up."""
+    for one in CHECKS.values():
+        one(trial)
+
+
+@once
+def self_test() -> None:
+    """Check the crucial behaviour of the emulator as it is installed, once per process.
+
+    EngineError with what is wrong and what to install if it is not the emulator that pyhv knows.
+    """
+    require_executable_memory()
     try:
         with Trial() as trial:
-            for check in CHECKS.values():
-                check(trial)
+            check(trial)
     except BrokenPromise as broken:
         raise EngineError(
             f"The emulator breaks a rule that pyhv builds on ({broken.promise}). {REMEDY}"

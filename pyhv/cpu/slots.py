@@ -10,10 +10,12 @@ of `guard.py` and of `tuning/`. It never raises for a library of another form: i
 
 import ctypes
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from pyhv.cpu import binding
 from pyhv.cpu.once import once
@@ -47,7 +49,7 @@ class Library:
 
     base: int
     build_id: str
-    slots: dict[str, int]
+    slots: Mapping[str, int]
     code: range
 
     def slot(self, name: str) -> ctypes.c_uint64 | None:
@@ -101,8 +103,31 @@ def _build_id(notes: bytes) -> str:
     return ""
 
 
-def _slots(base: int, tables: dict[int, int]) -> dict[str, int]:
-    """All writable slots by name: the symbols' places in one numpy pass, then one cut of bytes a name."""
+class _Slots(Mapping[str, int]):
+    """Addresses of all writable slots by name, looked for when asked for: a few are wanted of thousands."""
+
+    def __init__(self, strings: bytes, names: npt.NDArray[np.uint32], places: npt.NDArray[np.uint64]) -> None:
+        self._strings, self._names, self._places = strings, names, places
+
+    def __getitem__(self, name: str) -> int:
+        wanted = name.encode() + b"\0"
+        at = self._strings.find(wanted)
+        while at >= 0:  # it may also be the end of a longer name
+            found = np.flatnonzero(self._names == at)
+            if found.size:
+                return int(self._places[found[-1]])
+            at = self._strings.find(wanted, at + 1)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        strings = self._strings
+        return iter({strings[at : strings.index(b"\0", at)].decode(): 0 for at in self._names.tolist()})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _slots(base: int, tables: dict[int, int]) -> Mapping[str, int]:
     if not all(tag in tables for tag in (_DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_JMPREL, _DT_PLTRELSZ)):
         return {}
     # Addresses, which not every loader has relocated.
@@ -117,26 +142,22 @@ def _slots(base: int, tables: dict[int, int]) -> dict[str, int]:
     symbols = np.frombuffer(ctypes.string_at(where[_DT_SYMTAB], (last + 1) * 4 * _SYMBOL_WORDS), np.uint32)
     at = relocations["at"] + np.uint64(base)
     writable = np.zeros(len(at), bool)
-    for start, end in _writable_ranges():
+    for start, end in _writable_ranges(int(at.min()), int(at.max())):
         writable |= (at >= start) & (at < end)
-    begins = symbols[relocations["symbol"][writable] * _SYMBOL_WORDS]
-    strings = ctypes.string_at(where[_DT_STRTAB], tables[_DT_STRSZ])
-    zeros = np.flatnonzero(np.frombuffer(strings, np.uint8) == 0)
-    ends = zeros[np.searchsorted(zeros, begins)]
-    text = strings.decode("latin-1")
-    spans = zip(begins.tolist(), ends.tolist(), at[writable].tolist(), strict=True)
-    return {text[begin:end]: slot for begin, end, slot in spans}
+    names = symbols[relocations["symbol"][writable] * _SYMBOL_WORDS]
+    return _Slots(ctypes.string_at(where[_DT_STRTAB], tables[_DT_STRSZ]), names, at[writable])
 
 
-def _writable_ranges() -> list[tuple[int, int]]:
-    """Addresses of this process that may be written."""
+def _writable_ranges(first: int, last: int) -> list[tuple[int, int]]:
+    """Addresses of this process that may be written, as far as they have to do with these two or between."""
     ranges = []
     with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
         for line in maps:
             span, flags, *_ = line.split(maxsplit=2)
             if "w" in flags:
                 start, end = (int(bound, 16) for bound in span.split("-"))
-                ranges.append((start, end))
+                if start <= last and first < end:
+                    ranges.append((start, end))
     return ranges
 
 

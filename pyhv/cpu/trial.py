@@ -100,13 +100,16 @@ class BrokenPromise(Exception):
 
 
 class Trial:
-    """The throwaway engine with its page tables. Close it: it is a context manager."""
+    """The throwaway engine with its page tables. Close it: it is a context manager.
 
-    def __init__(self, tuning: EngineTuning | None = None) -> None:
+    Not `screened`: its code has none of the instructions that are refused.
+    """
+
+    def __init__(self, tuning: EngineTuning | None = None, *, screened: bool = True) -> None:
         self.ram = Ram(FRAMES)
         self.sink = _Recorder()
         self.engine = self.sink.engine = Engine(
-            self.ram, self.sink, count_blocks=True, hole=HOLE << 12, tuning=tuning
+            self.ram, self.sink, count_blocks=True, hole=HOLE << 12, tuning=tuning, screened=screened
         )  # fmt: skip
         self._next = CODE << 12
         self._free = _FIRST_FREE

@@ -155,6 +155,20 @@ def test_a_proof_that_fails_closes_it(error: Exception, why: str) -> None:
     assert seen == [77]  # it was there, and is gone
 
 
+@pytest.mark.promise("P-2", "P-3")
+def test_tuned_engines_pass_the_self_test() -> None:
+    """What an engine that is not tuned must do, a tuned one must do as well, or there are none."""
+    script = (
+        "from pyhv.cpu import selftest, trial\n"
+        "def fail(tried): tried.expect(f'tuned is {tried.engine.tuned}', not tried.engine.tuned)\n"
+        "selftest.CHECKS = {**selftest.CHECKS, 'mine': fail}\n"
+        "from pyhv.board import Board\n"
+        "print(Board(16, max_domains=1, virtual_time=True, tuned=True).tuning.why_not)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout == "a proof failed: tuned is True\n"
+
+
 @pytest.mark.usefixtures("untouched")
 def test_a_bug_in_a_proof_leaves_nothing_behind() -> None:
     def proof(_trial: Trial) -> None:

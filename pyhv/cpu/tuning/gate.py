@@ -7,12 +7,14 @@ that is not attached keeps the library's own paths, whatever else this process d
 
 import os
 import platform
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from pyhv.cpu.once import once
 from pyhv.cpu.probe import find_no_exit_request
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.selftest import check
 from pyhv.cpu.slots import library
 from pyhv.cpu.trial import BrokenPromise, Trial
 from pyhv.cpu.tuning import layout
@@ -65,8 +67,11 @@ def unsuitable() -> str:
     return ""
 
 
-def make_tuning(patches: tuple[Patch, ...]) -> Tuning:
-    """Install the patches and prove them; if that fails, change nothing and say why."""
+def make_tuning(patches: tuple[Patch, ...], *proofs: Callable[[Trial], None]) -> Tuning:
+    """Install the patches and prove them; if that fails, change nothing and say why.
+
+    Beside the patches' own there may be other `proofs` of what the engines do with all of them.
+    """
     why_not = unsuitable()
     if why_not:
         return Tuning(patches, why_not)
@@ -80,7 +85,7 @@ def make_tuning(patches: tuple[Patch, ...]) -> Tuning:
     installation.install()
     try:
         tuning = Tuning(patches, form=installation.form)
-        _prove(tuning)
+        _prove(tuning, (*proofs, *(patch.proof for patch in patches)))
         if not installation.holds:
             raise BrokenPromise("pointers that were written keep their values")
         proven = True
@@ -95,12 +100,12 @@ def make_tuning(patches: tuple[Patch, ...]) -> Tuning:
     return tuning
 
 
-def _prove(tuning: Tuning) -> None:
-    """Run each patch's proof on a throwaway engine with all of them. BrokenPromise if one does not hold."""
-    for patch in tuning.patches:
+def _prove(tuning: Tuning, proofs: Iterable[Callable[[Trial], None]]) -> None:
+    """Run each proof on a throwaway engine with all patches. BrokenPromise if one does not hold."""
+    for proof in proofs:
         with Trial(tuning) as trial:
             trial.expect("a throwaway engine can be tuned", trial.engine.tuned)
-            patch.proof(trial)
+            proof(trial)
 
 
 _installed: list[Installation] = []
@@ -109,5 +114,6 @@ _installed: list[Installation] = []
 
 @once
 def tuning() -> Tuning:
-    """The process's tuning, decided at the first call."""
-    return make_tuning(PATCHES)
+    """The process's tuning, decided at the first call. Where it is active, tuned engines have passed the
+    self-test."""
+    return make_tuning(PATCHES, check)
