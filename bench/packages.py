@@ -19,8 +19,8 @@ from pathlib import Path
 
 import click
 
+from pyhv.cache import cache_directory
 from pyhv.errors import EnvironmentProblem
-from pyhv.images.debian import cache_directory
 
 PACKAGE = "xen-hypervisor-4.17-amd64"
 _ELSEWHERE = "or give a Xen of your own: --xen FILE (an uncompressed or gzipped Xen 4.17, as in /boot)"

@@ -19,35 +19,23 @@ import time
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
-import keystone
-
 from pyhv.cpu import binding
-from pyhv.cpu.assembling import new_assembler
+from pyhv.cpu.native_code import AARCH64, X86_64, code
 
 _SOURCES: Final = {
     # rdi = engine, edx = block size, rcx = cell {int64 budget; stop function}
-    "x86_64": (
-        keystone.KS_ARCH_X86,
-        keystone.KS_MODE_64,
-        "mov eax, edx; sub qword ptr [rcx], rax; js stop; ret; stop: jmp qword ptr [rcx + 8]",
-    ),
+    X86_64: "mov eax, edx; sub qword ptr [rcx], rax; js stop; ret; stop: jmp qword ptr [rcx + 8]",
     # x0 = engine, w2 = block size, x3 = cell
-    "aarch64": (
-        keystone.KS_ARCH_ARM64,
-        keystone.KS_MODE_LITTLE_ENDIAN,
-        "ldr x4, [x3]; sub x4, x4, w2, uxtw; str x4, [x3]; tbnz x4, #63, stop; ret;"
-        " stop: ldr x5, [x3, #8]; br x5",
-    ),
+    AARCH64: "ldr x4, [x3]; sub x4, x4, w2, uxtw; str x4, [x3]; tbnz x4, #63, stop; ret;"
+    " stop: ldr x5, [x3, #8]; br x5",
 }
 
 
 def native_hook_code(host: str | None = None) -> bytes | None:
     """Machine code of the block hook for a host (`platform.machine()` name), None if there is none."""
-    source = _SOURCES.get(host or platform.machine())
-    if source is None:
-        return None
-    encoding, _ = new_assembler(source[0], source[1]).asm(source[2])
-    return bytes(encoding)
+    host = host or platform.machine()
+    source = _SOURCES.get(host)
+    return None if source is None else code(f"block-hook-{host}", source, host)
 
 
 class BlockBudget:

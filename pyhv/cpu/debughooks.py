@@ -20,7 +20,6 @@ from typing import ClassVar, Final
 
 from pyhv.abi.x86 import Vector
 from pyhv.cpu import binding
-from pyhv.cpu.assembler import assemble
 from pyhv.cpu.debugunit import (
     LOG_ENTRIES,
     MET_BREAKPOINT,
@@ -31,6 +30,7 @@ from pyhv.cpu.debugunit import (
     DebugUnit,
     Range,
 )
+from pyhv.cpu.native_code import code
 from pyhv.cpu.screen import Screen
 
 _UNNEEDED: Final = 64
@@ -112,7 +112,7 @@ def native_hook() -> mmap.mmap | None:
         page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     except OSError:  # a host that refuses writable and executable memory
         return None
-    page.write(assemble(_HOOK, 0))
+    page.write(code("debug-hook", _HOOK))
     return page
 
 

@@ -15,7 +15,7 @@ import mmap
 from typing import Final
 
 from pyhv.cpu import binding
-from pyhv.cpu.assembling import new_assembler
+from pyhv.cpu.native_code import templates
 from pyhv.cpu.once import once
 from pyhv.cpu.slots import library
 from pyhv.cpu.stops import posted_stops
@@ -46,13 +46,11 @@ really:
 
 def _install(slot: ctypes.c_uint64, first_seat: int, raise_exception: int) -> mmap.mmap:
     """Lead the slot to new native code; the page with it, which must live as long as the process."""
-    source = _CODE.format(
-        first=first_seat, vector=_UD, raise_exception=raise_exception,
-        abort=ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value,
-    )  # fmt: skip
+    (template,) = templates("guard", _CODE, constants={"vector": _UD})
+    abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value or 0
+    code = template.link(0, {"first": first_seat, "raise_exception": raise_exception, "abort": abort})
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    encoding, _ = new_assembler().asm(source)
-    page.write(bytes(encoding))
+    page.write(code)
     slot.value = ctypes.addressof(ctypes.c_char.from_buffer(page))
     return page
 

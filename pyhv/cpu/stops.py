@@ -27,15 +27,14 @@ from collections.abc import Callable
 from typing import Final
 
 from pyhv.cpu import binding
-from pyhv.cpu.assembling import new_assembler
+from pyhv.cpu.native_code import templates
 from pyhv.cpu.once import lock, once
 from pyhv.cpu.slots import library
 
 _EXCP_INTERRUPT: Final = 0x10000
 """What `cpu_exec` returns when it was asked to come back, and for no other reason."""
 
-_CODE: Final = """
-around:
+_AROUND: Final = """
     push rbx
     push r12
     sub rsp, 8
@@ -71,7 +70,8 @@ done:
     pop r12
     pop rbx
     ret
-post:
+"""
+_POST: Final = """
     mov qword ptr [rdi + 16], 1
     mov rdi, [rdi + 24]
     movabs rax, {cpu_exit}
@@ -108,16 +108,14 @@ class PostedStops:
         """Where the list begins, with a seat that no engine has."""
         self._free: list[Seat] = []
         self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        assembler = new_assembler()
-        source = _CODE.format(
-            cpu_exec=cpu_exec, cpu_exit=cpu_exit, emu_stop=binding.EMU_STOP_ADDRESS,
-            interrupted=_EXCP_INTERRUPT, first=self.first_seat,
-        )  # fmt: skip
-        code, _ = assembler.asm(source)
-        self._code.write(bytes(code))
+        around, post = templates("stops", _AROUND, _POST, constants={"interrupted": _EXCP_INTERRUPT})
+        values = {
+            "cpu_exec": cpu_exec, "cpu_exit": cpu_exit, "emu_stop": binding.EMU_STOP_ADDRESS,
+            "first": self.first_seat,
+        }  # fmt: skip
+        self._code.write(around.link(0, values) + post.link(0, values))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
-        tail, _ = assembler.asm(source[source.index("post:") :])
-        self.post_address = address + len(code) - len(tail)
+        self.post_address = address + len(around.code)
         """A native function of one argument, an engine's seat: what `Engine.stop` calls; any thread may."""
         self._post = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(self.post_address)
         slot.value = address

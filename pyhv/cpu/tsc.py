@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pyhv.cpu import binding
-from pyhv.cpu.assembling import new_assembler
+from pyhv.cpu.native_code import code
 from pyhv.cpu.once import once
 
 _READ: Final = "rdtsc; shl rdx, 0x20; or rax, rdx; ret"
@@ -58,9 +58,8 @@ class HostTsc:
     }
 
     def __init__(self) -> None:
-        code, _ = new_assembler().asm(_READ)
         self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        self._code.write(bytes(code))
+        self._code.write(code("rdtsc", _READ))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
         self.read = ctypes.PYFUNCTYPE(ctypes.c_uint64)(address)
         self._began = self.sample()

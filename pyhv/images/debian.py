@@ -10,12 +10,12 @@ is in a directory of that suite. What is in it appears by renaming, so it is com
 complete one no tool and no network is needed. How packages are fetched is `archive.py`'s.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pyhv.cache import cache_directory, store_whole
 from pyhv.errors import EnvironmentProblem
 from pyhv.images.progress import Progress
 
@@ -42,17 +42,6 @@ class DebianFiles:
     vmlinux: Path
     initramfs: Path
     version: str
-
-
-def cache_directory() -> Path:
-    """Where pyhv keeps what it fetched; it need not exist."""
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(configured):  # the XDG specification: relative paths are to be ignored
-        return Path(configured) / "pyhv"
-    try:
-        return Path.home() / ".cache" / "pyhv"
-    except RuntimeError as cause:
-        raise EnvironmentProblem("no home directory is known: set XDG_CACHE_HOME or HOME") from cause
 
 
 def ensure(
@@ -157,18 +146,3 @@ def _finish(directory: Path, progress: Progress) -> DebianFiles:
         progress.step("unpacking the kernel")
         store_whole(vmlinux, unpack(vmlinuz.read_bytes(), str(vmlinuz)).elf)
     return DebianFiles(vmlinuz, vmlinux, ramdisk, directory.name)
-
-
-def store_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    import tempfile
-
-    handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

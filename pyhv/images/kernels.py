@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pyhv.cache import cache_directory
 from pyhv.errors import EnvironmentProblem
-from pyhv.images.debian import cache_directory
 from pyhv.images.progress import Progress
 
 

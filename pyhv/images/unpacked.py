@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from pyhv.cache import cache_directory, store_whole
 from pyhv.errors import EnvironmentProblem
-from pyhv.images.debian import cache_directory, store_whole
 from pyhv.loader.bzimage import ELF_MAGIC, Unpacked, unpack
 
 WORTH_KEEPING: Final = 1 << 20

@@ -89,7 +89,7 @@ class TestBoundary:
             "import sys; from pyhv.cli.main import main\n"
             "try: main(['boot', 'hello', '--virtual-time'])\n"
             "except SystemExit as end: assert end.code == 0, end.code\n"
-            "heavy = {'unicorn', 'capstone', 'rich', 'subprocess', 'tarfile', 'tempfile', 'lzma', 'lz4',\n"
+            "heavy = {'unicorn', 'capstone', 'keystone', 'rich', 'subprocess', 'tarfile', 'lzma', 'lz4',\n"
             "    'zstandard', 'msgpack', 'fractions', 'pyhv.snapshot.snapshot'} & set(sys.modules)\n"
             "sys.exit(str(heavy) if heavy and sys.argv[1] == 'again' else 0)"
         )

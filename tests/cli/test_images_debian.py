@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pyhv.cache import cache_directory
 from pyhv.errors import EnvironmentProblem
 from pyhv.images import debian, initramfs, kernels
 from pyhv.images.kernels import KERNELS
@@ -289,7 +290,7 @@ def test_an_unusable_cache(fake: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert debian.cache_directory() == Path("/home/somebody/.cache/pyhv")
+    assert cache_directory() == Path("/home/somebody/.cache/pyhv")
 
 
 class TestInitramfs:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pyhv"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[set[str]] = [
-    {"abi", "address", "errors", "lane", "shared_page", "state", "version"},
+    {"abi", "address", "cache", "errors", "lane", "shared_page", "state", "version"},
     {"cpu", "clock"},
     {"mmu"},
     {"events", "grants", "xenstore", "sched", "board"},

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pyhv.cache import cache_directory
 from pyhv.errors import EnvironmentProblem
 from pyhv.images import archive
-from pyhv.images.debian import cache_directory
 from pyhv.images.progress import Progress
 
 PACKAGES = (

@@ -19,9 +19,9 @@ from pathlib import Path
 from linux_guest import Width, compiler
 
 from bench.selftests import Selftest
+from pyhv.cache import cache_directory
 from pyhv.cli.messages import PlainProgress
 from pyhv.images import archive
-from pyhv.images.debian import cache_directory
 
 PACKAGE = "linux-source-6.1"
 DIRECTORIES = ("x86", "timers", "vm", "futex", "ptrace", "breakpoints", "vDSO", "sigaltstack", "membarrier")

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyhv.abi.xs_wire import Message
+from pyhv.cache import cache_directory
 from pyhv.errors import EnvironmentProblem
 from pyhv.images import archive
-from pyhv.images.debian import cache_directory
 
 PACKAGES = ("xen-utils-4.17",)
 SUITE = "bookworm"

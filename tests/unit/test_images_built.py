@@ -39,7 +39,7 @@ def test_an_image_that_was_changed_is_built_again(kept: Path, position: int) -> 
     assert kept.read_bytes() == whole
 
 
-@pytest.mark.parametrize("left", [b"", b"\n", b"pyhv built 1", b"\xff" * 200])
+@pytest.mark.parametrize("left", [b"", b"\n", b"pyhv kept 1", b"\xff" * 200])
 def test_what_is_no_image_is_built_again(kept: Path, left: bytes) -> None:
     kept.parent.mkdir(parents=True)
     kept.write_bytes(left)

@@ -20,14 +20,13 @@ engine.
 """
 
 import ctypes
-import functools
 import itertools
 import mmap
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from pyhv.cpu import binding
-from pyhv.cpu.assembling import new_assembler
+from pyhv.cpu.native_code import code
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.form import Facts, Patch, Word
@@ -90,8 +89,10 @@ class Block:
         facts = Facts(ram, processor, region, self._original, form.magic, counter, self._allocate)
         for word in form.words:
             self[word.name] = word.initial(facts)
-        code = _find_region_code(*(form.offsets[name] for name in ("ram_size", "region", "find_region")))
-        self._memory[0][_CODE_AT : _CODE_AT + len(code)] = code
+        find_region = _find_region_code(
+            *(form.offsets[name] for name in ("ram_size", "region", "find_region"))
+        )
+        self._memory[0][_CODE_AT : _CODE_AT + len(find_region)] = find_region
         self._others = [ctypes.c_uint64.from_address(pointer.place(facts)) for pointer in form.pointers]
         for other, pointer in zip(self._others, form.pointers, strict=True):
             other.value = form.code[pointer.name]
@@ -128,12 +129,10 @@ class Block:
             made.close()
 
 
-@functools.cache
 def _find_region_code(ram_size: int, region: int, find_region: int) -> bytes:
     """The engine's own find_memory_mapping: the same bytes for each engine."""
     source = _FIND_REGION.format(ram_size=ram_size, region=region, find_region=find_region)
-    encoding, _ = new_assembler().asm(source)
-    return bytes(encoding)
+    return code("find-region", source)
 
 
 _FIND_REGION_TYPE: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The stubs of a list of patches: assembled, checked against the library, put into its slots, taken out.
+"""The stubs of a list of patches: linked, checked against the library, put into its slots, taken out.
 
 Nothing is written before everything is known to fit. Only slots are written, each with one store of eight
 bytes, so that a thread that runs another engine meanwhile calls either the function or the stub.
@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import Final
 
 from pyhv.cpu import binding
-from pyhv.cpu.assembling import new_assembler
+from pyhv.cpu.native_code import Template, templates
 from pyhv.cpu.slots import Library
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.block import BlockLayout
-from pyhv.cpu.tuning.form import Patch, Stub
+from pyhv.cpu.tuning.form import Patch
 
 _TAIL: Final = "\nnext:\n    movabs rax, {next}\n    jmp rax\n"
 _ALIGNMENT: Final = 16
@@ -26,17 +26,12 @@ class Unfit(Exception):
     """Why these patches are not for this library, in one clause."""
 
 
-class _Functions:
-    """`{real.NAME}` in a stub: the address of an exported function."""
-
-    def __getattr__(self, name: str) -> int:
-        address = binding.symbol_address(name + layout.SUFFIX)
-        if address is None:
-            raise Unfit(f"the library does not export {name}")
-        return address
-
-
-_functions = _Functions()
+def _function(name: str) -> int:
+    """The address of an exported function: `{real.NAME}` in a stub."""
+    address = binding.symbol_address(name + layout.SUFFIX)
+    if address is None:
+        raise Unfit(f"the library does not export {name}")
+    return address
 
 
 class Installation:
@@ -48,38 +43,48 @@ class Installation:
 
     def __init__(self, patches: Sequence[Patch], library: Library) -> None:
         self.form = BlockLayout(patches)
-        chains: dict[str, list[Stub]] = {}
-        for patch in patches:
-            for stub in patch.stubs:
-                chains.setdefault(stub.slot, []).append(stub)
-        self._slots = {slot: _usable_slot(library, slot + layout.SUFFIX) for slot in chains}
+        slots = {stub.slot for patch in patches for stub in patch.stubs}
+        self._slots = {slot: _usable_slot(library, slot + layout.SUFFIX) for slot in slots}
         self._code = mmap.mmap(
             -1, _size_of(patches), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
             prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC,
         )  # fmt: skip
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
         self._used = 0
-        self._assembler = new_assembler()
-        for pointer in self.form.pointers:
-            self.form.code[pointer.name] = self._assemble(pointer.source)
-        self._entries = {slot: self._chain(stubs) for slot, stubs in chains.items()}
+        chains: dict[str, list[Template]] = {slot: [] for slot in slots}
+        for patch in patches:
+            pointers, stubs = self._templates(patch)
+            for pointer, template in zip(patch.pointers, pointers, strict=True):
+                self.form.code[pointer.name] = self._place(template)
+            for stub, template in zip(patch.stubs, stubs, strict=True):
+                chains[stub.slot].append(template)
+        self._entries = {slot: self._chain(slot, chain) for slot, chain in chains.items()}
         self._before: dict[str, int] = {}
 
-    def _chain(self, stubs: list[Stub]) -> int:
-        """Assemble the stubs of one slot, the last one first; the address at which the first one starts."""
-        following: int = getattr(_functions, stubs[0].slot)
+    def _templates(self, patch: Patch) -> tuple[list[Template], list[Template]]:
+        """Of a patch's pointers and of its stubs."""
+        sources = [pointer.source for pointer in patch.pointers] + [
+            stub.source + _TAIL for stub in patch.stubs
+        ]
+        words = SimpleNamespace(**self.form.offsets)
+        made = templates(f"tuning-{patch.name.replace(' ', '-')}", *sources, constants={"word": words})
+        return made[: len(patch.pointers)], made[len(patch.pointers) :]
+
+    def _chain(self, slot: str, stubs: list[Template]) -> int:
+        """Place the stubs of one slot, the last one first; the address at which the first one starts."""
+        following = _function(slot)
         for stub in reversed(stubs):
-            following = self._assemble(stub.source + _TAIL, next=following)
+            following = self._place(stub, following)
         return following
 
-    def _assemble(self, source: str, **names: int) -> int:
-        """Assemble code with its names filled in; the address at which it now is."""
-        words = SimpleNamespace(**self.form.offsets)
-        text = source.format(real=_functions, word=words, magic=self.form.magic, **names)
+    def _place(self, template: Template, following: int = 0) -> int:
+        """Put code in its place, with numbers for its names; the address at which it now is."""
+        known = {"next": following, "magic": self.form.magic}
+        values = {name: known.get(name) or _function(name.removeprefix("real.")) for name in template.names}
         at = self._base + self._used
-        encoding, _ = self._assembler.asm(text, at)
-        self._code[self._used : self._used + len(encoding)] = bytes(encoding)
-        self._used += len(encoding) + _ALIGNMENT - 1 & -_ALIGNMENT
+        linked = template.link(at, values)
+        self._code[self._used : self._used + len(linked)] = linked
+        self._used += len(linked) + _ALIGNMENT - 1 & -_ALIGNMENT
         return at
 
     def install(self) -> None:

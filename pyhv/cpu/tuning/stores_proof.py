@@ -6,7 +6,7 @@ from typing import Final
 
 from pyhv.abi.x86 import PTE_NX
 from pyhv.cpu import vmcb as v
-from pyhv.cpu.assembler import assemble
+from pyhv.cpu.native_code import templates
 from pyhv.cpu.trial import LEAF, Trial
 
 _MANY: Final = 600
@@ -30,6 +30,7 @@ _STORES: Final = {
     "a string": "lea rsi, [rbx]; mov byte ptr [rsi], 2; mov rdi, r12; movsb",
 }
 
+_HEALING: Final = "many stores"
 _STORED_TO: Final = f"""
     call r13
     mov ebp, eax
@@ -51,9 +52,12 @@ wrong:
 
 
 @functools.cache
-def _code(source: str) -> bytes:
-    """Code that does not mind where it is; each is run several times."""
-    return assemble(source, 0)
+def _programs() -> dict[str, bytes]:
+    """Code that does not mind where it is, by names; each is run several times."""
+    sources = {name: _OVERWRITTEN.format(store=store) for name, store in _STORES.items()}
+    sources[_HEALING] = _STORED_TO
+    made = templates("stores-proof", *sources.values())
+    return {name: template.link() for name, template in zip(sources, made, strict=True)}
 
 
 def prove_stores(trial: Trial) -> None:
@@ -71,13 +75,13 @@ def prove_stores(trial: Trial) -> None:
 def _aliases(trial: Trial, code: int, alias: int, offset: int) -> None:
     """Overwrite the function at `offset` of the frames from `code` on through the pages from `alias` on."""
     at = code << 12 | offset
-    for name, store in _STORES.items():
+    for name in _STORES:
         trial.ram.writable.raw[at : at + 6] = b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
         trial.engine.invalidate_code(code)
         trial.engine.invalidate_code(code + 1)
         q = trial.engine.vmcb.q
         q[12], q[13] = (alias << 12 | offset) + 1, at
-        trial.run(_code(_OVERWRITTEN.format(store=store).replace(";", "\n")))
+        trial.run(_programs()[name])
         trial.expect(f"code that {name} overwrites through another page is new", q[v.RBP] == 0x102)
 
 
@@ -89,5 +93,5 @@ def _healing(trial: Trial) -> None:
         trial.ram.writable.raw[at : at + 6] = bytes([0xB8, value, 0, 0, 0, 0xC3])  # mov eax, value; ret
         trial.engine.invalidate_code(at >> 12)
         q[12], q[13] = at + 0x800, at
-        trial.run(_code(_STORED_TO))
+        trial.run(_programs()[_HEALING])
         trial.expect("code in a frame that many stores went to is new", q[v.RBP] == value << 8 | 9)
