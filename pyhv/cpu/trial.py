@@ -128,6 +128,7 @@ class Trial:
         vmcb.set_rflags(0x202)
         assert self.engine.budget is not None
         self.budget = self.engine.budget.left
+        self._as_new = bytes(vmcb.raw)
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +137,12 @@ class Trial:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.engine.close()
+
+    def reset(self) -> None:
+        """For the next proof: the processor is as it was at first and has nothing cached; memory stays."""
+        self.engine.vmcb.raw[:] = self._as_new
+        self.sink.flags_in_syscall = None
+        self.engine.flush_tlb()
 
     def take_frame(self) -> int:
         """A frame, and page, that nothing else of this trial uses."""

@@ -21,6 +21,7 @@ from bare_engine import CODE, L1, Bare, at
 from pyhv.cpu import binding, slots
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.ram import Ram
+from pyhv.cpu.selftest import check
 from pyhv.cpu.slots import Library, library
 from pyhv.cpu.trial import BrokenPromise, Trial
 from pyhv.cpu.tuning import gate, layout, stops
@@ -153,6 +154,13 @@ def test_a_proof_that_fails_closes_it(error: Exception, why: str) -> None:
 
     assert make_tuning((patch("mov eax, 77\nret", proof),)).why_not == why
     assert seen == [77]  # it was there, and is gone
+
+
+def test_each_proof_leaves_the_engine_to_any_other() -> None:
+    with Trial(tuning()) as trial:
+        for proof in (*(one.proof for one in reversed(PATCHES)), check, *(one.proof for one in PATCHES)):
+            proof(trial)
+            trial.reset()
 
 
 @pytest.mark.promise("P-2", "P-3")

@@ -28,7 +28,8 @@ and add it to `catalogue.PATCHES`. A patch declares
 - `words`: what it needs in each engine's block, with the values that an engine starts with;
 - `pointers`: function pointers in the engine's own data that the library leaves null, and our code for them;
 - `proof`: a function that runs code on a throwaway engine and raises `BrokenPromise` if it does not do what
-  the patch promises. It is called at start-up, so it must take a millisecond or two.
+  the patch promises, and otherwise leaves the engine to the next one. It is called at start-up, so it must
+  take a millisecond or two.
 
 Several patches may have a stub in the same slot: they stand in the order of `PATCHES`, the first one is
 entered first, and its `{next}` is the second one. `{real.NAME}` is always the library's own function and

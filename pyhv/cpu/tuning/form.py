@@ -64,7 +64,8 @@ class Patch:
     """One sentence: what is now true of a tuned engine."""
     stubs: tuple[Stub, ...]
     proof: Callable[[Trial], None]
-    """Raises `BrokenPromise`. It may change whatever it likes in the throwaway engine."""
+    """Raises `BrokenPromise`. Others come after it on the same engine: what it changes there, besides the
+    processor's state and frames of its own (`Trial.take_frame`), it puts back."""
     words: tuple[Word, ...] = ()
     pointers: tuple[Pointer, ...] = ()
 

@@ -101,11 +101,12 @@ def make_tuning(patches: tuple[Patch, ...], *proofs: Callable[[Trial], None]) ->
 
 
 def _prove(tuning: Tuning, proofs: Iterable[Callable[[Trial], None]]) -> None:
-    """Run each proof on a throwaway engine with all patches. BrokenPromise if one does not hold."""
-    for proof in proofs:
-        with Trial(tuning) as trial:
-            trial.expect("a throwaway engine can be tuned", trial.engine.tuned)
+    """Run the proofs on a throwaway engine with all patches. BrokenPromise if one does not hold."""
+    with Trial(tuning) as trial:
+        trial.expect("a throwaway engine can be tuned", trial.engine.tuned)
+        for proof in proofs:
             proof(trial)
+            trial.reset()
 
 
 _installed: list[Installation] = []

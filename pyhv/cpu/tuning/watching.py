@@ -172,6 +172,8 @@ def _proof(trial: Trial) -> None:
     block["debug_log"] = block["debug_log_at"]
     trial.expect("a watched store can be done", trial.go() == ("invalid opcode", at + 11, 0))
     trial.expect("its accesses are written down", _count(block["debug_log_at"]) == 1)
+    block["debug_watching"] = block["debug_kind_0"] = block["debug_cause"] = block["debug_log"] = 0
+    ctypes.memset(block["debug_log_at"], 0, 8)
 
 
 def _count(address: int) -> int:
