@@ -35,6 +35,8 @@ HOT: Final = (
     "pyhv.mmu.pae",
     "pyhv.hypercalls.mmulists",
     "pyhv.hypercalls.mmuentries",
+    "pyhv.hypercalls.mmu",
+    "pyhv.hypercalls.mmuext",
     "pyhv.hypercalls.multicalls",
     "pyhv.events.vcpu_info",
     "pyhv.domain.fields",

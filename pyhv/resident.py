@@ -4,6 +4,7 @@
 A domain is found here from the moment at which it is complete to the one at which it has been taken apart.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
@@ -90,7 +91,7 @@ class Resident:
     def count_on(self, counts: Counts) -> None:
         """Go on from counts that were saved."""
         dispatcher = self.dispatcher
-        dispatcher.counts[:], dispatcher.hypercalls[:] = counts.exits, counts.hypercalls
+        dispatcher.counts[:], dispatcher.hypercalls[:] = array("Q", counts.exits), array("Q", counts.hypercalls)
         dispatcher.unknown_hypercalls, dispatcher.emulated = counts.unknown_hypercalls, counts.emulated
         dispatcher.events_delivered = counts.events
         self.domain.tables.updates = counts.table_updates

@@ -13,6 +13,9 @@ class TunedBlock(Protocol):
 
     def __setitem__(self, name: str, value: int) -> None: ...
 
+    def __contains__(self, name: str) -> bool:
+        """Whether some change has that word."""
+
     def array(self, name: str, count: int) -> memoryview | None:
         """The `count` 32-bit words that the word `name` points to, None if no change has that."""
 

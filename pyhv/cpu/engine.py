@@ -31,7 +31,7 @@ from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_addr
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.screen import Screen, execute_one_block
 from pyhv.cpu.stops import Seat, posted_stops
-from pyhv.cpu.sysentry import SyscallHook, callback
+from pyhv.cpu.sysentry import SyscallHook, callback, direct_entry
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.cpu.watch import StoreWatch
 from pyhv.errors import GuestCrash
@@ -162,6 +162,9 @@ class Engine:
         if tuning is not None and looks_once:
             counter = (0, 0) if self.budget is None else self.budget.addresses
             self.block = tuning.attach(self.handle, ram, counter)
+        if self.block is not None and "syscall_entry" in self.block:
+            self.block["syscall_entry"], self.block["syscall_data"], entered = direct_entry(self._syscall_hook)
+            self._callbacks.append(entered)
         self.debug_unit: DebugUnit | None = None
         if self.block is None and screened:
             self._screen = self._look_at_translations()
@@ -244,7 +247,7 @@ class Engine:
             return True
 
         on_clock_read = sink.clock_read
-        self._syscall_hook = SyscallHook(self, vmcb, self._ram.raw, self._code_pages, sink)
+        self._syscall_hook = SyscallHook(self, vmcb, sink)
 
         def sysenter(_engine: int, _data: int | None) -> None:
             length = self.syscall_length()

@@ -1,6 +1,6 @@
-from libc.stdint cimport uint64_t, uint32_t, uint8_t
+from libc.stdint cimport uint64_t
 cimport cython
-from pyhv.cpu.words cimport Octets, Words32, Words64, words64, words32, octets
+from pyhv.cpu.words cimport Words64, words64
 
 cdef class SyscallSink:
     cpdef syscall(self, uint64_t length)
@@ -8,18 +8,21 @@ cdef class SyscallSink:
 cdef class SyscallHook:
     cdef SyscallSink _sink
     cdef object _engine, _keep, _syscall
-    cdef dict _pages
-    # The state block, indexed with constants. RAM, at an offset in a page that the engine's own tables name: their
-    # entries have been validated, and name frames of RAM.
+    # The state block, indexed with constants.
     cdef Words64 _q
-    cdef Words32 _d
-    cdef Octets _raw
     cdef public bint draining
-    @cython.locals(rip=uint64_t, length=uint64_t)
-    cpdef enter(self, _engine=*, _data=*)
+    cpdef enter(self, uint64_t length)
+    @cython.locals(length=uint64_t)
+    cpdef hooked(self, _engine=*, _data=*)
 
-cdef inline void _entered(void *engine, SyscallHook hook) noexcept with gil:
-    hook.enter()
+cdef inline void _entered(SyscallHook hook, uint64_t length) noexcept with gil:
+    hook.enter(length)
+
+cdef inline void _hooked(void *engine, SyscallHook hook) noexcept with gil:
+    hook.hooked()
 
 cdef inline uint64_t native_entry(SyscallHook hook):
     return <uint64_t> &_entered
+
+cdef inline uint64_t native_hook(SyscallHook hook):
+    return <uint64_t> &_hooked

@@ -9,6 +9,9 @@ include "words.pxi"
 cdef enum:
     COMPILED = 1
 
+cdef inline object new_words64(size_t count):
+    return memoryview(bytearray(8 * count)).cast("Q")
+
 cdef inline Words64 words64(object view) except *:
     cdef Py_buffer buffer
     PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)

@@ -15,6 +15,11 @@ COMPILED: Final = False
 """True in a compiled module: a loop over the entries of a table is better there than numpy."""
 
 
+def new_words64(count: int) -> memoryview:
+    """So many 64-bit words of their own, all 0; for counters, that compiled code counts without objects."""
+    return memoryview(bytearray(8 * count)).cast("Q")
+
+
 def words64(view: memoryview) -> memoryview:
     """64-bit words of a view of 64-bit words."""
     return view
@@ -74,7 +79,12 @@ def lazy_flags(reader: Callable[[], int]) -> int:
 
 
 def native_entry(_hook: object) -> int:
-    """Address of a C function that enters the hook; 0, as here, if there is none."""
+    """Address of a C function that enters the hook directly; 0, as here, if there is none."""
+    return 0
+
+
+def native_hook(_hook: object) -> int:
+    """The same for the emulator's list of hooks."""
     return 0
 
 

@@ -34,7 +34,8 @@ def perform_calls(call: Call, calls: int, count: int) -> int:
             call.count_hypercall(op)
             form = entry.form(width)
             try:
-                result = form.invoke(call, fields[2:])
+                _op, _result, a, b, c, d, e, f = fields
+                result = form.invoke(call, a, b, c, d, e, f)
             except XenError as error:
                 result = -error.errno
             except Again as again:

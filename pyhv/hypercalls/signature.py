@@ -13,7 +13,7 @@ import inspect
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from pyhv.address import MASK32, MASK64
 from pyhv.hypercalls.context import Call
@@ -34,9 +34,8 @@ u64 = Annotated[int, ArgumentType("u64", 64, 64)]
 Ptr = Annotated[int, ArgumentType("ptr", 64, 32)]
 """The types that a handler's signature may name. `Ptr` is an address of the guest's, not yet looked at."""
 
-Invoke = Callable[[Call, Sequence[int]], int]
-"""Calls a handler with the registers that hold arguments, all of them, in their order."""
-
+_SPELT_OUT: Final = 5
+"""Arguments of a hypercall, at most; in a 32-bit guest's six words if one of them has 64 bits."""
 
 @dataclass(frozen=True, slots=True)
 class Argument:
@@ -46,16 +45,54 @@ class Argument:
     type: ArgumentType
 
 
-@dataclass(frozen=True, slots=True)
 class Form:
-    """A hypercall as guests of one width make it."""
+    """A hypercall as guests of one width make it: its handler, and which bits of which words it is given."""
 
-    width: int
-    arguments: tuple[Argument, ...]
-    invoke: Invoke
+    def __init__(self, width: int, handler: Callable[..., int], arguments: tuple[Argument, ...]) -> None:
+        self.width = width
+        self.handler = handler
+        self.arguments = arguments
+        bits = [argument.type.bits64 if width == 64 else argument.type.bits32 for argument in arguments]
+        self._is_paired = width == 32 and 64 in bits
+        self._count = len(bits)
+        masks = [(1 << count) - 1 for count in (*bits, 0, 0, 0, 0, 0)[:_SPELT_OUT]]
+        self._mask_a, self._mask_b, self._mask_c, self._mask_d, self._mask_e = masks
+
+    def invoke(self, call: Call, a: int, b: int, c: int, d: int, e: int, f: int) -> int:
+        """Call the handler with the words that hold arguments, in their order; those left over say nothing.
+
+        Spelt out: a loop would cost as much as a short hypercall does.
+        """
+        count, handler = self._count, self.handler
+        if self._is_paired:
+            return handler(call, *self._joined((a, b, c, d, e, f)))
+        if count == 2:
+            return handler(call, a & self._mask_a, b & self._mask_b)
+        if count == 4:
+            return handler(call, a & self._mask_a, b & self._mask_b, c & self._mask_c, d & self._mask_d)
+        if count == 3:
+            return handler(call, a & self._mask_a, b & self._mask_b, c & self._mask_c)
+        if count == 1:
+            return handler(call, a & self._mask_a)
+        if count == 0:
+            return handler(call)
+        return handler(
+            call, a & self._mask_a, b & self._mask_b, c & self._mask_c, d & self._mask_d, e & self._mask_e
+        )
+
+    def _joined(self, words: Sequence[int]) -> list[int]:
+        """Arguments as a 32-bit guest passes them: 64 bits come in two words, the low half first."""
+        values: list[int] = []
+        left = iter(words)
+        for argument in self.arguments:
+            value = next(left) & MASK32
+            if argument.type.bits32 == 64:
+                value |= (next(left) & MASK32) << 32
+            values.append(value)
+        return values
 
     def words(self, values: Sequence[int]) -> list[int]:
-        """The registers' words that `invoke` takes apart into `values`, to make a call again."""
+        """The words that `invoke` takes apart into `values`, to make a call again."""
         if self.width == 64:
             return [value & MASK64 for value in values]
         words: list[int] = []
@@ -69,10 +106,9 @@ class Form:
 def form_of(handler: Callable[..., int], width: int) -> Form:
     """How guests of `width` bits call a handler, by its signature. TypeError for one that is none."""
     arguments = _arguments(handler)
-    if width == 32 and any(argument.type.bits32 == 64 for argument in arguments):
-        return Form(width, arguments, _paired(handler, arguments))
-    bits = [argument.type.bits64 if width == 64 else argument.type.bits32 for argument in arguments]
-    return Form(width, arguments, _masked(handler, [(1 << count) - 1 for count in bits]))
+    if len(arguments) > _SPELT_OUT:
+        raise TypeError(f"{handler.__qualname__}: a hypercall has {_SPELT_OUT} arguments at most")
+    return Form(width, handler, arguments)
 
 
 @functools.cache
@@ -90,40 +126,3 @@ def _type_of(handler: Callable[..., int], name: str, hint: object) -> ArgumentTy
         if isinstance(note, ArgumentType):
             return note
     raise TypeError(f"{handler.__qualname__}: {name} must be u32, ulong, u64 or Ptr")
-
-
-def _masked(handler: Callable[..., int], masks: Sequence[int]) -> Invoke:
-    """One register for each argument. Spelt out: a loop would cost as much as a short hypercall does."""
-    match masks:
-        case []:
-            return lambda call, _words: handler(call)
-        case [a]:
-            return lambda call, words: handler(call, words[0] & a)
-        case [a, b]:
-            return lambda call, words: handler(call, words[0] & a, words[1] & b)
-        case [a, b, c]:
-            return lambda call, words: handler(call, words[0] & a, words[1] & b, words[2] & c)
-        case [a, b, c, d]:
-            return lambda call, words: handler(
-                call, words[0] & a, words[1] & b, words[2] & c, words[3] & d
-            )  # fmt: skip
-        case _:
-            return lambda call, words: handler(
-                call, *[word & mask for word, mask in zip(words, masks, strict=False)]
-            )  # fmt: skip
-
-
-def _paired(handler: Callable[..., int], arguments: tuple[Argument, ...]) -> Invoke:
-    """As a 32-bit guest passes them: 64 bits come in two registers, the low half first."""
-
-    def invoke(call: Call, words: Sequence[int]) -> int:
-        values: list[int] = []
-        left = iter(words)
-        for argument in arguments:
-            value = next(left) & MASK32
-            if argument.type.bits32 == 64:
-                value |= (next(left) & MASK32) << 32
-            values.append(value)
-        return handler(call, *values)
-
-    return invoke

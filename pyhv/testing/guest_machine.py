@@ -195,7 +195,7 @@ scratch: .zero 16 * PAGE_SIZE
         assert entry is not None
         words = [value & MASK64 for value in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
         try:
-            return Result(entry.form(self.width).invoke(self.dispatcher.call, words))
+            return Result(entry.form(self.width).invoke(self.dispatcher.call, *words))
         except XenError as error:
             return Result(-error.errno)
 

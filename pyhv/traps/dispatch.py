@@ -12,7 +12,6 @@ are bugs of pyhv and travel up to whoever runs the machine.
 """
 
 from collections.abc import Callable, Mapping
-from operator import itemgetter
 from typing import ClassVar, Final, Protocol
 
 from pyhv.abi.errno import Errno
@@ -25,7 +24,7 @@ from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord, classify
 from pyhv.cpu.sysentry import SyscallSink
-from pyhv.cpu.words import words32, words64
+from pyhv.cpu.words import new_words64, words32, words64
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash, XenError
@@ -47,6 +46,9 @@ _SYSTEM_CALL: Final = int(ExitKind.SYSTEM_CALL)
 """As plain numbers, since members of an enum take long to find."""
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
+"""So many of the latest exits are remembered; a power of two."""
+_NOTE: Final = 3
+"""Words of each: kind, detail and RIP."""
 _LOOKS_AT_CLOCK: Final = 8
 """In real time every so many exits the turn's end is looked for; a power of two."""
 _ARGUMENTS: Final = (v.RDI, v.RSI, v.RDX, v.R10, v.R8)
@@ -87,7 +89,6 @@ class Dispatcher(SyscallSink):
                 "_mask",
                 "_forms",
                 "_argument_registers",
-                "_arguments",
                 "_charge",
                 "_overdue",
                 "_page_fault",
@@ -95,6 +96,7 @@ class Dispatcher(SyscallSink):
             "follows from the domain's width and the clock's kind",
         ),
         **dict.fromkeys(("_d", "_q", "_views"), "views of the engine's registers"),
+        **dict.fromkeys(("_counted", "_made", "_noted"), "views of the words they count"),
         **dict.fromkeys(
             ("counts", "hypercalls", "unknown_hypercalls", "events_delivered", "emulated"),
             "said as `Resident.counts`",
@@ -108,12 +110,14 @@ class Dispatcher(SyscallSink):
     def __init__(self, host: HostServices) -> None:
         self.host = host
         self.clock = host.clock
-        self.counts = [0] * len(ExitKind)
+        self.counts = new_words64(len(ExitKind))
         """Exits by kind."""
-        self.hypercalls = [0] * 64
+        self.hypercalls = new_words64(NR_HYPERCALLS)
         """Hypercalls by number, those inside multicalls included."""
+        self._recent = new_words64(_RECENT * _NOTE)
+        self._counted, self._made = words64(self.counts), words64(self.hypercalls)
+        self._noted = words64(self._recent)
         self.unknown_hypercalls = 0
-        self._recent: list[tuple[int, int, int]] = [(ExitKind.BUDGET, 0, 0)] * _RECENT
         self._exits = 0
         self.events_delivered = 0
         self.emulated = 0
@@ -134,7 +138,6 @@ class Dispatcher(SyscallSink):
         self._mask = MASK64 if self._wide else MASK32
         self._forms = [None if entry is None else entry.form(domain.width) for entry in HYPERCALLS]
         self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
-        self._arguments = itemgetter(*self._argument_registers)
         self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
         self._page_fault = page_fault if self._wide else compat_page_fault
@@ -147,7 +150,7 @@ class Dispatcher(SyscallSink):
 
     def begin_anew(self) -> None:
         """The domain was put back to another moment: of what was under way here, nothing is any more."""
-        self._recent, self._exits = [(ExitKind.BUDGET, 0, 0)] * _RECENT, 0
+        self._exits = 0
         for call in self.calls:
             call.reschedule = call.left_context = False
         self.cpu.begin_anew()
@@ -188,10 +191,9 @@ class Dispatcher(SyscallSink):
 
     def last_exits(self) -> list[tuple[ExitKind, int, int]]:
         """The latest exits as (kind, detail, RIP), newest last."""
-        at = self._exits % _RECENT
-        ordered = self._recent[at:] + self._recent[:at]
-        newest = ordered[-min(self._exits, _RECENT) :] if self._exits else []
-        return [(ExitKind(kind), detail, rip) for kind, detail, rip in newest]
+        newest = range(max(0, self._exits - _RECENT), self._exits)
+        notes = (self._recent[at : at + _NOTE] for at in (number % _RECENT * _NOTE for number in newest))
+        return [(ExitKind(kind), detail, rip) for kind, detail, rip in notes]
 
     # -- before and after ----------------------------------------------------------------------------------
 
@@ -200,9 +202,10 @@ class Dispatcher(SyscallSink):
         if not self._wide:
             self.cpu.note_mode()
         q = self._q
-        self.counts[kind] += 1
-        exits = self._exits
-        self._recent[exits & _RECENT - 1] = (kind, detail, q[v.RIP])
+        self._counted[kind] += 1
+        exits, noted = self._exits, self._noted
+        at = (exits & _RECENT - 1) * _NOTE
+        noted[at], noted[at + 1], noted[at + 2] = kind, detail, q[v.RIP]
         self._exits = exits + 1
         if self._overdue is not None and not exits & _LOOKS_AT_CLOCK - 1 and self._overdue(0):
             # The ticker's thread may never get the interpreter from a guest that makes one short exit after
@@ -310,7 +313,7 @@ class Dispatcher(SyscallSink):
         q = self._q
         after = (q[v.RIP] + length) & MASK64
         if number == IRET:
-            self.hypercalls[IRET] += 1
+            self._made[IRET] += 1
             q[v.RCX] = after
             self.cpu.iret()
             return
@@ -324,7 +327,7 @@ class Dispatcher(SyscallSink):
     def _compat_hypercall(self, number: int) -> None:
         """A 32-bit kernel's hypercall, by INT 0x82 from ring 1; RIP is past the instruction."""
         if number == IRET:
-            self.hypercalls[IRET] += 1
+            self._made[IRET] += 1
             self.cpu.iret()
             return
         self._perform(number, _INT_LENGTH)
@@ -338,10 +341,13 @@ class Dispatcher(SyscallSink):
             self.unknown_hypercalls += 1
             q[v.RAX] = -Errno.ENOSYS & self._mask
             return
-        self.hypercalls[number] += 1
+        self._made[number] += 1
         call.left_context = False
         try:
-            result = form.invoke(call, self._arguments(self._views[0]))
+            if self._wide:
+                result = form.invoke(call, q[v.RDI], q[v.RSI], q[v.RDX], q[v.R10], q[v.R8], q[v.R9])
+            else:
+                result = form.invoke(call, q[v.RBX], q[v.RCX], q[v.RDX], q[v.RSI], q[v.RDI], q[v.RBP])
         except XenError as error:
             result = -error.errno
         except Again as again:

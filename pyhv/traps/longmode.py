@@ -297,7 +297,11 @@ class LongModeCpu(GuestCpu):
 
     def make_flat(self) -> None:
         """Load CS and SS as SYSRET does: with Xen's flat segments, whatever they were."""
-        self._load_return_segments(FLAT_RING3_CS64, FLAT_RING3_DS)
+        q, d = self._q, self._d
+        d[_SS_SEL], d[_SS_LIMIT], d[_SS_FLAGS] = FLAT_RING3_DS, FLAT_LIMIT, DATA_FLAGS
+        d[_CS_SEL], d[_CS_LIMIT], d[_CS_FLAGS] = FLAT_RING3_CS64, FLAT_LIMIT, CODE64_FLAGS
+        q[_CS_BASE] = q[_SS_BASE] = 0
+        d[v.HFLAGS] = d[v.HFLAGS] & v.HF_TS | v.HF_BASE64 | self._hardware_cpl()
 
     def _sysret(self, rip: int, rflags: int, cs: int, ss: int) -> None:
         """The iret hypercall of a system call, which ends with SYSRET.
@@ -307,9 +311,10 @@ class LongModeCpu(GuestCpu):
         which the hypercall was entered.
         """
         vcpu, q, d = self.vcpu, self._q, self._d
-        self._load_return_segments(
-            FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_DS
-        )
+        if cs == FLAT_RING3_CS32:
+            self._load_return_segments(FLAT_RING3_CS32, FLAT_RING3_DS)
+        else:
+            self.make_flat()
         due, nmi = vcpu.info.flags, vcpu.nmi
         if (due[VI_UPCALL_PENDING] and not due[VI_UPCALL_MASK]) or (nmi.pending and not nmi.in_handler):
             d[_CS_SEL], d[_SS_SEL] = cs, ss

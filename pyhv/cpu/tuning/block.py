@@ -112,10 +112,13 @@ class Block:
     def __setitem__(self, name: str, value: int) -> None:
         ctypes.c_uint64.from_address(self.address + self._offsets[name]).value = value
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._offsets
+
     def array(self, name: str, count: int) -> memoryview | None:
         """The `count` 32-bit words that the word `name` points to, None if no patch has that. Not to be
         touched after `detach`."""
-        if name not in self._offsets:
+        if name not in self:
             return None
         words = (ctypes.c_uint32 * count).from_address(self[name])
         return memoryview(words).cast("B").cast("I")

@@ -9,8 +9,9 @@ from pyhv.cpu.tuning.refusals import REFUSALS
 from pyhv.cpu.tuning.sse import SSE
 from pyhv.cpu.tuning.stops import STOPS
 from pyhv.cpu.tuning.stores import STORES
+from pyhv.cpu.tuning.syscalls import SYSCALLS
 from pyhv.cpu.tuning.walks import WALKS
 from pyhv.cpu.tuning.watching import WATCHING
 from pyhv.cpu.tuning.x87 import X87
 
-PATCHES: Final[tuple[Patch, ...]] = (WALKS, STORES, STOPS, COUNTER, REFUSALS, SSE, X87, WATCHING)
+PATCHES: Final[tuple[Patch, ...]] = (WALKS, STORES, STOPS, COUNTER, REFUSALS, SSE, X87, WATCHING, SYSCALLS)
