@@ -43,7 +43,7 @@ HOT: Final = (
     "pyhv.traps.guestcpu",
     "pyhv.traps.longmode",
     "pyhv.traps.compat",
-    "pyhv.cpu.sysentry",
+    "pyhv.cpu.exithooks",
     "pyhv.hypercalls.context",
     "pyhv.hypercalls.signature",
     "pyhv.hypercalls.cpustate",
@@ -56,6 +56,7 @@ HOT: Final = (
     "pyhv.devices.console_log",
     "pyhv.devices.console_backend",
     "pyhv.devices.toolstack",
+    "pyhv.traps.pagefault",
     "pyhv.traps.services",
     "pyhv.traps.dispatch",
 )

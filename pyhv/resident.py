@@ -91,7 +91,10 @@ class Resident:
     def count_on(self, counts: Counts) -> None:
         """Go on from counts that were saved."""
         dispatcher = self.dispatcher
-        dispatcher.counts[:], dispatcher.hypercalls[:] = array("Q", counts.exits), array("Q", counts.hypercalls)
+        dispatcher.counts[:], dispatcher.hypercalls[:] = (
+            array("Q", counts.exits),
+            array("Q", counts.hypercalls),
+        )
         dispatcher.unknown_hypercalls, dispatcher.emulated = counts.unknown_hypercalls, counts.emulated
         dispatcher.events_delivered = counts.events
         self.domain.tables.updates = counts.table_updates

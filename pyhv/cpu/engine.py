@@ -18,7 +18,7 @@ import functools
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from pyhv.abi.x86 import PF_I, PTE_MFN_MASK, PTE_P
+from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P
 from pyhv.address import MASK32, MASK64, PAGE_MASK, PAGE_SHIFT
 from pyhv.cpu import binding, fpu
 from pyhv.cpu import vmcb as v
@@ -26,12 +26,12 @@ from pyhv.cpu.changed import EngineTuning, TunedBlock
 from pyhv.cpu.clockwork import BlockBudget, PythonBlockBudget, make_budget
 from pyhv.cpu.debughooks import HookedDebugUnit, native_hook
 from pyhv.cpu.debugunit import DebugUnit, TunedDebugUnit
+from pyhv.cpu.exithooks import ExitHooks, direct_syscall, for_exceptions, for_syscall
 from pyhv.cpu.guard import guard
 from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.screen import Screen, execute_one_block
 from pyhv.cpu.stops import Seat, posted_stops
-from pyhv.cpu.sysentry import SyscallHook, callback, direct_entry
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.cpu.watch import StoreWatch
 from pyhv.errors import GuestCrash
@@ -163,7 +163,9 @@ class Engine:
             counter = (0, 0) if self.budget is None else self.budget.addresses
             self.block = tuning.attach(self.handle, ram, counter)
         if self.block is not None and "syscall_entry" in self.block:
-            self.block["syscall_entry"], self.block["syscall_data"], entered = direct_entry(self._syscall_hook)
+            self.block["syscall_entry"], self.block["syscall_data"], entered = direct_syscall(
+                self._exit_hooks
+            )
             self._callbacks.append(entered)
         self.debug_unit: DebugUnit | None = None
         if self.block is None and screened:
@@ -222,16 +224,7 @@ class Engine:
     def _install_hooks(self, count_blocks: bool, native: bool) -> None:  # noqa: C901 - a closure for each hook
         sink, vmcb = self.sink, self.vmcb
         q, d = vmcb.q, vmcb.d
-
-        def interrupt(_engine: int, vector: int, _data: int | None) -> None:
-            d[v.OLD_EXCEPTION] = v.MINUS_ONE
-            try:
-                if self._drained is not None:
-                    self._end_port_fault()
-                elif vector != _PAGE_FAULT or not self._blames_refused(d[v.ERROR_CODE] & PF_I):
-                    sink.exception(vector)
-            except BaseException as error:
-                self._fail(error)
+        self._exit_hooks = hooks = ExitHooks(self, vmcb, sink)
 
         def invalid(_engine: int, _data: int | None) -> bool:
             d[v.OLD_EXCEPTION] = v.MINUS_ONE
@@ -240,14 +233,13 @@ class Engine:
                     self._end_port_fault()
                 elif self._has_met_stop():
                     sink.exception(_DEBUG)
-                elif not self._blames_refused(self._has_aborted()):
+                elif not self.blames_refused(self._has_aborted()):
                     sink.invalid_opcode()
             except BaseException as error:
                 self._fail(error)
             return True
 
         on_clock_read = sink.clock_read
-        self._syscall_hook = SyscallHook(self, vmcb, sink)
 
         def sysenter(_engine: int, _data: int | None) -> None:
             length = self.syscall_length()
@@ -303,9 +295,10 @@ class Engine:
                 self._fail(error)
 
         self._callbacks: list[object] = []
-        self._hook(binding.HOOK_INTR, binding.CB_INTR(interrupt))
+        entry, data = for_exceptions(hooks)
+        self._hook(binding.HOOK_INTR, entry, data=data)
         self._hook(binding.HOOK_INSN_INVALID, binding.CB_INVALID(invalid))
-        entry, data = callback(self._syscall_hook)
+        entry, data = for_syscall(hooks)
         self._hook(binding.HOOK_INSN, entry, binding.INS_SYSCALL, data)
         self._hook(binding.HOOK_INSN, binding.CB_INSN(sysenter), binding.INS_SYSENTER)
         self._hook(binding.HOOK_INSN, binding.CB_CPUID(cpuid), binding.INS_CPUID)
@@ -373,7 +366,7 @@ class Engine:
         self._seat.aborts = 0
         return True
 
-    def _blames_refused(self, translating: int) -> bool:
+    def blames_refused(self, translating: int) -> bool:
         """Whether an exception is none, because it came up in `translating` what is refused anyway."""
         if self._screen is None or not translating:
             return False
@@ -475,7 +468,7 @@ class Engine:
         registers is undone by `_end_port_fault`.
         """
         self._drained = bytes(self.vmcb.raw)
-        self._syscall_hook.draining = True
+        self._exit_hooks.draining = True
         self.vmcb.q[v.CR + 3] = self._hole
         self.flush_tlb()
         self._post()
@@ -484,7 +477,7 @@ class Engine:
         assert self._drained is not None
         self.vmcb.raw[:] = self._drained
         self._drained = None
-        self._syscall_hook.draining = False
+        self._exit_hooks.draining = False
         self.flush_tlb()
         self.sink.port_fault()
 

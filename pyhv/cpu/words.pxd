@@ -103,3 +103,11 @@ cdef inline Words64 two_at(Octets octets, uint64_t at) noexcept:
 
 cdef inline Words64 two_in(bytes data) except *:
     return words64_of(<char *> data, <size_t> len(data))
+
+cdef inline list present_in(Words64 q, uint64_t first):
+    cdef list slots = []
+    cdef int slot
+    for slot in range(512):
+        if q[first + slot] & 1:
+            slots.append(slot)
+    return slots

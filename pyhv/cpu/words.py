@@ -11,6 +11,10 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+
+TABLE_ENTRIES: Final = 512
+_PRESENT: Final = np.uint64(1)
 COMPILED: Final = False
 """True in a compiled module: a loop over the entries of a table is better there than numpy."""
 
@@ -78,14 +82,26 @@ def lazy_flags(reader: Callable[[], int]) -> int:
     return reader()
 
 
-def native_entry(_hook: object) -> int:
-    """Address of a C function that enters the hook directly; 0, as here, if there is none."""
+def syscall_entry(_hooks: object) -> int:
+    """Address of a C function that is entered for SYSCALL directly; 0, as here, if there is none."""
     return 0
 
 
-def native_hook(_hook: object) -> int:
+def syscall_hook(_hooks: object) -> int:
     """The same for the emulator's list of hooks."""
     return 0
+
+
+def exception_entry(_hooks: object) -> int:
+    """The same for exceptions."""
+    return 0
+
+
+def present_in(q: memoryview, first: int) -> list[int]:
+    """Which of the 512 entries of a page table from word `first` on are present."""
+    words = np.frombuffer(q[first : first + TABLE_ENTRIES], np.uint64)
+    slots: list[int] = np.flatnonzero(words & _PRESENT).tolist()
+    return slots
 
 
 packed7: Final = struct.Struct("<7Q").pack

@@ -154,7 +154,7 @@ class Call(CallFields):
     }
 
     def __init__(
-        self, host: Host, domain: Domain, vcpu: Vcpu, processor: CallerProcessor, performed: list[int]
+        self, host: Host, domain: Domain, vcpu: Vcpu, processor: CallerProcessor, performed: memoryview
     ) -> None:
         self.host = host
         self.domain = domain

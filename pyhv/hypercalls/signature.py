@@ -37,6 +37,7 @@ Ptr = Annotated[int, ArgumentType("ptr", 64, 32)]
 _SPELT_OUT: Final = 5
 """Arguments of a hypercall, at most; in a 32-bit guest's six words if one of them has 64 bits."""
 
+
 @dataclass(frozen=True, slots=True)
 class Argument:
     """One argument of a hypercall."""

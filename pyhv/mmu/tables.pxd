@@ -1,6 +1,6 @@
 from libc.stdint cimport uint64_t, int64_t, uint32_t, uint8_t
 cimport cython
-from pyhv.cpu.words cimport COMPILED, Octets, Words64, octets, words64
+from pyhv.cpu.words cimport COMPILED, Octets, Words64, octets, present_in, words64
 from pyhv.mmu.counts cimport FrameCounts
 from pyhv.mmu.memory cimport GuestMemory
 from pyhv.mmu.paging cimport L4Cache
@@ -70,7 +70,7 @@ cdef class PageTables:
     cdef _validate_upper(self, uint64_t mfn, int level)
     @cython.locals(slots=list, q=Words64, base=uint64_t, slot=int, at=uint64_t, entry=uint64_t, adjusted=uint64_t)
     cdef _validate_l1(self, uint64_t mfn)
-    @cython.locals(frames=FrameCounts, q=Words64, base=uint64_t, slot=int, target=uint64_t, last=list)
+    @cython.locals(frames=FrameCounts, q=Words64, base=uint64_t, slot=int, target=uint64_t, last=list, slots=list)
     cdef _invalidate_l1(self, uint64_t mfn)
     @cython.locals(mfn=uint64_t)
     cpdef pin(self, uint64_t number, int level)

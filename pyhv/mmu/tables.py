@@ -44,7 +44,7 @@ from pyhv.abi.x86 import (
     PTE_US,
 )
 from pyhv.address import Mfn
-from pyhv.cpu.words import COMPILED, octets, words64
+from pyhv.cpu.words import COMPILED, octets, present_in, words64
 from pyhv.errors import XenError
 from pyhv.mmu.budget import UNBOUNDED, Budget, TooMuch, Within
 from pyhv.mmu.codewatch import CodeWatch
@@ -203,8 +203,7 @@ class PageTables:
 
     def guest_slots(self, mfn: int, _level: int) -> list[int]:
         """The slots of an upper table that hold present entries of the guest."""
-        slots: list[int] = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P)).tolist()
-        return slots
+        return present_in(self._q, mfn << 9)
 
     # -- leaf entries ------------------------------------------------------------------------------------
 
@@ -491,12 +490,11 @@ class PageTables:
 
     def _validate_l1(self, mfn: int) -> None:
         """Approve a whole L1: all of its entries or none. The first bad one gives the errno."""
-        present = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P))
-        if not COMPILED and present.size > FEW:
-            approve_leaves(self, mfn, present)
-            return
-        slots = present.tolist()
         q, base = self._q, mfn << 9
+        slots = present_in(q, base)
+        if not COMPILED and len(slots) > FEW:
+            approve_leaves(self, mfn, np.array(slots))
+            return
         for slot in slots:
             self.check_leaf(q[base | slot])
         for slot in slots:
@@ -510,13 +508,13 @@ class PageTables:
 
     def _invalidate_l1(self, mfn: int) -> None:
         """Drop what all entries of an L1 held; what becomes free does so in the order of frame numbers."""
-        present = np.flatnonzero(self.ram.tables[mfn] & _u64(PTE_P))
-        if not COMPILED and present.size > FEW:
-            drop_leaves(self, mfn, present)
-            return
         frames, q, base = self.frames, self._q, mfn << 9
+        slots = present_in(q, base)
+        if not COMPILED and len(slots) > FEW:
+            drop_leaves(self, mfn, np.array(slots))
+            return
         last: list[int] = []
-        for slot in present.tolist():
+        for slot in slots:
             target = self._release_leaf(q[base | slot])
             if frames.refs[target] == 1:
                 last.append(target)

@@ -1,14 +1,14 @@
 from libc.stdint cimport uint64_t, uint32_t, uint8_t
 cimport cython
 from pyhv.cpu.words cimport Octets, Words32, Words64, words64, words32, new_words64
-from pyhv.cpu.sysentry cimport SyscallSink
+from pyhv.cpu.exithooks cimport DirectSink
 from pyhv.mmu.tables cimport PageTables
 from pyhv.traps.guestcpu cimport GuestCpu
 from pyhv.domain.fields cimport VcpuFields
 from pyhv.hypercalls.context cimport CallFields
 from pyhv.hypercalls.signature cimport Form
 
-cdef class Dispatcher(SyscallSink):
+cdef class Dispatcher(DirectSink):
     cdef public object host, domain, clock, ports, breakpoints, calls, engine
     cdef public CallFields call
     cdef public object counts, hypercalls
@@ -37,4 +37,6 @@ cdef class Dispatcher(SyscallSink):
     cdef _hypercall(self, uint32_t number, uint64_t length)
     @cython.locals(call=CallFields, form=Form)
     cdef _perform(self, uint32_t number, uint64_t length)
+    @cython.locals(d=Words32, is_software=bint)
+    cpdef exception(self, int vector)
     cdef _deliver_event(self)

@@ -22,8 +22,8 @@ from pyhv.address import MASK32, MASK64
 from pyhv.clock import Clock, VirtualClock
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
+from pyhv.cpu.exithooks import DirectSink
 from pyhv.cpu.exits import ExitKind, ExitRecord, classify
-from pyhv.cpu.sysentry import SyscallSink
 from pyhv.cpu.words import new_words64, words32, words64
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
@@ -43,6 +43,8 @@ _SELECTOR_FAULTS: Final = frozenset({Vector.TS, Vector.NP, Vector.SS, Vector.GP}
 IRET: Final = int(Hypercall.IRET)
 _HYPERCALL: Final = int(ExitKind.HYPERCALL)
 _SYSTEM_CALL: Final = int(ExitKind.SYSTEM_CALL)
+_PAGE_FAULT: Final = int(ExitKind.PAGE_FAULT)
+_PF, _GP = int(Vector.PF), int(Vector.GP)
 """As plain numbers, since members of an enum take long to find."""
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
@@ -76,7 +78,7 @@ class HostServices(Host, Protocol):
         """The domain did something fatal."""
 
 
-class Dispatcher(SyscallSink):
+class Dispatcher(DirectSink):
     """The exit sink of one domain's engine."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
@@ -191,7 +193,7 @@ class Dispatcher(SyscallSink):
 
     def last_exits(self) -> list[tuple[ExitKind, int, int]]:
         """The latest exits as (kind, detail, RIP), newest last."""
-        newest = range(max(0, self._exits - _RECENT), self._exits)
+        newest = range(self._exits - min(self._exits, _RECENT), self._exits)
         notes = (self._recent[at : at + _NOTE] for at in (number % _RECENT * _NOTE for number in newest))
         return [(ExitKind(kind), detail, rip) for kind, detail, rip in notes]
 
@@ -375,19 +377,22 @@ class Dispatcher(SyscallSink):
 
     def exception(self, vector: int) -> None:
         """An exception or software interrupt."""
-        kind = classify(vector, self._d[v.EXCEPTION_IS_INT] != 0)
-        if vector == _COMPAT_VECTOR and not self._wide and self._d[v.HFLAGS] & v.HF_CPL == 1:
+        d = self._d
+        is_software = d[v.EXCEPTION_IS_INT] != 0
+        if vector == _COMPAT_VECTOR and not self._wide and d[v.HFLAGS] & v.HF_CPL == 1:
             self._count(_HYPERCALL, self._q[v.RAX] & MASK32)
+        elif vector == _PF and not is_software:
+            self._count(_PAGE_FAULT, vector)
         else:
-            self._count(kind, vector)
+            self._count(classify(vector, is_software), vector)
         try:
-            if kind is ExitKind.GENERAL_PROTECTION:
-                self._general_protection()
-            elif kind is ExitKind.PAGE_FAULT:
+            if is_software:
+                self._software_interrupt(vector)
+            elif vector == _PF:
                 if self._page_fault(self.cpu):
                     self._emulated()
-            elif kind is ExitKind.SOFTWARE_INTERRUPT:
-                self._software_interrupt(vector)
+            elif vector == _GP:
+                self._general_protection()
             else:
                 self._other_exception(vector)
         except GuestCrash as crash:

@@ -288,7 +288,7 @@ seen: .long 0
         entry = HYPERCALLS[Hypercall.VCPU_OP]
         assert entry is not None
         call = made.residents[domain.domid].dispatcher.call
-        assert entry.wide.invoke(call, (VcpuOp.SEND_NMI, 0, 0)) == 0
+        assert entry.wide.invoke(call, VcpuOp.SEND_NMI, 0, 0, 0, 0, 0) == 0
         assert made.run(timeout_ns=10**9) is Outcome.ENDED
         assert sink.data == b"SUCCESS\n"
 
