@@ -31,6 +31,14 @@ test: $(VENV)/installed-dev
 test-plain: $(VENV)/installed-dev
 	PYHV_LANE=plain $(BIN)/pytest tests/unit tests/guests -n 2
 
+# A Python of another version with pyhv's dependencies, for tests/cli/test_determinism.py: the newest that is found.
+OTHER_PYTHON ?= $(firstword $(foreach v,3.14 3.13 3.12,$(wildcard $(HOME)/.pyenv/versions/$(v)*/bin/python) $(shell command -v python$(v))))
+.venv-other/installed:
+	@test -n "$(OTHER_PYTHON)" || { echo "no Python newer than 3.11 is found: install one, or name it as OTHER_PYTHON="; exit 1; }
+	$(OTHER_PYTHON) -m venv .venv-other
+	PYHV_NATIVE=off .venv-other/bin/pip install --quiet . && .venv-other/bin/pip uninstall --quiet --yes pyhv
+	touch $@
+
 test-installation: $(VENV)/installed-dev
 	$(BIN)/pytest -m installation -n 2
 
@@ -102,4 +110,4 @@ $(VENV)/installed-fuzz: $(VENV)/installed-dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist pyhv/native-lane pyhv/checked-lane *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-other build dist pyhv/native-lane pyhv/checked-lane *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

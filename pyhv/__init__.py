@@ -17,19 +17,26 @@ from pyhv import lane
 from pyhv.version import VERSION
 
 __version__ = VERSION
-__all__ = ["Guest", "GuestFailed", "Machine", "NotMapped", "PyhvError", "Snapshot", "__version__", "load"]
+__all__ = [
+    "Diverged", "Guest", "GuestFailed", "Machine", "NotMapped", "PyhvError", "Replay", "ReplayError",
+    "Snapshot", "__version__", "load",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from pyhv.api.guest import Guest, GuestFailed
     from pyhv.api.machine import Machine, load
     from pyhv.api.memory import NotMapped
-    from pyhv.errors import PyhvError
+    from pyhv.api.replay import Replay
+    from pyhv.errors import Diverged, PyhvError, ReplayError
     from pyhv.snapshot.snapshot import Snapshot
 
 _HOMES: Final = {
+    "Diverged": "pyhv.errors",
     "Guest": "pyhv.api.guest",
     "GuestFailed": "pyhv.api.guest",
     "Machine": "pyhv.api.machine",
+    "Replay": "pyhv.api.replay",
+    "ReplayError": "pyhv.errors",
     "Snapshot": "pyhv.snapshot.snapshot",
     "load": "pyhv.api.machine",
     "NotMapped": "pyhv.api.memory",

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 from pyhv.abi.domid import DOMID_FIRST_RESERVED, DOMID_XEN
 from pyhv.abi.x86 import RESERVED_DESCRIPTORS, RESERVED_DESCRIPTORS_COMPAT
 from pyhv.address import ENTRIES, Mfn
-from pyhv.clock import Clock, RealClock, VirtualClock
+from pyhv.clock import BIRTHDAY, Clock, RealClock, VirtualClock
 from pyhv.cpu.engine import can_stop_at_any_time
 from pyhv.cpu.host import give_back_large_blocks
 from pyhv.cpu.ram import Ram
@@ -55,7 +55,9 @@ class Board:
         **dict.fromkeys(("zero_frame", "xen_gdt"), "the same on every board of this size"),
     }
 
-    def __init__(self, memory_pages: int, *, max_domains: int, virtual_time: bool, tuned: bool) -> None:
+    def __init__(
+        self, memory_pages: int, *, max_domains: int, virtual_time: bool, tuned: bool, wall_ns: int = BIRTHDAY
+    ) -> None:
         if not 0 < memory_pages <= MAX_MEMORY_PAGES:
             raise ConfigError(
                 f"A machine of {memory_pages >> 8} MiB is not possible; choose 1 MiB to 32 GiB."
@@ -83,7 +85,7 @@ class Board:
             32: self._gdt_page(RESERVED_DESCRIPTORS_COMPAT),
         }
         """The page with the hypervisor's part of the GDT, by the guest's width."""
-        self.clock: Clock = VirtualClock() if virtual_time else RealClock(host_tsc())
+        self.clock: Clock = VirtualClock(wall_ns) if virtual_time else RealClock(host_tsc())
         self.counts_blocks = virtual_time or not can_stop_at_any_time()
         """Whether engines are to count what they execute."""
 

@@ -24,6 +24,9 @@ BYTES_PER_NS: Final = 4
 EXIT_NS: Final = 250
 """Virtual time: executed bytes that make a nanosecond, and what an exit costs."""
 
+BIRTHDAY: Final = 1_136_073_600_000_000_000
+"""Virtual time: UTC at its beginning, in ns since 1970; 2006-01-01, so that runs are alike."""
+
 TSC_READ_NS: Final = 2_000
 """Virtual time: what a read of the TSC costs that exits.
 
@@ -62,10 +65,14 @@ class Clock(ABC):
     """See `pyhv.state`."""
 
     deterministic: bool
+    counted: ClassVar[bool] = False
+    """Whether time is counted, so that a moment of a run can be come back to."""
     traps_tsc: bool
     """Whether RDTSC must exit, so that `tsc` can answer."""
     tsc_rate: TscRate
     """The guests' TSC as they are told."""
+    pause_at: int | None = None
+    """Ticks at which a turn that begins or goes on pauses: a limit, to the very block of counted code."""
 
     @abstractmethod
     def time_record(self) -> TimeRecord:
@@ -121,6 +128,10 @@ class Clock(ABC):
     def wall_ns(self) -> int:
         """UTC, in ns since 1970, at machine time 0."""
 
+    def ticks(self) -> int:
+        """`now`, as finely as it is counted: there are `BYTES_PER_NS` in a nanosecond."""
+        return self.now() * BYTES_PER_NS
+
     def agrees(self, paused: bool) -> bool:
         """Whether its state goes with a turn that is `paused`, or with none."""
         return True
@@ -146,6 +157,7 @@ class VirtualClock(Clock):
     """Deterministic time from executed guest code. The TSC is system time, at 1 GHz."""
 
     deterministic = True
+    counted = True
     traps_tsc = True
     tsc_rate = TSC_IS_SYSTEM_TIME
     NOT_STATE: ClassVar[Mapping[str, str]] = {
@@ -154,10 +166,11 @@ class VirtualClock(Clock):
         "_charged": "the same",
         "_withheld": "0 while no engine runs",
         "_interrupted": "means something only while an engine runs",
+        "pause_at": "whoever runs the machine",
     }
 
-    def __init__(self, wall_ns: int = 1_136_073_600_000_000_000) -> None:
-        self._wall = wall_ns  # 2006-01-01: a fixed birthday, so that runs are alike
+    def __init__(self, wall_ns: int = BIRTHDAY) -> None:
+        self._wall = wall_ns
         self._base = 0
         self._granted = 0
         self._left: memoryview | list[int] | None = None
@@ -176,6 +189,10 @@ class VirtualClock(Clock):
             return self._base
         return self._base + (self._granted - left[0]) // BYTES_PER_NS
 
+    def ticks(self) -> int:
+        taken = 0 if self._left is None else self._granted - self._left[0]
+        return self._base * BYTES_PER_NS + taken
+
     def begin(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
         assert engine.budget is not None, "virtual time needs an engine that counts blocks"
         self._left = engine.budget.left
@@ -184,11 +201,14 @@ class VirtualClock(Clock):
         self._withhold(limit)
 
     def _withhold(self, limit: int | None) -> None:
-        """Keep back what lies beyond `limit`."""
+        """Keep back what lies beyond `limit`, and beyond `pause_at`."""
         assert self._left is not None
         self._interrupted = None
-        if limit is not None:
-            self._withheld = max(self._granted - max(limit - self._base, 0) * BYTES_PER_NS, 0)
+        end = None if limit is None else limit * BYTES_PER_NS
+        if self.pause_at is not None:
+            end = self.pause_at if end is None else min(end, self.pause_at)
+        if end is not None:
+            self._withheld = max(self._granted - max(end - self._base * BYTES_PER_NS, 0), 0)
             self._granted -= self._withheld
             self._left[0] -= self._withheld
 

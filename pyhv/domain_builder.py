@@ -203,7 +203,8 @@ class DomainBuilder:
             domain = resident.domain
             p2m = self._memory(domain, image, layout, undo)
             for port in (STORE_PORT, CONSOLE_PORT):
-                assert domain.events.alloc_unbound(DOMID_SELF, 0) == port
+                offered = domain.events.alloc_unbound(DOMID_SELF, 0)
+                assert offered == port
             boot = build(
                 BuilderPages(self._board.physical, p2m),
                 image,

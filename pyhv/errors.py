@@ -23,6 +23,8 @@ class ExitCode(enum.IntEnum):
     BUG = 8
     ENDED = 9
     """The guest has ended, but not by powering off: a reboot, a suspension, a soft reset."""
+    DIVERGED = 10
+    """A replay is not the run that was recorded."""
     TIMEOUT = 124
     INTERRUPTED = 130
 
@@ -61,6 +63,16 @@ class EnvironmentProblem(PyhvError):
 
 class SnapshotError(PyhvError):
     """A snapshot that cannot be taken, written, read or put back; the message says which and why."""
+
+
+class ReplayError(PyhvError):
+    """A recording that cannot be made, read or replayed; the message says which and why."""
+
+
+class Diverged(ReplayError):
+    """A run that is not the recorded one; the message says where, and what differs first."""
+
+    exit_code = ExitCode.DIVERGED
 
 
 class XenError(Exception):

@@ -15,11 +15,12 @@ of this loop or inside an exit of the domain that causes it, so that one lock is
 here. No state lives outside the `Machine`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pyhv.board import USUAL_DOMAINS, Board
+from pyhv.clock import BIRTHDAY
 from pyhv.cpu.engine import ExitSink
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.toolstack import ToolstackDomain
@@ -33,7 +34,9 @@ from pyhv.errors import ConfigError
 from pyhv.events.timers import TimerQueue
 from pyhv.lane import require as require_lane
 from pyhv.loader.image import KernelImage
+from pyhv.loader.origin import Origin
 from pyhv.mmu.audit import audit
+from pyhv.outside import Door, Position, Where, from_outside
 from pyhv.pcpu import Pcpu
 from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched import SCHEDULERS
@@ -44,6 +47,8 @@ from pyhv.traps.stopwatch import Stopwatch
 from pyhv.undertaker import take_apart
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until
 from pyhv.xenstore.domu import change_uuid, request_shutdown
+from pyhv.xenstore.limits import StoreError
+from pyhv.xenstore.peers import introduce_peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +69,10 @@ class MachineConfig:
     seed: int = 0
     measure: bool = False
     tuned: bool = True
+    wall_ns: int = BIRTHDAY
+    """Virtual time: UTC at its beginning, in ns since 1970."""
     max_domains: int = USUAL_DOMAINS
     """How many domains at once Xen's own frames are to suffice for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """Something that came in from outside: when (ns), for whom, after how many bytes before, and what."""
-
-    time: int
-    domid: int
-    position: int
-    data: bytes
 
 
 class Machine:
@@ -100,7 +97,9 @@ class Machine:
             "said by `snapshot/whole.py`, each as its part",
         ),
         "stopwatch": "the host's time",
-        **dict.fromkeys(("on_input", "_observers"), "whoever listens"),
+        **dict.fromkeys(("door", "_observers"), "whoever listens"),
+        "ending": "None while it can be said",
+        "_idle": "asked anew",
         "builder": "has no state",
     }
 
@@ -119,6 +118,7 @@ class Machine:
             max_domains=config.max_domains,
             virtual_time=config.virtual_time,
             tuned=config.tuned,
+            wall_ns=config.wall_ns,
         )
         board.on_free = self._frame_freed
         self.ram, self.frames, self.physical = board.ram, board.frames, board.physical
@@ -133,8 +133,12 @@ class Machine:
         """The one processor that there is."""
         self.services = Services(board, scheduler, self.residents, self.dom0, timers, [self.pcpu])
         self.stopwatch = Stopwatch()
-        self.on_input: Callable[[Input], None] = lambda _input: None
-        """Sees all input, as it comes in."""
+        self.door = Door()
+        """Through which all comes in that the run depends on."""
+        self._idle = False
+        """Whether, since all was done that is due, nobody could run."""
+        self.ending: int | None = None
+        """The domid of a domain of whose end somebody is being told."""
         self._observers: list[Observer] = []
         self.builder = DomainBuilder(
             board, self.services, self.residents, self.dom0, sink_for=self._sink_for, seed=config.seed
@@ -142,6 +146,7 @@ class Machine:
 
     # -- domains -----------------------------------------------------------------------------------------
 
+    @from_outside
     def create(
         self,
         image: KernelImage,
@@ -152,12 +157,13 @@ class Machine:
         console: ConsoleSink,
         paused: bool = False,
         on_end: Callable[[Ended], None] = lambda _ended: None,
+        origin: Origin | None = None,
     ) -> Domain:
         """Build a domain and, unless it is to be `paused`, make its first vCPU runnable.
 
         ConfigError, ImageError: it cannot be, and nothing has changed. The guest gets `ramdisk` as it is;
         `pyhv.loader.ramdisk` unpacks what Xen's toolstack would. `on_end` gets what is left of it when it
-        has ended: the machine keeps nothing.
+        has ended: the machine keeps nothing. `origin` is where the image was found, for a recording.
         """
         resident = self.builder.build(image, config, ramdisk, cmdline, console)
         self.show_exits_of(resident)
@@ -168,16 +174,19 @@ class Machine:
             self.unpause(domain)
         return domain
 
+    @from_outside
     def pause(self, domain: Domain) -> None:
         """Keep a running domain from running. ConfigError: it does not run."""
         self._check_stage(domain, "paused", Lifecycle.RUNNING)
         self.services.pause(domain)
 
+    @from_outside
     def unpause(self, domain: Domain) -> None:
         """Let a paused domain run. ConfigError: it is not paused."""
         self._check_stage(domain, "unpaused", Lifecycle.PAUSED)
         self.services.unpause(domain)
 
+    @from_outside
     def resume(self, domain: Domain, *, cancelled: bool) -> None:
         """Let a suspended domain run on: its call returns 1 if the suspension was `cancelled`, else 0.
 
@@ -187,10 +196,12 @@ class Machine:
         self._check_stage(domain, "resumed", Lifecycle.SUSPENDED)
         self.services.resume(domain, cancelled=cancelled)
 
+    @from_outside
     def shutdown(self, domain: Domain, how: str = "poweroff") -> None:
         """Ask a guest to "poweroff", "reboot", "halt" or "suspend" itself, which it may do or not."""
         request_shutdown(self.store, domain.domid, how)
 
+    @from_outside
     def change_uuid(self, domain: Domain, new: str) -> None:
         """Have a domain known by another UUID. ConfigError: it is none, or another domain's."""
         config = replace(domain.config, uuid=new)
@@ -198,6 +209,7 @@ class Machine:
         domain.config = replace(config, uuid=self.builder.uuid_for(config, domain.domid))
         change_uuid(self.store, domain.domid, domain.name, domain.config.uuid)
 
+    @from_outside
     def destroy(self, domain: Domain) -> None:
         """End a domain, whatever it does; it is gone before anybody runs again. ConfigError: it has ended."""
         alive = Lifecycle.RUNNING, Lifecycle.PAUSED, Lifecycle.SUSPENDED
@@ -205,6 +217,7 @@ class Machine:
         domain.life.destroy()
         self.services.leave_processor(domain)
 
+    @from_outside
     def adjust(self, domain: Domain, *, weight: int | None = None, cap: int | None = None) -> None:
         """Change a living domain's share of the processors. ConfigError: out of range, or it has ended."""
         stages = Lifecycle.RUNNING, Lifecycle.PAUSED, Lifecycle.SUSPENDED
@@ -230,20 +243,68 @@ class Machine:
         """No longer show exits to `observer`."""
         self._observers.remove(observer)
 
+    @from_outside
     def input(self, domain: Domain, data: bytes) -> int:
         """What is typed on a domain's console; returns how many bytes it had room for. Offer the rest later.
 
-        All input comes in here, at the present machine time, and `on_input` sees what was taken of it. For a
-        domain that is paused or suspended it waits in the ring; one that has ended takes all, and reads none.
+        All input comes in here, at the present machine time. For a domain that is paused or suspended it
+        waits in the ring; one that has ended takes all, and reads none.
         """
         if not (domain.alive or domain.suspended):
             return len(data)
-        console = self.dom0.console(domain.domid)
-        position = console.typed
-        taken = console.input(data)
-        if taken:
-            self.on_input(Input(self.clock.now(), domain.domid, position, data[:taken]))
-        return taken
+        return self.dom0.console(domain.domid).input(data)
+
+    @from_outside
+    def poke(self, address: int, data: bytes) -> None:
+        """Store bytes at a machine address, within a frame, as a debugger does; guests are not asked."""
+        self.physical.write(address, data)
+
+    @from_outside
+    def write_store(self, path: str, value: bytes) -> None:
+        """Write a node of the store, as domain 0 does. ConfigError: it cannot be written."""
+        try:
+            self.store.write(path, value)
+        except StoreError as refusal:
+            raise ConfigError(f"{path!r} cannot be written in the store: {refusal.why}.") from refusal
+
+    @from_outside
+    def introduce_peers(self, couples: Collection[tuple[int, int]] = ()) -> None:
+        """Pair the domains: each may read the other's domid. `couples`, of domids, belong together."""
+        introduce_peers(self.store, self.residents.domids(), couples)
+
+    @from_outside
+    def stop_at(self, domain: Domain, addresses: Collection[int], arrived: Callable[[int], None]) -> None:
+        """Call `arrived` before a vCPU of a domain executes an instruction at one of these addresses.
+
+        They are linear ones, and take the place of those that were asked for before. The guest does not see
+        it, but it costs time: two exits each.
+        """
+        self.residents[domain.domid].dispatcher.breakpoints.stop_at(addresses, arrived)
+
+    def came_in(self) -> None:
+        """A command has taken effect: if that was in an exit, its guest feels it when that is done."""
+        if self.pcpu.executing:
+            self.interrupt()
+
+    @property
+    def position(self) -> Position:
+        """This moment of the run; its exits and turns count from when the machine was made."""
+        pcpu = self.pcpu
+        where = Where.INSIDE if pcpu.executing else Where.RESTING
+        if self.ending is not None:
+            where = Where.ENDING
+        exits = sum(sum(resident.dispatcher.counts) for resident in self.residents)
+        return Position(
+            pcpu.turns, pcpu.turn is None, self.clock.ticks(), exits + sum(self.residents.past.exits), where
+        )
+
+    @from_outside
+    def pass_time(self, when: int) -> None:
+        """It is `when` (ns) now, if it is not later: a paused turn has had that time, or all were idle."""
+        if self.pcpu.turn is None:
+            self.clock.advance_to(when)
+        else:
+            self.clock.work(max(when - self.clock.now(), 0))
 
     def now(self) -> int:
         """System time in ns."""
@@ -312,11 +373,13 @@ class Machine:
 
     def settle(self) -> None:
         """Do what is due: timers fire, and domains that have ended are taken apart."""
+        self._idle = False
         now = self.clock.now()
         self.services.expire(now)
         self.dom0.expire(now)
         self.dom0.go_on()
         self._reap()
+        self.door.rest()
 
     def next_deadline(self) -> int | None:
         """When something will happen by itself although nobody runs (ns); None: never."""
@@ -329,7 +392,12 @@ class Machine:
 
     def advance_to(self, when: int) -> None:
         """Nobody can run: let time pass until `when` (ns), which virtual time does at once."""
+        if self.door.listeners and self.clock.deterministic:
+            due = self.next_deadline()
+            if due is None or when > due or not (self._idle and self.door.settled):
+                self.pass_time(when)  # the machine itself would have done something else
         self.clock.advance_to(when)
+        self.door.settled = False
 
     def interrupt(self) -> None:
         """Come back from the turn that is running, when its present exit is done; `step` goes on with it.
@@ -344,11 +412,14 @@ class Machine:
         if pcpu.turn is None:
             decision = self.scheduler.pick(self.clock.now())
             if decision.vcpu is None:
+                self._idle = True
                 return False
+            self.door.settled = False
             domid, number = decision.vcpu.id
             resident = self.residents[domid]
             pcpu.begin(resident, resident.domain.vcpus[number], decision.slice_ns, limit)
         else:
+            self.door.settled = False
             pcpu.go_on(limit)
         return True
 
@@ -369,7 +440,11 @@ class Machine:
             resident.domain.life.become(Lifecycle.DEAD)
             self.residents.remove(resident)
             self.residents.past.add(resident.counts())
-            resident.on_end(resident.ended())
+            self.ending = domid
+            try:
+                resident.on_end(resident.ended())
+            finally:
+                self.ending = None
 
     def close(self) -> None:
         """Free engines and threads. Domains that still live are gone with their memory."""

@@ -16,6 +16,7 @@ from typing import ClassVar, Final
 
 from pyhv.abi.numbers import VcpuState, Virq
 from pyhv.board import Board
+from pyhv.clock import BYTES_PER_NS
 from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
@@ -50,6 +51,8 @@ class Pcpu:
         **dict.fromkeys(("turn", "running"), "said by `snapshot/whole.py`"),
         "engine_ns": "the host's time",
         **dict.fromkeys(("_interrupted", "_reached"), "of the run that comes next"),
+        "turns": "counted for whoever wants to come back to a moment",
+        "executing": "false while it can be said",
     }
 
     def __init__(
@@ -63,6 +66,10 @@ class Pcpu:
         """The turn that is running, or is paused."""
         self.running: Vcpu | None = None
         """The vCPU whose turn that is; set before all of the turn is known, by what loads the vCPU."""
+        self.turns = 0
+        """How many have begun here."""
+        self.executing = False
+        """Whether guest code runs, or a handler in one of its exits."""
         self.engine_ns = 0
         """Host ns spent inside engines, handlers included."""
         self._interrupted = False
@@ -115,6 +122,7 @@ class Pcpu:
         """Put a vCPU here, and on its engine."""
         domain, dispatcher = resident.domain, resident.dispatcher
         self._interrupted = False
+        self.turns += 1
         start = self.clock.now()
         domain.tables.code.tidy()
         if self.physical.shared_code:
@@ -146,7 +154,9 @@ class Pcpu:
             self.end()
             return
         self.dom0.turn_paused(turn.vcpu.domid)
-        if limit is not None and not self._interrupted:
+        pause_at = self.clock.pause_at
+        earlier = pause_at is not None and limit is not None and pause_at < limit * BYTES_PER_NS
+        if limit is not None and not self._interrupted and not earlier:
             self._reached = limit
 
     @property
@@ -160,6 +170,7 @@ class Pcpu:
         if dispatcher.call.reschedule:
             return
         began = time.perf_counter_ns()
+        self.executing = True
         try:
             domain.engine.run()
         except GuestCrash as fatal:
@@ -168,6 +179,7 @@ class Pcpu:
             self.end()
             raise
         finally:
+            self.executing = False
             self.engine_ns += time.perf_counter_ns() - began
 
     def end(self) -> None:

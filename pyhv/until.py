@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from pyhv.cpu.exits import ExitRecord
+from pyhv.domain.domain import Domain
 from pyhv.resident import Residents
 from pyhv.traps.dispatch import Observer
 
@@ -46,6 +47,9 @@ class Runnable(Protocol):
 
     def interrupt(self) -> None:
         """Come back from the turn that is running."""
+
+    def stop_at(self, domain: Domain, addresses: Collection[int], arrived: Callable[[int], None]) -> None:
+        """Call `arrived` before a vCPU of a domain executes an instruction at one of these addresses."""
 
 
 class Until:
@@ -184,12 +188,12 @@ class Reaches(Until):
                 self.reached = domid, address
                 machine.interrupt()
 
-            resident.dispatcher.breakpoints.stop_at(self._addresses.get(domid, ()), arrived)
+            machine.stop_at(resident.domain, self._addresses.get(domid, ()), arrived)
 
     def end(self, machine: Runnable) -> None:
         """`Until.end`."""
         for resident in machine.residents:
-            resident.dispatcher.breakpoints.stop_at((), lambda _address: None)
+            machine.stop_at(resident.domain, (), lambda _address: None)
 
     def outcome(self, _machine: Runnable) -> Outcome | None:
         """`Until.outcome`."""

@@ -104,7 +104,8 @@ class GuestHost(Protocol):
 class Processor:
     """One virtual processor, while the machine does not run."""
 
-    def __init__(self, resident: Resident, number: int) -> None:
+    def __init__(self, hypervisor: Machine, resident: Resident, number: int) -> None:
+        self._hypervisor = hypervisor
         self._resident = resident
         self.number = number
 
@@ -116,7 +117,7 @@ class Processor:
     @property
     def memory(self) -> Memory:
         """Memory as it sees it."""
-        return Memory(self._resident.domain, self._vcpu)
+        return Memory(self._resident.domain, self._vcpu, self._hypervisor.poke)
 
     @property
     def _vcpu(self) -> Vcpu:
@@ -180,7 +181,8 @@ class Guest:
     def vcpus(self) -> list[Processor]:
         """Its virtual processors."""
         resident = self._there
-        return [Processor(resident, number) for number in range(len(resident.domain.vcpus))]
+        hypervisor = self._host.hypervisor
+        return [Processor(hypervisor, resident, number) for number in range(len(resident.domain.vcpus))]
 
     @property
     def registers(self) -> Registers:

@@ -10,6 +10,7 @@ The hypervisor behind it is `pyhv.machine`; whatever is more than a few lines is
 
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, overload
@@ -24,20 +25,22 @@ from pyhv.board import USUAL_DOMAINS
 from pyhv.cpu.exits import ExitRecord
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
-from pyhv.errors import ConfigError
+from pyhv.errors import ConfigError, ReplayError
 from pyhv.images import source as images
 from pyhv.images.progress import SilentProgress
 from pyhv.loader.elf import load_image
-from pyhv.loader.image import KernelImage
+from pyhv.loader.image import KernelImage, SymbolTable
+from pyhv.loader.origin import Origin
 from pyhv.loader.ramdisk import Ramdisk, prepare
 from pyhv.machine import Machine as Hypervisor
 from pyhv.machine import MachineConfig
+from pyhv.outside import Position
 from pyhv.resident import Ended, Resident
 from pyhv.state import state
 from pyhv.until import AllEnded, Exits, Outcome, Reaches, Runnable, Seconds, Until, When
-from pyhv.xenstore.peers import introduce_peers
 
 if TYPE_CHECKING:
+    from pyhv.api.recording import Recording
     from pyhv.snapshot.snapshot import Snapshot
 
 Cancel: TypeAlias = Callable[[], None]
@@ -52,7 +55,8 @@ class Machine:
     `memory` is for the guests together, `"1G"` or bytes; `scheduler` "credit" or "rr". With `virtual_time`
     time comes from executed code, and `seed` makes the same run each time. `measure` times the handlers of
     exits for `pyhv.observe.stats`; `tuned` is as of `pyhv.machine.MachineConfig`; for more guests at once
-    than `pyhv.board.USUAL_DOMAINS`, say with `max_domains` how many. ConfigError.
+    than `pyhv.board.USUAL_DOMAINS`, say with `max_domains` how many. `record` is the file of a recording, as
+    of the method. ConfigError.
     """
 
     guest_type: ClassVar[type[Guest]] = Guest
@@ -68,6 +72,7 @@ class Machine:
         measure: bool = False,
         tuned: bool = True,
         max_domains: int = USUAL_DOMAINS,
+        record: Path | str | None = None,
     ) -> None:
         config = MachineConfig(
             pages(memory),
@@ -79,6 +84,19 @@ class Machine:
             max_domains=max(max_domains, USUAL_DOMAINS),
         )
         self._begin(Hypervisor(config))
+        if record is not None:
+            try:
+                self.record(record)
+            except BaseException:
+                self.close()
+                raise
+
+    @classmethod
+    def over(cls, hypervisor: Hypervisor) -> Self:
+        """The facade of a hypervisor that has no guest yet."""
+        machine = cls.__new__(cls)
+        machine._begin(hypervisor)
+        return machine
 
     def _begin(self, hypervisor: Hypervisor) -> None:
         self.hypervisor = hypervisor
@@ -87,6 +105,8 @@ class Machine:
         self._known: WeakValueDictionary[tuple[int, str], Guest] = WeakValueDictionary()
         """Handles by the domid and UUID that snapshots know them by: their guest may be put back to life."""
         self._typed: dict[int, bytearray] = {}
+        self.recording: "Recording | None" = None
+        """What it is being recorded to."""
         self._listeners: dict[str, list[Callable[..., None]]] = {"end": [], "console_io": []}
         hypervisor.services.debug_sink = self._has_said
 
@@ -100,6 +120,8 @@ class Machine:
 
     def close(self) -> None:
         """Give back all memory and threads. Guests that still live are gone."""
+        if self.recording is not None:
+            self.recording.close()
         self.hypervisor.close()
 
     # -- guests ------------------------------------------------------------------------------------------
@@ -134,6 +156,12 @@ class Machine:
             cap=cap,
         )
         console = Console()
+        origin = found.origin
+        if isinstance(ramdisk, str | Path):
+            origin = replace(origin, ramdisk=str(Path(ramdisk).absolute()))
+        elif ramdisk is not None:
+            origin = replace(origin, ramdisk="")
+        self._keep(found, image, initial, origin)
         domain = self.hypervisor.create(
             found.image,
             config,
@@ -141,13 +169,23 @@ class Machine:
             cmdline=f"{found.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
             console=console,
             paused=paused,
-            on_end=self._has_ended,
+            on_end=self.has_ended,
+            origin=origin,
         )
-        guest = self.guest_type(
-            self, domain.domid, domain.name, domain.config.uuid, console, named=found.image.symbol_table
-        )
+        return self.take_in(domain, console, found.image.symbol_table)
+
+    def take_in(self, domain: Domain, console: Console, named: SymbolTable | None) -> Guest:
+        """A handle for a domain that was just created, and tells its end to `has_ended`."""
+        guest = self.guest_type(self, domain.domid, domain.name, domain.config.uuid, console, named=named)
         self._guests[guest.domid] = guest
         return guest
+
+    def _keep(self, found: images.Source, image: Bootable, initial: Ramdisk | None, origin: Origin) -> None:
+        """What a recording will not find again, it keeps."""
+        if self.recording is not None and isinstance(image, bytes):
+            self.recording.keep(found.image, image)
+        if self.recording is not None and initial is not None and origin.ramdisk == "":
+            self.recording.keep(None, initial.data)
 
     def create(self, image: Bootable, **options: Any) -> Guest:
         """`boot`, but the guest is paused until `Guest.unpause`."""
@@ -172,14 +210,15 @@ class Machine:
         `couples` belong together; the others are paired as before.
         """
         named = [(one.domid, other.domid) for one, other in couples]
-        introduce_peers(self.hypervisor.store, self.hypervisor.residents.domids(), named)
+        self.hypervisor.introduce_peers(named)
 
     def _free_name(self, wanted: str) -> str:
         taken = self.domains
         names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
-    def _has_ended(self, ended: Ended) -> None:
+    def has_ended(self, ended: Ended) -> None:
+        """The hypervisor tells that a guest of this machine has ended."""
         guest = self._guests.pop(ended.domid)
         guest.end = End.of(ended)
         self._typed.pop(ended.domid, None)
@@ -188,8 +227,9 @@ class Machine:
 
     def _has_said(self, domain: Domain, text: bytes) -> None:
         guest = self._find(domain.domid)
-        for listener in self._listeners["console_io"] if guest else []:
-            listener(guest, text)
+        with self.hypervisor.door.closed("a listener of console_io"):
+            for listener in self._listeners["console_io"] if guest else []:
+                listener(guest, text)
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -252,12 +292,35 @@ class Machine:
             )
         )
 
+    @property
+    def position(self) -> Position:
+        """This moment of the run, exactly."""
+        return self.hypervisor.position
+
     def _type(self) -> None:
         """Offer what was typed to the consoles that have room for it."""
         for domid, waiting in self._typed.items():
             resident = self.hypervisor.residents.get(domid)
             if waiting and resident is not None:
                 del waiting[: self.hypervisor.input(resident.domain, bytes(waiting))]
+
+    # -- recording ---------------------------------------------------------------------------------------
+
+    def record(self, path: Path | str | None = None, *, base: "Snapshot | None" = None) -> "Recording":
+        """From now on write down what the run depends on, so that `pyhv.Replay` can have it again.
+
+        Without a path it is kept in memory, for `Recording.save`. If there are guests already, it begins with
+        a snapshot, which is written beside the file: `base` if that is where the machine is right now, a new
+        one if not. It ends when the machine is closed or put back. ReplayError.
+        """
+        from pyhv.api.recording import Recording
+
+        if self.recording is not None and self.recording.active:
+            raise ReplayError("the machine is being recorded already")
+        if base is None and (self._guests or self.hypervisor.position.ticks):
+            base = self.snapshot()
+        self.recording = Recording(self.hypervisor, None if path is None else Path(path), base)
+        return self.recording
 
     # -- moments -----------------------------------------------------------------------------------------
 
@@ -283,6 +346,8 @@ class Machine:
         """
         notes = read_notes(snapshot)
         guests = self._handles(notes)
+        if self.recording is not None:
+            self.recording.close("the machine was put back")
         snapshot.put_back(self.hypervisor, lambda domid: guests[domid].console)
         self._take_over(snapshot, notes, guests)
 
@@ -318,7 +383,7 @@ class Machine:
             guest = guests[one.domid]
             guest.put_back(one)
             self._known[guest.domid, guest.uuid] = guest
-            self.hypervisor.residents[guest.domid].on_end = self._has_ended
+            self.hypervisor.residents[guest.domid].on_end = self.has_ended
         for about in snapshot.about.guests:
             if about.domid in guests:
                 guests[about.domid].verdict = about.verdict

@@ -11,7 +11,7 @@ that the guest has mapped read-only can be written here, as a debugger would.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, overload
 
 from pyhv.abi.x86 import PTE_MFN_MASK, PTE_P
@@ -32,9 +32,11 @@ class NotMapped(PyhvError, LookupError):
 class Memory:
     """The memory of a guest that is not running right now."""
 
-    def __init__(self, domain: Domain, vcpu: Vcpu) -> None:
+    def __init__(self, domain: Domain, vcpu: Vcpu, store: Callable[[int, bytes], None]) -> None:
+        """`store` takes what is written, with its machine address."""
         self._domain = domain
         self._vcpu = vcpu
+        self._store = store
 
     @overload
     def __getitem__(self, where: int) -> int: ...
@@ -63,7 +65,7 @@ class Memory:
         """Store `data` from `va` on. NotMapped: then nothing is stored."""
         view = memoryview(data)
         for at, count in list(self._pieces(va, len(data))):
-            self._domain.physical.write(at, bytes(view[:count]))
+            self._store(at, bytes(view[:count]))
             view = view[count:]
 
     def u64(self, va: int) -> int:

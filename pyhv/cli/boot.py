@@ -34,6 +34,7 @@ Examples:
   pyhv boot pages --virtual-time --digest run.txt    the same digest each time
   echo 'uname -a; exit' | pyhv boot debian --timeout 60
   pyhv boot debian --save debian.snap --save-when '/ # '    then: pyhv restore debian.snap
+  pyhv boot debian --record run.rec    then: pyhv replay run.rec
 
 \b
 Exit codes, the gravest guest deciding (6 before 5 before 7 before 124 before 9 before 3):
@@ -46,6 +47,7 @@ Exit codes, the gravest guest deciding (6 before 5 before 7 before 124 before 9 
   7    deadlock: all guests wait, and nothing is due
   8    a bug of pyhv
   9    a guest ended otherwise: it rebooted or suspended itself
+  10   a replay is not the recorded run (pyhv replay)
   124  the time budget is spent
   130  Ctrl-] or Ctrl-C (143: SIGTERM, 129: SIGHUP), or the reader of
        standard output has gone
@@ -172,7 +174,11 @@ def boot(
     def guest(source: "Source", called: str) -> "GuestOptions":
         size, initial = source.memory if memory is None else memory, given or source.ramdisk
         judged = verdict or ("pyhv" if source.builtin else "")
-        return session.GuestOptions(replace(source, memory=size, ramdisk=initial), called, judged)
+        origin = source.origin
+        if ramdisk is not None:
+            origin = replace(origin, ramdisk=str(ramdisk.absolute()), raw_ramdisk=ramdisk_raw)
+        chosen = replace(source, memory=size, ramdisk=initial, origin=origin)
+        return session.GuestOptions(chosen, called, judged)
 
     options = session.BootOptions(
         guests=[guest(source, called) for source, called in zip(found, names, strict=True)],

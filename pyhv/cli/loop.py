@@ -73,7 +73,8 @@ def _wait(
     if hypervisor.clock.deterministic and until is not None:
         if sources:
             _take_input(sources, [], 0.0)
-        hypervisor.advance_to(max(until, now))
+        if hypervisor.door.settled:  # else something has come in, and somebody may run
+            hypervisor.advance_to(max(until, now))
     elif sources or writers:
         _take_input(sources, writers, None if until is None else max(until - now, 0) / 1e9)
     elif until is not None:

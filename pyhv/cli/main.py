@@ -18,6 +18,7 @@ from pyhv.cli.doctor import doctor
 from pyhv.cli.fetch import fetch
 from pyhv.cli.inspect import inspect
 from pyhv.cli.messages import VERBOSE, say
+from pyhv.cli.replay import replay
 from pyhv.cli.restore import restore
 from pyhv.errors import ExitCode, PyhvError
 
@@ -27,6 +28,7 @@ Examples:
   pyhv boot debian            Debian's stock kernel, with a shell
   pyhv inspect vmlinuz        can this kernel boot?
   pyhv restore debian.snap    go on where `pyhv boot --save` stopped
+  pyhv replay run.rec         the run that `pyhv boot --record` has written down
   pyhv build mine.S -o mine.img && pyhv boot mine.img
   pyhv doctor                 does it run here, and what is in effect?
 """
@@ -90,6 +92,7 @@ def main() -> None:
 
 main.add_command(boot)
 main.add_command(restore)
+main.add_command(replay)
 main.add_command(inspect)
 main.add_command(build)
 main.add_command(fetch)

@@ -29,6 +29,7 @@ class RunWords:
     trace: Path | None
     engine_tuning: bool
     stats: bool
+    record: Path | None
     save: Path | None
     save_when: str | None
     save_after: float | None
@@ -46,6 +47,7 @@ class RunWords:
             digest=self.digest,
             trace=self.trace,
             verbose=is_verbose(),
+            record=self.record,
             save=self._save_options(),
         )
 
@@ -76,10 +78,7 @@ def file() -> click.Path:
 
 
 _SECONDS: Final = click.FloatRange(0, min_open=True)
-_OPTIONS: Final = (
-    click.option(
-        "--timeout", type=_SECONDS, metavar="SECONDS", help="End the run after that much machine time."
-    ),
+_WATCHING: Final = (
     click.option(
         "--console",
         callback=_console,
@@ -98,6 +97,19 @@ _OPTIONS: Final = (
         show_default=True,
     ),
     click.option("--stats", is_flag=True, help="End with a table of times and counts."),
+)
+"""What becomes visible of a run, and on which engine it is."""
+_OPTIONS: Final = (
+    click.option(
+        "--timeout", type=_SECONDS, metavar="SECONDS", help="End the run after that much machine time."
+    ),
+    *_WATCHING,
+    click.option(
+        "--record",
+        type=file(),
+        metavar="FILE",
+        help="Write down there what `pyhv replay` needs for the same run.",
+    ),
     click.option("--save", type=file(), metavar="FILE", help="Save the machine there instead of going on."),
     click.option(
         "--save-when", metavar="PATTERN", help="Save when a guest prints that (regular expression)."
@@ -121,6 +133,15 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError("--save-when and --save-after need --save: where to.")
         command(*args, how=how, **words)
 
-    for option in reversed(_OPTIONS):
-        collected = option(collected)
-    return collected
+    return _with(_OPTIONS, collected)
+
+
+def watching_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that only look at a run, each as an argument."""
+    return _with(_WATCHING, command)
+
+
+def _with(options: tuple[Callable[..., Any], ...], command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(options):
+        command = option(command)
+    return command

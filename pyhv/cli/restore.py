@@ -10,7 +10,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -54,8 +54,8 @@ def restore(
     In virtual time the guests do exactly what they would have done. In real time their clocks go on from
     where they were. Consoles are as with `pyhv boot`.
     """
-    if count > 1 and any(path is not None for path in (how.save, how.digest, how.trace)):
-        raise click.UsageError("--save, --digest and --trace are for one copy, not for several.")
+    if count > 1 and any(path is not None for path in (how.save, how.digest, how.trace, how.record)):
+        raise click.UsageError("--save, --digest, --trace and --record are for one copy, not for several.")
     snapshot = pyhv.Snapshot.load(file)
     virtual_time = snapshot.about.virtual_time
     if how.digest is not None and not virtual_time:
@@ -83,7 +83,13 @@ class _Copy:
         several = len(snapshot.about.guests) > 1 or number is not None
 
         def make() -> pyhv.Machine:
-            return pyhv.Machine.of(snapshot, tuned=options.tuned, measure=options.stats)
+            machine = pyhv.Machine.of(snapshot, tuned=options.tuned, measure=options.stats)
+            if options.record is not None:
+                with ExitStack() as undo:
+                    undo.callback(machine.close)
+                    machine.record(options.record, base=snapshot)
+                    undo.pop_all()
+            return machine
 
         def populate(run: "Session") -> None:
             for guest in run.machine.guests:

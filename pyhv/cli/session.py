@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pyhv
+from pyhv.api.recording import VERDICT
 from pyhv.cli import consoles, loop, terminal
 from pyhv.cli.booted import BootedGuest, LastWords
 from pyhv.cli.messages import printable, say
@@ -52,7 +53,13 @@ class RunOptions:
     digest: Path | None = None
     trace: Path | None = None
     verbose: bool = False
+    record: Path | None = None
     save: SaveOptions | None = None
+
+    @property
+    def patient(self) -> bool:
+        """Whether the machine waits for the reader of its output: what guests do must not depend on that."""
+        return self.virtual_time or self.record is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +132,7 @@ class Session:
                 stack.callback(source.close)
                 inputs = [signals, source]
 
-            outlet = self.target if isinstance(self.target, consoles.Outlet) else None
+            outlet = self.outlet
 
             def stop() -> bool:
                 if source is not None:
@@ -152,7 +159,7 @@ class Session:
 
     def finish(self) -> bool:
         """All that was printed goes out, as long as its reader takes; False if the reader has gone."""
-        outlet = self.target if isinstance(self.target, consoles.Outlet) else None
+        outlet = self.outlet
         while True:
             more = self.machine.drain()
             if outlet is not None:
@@ -164,6 +171,11 @@ class Session:
             if outlet is not None:
                 outlet.finish()
         return outlet is None or not outlet.closed
+
+    @property
+    def outlet(self) -> consoles.Outlet | None:
+        """Standard output, if the console is there."""
+        return self.target if isinstance(self.target, consoles.Outlet) else None
 
     def _keyboard_fd(self) -> int | None:
         """Standard input, if it is there and the console is ours."""
@@ -218,6 +230,7 @@ def run(options: BootOptions) -> int:
             measure=options.run.stats,
             tuned=options.run.tuned,
             max_domains=len(options.guests),
+            record=options.run.record,
         )
 
     def populate(session: Session) -> None:
@@ -232,6 +245,8 @@ def run(options: BootOptions) -> int:
                 append=options.append,
             )
             guest.verdict = wanted.verdict
+            if machine.recording is not None:
+                machine.recording.note(VERDICT, guest.domid, wanted.verdict)
             session.take_in(guest, guest.name, several=len(options.guests) > 1)
             if options.run.verbose:
                 image, pages = wanted.source.image, wanted.source.memory << 8
@@ -249,11 +264,18 @@ def _couples(wanted: list[GuestOptions], guests: list[pyhv.Guest]) -> list[tuple
 
 
 def conduct(
-    options: RunOptions, make: Callable[[], pyhv.Machine], populate: Callable[[Session], None]
+    options: RunOptions,
+    make: Callable[[], pyhv.Machine],
+    populate: Callable[[Session], None],
+    drive: Callable[[Session], Outcome] = Session.run,
+    judge: Callable[[Session, Outcome], int] = Session.result,
 ) -> int:
-    """A run from beginning to end: open what is written, `make` a machine, `populate` it, run, report."""
+    """A run from beginning to end: open what is written, `make` a machine, `populate` it, run, report.
+
+    `drive` lets it run, and `judge` says what is to be said of its end and returns the exit code.
+    """
     with ExitStack() as stack:
-        target = consoles.open_console(options.console, sys.stdout.buffer, patient=options.virtual_time)
+        target = consoles.open_console(options.console, sys.stdout.buffer, patient=options.patient)
         digest_file = _output(options.digest, "the digest", stack)
         trace_file = _output(options.trace, "the trace", stack)
         if options.save is not None:
@@ -271,14 +293,17 @@ def conduct(
             stack.callback(trace.flush)
         if options.save is not None:
             session.saver = Saver(options.save, machine, session.sought)
-        outcome = session.run()
+        outcome = drive(session)
         if not session.left and not session.signal and not session.finish():
             session.left, outcome = True, Outcome.STOPPED
         going_on = any(one.goes_on for one in session.booted)
         saved = session.saver is not None and session.saver.save(going_on=going_on)
         if outcome is Outcome.STOPPED and not session.left and not session.signal:
             outcome = Outcome.ENDED  # it was the saver's wish, and came too late
-        code = ExitCode.OK if saved else session.result(outcome)
+        code = ExitCode.OK if saved else judge(session, outcome)
+        if machine.recording is not None:
+            machine.recording.close(outcome.name, code)
+            say(f"recorded: pyhv replay {machine.recording.path}")
         if digest_file is not None:
             digest_file.output(digest.summary().encode())
         if options.stats:

@@ -95,10 +95,13 @@ class Layer:
 
     @cached_property
     def exist(self) -> npt.NDArray[np.bool_]:
-        """For each frame whether something was ever stored there; the others are zeros and take no room."""
-        found = np.zeros(self.frames, dtype=np.bool_)
-        end = self.frames << PAGE_SHIFT
-        at = 0
+        """`exist_in` for the whole of a file that nobody writes any more."""
+        return self.exist_in(0, self.frames)
+
+    def exist_in(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """For each of some frames whether anything was ever stored there; others are zeros without room."""
+        found = np.zeros(count, dtype=np.bool_)
+        at, end = first << PAGE_SHIFT, first + count << PAGE_SHIFT
         while at < end:
             try:
                 start = os.lseek(self.fd, at, os.SEEK_DATA)
@@ -107,7 +110,7 @@ class Layer:
                     raise
                 break
             at = os.lseek(self.fd, start, os.SEEK_HOLE)
-            found[start >> PAGE_SHIFT : at + 4095 >> PAGE_SHIFT] = True
+            found[max((start >> PAGE_SHIFT) - first, 0) : max((at + 4095 >> PAGE_SHIFT) - first, 0)] = True
         return found
 
     def view_at(self, address: int, first: int, count: int, *, shared: bool = False) -> None:

@@ -168,6 +168,18 @@ class Ram:
             return np.arange(self.frames)
         return private_copies(self.address, self.frames)
 
+    def provided(self, first: int, count: int) -> MfnArray:
+        """Which of `count` frames from `first` on may hold something else than zeros, ascending."""
+        of_frame = self._of_frame[first : first + count]
+        found = np.zeros(count, dtype=np.bool_)
+        for number in np.unique(of_frame).tolist():
+            layer = self._layers[number]
+            exist = layer.exist[first : first + count] if self._open is None else layer.exist_in(first, count)
+            found |= (of_frame == number) & exist
+        if self._open is None:
+            found[private_copies(self.address + (first << PAGE_SHIFT), count)] = True
+        return np.flatnonzero(found) + first
+
     def revert(self, image: Image) -> MfnArray:
         """Put back the contents of `image`, one of this RAM or of one that began with the same image.
 

@@ -18,6 +18,7 @@ from pyhv.images.progress import Progress
 from pyhv.images.unpacked import unpack_once
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
+from pyhv.loader.origin import NOWHERE, Origin
 from pyhv.loader.ramdisk import MAX_RAMDISK, Ramdisk, prepare
 
 DEBIAN: Final = "debian"
@@ -41,6 +42,8 @@ class Source:
     command_line: str = ""
     memory: int = FILE_MIB
     builtin: bool = False
+    origin: Origin = NOWHERE
+    """In which words it can be found again."""
 
 
 def resolve(
@@ -61,18 +64,21 @@ def resolve(
     Raises ImageError or EnvironmentProblem.
     """
     if word in ALL_BUILTIN:
-        return Source(word, load_image(built_once(word), word), memory=BUILTIN_MIB, builtin=True)
+        image, origin = load_image(built_once(word), word), Origin(word)
+        return Source(word, image, memory=BUILTIN_MIB, builtin=True, origin=origin)
     if word == DEBIAN:
         files = debian.ensure(progress(), flavour=flavour, suite=suite)
         image = load_image(files.vmlinux, f"Debian's {files.version}", bootable=bootable)
         found = ramdisk(files.initramfs, raw=raw_ramdisk) if with_ramdisk else None
-        return Source(DEBIAN, image, found, debian.COMMAND_LINE, debian.MEMORY_MIB)
+        origin = Origin(word, flavour, suite, raw_ramdisk=raw_ramdisk)
+        return Source(DEBIAN, image, found, debian.COMMAND_LINE, debian.MEMORY_MIB, origin=origin)
     if word in kernels.KERNELS:
         packaged = kernels.KERNELS[word]
         if suite is not None:
             packaged = replace(packaged, suite=suite)
         kernel = kernels.ensure(word, packaged, progress())
-        return Source(word, load_image(kernel.path, kernel.version, bootable=bootable))
+        image = load_image(kernel.path, kernel.version, bootable=bootable)
+        return Source(word, image, origin=Origin(word, suite=suite))
     path = Path(word)
     if ("/" not in word or word.startswith("hostile/")) and not path.exists():
         there = HOSTILE if word.startswith("hostile/") else [*BUILTIN, "hostile/NAME", *kernels.KERNELS]
@@ -80,7 +86,8 @@ def resolve(
             f"{word}: there is no such file, and no guest of that name; there are {', '.join(there)}"
             f" and {DEBIAN}"
         )
-    return Source(path.stem, load_image(path, word, bootable=bootable, unpacker=unpack_once))
+    image = load_image(path, word, bootable=bootable, unpacker=unpack_once)
+    return Source(path.stem, image, origin=Origin(str(path.absolute())))
 
 
 def ramdisk(path: Path, *, raw: bool = False) -> Ramdisk:

@@ -38,7 +38,7 @@ _WHOLE: Final = dict.fromkeys(
 
 
 @dataclass(frozen=True)
-class _ConfigRecord:
+class ConfigRecord:
     """What of a machine's configuration its guests can feel."""
 
     memory_pages: u32
@@ -46,6 +46,12 @@ class _ConfigRecord:
     scheduler: str
     virtual_time: bool
     seed: str
+
+    def seed_number(self) -> int:
+        """The seed. StateError: it is none."""
+        if not re.fullmatch("[0-9]{1,400}", self.seed):
+            raise refusal("config.seed", "is no number")
+        return int(self.seed)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def say(machine: Machine) -> dict[str, Plain]:
     """All that a guest can see or feel of a machine, but for memory. SnapshotError: it cannot be said."""
     turn = machine.pcpu.turn
     return {
-        "config": state(_config(machine)),
+        "config": state(configuration(machine)),
         "clock": machine.clock.state(),
         **{name: state(part) for name, part in _machine_parts(machine).items()},
         "dom0": machine.dom0.state(),
@@ -87,12 +93,13 @@ def say(machine: Machine) -> dict[str, Plain]:
     }
 
 
-def _config(machine: Machine) -> _ConfigRecord:
+def configuration(machine: Machine) -> ConfigRecord:
+    """What of a machine's configuration its guests can feel. SnapshotError: it cannot be said."""
     config = machine.config
     names = [name for name, kind in SCHEDULERS.items() if type(machine.scheduler) is kind]
     if not names:
         raise SnapshotError("a machine with a scheduler that was made for it cannot be saved")
-    return _ConfigRecord(
+    return ConfigRecord(
         config.memory_pages, config.max_domains, names[0], config.virtual_time, str(config.seed)
     )
 
@@ -127,9 +134,8 @@ def rebuild(
 
     StateError, ConfigError: it cannot be; nothing is left then.
     """
-    wanted = construct(_ConfigRecord, entries(saved, "", _WHOLE)["config"], "config")
-    if not re.fullmatch("[0-9]{1,400}", wanted.seed):
-        raise refusal("config.seed", "is no number")
+    wanted = construct(ConfigRecord, entries(saved, "", _WHOLE)["config"], "config")
+    seed = wanted.seed_number()
     if frames_for(wanted.memory_pages, wanted.max_domains) != image.frames:  # before so much is asked for
         raise refusal("config.memory_pages", f"does not fit to {image.frames} frames of memory")
     machine = Machine(
@@ -138,7 +144,7 @@ def rebuild(
             max_domains=wanted.max_domains,
             scheduler=wanted.scheduler,
             virtual_time=wanted.virtual_time,
-            seed=int(wanted.seed),
+            seed=seed,
             tuned=tuned,
             measure=measure,
         )

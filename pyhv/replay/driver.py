@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Brings a machine to the moments of a run that it is to go through again, and lets in there what came in.
+
+    the moment lies in a later turn          run to the end of this one, let time pass, run the next
+    it lies between two turns                run to the end of this one, let time pass up to it
+    it lies in a turn that is paused         run up to that block of code (`VirtualClock.pause_at`)
+    it is that of an exit                    look at the exits of that turn
+    somebody is told of a domain's end       have the dead taken apart there, and be told
+
+A machine that does not come by such a moment is not going through that run: Diverged.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from pyhv.clock import BYTES_PER_NS, VirtualClock
+from pyhv.cpu.exits import ExitRecord
+from pyhv.errors import Diverged
+from pyhv.machine import Machine
+from pyhv.outside import Position, Where
+from pyhv.replay.entries import Moment
+
+_NEVER: Final = 1 << 62
+
+
+class Driver:
+    """Drives one machine, whose time is counted."""
+
+    def __init__(self, machine: Machine) -> None:
+        assert isinstance(machine.clock, VirtualClock), "only counted time comes again"
+        self.machine = machine
+        self._clock = machine.clock
+        self.told: Callable[[int], None] = lambda _domid: None
+        """Called while somebody is told of a domain's end."""
+
+    def has_reached(self, moment: Moment) -> bool:
+        """Whether the machine is at a moment, so that what came in then may come in; for those of exits and
+        ends: whether `perform` may be called. Diverged: it has gone past."""
+        here, target = self.machine.position, moment.position
+        if target.where is Where.INSIDE:
+            place = (here.turns, here.over)
+            before = (target.turns, False) if here.turns == target.turns else (target.turns - 1, True)
+            if here.turns > target.turns or place == (target.turns, True):
+                raise Diverged(self._past(target))
+            return place == before
+        if here[:2] == target[:2] and here.ticks == target.ticks:
+            return True
+        if here[:3] > target[:3]:
+            raise Diverged(self._past(target))
+        return False
+
+    def advance(self, moment: Moment | None, limit: int | None = None) -> bool:
+        """One turn, or idle time, towards a moment that is not reached; not beyond `limit` (ns).
+
+        False: nothing will ever happen again.
+        """
+        machine, clock = self.machine, self._clock
+        target = None if moment is None else moment.position
+        if target is not None and target.where is not Where.INSIDE and not target.over:
+            here = machine.position
+            if here.turns + here.over >= target.turns:
+                clock.pause_at = target.ticks
+        try:
+            if machine.step(limit):
+                return True
+        finally:
+            clock.pause_at = None
+        due = machine.next_deadline()
+        ends = [when for when in (due, limit) if when is not None]
+        if target is not None and target.over and machine.position.turns == target.turns:
+            ends.append(target.ticks // BYTES_PER_NS)
+        if not ends:
+            return False
+        machine.advance_to(min(ends))
+        return True
+
+    def perform(self, moment: Moment, act: Callable[[], None]) -> None:
+        """Do at a reached moment what was done then. Diverged: it does not come."""
+        if moment.position.where is Where.INSIDE:
+            self._inside(moment, act)
+        elif moment.ending is not None:
+            self._at_end(moment, act)
+        else:
+            if moment.settled and not self.machine.door.settled:
+                self.machine.settle()
+            act()
+
+    def _inside(self, moment: Moment, act: Callable[[], None]) -> None:
+        """Run the turn, and act at its exit."""
+        target = moment.position
+        waiting = _AtExit(self.machine, target, act)
+        self.machine.observe(waiting)
+        try:
+            while not waiting.done:
+                here = self.machine.position
+                if here.turns > target.turns or here[:2] == (target.turns, True):
+                    raise Diverged(self._past(target))
+                if not self.advance(moment):
+                    raise Diverged(self._past(target))
+        finally:
+            self.machine.unobserve(waiting)
+
+    def _at_end(self, moment: Moment, act: Callable[[], None]) -> None:
+        acted = False
+
+        def told(domid: int) -> None:
+            nonlocal acted
+            if domid == moment.ending and not acted:
+                acted = True
+                act()
+
+        before, self.told = self.told, told
+        try:
+            self.machine.settle()
+        finally:
+            self.told = before
+        if not acted:
+            raise Diverged(f"domain {moment.ending} does not end at {moment.position}, as it did")
+
+    def _past(self, target: Position) -> str:
+        here = self.machine.position
+        return (
+            f"the run has come to {here} in turn {here.turns}, and something came in at {target}"
+            f" in turn {target.turns}, which it has not come by"
+        )
+
+
+class _AtExit:
+    """An observer that acts at one exit."""
+
+    def __init__(self, machine: Machine, target: Position, act: Callable[[], None]) -> None:
+        self._machine = machine
+        self._target = target
+        self._act = act
+        self.done = False
+
+    def exit(self, _record: ExitRecord) -> None:
+        """`Observer`: is it this one?"""
+        here = self._machine.position
+        if not self.done and here.turns == self._target.turns and here.exits == self._target.exits:
+            self.done = True
+            self._act()
+            self._machine.interrupt()
