@@ -105,7 +105,7 @@ class Machine:
         self._known: WeakValueDictionary[tuple[int, str], Guest] = WeakValueDictionary()
         """Handles by the domid and UUID that snapshots know them by: their guest may be put back to life."""
         self._typed: dict[int, bytearray] = {}
-        self.recording: "Recording | None" = None
+        self.recording: Recording | None = None
         """What it is being recorded to."""
         self._listeners: dict[str, list[Callable[..., None]]] = {"end": [], "console_io": []}
         hypervisor.services.debug_sink = self._has_said

@@ -22,12 +22,12 @@ from pyhv.api.machine import Machine
 from pyhv.domain.domain import Domain
 from pyhv.errors import PyhvError, ReplayError, SnapshotError
 from pyhv.images import source as images
-from pyhv.images.progress import SilentProgress
 from pyhv.images.debian import STOCK
-from pyhv.loader.decompress import MAX_UNPACKED
+from pyhv.images.progress import SilentProgress
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
 from pyhv.loader.origin import Origin, fingerprint, fingerprint_of
+from pyhv.loader.ramdisk import MAX_RAMDISK
 from pyhv.machine import Machine as Hypervisor
 from pyhv.machine import MachineConfig
 from pyhv.replay import log
@@ -260,7 +260,7 @@ class _Cast:
         if given is not None or kept is None:
             return given
         try:
-            return expand(kept, "an image", at_most=MAX_UNPACKED)
+            return expand(kept, "an image", at_most=MAX_RAMDISK)
         except SnapshotError as error:
             raise ReplayError(str(error)) from error
 
