@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from pyhv.abi.layout import u16
+from pyhv.abi.layout import u16, u32
 from pyhv.abi.numbers import Shutdown, VcpuState, Virq
 from pyhv.board import Board
 from pyhv.cpu import vmcb as v
@@ -32,10 +32,11 @@ class Timer(enum.IntEnum):
     ONE_SHOT = 0
     POLL = 1
     WATCHDOG = 2
+    EVENT = 3
 
 
-TimerKey = tuple[Timer, u16, u16]
-"""(kind, domid, vCPU or watchdog number)."""
+TimerKey = tuple[Timer, u16, u32]
+"""(kind, domid, number of a vCPU, a watchdog or a port)."""
 
 
 class Services:
@@ -134,6 +135,12 @@ class Services:
         vcpu.periodic.last = self.clock.now()
         if period:
             self.clock.shorten(vcpu.periodic.last + period)
+
+    def delay_event(self, domain: Domain, port: int, ns: int) -> None:
+        """Have an event arrive at a port of a domain `ns` from now, unless one is under way to it already."""
+        key = (Timer.EVENT, domain.domid, port)
+        if self.timers.deadline(key) is None:
+            self._arm(key, self.clock.now() + ns)
 
     def watchdog_runs(self, domain: Domain, number: int) -> bool:
         """Whether a domain watchdog is armed."""
@@ -263,6 +270,8 @@ class Services:
                 domain.mailbox.do(domain.events.raise_virq, Virq.TIMER, number)
             elif kind is Timer.POLL:
                 self.wake(domain.vcpus[number])
+            elif kind is Timer.EVENT:
+                domain.mailbox.do(domain.events.arrive, number)
             else:
                 domain.life.shut_down(Shutdown.WATCHDOG, "its watchdog has expired")
 
@@ -274,3 +283,5 @@ class Services:
             self.timers.cancel((Timer.POLL, domain.domid, vcpu.number))
         for number in range(WATCHDOGS):
             self.timers.cancel((Timer.WATCHDOG, domain.domid, number))
+        for key in [key for key in self.timers if key[:2] == (Timer.EVENT, domain.domid)]:
+            self.timers.cancel(key)

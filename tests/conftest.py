@@ -12,6 +12,7 @@ from linux_guest import Setup
 
 from pyhv import lane
 from pyhv.domain.callbacks import CallbackEntry
+from pyhv.hypercalls.registry import HYPERCALLS
 from pyhv.testing import guest_machine
 from pyhv.testing.bench import Bench
 from pyhv.testing.compat_machine import RING1_CS, SYSENTER, Paused32, paused32
@@ -98,6 +99,8 @@ def narrow(guest: Paused, monkeypatch: pytest.MonkeyPatch) -> Paused:
     """The same guest, which makes its calls and lays out its structures as a 32-bit guest does."""
     monkeypatch.setattr(guest.dispatcher.call, "width", 32)
     monkeypatch.setattr(guest.dispatcher.call, "word", 4)
+    forms = [None if entry is None else entry.form(32) for entry in HYPERCALLS]
+    monkeypatch.setattr(guest.dispatcher.call, "forms", forms)
     return guest
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from pyhv.devices.backend import Backend, Link
 from pyhv.devices.console import ConsoleRing
-from pyhv.devices.console_log import ConsoleLog, ConsoleSink
+from pyhv.devices.console_log import LIMIT, ConsoleLog, ConsoleSink
 from pyhv.events.channels import DeviceName
 from pyhv.mmu.physical import FramePage
 from pyhv.state import Plain, entries, restore, typed
@@ -16,6 +16,7 @@ class ConsoleBackend(Backend):
     """A guest's console. Output goes to the log at once, and on to the sink when the turn has ended."""
 
     kind: ClassVar[str] = "console"
+    NOT_STATE: ClassVar[Mapping[str, str]] = {**Backend.NOT_STATE, "_stalls_until": "a test's affair"}
 
     def __init__(self, link: Link, domid: int, sink: ConsoleSink) -> None:
         super().__init__(link, domid)
@@ -23,6 +24,7 @@ class ConsoleBackend(Backend):
         self.ring: ConsoleRing
         self.typed = 0
         """Bytes of input that the guest has been given since the beginning."""
+        self._stalls_until: int | None = None
 
     @classmethod
     def made_again(cls, link: Link, name: DeviceName, sink_for: Callable[[int], ConsoleSink]) -> Self:
@@ -62,6 +64,25 @@ class ConsoleBackend(Backend):
     def last_words(self) -> None:
         """`Backend.last_words`."""
         self.event()
+
+    def stall(self, until: int | None) -> None:
+        """Take nothing more of what the guest prints until `until` (ns of machine time); None: `resume`."""
+        self.log.limit, self._stalls_until = 0, until
+
+    def resume(self) -> None:
+        """Go on after `stall` with what waits in the ring."""
+        self.log.limit, self._stalls_until = LIMIT, None
+        self.event()
+        self.log.drain()
+        self.ring.settle()
+
+    def next_deadline(self) -> int | None:
+        """`Backend.next_deadline`."""
+        return self._stalls_until
+
+    def expire(self, _now: int) -> None:
+        """`Backend.expire`."""
+        self.resume()
 
     def input(self, data: bytes) -> int:
         """What is typed; returns how many bytes the guest's ring had room for."""

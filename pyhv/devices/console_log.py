@@ -27,18 +27,23 @@ class ConsoleSink(Protocol):
 class ConsoleLog:
     """Bytes in order, from the ring to the sink."""
 
-    NOT_STATE: ClassVar[Mapping[str, str]] = {"sink": "whoever restores it brings one"}
+    NOT_STATE: ClassVar[Mapping[str, str]] = {
+        "sink": "whoever restores it brings one",
+        "limit": "another one than LIMIT is a test's affair",
+    }
 
     def __init__(self, sink: ConsoleSink) -> None:
         self.sink = sink
         self._waiting = bytearray()
+        self.limit = LIMIT
+        """Bytes that may wait."""
         self.written = 0
         """Bytes printed since the beginning."""
 
     @property
     def room(self) -> int:
         """Bytes that can be added."""
-        return LIMIT - len(self._waiting)
+        return max(self.limit - len(self._waiting), 0)
 
     def __len__(self) -> int:
         """Bytes that wait for the sink."""

@@ -95,6 +95,18 @@ class ToolstackDomain:
         assert isinstance(found, ConsoleBackend)
         return found
 
+    def stall_console(self, domid: int, until: int | None) -> None:
+        """`ConsoleBackend.stall`. KeyError."""
+        console = self.console(domid)
+        console.stall(until)
+        self._note_deadline(console)
+
+    def resume_console(self, domid: int) -> None:
+        """`ConsoleBackend.resume`. KeyError."""
+        console = self.console(domid)
+        console.resume()
+        self._note_deadline(console)
+
     def frames(self, domid: int) -> list[Mfn]:
         """A domain's frames that its devices refer to, each as often as they do."""
         return [mfn for device in self.devices(domid) for mfn in device.frames()]

@@ -284,6 +284,20 @@ class EventChannels:
         if entry is not None and self.pending.unmask(port, entry.vcpu) is not _NOTHING:
             self._wake(entry.vcpu)
 
+    def interpose(self, allow: Callable[[int], bool] | None) -> None:
+        """Have `allow(port)` decide of each event that is about to arrive here; one that it refuses is lost.
+
+        None: no longer. For tests of guests; while nobody decides, nobody is asked.
+        """
+        vars(self).pop("_set_pending", None)
+        if allow is not None:
+            vars(self)["_set_pending"] = lambda port: self.arrive(port) if allow(port) else None
+
+    def arrive(self, port: int) -> None:
+        """An event arrives now that was kept back; the port may have been closed meanwhile."""
+        if port in self._ports:
+            EventChannels._set_pending(self, port)
+
     # ---- settings and questions
 
     def bind_vcpu(self, port: int, vcpu: int) -> None:

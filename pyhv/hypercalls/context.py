@@ -5,7 +5,7 @@ Handlers change domain state and return; they never see a register. What needs t
 bases) or other domains goes through `CallerProcessor` and `Host`, which the layers above implement.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from pyhv.abi.domid import DOMID_SELF
@@ -124,6 +124,16 @@ class Host(Protocol):
         """Bytes for the hypervisor's console."""
 
 
+class Invocable(Protocol):
+    """A hypercall as guests of one width make it: `signature.Form`."""
+
+    def invoke(self, call: "Call", a: int, b: int, c: int, d: int, e: int, f: int) -> int:
+        """Call its handler with the words that hold arguments."""
+
+    def words(self, values: Sequence[int]) -> list[int]:
+        """The words that hold these arguments."""
+
+
 class Again(Exception):
     """A long hypercall has used up its turn: it is to be made again with `arguments`, later.
 
@@ -147,14 +157,21 @@ class Call(CallFields):
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            ("host", "domain", "vcpu", "processor", "memory", "tables", "frames", "performed"), "rebuilt"
+            ("host", "domain", "vcpu", "processor", "memory", "tables", "frames", "performed", "forms"),
+            "rebuilt",
         ),
         **dict.fromkeys(("width", "word"), "follows from the domain's width"),
         **dict.fromkeys(("left_context", "reschedule"), "live within an exit"),
     }
 
     def __init__(
-        self, host: Host, domain: Domain, vcpu: Vcpu, processor: CallerProcessor, performed: memoryview
+        self,
+        host: Host,
+        domain: Domain,
+        vcpu: Vcpu,
+        processor: CallerProcessor,
+        performed: memoryview,
+        forms: Sequence[Invocable | None],
     ) -> None:
         self.host = host
         self.domain = domain
@@ -169,6 +186,8 @@ class Call(CallFields):
         self.frames = host.frames
         self.performed = performed
         """The domain's count of hypercalls by number, those inside multicalls included."""
+        self.forms = forms
+        """The domain's hypercalls by number, for those inside multicalls."""
         self.left_context = False
         """Set by iret: the caller's registers are no longer the ones it called with."""
         self.reschedule = False

@@ -10,7 +10,6 @@ from pyhv.abi.structs import MulticallEntry
 from pyhv.address import MASK32
 from pyhv.errors import XenError
 from pyhv.hypercalls.context import Again, Call
-from pyhv.hypercalls.table import HYPERCALLS
 
 _MULTICALL: Final = int(Hypercall.MULTICALL)
 _LAYOUTS: Final = {width: MulticallEntry.layout(width) for width in (32, 64)}
@@ -18,21 +17,20 @@ _LAYOUTS: Final = {width: MulticallEntry.layout(width) for width in (32, 64)}
 
 def perform_calls(call: Call, calls: int, count: int) -> int:
     """Perform `count` entries, the first of which is at `calls`; see `multicall`."""
-    memory, width = call.memory, call.width
+    memory, width, forms = call.memory, call.width, call.forms
     layout = _LAYOUTS[width]
     packer, size, result_at = layout.packer, layout.size, layout.offsets["result"]
     for number in range(count):
         at = calls + size * number
         fields = memory.unpack(packer, at)
         op = fields[0] & MASK32
-        entry = HYPERCALLS[op] if op < NR_HYPERCALLS else None
+        form = forms[op] if op < NR_HYPERCALLS else None
         if op == _MULTICALL:
             result = -Errno.EINVAL
-        elif entry is None:
+        elif form is None:
             result = -Errno.ENOSYS
         else:
             call.count_hypercall(op)
-            form = entry.form(width)
             try:
                 _op, _result, a, b, c, d, e, f = fields
                 result = form.invoke(call, a, b, c, d, e, f)

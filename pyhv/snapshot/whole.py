@@ -263,7 +263,10 @@ def _check_timers(machine: Machine) -> None:
     """StateError: a timer is for something that is not there."""
     for kind, domid, number in machine.services.timers:
         resident = machine.residents.get(domid)
-        most = 0 if resident is None else WATCHDOGS if kind is Timer.WATCHDOG else len(resident.domain.vcpus)
+        most = 0
+        if resident is not None:
+            of_ports, of_vcpus = resident.domain.events.limit, len(resident.domain.vcpus)
+            most = {Timer.WATCHDOG: WATCHDOGS, Timer.EVENT: of_ports}.get(kind, of_vcpus)
         if number >= most:
             raise refusal("timers", f"has one of the kind {kind.name} for {number} of domain {domid}")
 

@@ -5,6 +5,7 @@
     guest, guests      what the markers want, freshly booted (`marker.py`)
     booted_guest,      the same, booted once for the session (and each worker of pytest-xdist) and put back to
     booted_guests      that moment before each test
+    inject             has things go wrong for them, until the test is over (`injection.py`)
 
 What they give is closed when the test is over, also after Ctrl-C. pyhv itself is imported when the first of
 them is used.
@@ -20,11 +21,14 @@ from pyhv.testing import marker
 from pyhv.testing.options import SETTINGS, Settings
 
 if TYPE_CHECKING:
+    from pyhv.testing.injection import Injector
     from pyhv.testing.machines import Booted
     from pyhv.testing.under_test import GuestUnderTest, MachineUnderTest, Patience
 
 USED: Final = pytest.StashKey["list[MachineUnderTest]"]()
 """The machines of a test, for its report."""
+INJECTOR: Final = pytest.StashKey["Injector"]()
+"""Of a test, for its report."""
 PATIENCE: Final = pytest.StashKey["Patience"]()
 """The session's, once pyhv has been imported."""
 _BOOTED: Final = frozenset({"booted_guest", "booted_guests"})
@@ -44,13 +48,13 @@ def pyhv_machine(request: pytest.FixtureRequest) -> "Iterator[MachineUnderTest]"
         booted: Booted = request.getfixturevalue("_pyhv_booted")
         show = used(request.node).append
         with told():
-            machine = booted.get(wanted, show, **_options(request.config))
+            machine = booted.get(wanted, show, **options(request.config))
         yield machine
         return
     from pyhv.testing import machines
 
     with told():
-        machine = machines.fresh(marker.wanted(request.node), **_options(request.config))
+        machine = machines.fresh(marker.wanted(request.node), **options(request.config))
     used(request.node).append(machine)
     try:
         yield machine
@@ -84,6 +88,19 @@ def booted_guests(pyhv_machine: "MachineUnderTest") -> "list[GuestUnderTest]":
 def booted_guest(booted_guests: "list[GuestUnderTest]") -> "GuestUnderTest":
     """The guest of the test's marker, as it was when it had booted; of several the first one."""
     return booted_guests[0]
+
+
+@pytest.fixture
+def inject(request: pytest.FixtureRequest, pyhv_machine: "MachineUnderTest") -> "Iterator[Injector]":
+    """Has things go wrong for the guests of the test's machine: hypercalls, events, grants, the store, the
+    console."""
+    from pyhv.testing.injection import Injector
+
+    injector = request.node.stash[INJECTOR] = Injector(pyhv_machine)
+    try:
+        yield injector
+    finally:
+        injector.end()
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +142,8 @@ def settings(config: pytest.Config) -> Settings:
     return config.stash[SETTINGS]
 
 
-def _options(config: pytest.Config) -> dict[str, Any]:
+def options(config: pytest.Config) -> dict[str, Any]:
+    """What the session has to say of a machine, as `machines.fresh` takes it."""
     said = settings(config)
     return {"seed": said.seed, "patience": patience(config), "streams": said.streams}
 

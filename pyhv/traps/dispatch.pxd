@@ -12,7 +12,7 @@ cdef class Dispatcher(DirectSink):
     cdef public object host, domain, clock, ports, breakpoints, calls, engine
     cdef public CallFields call
     cdef public object counts, hypercalls
-    cdef public list observers
+    cdef public list observers, forms
     cdef object _recent
     # The counters, indexed with an `ExitKind`, and with a number below NR_HYPERCALLS; the ring of the latest exits.
     cdef Words64 _counted, _made, _noted
@@ -20,7 +20,6 @@ cdef class Dispatcher(DirectSink):
     cdef uint64_t _exits
     cdef object _posted, _argument_registers, _charge, _overdue, _page_fault
     cdef tuple _views
-    cdef list _forms
     cdef bint _wide
     cdef object _mask
     cdef public GuestCpu cpu

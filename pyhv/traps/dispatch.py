@@ -83,13 +83,12 @@ class Dispatcher(DirectSink):
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            ("host", "domain", "clock", "engine", "cpu", "ports", "breakpoints", "calls"), "rebuilt"
+            ("host", "domain", "clock", "engine", "cpu", "ports", "breakpoints", "calls", "forms"), "rebuilt"
         ),
         **dict.fromkeys(
             (
                 "_wide",
                 "_mask",
-                "_forms",
                 "_argument_registers",
                 "_charge",
                 "_overdue",
@@ -138,7 +137,7 @@ class Dispatcher(DirectSink):
         self.ports = Ports(domain.port_latches)
         self._wide = domain.width == 64
         self._mask = MASK64 if self._wide else MASK32
-        self._forms = [None if entry is None else entry.form(domain.width) for entry in HYPERCALLS]
+        self.forms = [None if entry is None else entry.form(domain.width) for entry in HYPERCALLS]
         self._argument_registers = _ARGUMENTS if self._wide else _COMPAT_ARGUMENTS
         self.cpu: GuestCpu = (LongModeCpu if self._wide else CompatCpu)(domain, engine)
         self.breakpoints = Breakpoints(self.cpu)
@@ -146,7 +145,9 @@ class Dispatcher(DirectSink):
         self._d, self._q = words32(engine.vmcb.d), words64(engine.vmcb.q)
         self._views = engine.vmcb.q, engine.vmcb.d
         services = ProcessorServices(self.cpu)
-        self.calls = [Call(self.host, domain, vcpu, services, self.hypercalls) for vcpu in domain.vcpus]
+        self.calls = [
+            Call(self.host, domain, vcpu, services, self.hypercalls, self.forms) for vcpu in domain.vcpus
+        ]
         self.call = self.calls[0]
         engine.instruction_length = self._instruction_length
 
@@ -338,7 +339,7 @@ class Dispatcher(DirectSink):
         """Call the handler of a hypercall with the registers' arguments. RIP is `length` bytes too far if it
         is to be made again, with what is left of it, because the turn is over."""
         q, call = self._q, self.call
-        form = self._forms[number] if number < NR_HYPERCALLS else None
+        form = self.forms[number] if number < NR_HYPERCALLS else None
         if form is None:
             self.unknown_hypercalls += 1
             q[v.RAX] = -Errno.ENOSYS & self._mask

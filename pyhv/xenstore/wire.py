@@ -171,6 +171,20 @@ class Connection:
         self._forget()
         self._store.disconnect(self._client)
 
+    def interpose(self, before: Callable[[Request], None] | None) -> None:
+        """Have `before` look at each request before it is executed: it may raise `StoreError`, an answer.
+
+        None: no longer. For tests of guests; while nobody looks, nobody is asked.
+        """
+        vars(self).pop("_answer", None)
+        if before is not None:
+
+            def answer(request: Request) -> bytes:
+                before(request)
+                return Connection._answer(self, request)
+
+            vars(self)["_answer"] = answer
+
     def state(self) -> dict[str, Plain]:
         """Bytes on their way, in both directions, and whether it is broken; its client is the store's."""
         return state(
