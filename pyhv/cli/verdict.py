@@ -3,7 +3,7 @@
 
 A guest has only its console to report on. Two conventions are read from it:
 
-    pyhv's own guests     a line "FAILURE: why" or "SKIP: why"; silence is success
+    pyhv's own guests     a line "SUCCESS", "FAILURE: why" or "SKIP: why"; silence is success
     Xen Test Framework    the last line "Test result: SUCCESS", "SKIP", "FAILURE" or "ERROR"
 
 The console is a stream of any length from somebody who may not mean well, so only the beginning of the line
@@ -70,8 +70,13 @@ def worst(codes: Iterable[ExitCode]) -> ExitCode:
 class Convention(Protocol):
     """A way to report: reads line after line."""
 
-    report: Report
-    reason: str
+    @property
+    def report(self) -> Report:
+        """What has been reported so far."""
+
+    @property
+    def reason(self) -> str:
+        """In the guest's words."""
 
     def line(self, text: bytes) -> None:
         """One line, without its ending, cut to `MAX_LINE` bytes."""
@@ -95,9 +100,9 @@ class Plain:
 
 
 class Builtin:
-    """pyhv's own guests. The first failure decides; a skip counts if no failure follows."""
+    """pyhv's own guests. The first failure decides; a skip counts if no failure follows, a success alone."""
 
-    _PATTERN = re.compile(rb"(FAILURE|SKIP)\b:?[ \t]*(.*)")
+    _PATTERN = re.compile(rb"(SUCCESS|FAILURE|SKIP)\b:?[ \t]*(.*)")
 
     def __init__(self) -> None:
         self.report = Report.NOTHING
@@ -106,9 +111,11 @@ class Builtin:
     def line(self, text: bytes) -> None:
         """Look for a report at the beginning of the line."""
         found = self._PATTERN.match(text)
-        if found is not None and self.report is not Report.FAILURE:
-            self.report = Report[found[1].decode("ascii")]
-            self.reason = readable(found[2])
+        if found is None or self.report is Report.FAILURE:
+            return
+        report = Report[found[1].decode("ascii")]
+        if report is not Report.SUCCESS or self.report is Report.NOTHING:
+            self.report, self.reason = report, readable(found[2])
 
     def code(self) -> ExitCode:
         """By the report; none means success."""

@@ -18,6 +18,8 @@ None of these needs a test framework: what fails raises AssertionError. The rest
     options, marker   what it can be told, and what a test can ask for; they import nothing of pyhv
     fixtures          machines and guests for tests
     report            what a failed test tells of its guests
+    collection        kernels as tests; judging has what their verdicts mean
+    injection         has things go wrong for guests
     under_test        `pyhv.Machine` and `pyhv.Guest`, a little less forgiving
     machines          made for one test, or booted once and put back for each
 """

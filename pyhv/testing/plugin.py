@@ -7,13 +7,14 @@ is the tutorial.
 
 import pytest
 
-from pyhv.testing import fixtures, marker, options, report
+from pyhv.testing import collection, fixtures, marker, options, report
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Pytest's hook: the options, and the parts that have hooks or fixtures of their own."""
     options.add(parser)
-    for part in (fixtures, report):
+    collection.add(parser)
+    for part in (fixtures, report, collection):
         pluginmanager.register(part)
 
 

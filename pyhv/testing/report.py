@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from pyhv.testing.fixtures import USED
+from pyhv.testing.collection import VERDICT
+from pyhv.testing.fixtures import INJECTOR, USED
 from pyhv.testing.options import SEED, TIMEOUT
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 TAIL: Final = 40
 """Lines of a console's end."""
-_PASSED_ON: Final = {SEED: "--pyhv-seed", TIMEOUT: "--pyhv-timeout"}
+_PASSED_ON: Final = {SEED: "--pyhv-seed", TIMEOUT: "--pyhv-timeout", VERDICT: "--pyhv-verdict"}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -36,6 +37,9 @@ def pytest_runtest_makereport(
         for machine in machines:
             for guest in machine.had:
                 report.sections.append((f"pyhv: {guest.name}", describe(machine, guest)))
+        injector = item.stash.get(INJECTOR, None)
+        if injector is not None and injector.faults:
+            report.sections.append(("pyhv: injected", "\n".join(str(fault) for fault in injector.faults)))
         report.sections.append(("pyhv: the same run again", again(item, machines)))
     return report
 
