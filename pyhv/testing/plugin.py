@@ -7,14 +7,15 @@ is the tutorial.
 
 import pytest
 
-from pyhv.testing import collection, fixtures, marker, options, report
+from pyhv.testing import collection, coverage, fixtures, marker, options, report
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Pytest's hook: the options, and the parts that have hooks or fixtures of their own."""
     options.add(parser)
     collection.add(parser)
-    for part in (fixtures, report, collection):
+    coverage.add(parser)
+    for part in (fixtures, report, collection, coverage):
         pluginmanager.register(part)
 
 
