@@ -16,15 +16,12 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
 from pyhv.testing.fixtures import options, told, used
 from pyhv.testing.marker import GuestSpec, Wanted
-
-if TYPE_CHECKING:
-    from _pytest._code.code import TerminalRepr
 
 COLLECT, VERDICT = "pyhv_collect", "pyhv_verdict"
 _WORDS: Final = {
@@ -143,9 +140,7 @@ class KernelItem(pytest.Item):
             machines.boot(machine, wanted)
             judging.judge(machine, verdict)
 
-    def repr_failure(
-        self, excinfo: "pytest.ExceptionInfo[BaseException]", style: Any = None
-    ) -> "str | TerminalRepr":
+    def repr_failure(self, excinfo: "pytest.ExceptionInfo[BaseException]", style: Any = None) -> Any:
         """A verdict is a sentence; what else is raised is told as pytest does."""
         from pyhv.testing.judging import KernelFailed
 

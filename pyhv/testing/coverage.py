@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COVERAGE: Final = "pyhv_coverage"
 _HERE: Final = "-"
-_ANSWERS: "Final[pytest.StashKey[Answers]]" = pytest.StashKey()
+_ANSWERS: Final["pytest.StashKey[Answers]"] = pytest.StashKey()
 
 
 def add(parser: pytest.Parser) -> None:

@@ -10,6 +10,7 @@ from pyhv.cpu.tuning.gate import Tuning
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
+from pyhv.hypercalls.signature import Form
 from pyhv.loader.elf import load_image
 from pyhv.testing.guest_machine import SECOND, Sink, machine
 from pyhv.testing.saving import attributes, unexplained_from
@@ -18,9 +19,9 @@ from pyhv.xenstore.peers import introduce_peers
 
 PAGES = 1024
 NAMES = ("ping", "pong", "fifo", "debug", "smp32", "grants")
-BEYOND = (Engine, Vmcb, Ram, Tuning, Block, Sink)
+BEYOND = (Engine, Vmcb, Ram, Tuning, Block, Form, Sink)
 """What an engine holds of a guest is said as registers by `Context`, and by its debug unit; memory is an
-image; tuning is the library's, a sink the test's."""
+image; tuning is the library's, the table of hypercalls the program's, a sink the test's."""
 
 
 @pytest.mark.promise("S-6")
