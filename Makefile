@@ -18,7 +18,7 @@ FUZZ_SEED ?= 0
 FUZZ_CORPUS ?= .fuzz-corpus
 FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots model
 
-.PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench bench-quick fuzz fuzz-tools clean
+.PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench bench-quick flame fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
@@ -77,6 +77,12 @@ bench: $(VENV)/installed-dev
 bench-quick: $(VENV)/installed-dev
 	PYHV_LANE=native $(BIN)/python -m bench quick
 	PYHV_LANE=plain $(BIN)/python -m bench quick
+
+# Where the time goes: flame graphs for docs/performance.md. On an idle host; the user must be allowed to trace.
+flame: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet --editable '.[dev,profile]'
+	$(BIN)/python -m bench flame boot --write docs/flame/boot.svg
+	$(BIN)/python -m bench flame fork --write docs/flame/fork.svg
 
 fuzz: $(VENV)/installed-fuzz
 	@failed=0; for target in $(FUZZ_TARGETS); do \

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m bench peer|micro|quick|moments` (docs/benchmarks.md), `compatibility` (its own page)."""
+"""`python -m bench peer|micro|quick|moments` (docs/benchmarks.md), `flame` (performance.md), `compatibility`."""
 
 import sys
 from dataclasses import asdict
@@ -9,11 +9,12 @@ import click
 from rich.table import Table
 
 from bench import page, report
-from bench.against import peer
+from bench.against import MEMORY_MIB, peer
 from bench.load import Moment, busy
 from bench.report import say
 from pyhv.cli.messages import PlainProgress
 from pyhv.errors import PyhvError
+from pyhv.images import debian
 from pyhv.lane import ACTIVE
 
 COMPUTE_GOAL = 1.03
@@ -90,7 +91,13 @@ def _prepare(page_path: Path | None, names: list[str]) -> None:
 @main.command()
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure.")
 @click.option("--record", is_flag=True, help="Have later runs in this lane compared with this one.")
-def quick(runs: int, record: bool) -> None:
+@click.option(
+    "--write",
+    "page_path",
+    type=report.OUTPUT_FILE,
+    help="Write what is recorded into that page: docs/performance.md.",
+)
+def quick(runs: int, record: bool, page_path: Path | None) -> None:
     """Measure exits against plain Python in this process, in half a minute: has something got slower?"""
     from bench import quick as parts
 
@@ -109,6 +116,8 @@ def quick(runs: int, record: bool) -> None:
     console.print(table)
     if record:
         parts.record(lane, found)
+    if page_path is not None:
+        page.write(page_path, {"exits": page.lanes(parts.all_recorded())})
 
 
 @main.command()
@@ -140,6 +149,26 @@ def moments(runs: int, json_path: Path | None, page_path: Path | None) -> None:
         }  # fmt: skip
         report.write_json(json_path, content)
     page.publish(page_path, busy(others), {"moments": page.figures(report.conditions(ACTIVE.name), found)})
+
+
+@main.command()
+@click.argument("workload", type=click.Choice(["boot", "fork", "sys"]))
+@click.option("--write", "svg_path", type=report.OUTPUT_FILE, required=True, help="The SVG to write.")
+def flame(workload: str, svg_path: Path) -> None:
+    """Draw where the time of a workload goes, as a flame graph: a boot, or a workload without its boot."""
+    from bench import flame as parts
+    from bench.guest import VIRTUAL, Pyhv
+    from bench.stacks import shares
+
+    files = debian.ensure(PlainProgress())
+    guest = Pyhv(files.vmlinuz, files.initramfs, MEMORY_MIB, f"{ACTIVE.name}+tuned", VIRTUAL)
+    stacks = parts.record(guest, workload)
+    title = (
+        f"{workload}: Debian {files.version}, {ACTIVE.name} lane, virtual time, {stacks.total():,} samples"
+    )
+    svg_path.write_text(parts.draw(stacks, title), encoding="utf-8")
+    for name, share in shares(stacks).items():
+        click.echo(f"{name:24} {share:6.1%}")
 
 
 @main.command()

@@ -59,18 +59,17 @@ class Pyhv:
         """Whether the guest's seconds are meant to be the host's."""
         return self.clock == REAL
 
+    def arguments(self, workload: str) -> list[str]:
+        """Behind `pyhv`: to boot once with `w=workload`, or to a shell if that is empty."""
+        return [
+            "boot", str(self.kernel),
+            "--ramdisk", str(self.initramfs),
+            "--memory", str(self.memory_mib),
+            "--append", "console=hvc0" + (f" w={workload}" if workload else ""),
+            f"--{self.clock}-time",
+            *([] if LANES[self.lane][1] else ["--no-engine-tuning"]),
+        ]  # fmt: skip
+
     def run(self, workload: str, timeout_s: float) -> Timeline:
         """Boot once with `w=workload`. Raises EnvironmentProblem."""
-        lane, tuned = LANES[self.lane]
-        return run_in_project(
-            [
-                "boot", str(self.kernel),
-                "--ramdisk", str(self.initramfs),
-                "--memory", str(self.memory_mib),
-                "--append", f"console=hvc0 w={workload}",
-                f"--{self.clock}-time",
-                *([] if tuned else ["--no-engine-tuning"]),
-            ],
-            timeout_s,
-            lane,
-        )  # fmt: skip
+        return run_in_project(self.arguments(workload), timeout_s, LANES[self.lane][0])

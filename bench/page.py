@@ -80,6 +80,17 @@ def costs(conditions: str, found: Sequence[Cost]) -> str:
     return table(conditions, ["kind of exit", "real time, us", "virtual time, us"], lines)
 
 
+def lanes(known: Mapping[str, Mapping[str, float]]) -> str:
+    """What each kind of exit costs in each lane, in steps of plain Python."""
+    kinds = list(dict.fromkeys(kind for costs in known.values() for kind in costs))
+    lines = [
+        [kind, *(f"{costs[kind]:.1f}" if kind in costs else "-" for costs in known.values())]
+        for kind in kinds
+    ]
+    sentence = "In steps of plain Python, as recorded in `bench/quick.json`."
+    return table(sentence, ["kind of exit", *(f"{lane} lane" for lane in known)], lines)
+
+
 def computing(conditions: str, found: Sequence[Row], mips: Callable[[float], float]) -> str:
     """The same code as a guest and on the bare engine; `mips` turns its seconds into its speed."""
     lines = [

@@ -17,6 +17,7 @@ from typing import Final
 
 from bench.micro import EXITS, run_guest
 from pyhv.guests.build import build
+from pyhv.lane import LANES
 from pyhv.loader.elf import load_image
 
 RECORDED: Final = Path(__file__).parent / "quick.json"
@@ -88,6 +89,11 @@ def record(lane: str, found: list[Quick]) -> None:
     known = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.is_file() else {}
     known[lane] = {one.name: round(one.steps, 1) for one in found}
     RECORDED.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def all_recorded() -> dict[str, dict[str, float]]:
+    """Steps by kind of exit, by lane."""
+    return {lane: recorded(lane) for lane in LANES if recorded(lane)}
 
 
 def verdict(now: float, before: float | None) -> str:
