@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m bench peer|micro|quick|moments` (docs/benchmarks.md), `flame` (performance.md), `compatibility`."""
+"""`python -m bench peer|micro|quick|moments` (docs/benchmarks.md), `flame` (docs/performance.md), ..."""
 
 import sys
 from dataclasses import asdict

@@ -21,7 +21,7 @@ REGIONS = [Region(0x7F0000000000, 0x7F0001C00000, True), Region(0x7F1000000000, 
     [
         ("Engine.run (pyhv/cpu/engine.py:397)", "cpu.engine.Engine.run"),
         ("Dispatcher__perform (dispatch.c:13546)", "traps.dispatch.Dispatcher._perform*"),
-        ("sysentry__entered (sysentry.c:4555)", "cpu.sysentry._entered*"),
+        ("exithooks__entered (exithooks.c:4555)", "cpu.exithooks._entered*"),
         ("write_time (vcpu_info.c:100)", "events.vcpu_info.write_time*"),
         ("helper_syscall_x86_64 (libunicorn.so.2)", "unicorn: helper_syscall"),
         ("0x7f0000a1b2c3 (?)", GUEST),
@@ -121,6 +121,6 @@ def test_the_graphs_of_the_page_can_be_read(name: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert path.stat().st_size < 300_000
     titles = re.findall(r"<title>(.*?) \([\d,]+ samples", text)
-    assert {"guest code", "cpu.engine.Engine.run", "unicorn: helper_syscall"} <= set(titles)
+    assert {"guest code", "cpu.engine.Engine.run", "traps.dispatch.Dispatcher.syscall*"} <= set(titles)
     assert not [title for title in titles if "0x" in title]
     assert f"flame/{name}.svg" in (PROJECT / "docs" / "performance.md").read_text(encoding="utf-8")
