@@ -10,7 +10,7 @@ The guests' TSC is system time in nanoseconds, or, in real time where that spare
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Final, NamedTuple
 
 from pyhv.abi.layout import u64
@@ -111,6 +111,36 @@ class Clock(ABC):
     @abstractmethod
     def resume(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
         """`engine` is about to go on with a turn that was paused; as `begin`."""
+
+    @abstractmethod
+    def hold(self) -> None:
+        """All that has run since `begin` or `resume` is accounted for: time stands still, the turn paused."""
+
+    @abstractmethod
+    def halt(self, counted: int | None) -> bool:
+        """The engine has come back at the start of a block of `counted` bytes, for somebody who looks on.
+
+        None: in an exit that is none, and since `interrupt`. That block is not begun, and time stands still.
+        False: the turn is over all the same.
+        """
+
+    @abstractmethod
+    def measure(self, run: Callable[[], None]) -> int | None:
+        """While a turn is resumed: bytes of the block that comes next, which is not executed.
+
+        `run` runs the engine. None: there was an exit first, which has been handled.
+        """
+
+    @abstractmethod
+    def count(self, size: int) -> bool:
+        """A block of `size` bytes begins, as if the engine had counted it; True if the turn is over."""
+
+    @abstractmethod
+    def step(self, run: Callable[[], None], size: int) -> bool:
+        """Run the engine for one block of `size` bytes, which are part of a block that has been counted.
+
+        False: there was an exit.
+        """
 
     @abstractmethod
     def shorten(self, deadline: int) -> None:
@@ -248,6 +278,61 @@ class VirtualClock(Clock):
         self._left = [left + again]
         return True
 
+    def hold(self) -> None:
+        assert self._left is not None
+        self._give_back()
+        self._left = [self._left[0]]
+
+    def halt(self, counted: int | None) -> bool:
+        assert self._left is not None
+        if counted is None:
+            assert self._interrupted is not None, "nobody has interrupted the turn"
+            counted = self._taken_by_code - self._interrupted
+        elif self._left[0] < 0:
+            return False
+        self._left[0] += counted
+        self.hold()
+        return True
+
+    def _give_back(self) -> None:
+        assert self._left is not None
+        self._granted += self._withheld
+        self._left[0] += self._withheld
+        self._withheld = 0
+
+    def measure(self, run: Callable[[], None]) -> int | None:
+        assert self._left is not None
+        charged = self._charged
+        counted = self._run_for(run, 0)
+        return counted if self._charged == charged else None
+
+    def _run_for(self, run: Callable[[], None], size: int) -> int:
+        """Run the engine for blocks of so many bytes; what it has counted, which is then undone."""
+        assert self._left is not None
+        self._give_back()
+        taken = self._taken_by_code
+        self._withheld = self._left[0] - size
+        self._granted -= self._withheld
+        self._left[0] = size
+        run()
+        self._give_back()
+        counted = self._taken_by_code - taken
+        self._left[0] += counted
+        return counted
+
+    def count(self, size: int) -> bool:
+        assert self._left is not None
+        self._left[0] -= size
+        return self._left[0] < 0
+
+    def step(self, run: Callable[[], None], size: int) -> bool:
+        assert self._left is not None
+        charged = self._charged
+        self._left[0] += size  # what exits see of time is right when the engine has counted the block
+        self._run_for(run, size)
+        self._left[0] -= size
+        return self._charged == charged
+
     def resume(self, engine: Engine, deadline: int, limit: int | None = None) -> None:
         assert self._left is not None
         assert engine.budget is not None
@@ -384,6 +469,24 @@ class RealClock(Clock):
         return self._interrupted and not self.work(0)
 
     resume = begin
+
+    def hold(self) -> None:
+        self._ticker.running = None
+
+    def halt(self, _counted: int | None) -> bool:
+        self.hold()
+        return True
+
+    def measure(self, _run: Callable[[], None]) -> int | None:
+        return 0  # nobody counts
+
+    def count(self, _size: int) -> bool:
+        return False
+
+    def step(self, run: Callable[[], None], _size: int) -> bool:
+        self.hold()
+        run()
+        return False  # nobody knows
 
     def shorten(self, deadline: int) -> None:
         deadline += self._start

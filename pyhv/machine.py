@@ -22,6 +22,7 @@ from typing import ClassVar
 from pyhv.board import USUAL_DOMAINS, Board
 from pyhv.clock import BIRTHDAY
 from pyhv.cpu.engine import ExitSink
+from pyhv.debugger import Debugger
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.config import DomainConfig
@@ -97,7 +98,7 @@ class Machine:
             "said by `snapshot/whole.py`, each as its part",
         ),
         "stopwatch": "the host's time",
-        **dict.fromkeys(("door", "_observers"), "whoever listens"),
+        **dict.fromkeys(("door", "_observers", "debugger"), "whoever listens"),
         "ending": "None while it can be said",
         "_idle": "asked anew",
         "builder": "has no state",
@@ -140,6 +141,8 @@ class Machine:
         self.ending: int | None = None
         """The domid of a domain of whose end somebody is being told."""
         self._observers: list[Observer] = []
+        self.debugger: Debugger | None = None
+        """Who decides whether turns go on, while there is one."""
         self.builder = DomainBuilder(
             board, self.services, self.residents, self.dom0, sink_for=self._sink_for, seed=config.seed
         )
@@ -319,6 +322,19 @@ class Machine:
         """Host ns in guest code: engine time without handlers (only if `measure`)."""
         return self.pcpu.engine_ns - self.stopwatch.spent_ns
 
+    def debug(self) -> Debugger:
+        """Let somebody decide, from now on, whether turns go on. ConfigError: somebody does."""
+        if self.debugger is not None:
+            raise ConfigError("The machine has a debugger already.")
+        self.debugger = Debugger(self.pcpu, self.scheduler, self.residents, self.clock)
+        return self.debugger
+
+    def end_debugging(self) -> None:
+        """There is no debugger any more."""
+        if self.debugger is not None:
+            self.debugger.close()
+            self.debugger = None
+
     def audit(self) -> list[str]:
         """Everything that is wrong with memory and accounts; empty if they are sound. Not while it runs."""
         rings = [mfn for domid in self.residents.domids() for mfn in self.dom0.frames(domid)]
@@ -350,6 +366,8 @@ class Machine:
         try:
             while True:
                 self.settle()
+                if self.debugger is not None and self.debugger.stop is not None:
+                    return Outcome.STOPPED
                 outcome = until.outcome(self)
                 if outcome is not None:
                     return outcome
@@ -408,6 +426,8 @@ class Machine:
 
     def _run_somebody(self, limit: int | None) -> bool:
         """One turn, or the rest of one that was paused. False: nobody can run."""
+        if self.debugger is not None:
+            return self.debugger.turn(limit)
         pcpu = self.pcpu
         if pcpu.turn is None:
             decision = self.scheduler.pick(self.clock.now())
@@ -432,6 +452,8 @@ class Machine:
         for resident in [one for one in self.residents if one.domain.life.stage is Lifecycle.DYING]:
             if self.pcpu.turn is not None and self.pcpu.turn.resident is resident:
                 self.pcpu.end()
+            if self.debugger is not None and self.debugger.keeps(resident):
+                continue
             domid = resident.domain.domid
             self.dom0.last_words(domid)
             self.dom0.turn_ended(domid, None)
@@ -445,6 +467,8 @@ class Machine:
                 resident.on_end(resident.ended())
             finally:
                 self.ending = None
+            if self.debugger is not None:
+                self.debugger.has_ended(resident)
 
     def close(self) -> None:
         """Free engines and threads. Domains that still live are gone with their memory."""

@@ -23,6 +23,7 @@ from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import ConfigError, PyhvError
 from pyhv.loader.image import Symbol, SymbolTable
+from pyhv.loader.origin import NOWHERE, Origin
 from pyhv.machine import Machine
 from pyhv.resident import Counts, Ended, Resident
 from pyhv.traps.report import CrashReport
@@ -147,6 +148,8 @@ class Guest:
         self.console = console
         self.verdict = ""
         """How `pyhv restore` is to judge what it prints, as of `pyhv boot --verdict`: goes into snapshots."""
+        self.origin: Origin = NOWHERE
+        """Where its image is from, which snapshots do not say."""
         self._noted_symbols = symbols
         self._runs = 0
         self.end: End | None = None

@@ -41,6 +41,7 @@ from pyhv.until import AllEnded, Exits, Outcome, Reaches, Runnable, Seconds, Unt
 
 if TYPE_CHECKING:
     from pyhv.api.recording import Recording
+    from pyhv.api.stub import GdbStub
     from pyhv.snapshot.snapshot import Snapshot
 
 Cancel: TypeAlias = Callable[[], None]
@@ -172,7 +173,9 @@ class Machine:
             on_end=self.has_ended,
             origin=origin,
         )
-        return self.take_in(domain, console, found.image.symbol_table)
+        guest = self.take_in(domain, console, found.image.symbol_table)
+        guest.origin = origin
+        return guest
 
     def take_in(self, domain: Domain, console: Console, named: SymbolTable | None) -> Guest:
         """A handle for a domain that was just created, and tells its end to `has_ended`."""
@@ -321,6 +324,18 @@ class Machine:
             base = self.snapshot()
         self.recording = Recording(self.hypervisor, None if path is None else Path(path), base)
         return self.recording
+
+    def gdb(self, address: str = "", guest: Guest | None = None) -> "GdbStub":
+        """Serve gdb at HOST:PORT or unix:PATH (empty: loopback); guests stand still until it lets them go.
+
+        `guest`, or the first one, is who a client is attached to that comes. ConfigError, EnvironmentProblem.
+        """
+        from pyhv.api.stub import GdbStub
+
+        first = guest or next(iter(self._guests.values()), None)
+        if first is None:
+            raise ConfigError("There is no guest that gdb could be attached to.")
+        return GdbStub(self.hypervisor, first, address)
 
     # -- moments -----------------------------------------------------------------------------------------
 

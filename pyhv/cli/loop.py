@@ -33,21 +33,39 @@ class Outgoing(Protocol):
         """The descriptor that must become writable before more can go out; None: nothing waits."""
 
 
+class Gate(InputSource, Protocol):
+    """Somebody who decides whether the guests may run, such as a debugger."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether nobody may run now."""
+
+
 def run(
-    machine: pyhv.Machine, until: Until, sources: list[InputSource], outgoing: Outgoing | None = None
+    machine: pyhv.Machine,
+    until: Until,
+    sources: list[InputSource],
+    outgoing: Outgoing | None = None,
+    gate: Gate | None = None,
 ) -> Outcome:
     """Run until `until` says so, or nothing can ever happen again and there is no input to wait for.
 
-    Sources that end are taken off the list.
+    Sources that end are taken off the list. While the `gate` waits, input is taken and nobody runs.
     """
+    if gate is not None:
+        sources.append(gate)
     next_look, hypervisor = 0, machine.hypervisor
     until.begin(hypervisor)
     try:
         while True:
             hypervisor.settle()
+            waits = gate is not None and gate.waits
             outcome = until.outcome(hypervisor)
-            if outcome is not None:
+            if outcome is not None and not (waits and outcome is Outcome.ENDED):
                 return outcome
+            if waits:
+                _take_input(sources, [], None)
+                continue
             now, limit = hypervisor.now(), until.limit()
             if sources and now >= next_look:
                 next_look = now + _LOOK_NS

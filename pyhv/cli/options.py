@@ -33,6 +33,7 @@ class RunWords:
     save: Path | None
     save_when: str | None
     save_after: float | None
+    gdb: str | None
 
     def options(self, *, virtual_time: bool) -> "RunOptions":
         """What it means. ConfigError: the pattern is none."""
@@ -49,6 +50,7 @@ class RunWords:
             verbose=is_verbose(),
             record=self.record,
             save=self._save_options(),
+            gdb=self.gdb,
         )
 
     def _save_options(self) -> "SaveOptions | None":
@@ -109,6 +111,13 @@ _OPTIONS: Final = (
         type=file(),
         metavar="FILE",
         help="Write down there what `pyhv replay` needs for the same run.",
+    ),
+    click.option(
+        "--gdb",
+        is_flag=False,
+        flag_value="",
+        metavar="[ADDRESS]",
+        help="Wait for gdb at HOST:PORT or unix:PATH (default: loopback, a free port).",
     ),
     click.option("--save", type=file(), metavar="FILE", help="Save the machine there instead of going on."),
     click.option(

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyhv
 from pyhv.api.recording import VERDICT
@@ -30,6 +31,9 @@ from pyhv.images.source import Source
 from pyhv.observe.digest import Digest
 from pyhv.observe.trace import Trace
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until, When
+
+if TYPE_CHECKING:
+    from pyhv.api.stub import GdbStub
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class RunOptions:
     verbose: bool = False
     record: Path | None = None
     save: SaveOptions | None = None
+    gdb: str | None = None
+    """Where gdb is served, if it is."""
 
     @property
     def patient(self) -> bool:
@@ -89,6 +95,7 @@ class Session:
     saver: Saver | None = None
     left: bool = False
     """The person, or the reader of the output, has gone."""
+    gdb: "GdbStub | None" = None
     signal: int = 0
     real_ns: int = 0
 
@@ -152,7 +159,7 @@ class Session:
                 until |= When(stop)
                 if self.saver is not None:
                     until = self.saver.until() | until
-                return loop.run(self.machine, until, inputs, outlet)
+                return loop.run(self.machine, until, inputs, outlet, self.gdb)
             finally:
                 self.real_ns = time.monotonic_ns() - began
                 self.signal = signals.received
@@ -291,6 +298,9 @@ def conduct(
             trace = Trace(trace_file.output)
             machine.on("exit", trace.exit)
             stack.callback(trace.flush)
+        if options.gdb is not None:
+            session.gdb = stack.enter_context(machine.gdb(options.gdb))
+            say(f"waiting for gdb: {session.gdb.command}")
         if options.save is not None:
             session.saver = Saver(options.save, machine, session.sought)
         outcome = drive(session)

@@ -9,6 +9,8 @@ asks the running engine to stop at a deadline, which is exact only when the engi
 starts alone (`Engine.async_stop_safe`).
 
 A budget counts *bytes of guest code executed*; what they are worth in nanoseconds is `clock.py`'s affair.
+
+While somebody looks out for addresses (`lookout.py`), the same hook also compares each block with them.
 """
 
 import ctypes
@@ -22,9 +24,69 @@ from typing import ClassVar, Final
 from pyhv.cpu import binding
 from pyhv.cpu.native_code import AARCH64, X86_64, code
 
+MOST_ADDRESSES: Final = 256
+"""That can be looked out for."""
+
+
+class Cell(ctypes.Structure):
+    """What the hook of one engine works on.
+
+    `budget` in bytes, and the function that stops the engine. While `looking`, the latest block is written
+    down (`start`, `size`), and if one of the addresses is in it, `met` is set and the engine stops; `low` and
+    `high` are the least and the greatest of them.
+    """
+
+    _fields_ = (
+        ("budget", ctypes.c_int64),
+        ("stop", ctypes.c_uint64),
+        ("looking", ctypes.c_uint64),
+        ("start", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("met", ctypes.c_uint64),
+        ("count", ctypes.c_uint64),
+        ("low", ctypes.c_uint64),
+        ("high", ctypes.c_uint64),
+        ("addresses", ctypes.c_uint64 * MOST_ADDRESSES),
+    )
+
+
 _SOURCES: Final = {
-    # rdi = engine, edx = block size, rcx = cell {int64 budget; stop function}
-    X86_64: "mov eax, edx; sub qword ptr [rcx], rax; js stop; ret; stop: jmp qword ptr [rcx + 8]",
+    # rdi = engine, rsi = the block's address, edx = its size, rcx = cell
+    X86_64: f"""
+        mov eax, edx
+        sub qword ptr [rcx], rax
+        js stop
+        cmp qword ptr [rcx + {Cell.looking.offset}], 0
+        jne look
+        ret
+    stop:
+        jmp qword ptr [rcx + {Cell.stop.offset}]
+    look:
+        mov [rcx + {Cell.start.offset}], rsi
+        mov [rcx + {Cell.size.offset}], rax
+        add rax, rsi
+        cmp rsi, [rcx + {Cell.high.offset}]
+        ja none
+        cmp rax, [rcx + {Cell.low.offset}]
+        jbe none
+        lea r8, [rcx + {Cell.addresses.offset}]
+        mov r9, [rcx + {Cell.count.offset}]
+    each:
+        mov r10, [r8]
+        cmp r10, rsi
+        jb next
+        cmp r10, rax
+        jb met
+    next:
+        add r8, 8
+        dec r9
+        jnz each
+    none:
+        ret
+    met:
+        mov qword ptr [rcx + {Cell.met.offset}], 1
+        jmp qword ptr [rcx + {Cell.stop.offset}]
+    """,
     # x0 = engine, w2 = block size, x3 = cell
     AARCH64: "ldr x4, [x3]; sub x4, x4, w2, uxtw; str x4, [x3]; tbnz x4, #63, stop; ret;"
     " stop: ldr x5, [x3, #8]; br x5",
@@ -39,7 +101,7 @@ def native_hook_code(host: str | None = None) -> bytes | None:
 
 
 class BlockBudget:
-    """Budget cell and native hook; `hook` and `data` go to `uc_hook_add`."""
+    """Budget cell and native hook; `hook` and `data` go to `uc_hook_add`. Off x86-64 it cannot look out."""
 
     native = True
 
@@ -47,31 +109,38 @@ class BlockBudget:
         self._code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._code.write(code)
         self.hook: object = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self._code)))
-        cell = (ctypes.c_int64 * 2)(0, binding.EMU_STOP_ADDRESS)
-        self._keep = cell
-        self.data = ctypes.c_void_p(ctypes.addressof(cell))
-        self.addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._code)), ctypes.addressof(cell)
+        self.cell = Cell(stop=binding.EMU_STOP_ADDRESS)
+        self.looks_out = platform.machine() == "x86_64"
+        """Whether the hook compares blocks with addresses."""
+        address = ctypes.addressof(self.cell)
+        self.data = ctypes.c_void_p(address)
+        self.addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._code)), address
         """Where the hook and the budget are."""
-        self.left = memoryview(cell).cast("B").cast("q")
-        """One-element view: `left[0]` is the budget in bytes; negative means spent."""
+        self.left = memoryview(self.cell).cast("B").cast("q")
+        """`left[0]` is the budget in bytes; negative means spent."""
 
 
 class PythonBlockBudget:
     """The same contract without native code."""
 
     native = False
+    looks_out = True
 
     def __init__(self) -> None:
-        cell = (ctypes.c_int64 * 2)(0, 0)
-        self._keep = cell
+        self.cell = cell = Cell()
         self.data = ctypes.c_void_p(0)
         self.addresses = 0, 0
         self.left = left = memoryview(cell).cast("B").cast("q")
 
-        def count(engine: int, _address: int, size: int, _data: int | None) -> None:
+        def count(engine: int, start: int, size: int, _data: int | None) -> None:
             left[0] -= size
             if left[0] < 0:
                 binding.uc_emu_stop(engine)
+            elif cell.looking:
+                cell.start, cell.size = start, size
+                if any(start <= address < start + size for address in cell.addresses[: cell.count]):
+                    cell.met = 1
+                    binding.uc_emu_stop(engine)
 
         self.hook: object = binding.CB_BLOCK(count)
 

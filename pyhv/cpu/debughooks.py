@@ -24,6 +24,7 @@ from pyhv.cpu.debugunit import (
     LOG_ENTRIES,
     MET_BREAKPOINT,
     MET_IRET,
+    MET_OBSERVED,
     MET_WATCH,
     RANGES,
     DataAccess,
@@ -38,13 +39,14 @@ _UNNEEDED: Final = 64
 takes turns with others, and each change drops all translations."""
 
 
-MOST_RANGES: Final = 2 * RANGES
-"""A range at the start of a page is also met from the page before."""
+MOST_RANGES: Final = 4 * RANGES
+"""There are two kinds, and a range at the start of a page is also met from the page before."""
 
 
 class _Cell(ctypes.Structure):
     """What the native code knows of one engine: the state block and the function that leaves a translation,
-    why it has left, where to write accesses down (0: leave), and the ranges."""
+    why it has left, where to write accesses down (0: leave), and the ranges: first and last address, whether
+    only writes count, and the cause that they are."""
 
     _fields_ = (
         ("state", ctypes.c_uint64),
@@ -52,7 +54,7 @@ class _Cell(ctypes.Structure):
         ("cause", ctypes.c_uint64),
         ("log", ctypes.c_uint64),
         ("count", ctypes.c_uint64),
-        ("ranges", ctypes.c_uint64 * (3 * MOST_RANGES)),
+        ("ranges", ctypes.c_uint64 * (4 * MOST_RANGES)),
     )
 
 
@@ -74,10 +76,11 @@ look:
     cmp esi, {binding.MEM_WRITE}
     je met
 next:
-    add r8, 24
+    add r8, 32
     dec r11
     jmp look
 met:
+    mov r11, [r8 + 24]
     mov r8, [r9 + {_Cell.log.offset}]
     test r8, r8
     jz leave
@@ -94,7 +97,7 @@ met:
 done:
     ret
 leave:
-    mov qword ptr [r9 + {_Cell.cause.offset}], {MET_WATCH}
+    mov [r9 + {_Cell.cause.offset}], r11
     mov rdi, [r9 + {_Cell.state.offset}]
     mov rax, [r9 + {_Cell.leave.offset}]
     mov esi, {Vector.DB.value}
@@ -126,7 +129,9 @@ class HookedDebugUnit(DebugUnit):
     tells_linear = False
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("_screen", "_install", "_remove", "_drop_all", "_code"), "the engine's"),
-        **dict.fromkeys(("_cell", "_log"), "set anew before each instruction that may meet a breakpoint"),
+        **dict.fromkeys(
+            ("_cell", "_log", "observed"), "set anew before each instruction that may meet a breakpoint"
+        ),
         "_unneeded": "decides when a hook goes that no exit comes from",
     }
 
@@ -181,9 +186,10 @@ class HookedDebugUnit(DebugUnit):
 
     def watch(self, ranges: tuple[Range, ...], *, iret: bool, record: bool) -> None:
         cell = self._cell
-        cell.count = len(ranges)
-        for number, (first, last, writes_only) in enumerate(ranges):
-            cell.ranges[3 * number : 3 * number + 3] = first, last, writes_only
+        causes = [(MET_WATCH, one) for one in ranges] + [(MET_OBSERVED, one) for one in self.observed]
+        cell.count = len(causes)
+        for number, (cause, (first, last, writes_only)) in enumerate(causes):
+            cell.ranges[4 * number : 4 * number + 4] = first, last, writes_only, cause
         self._log[0] = 0
         cell.log = ctypes.addressof(self._log) if record else 0
         cell.cause = 0
@@ -198,3 +204,7 @@ class HookedDebugUnit(DebugUnit):
     def cause(self) -> int:
         found, self._cell.cause = self._cell.cause, 0
         return int(found)
+
+    @property
+    def next_cause(self) -> int:
+        return int(self._cell.cause)

@@ -4,7 +4,7 @@
 Two things are told apart. An address that is *known* ends a block of translated code, and arriving there is
 an exit, for whichever vCPU and address space; making one known drops all translations, so addresses stay
 known after they have served, until many have arrived there for nothing. Ranges of data are *watched* for the
-vCPU that runs, and that changes at no cost.
+vCPU that runs, and that changes at no cost. Others are *observed*, for whoever runs the machine.
 
 There are two such units: `TunedDebugUnit`, for engines whose paths `tuning/watching.py` has changed, and that
 of `debughooks.py` for others. This module knows addresses. Whose they are, and whether an exit is the guest's
@@ -24,9 +24,11 @@ from pyhv.cpu.changed import TunedBlock
 from pyhv.cpu.tuning import layout
 from pyhv.state import Plain, entries, typed
 
-MET_WATCH, MET_BREAKPOINT, MET_IRET = 1, 2, 3
-"""Causes of an exit: access to a watched range, known address, IRET. The instruction is yet to be done."""
+MET_WATCH, MET_BREAKPOINT, MET_IRET, MET_OBSERVED = 1, 2, 3, 4
+"""Causes of an exit: access to a watched range, known address, IRET; or access to a range that whoever runs
+the machine observes, and no watched one. The instruction is yet to be done."""
 RANGES: Final = 4
+"""Of each kind: that are watched for the guest, and that are observed."""
 LOG_ENTRIES: Final = 120
 """Accesses that can be written down."""
 MOST_KNOWN: Final = 16
@@ -78,6 +80,9 @@ class DebugUnit(ABC):
 
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
+        self.observed: tuple[Range, ...] = ()
+        """Ranges, at most `RANGES`, that whoever runs the machine wants to be told of, from the next `watch`
+        on."""
 
     # -- addresses ---------------------------------------------------------------------------------------
 
@@ -158,6 +163,11 @@ class DebugUnit(ABC):
     def cause(self) -> int:
         """Why the engine raised #DB by itself: a MET_ number, once; 0: it was none of ours."""
 
+    @property
+    @abstractmethod
+    def next_cause(self) -> int:
+        """What `cause` would return, which may be asked again and again."""
+
 
 class TunedDebugUnit(DebugUnit):
     """The debug hardware of one tuned engine; `flush_page` is the engine's own."""
@@ -165,7 +175,7 @@ class TunedDebugUnit(DebugUnit):
     tells_linear = True
     NOT_STATE: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("_block", "_processor", "_flush_page", "_insert", "_remove"), "the engine's"),
-        "_ranges": "set anew before each instruction that may meet one",
+        **dict.fromkeys(("_ranges", "observed"), "set anew before each instruction that may meet one"),
     }
 
     def __init__(self, block: TunedBlock, processor: int, flush_page: Callable[[int], None]) -> None:
@@ -176,7 +186,7 @@ class TunedDebugUnit(DebugUnit):
         assert binding.cpu_breakpoint_insert is not None  # or the engine would not be tuned
         assert binding.cpu_breakpoint_remove is not None
         self._insert, self._remove = binding.cpu_breakpoint_insert, binding.cpu_breakpoint_remove
-        self._ranges: tuple[Range, ...] = ()
+        self._ranges: tuple[Range | None, ...] = (None,) * (2 * RANGES)
 
     def _learn(self, address: int) -> None:
         self._insert(self._processor, address, _FOR_PROCESSOR, None)
@@ -186,25 +196,27 @@ class TunedDebugUnit(DebugUnit):
 
     @property
     def watching(self) -> bool:
-        return bool(self._ranges)
+        return any(self._ranges)
 
     def watch(self, ranges: tuple[Range, ...], *, iret: bool, record: bool) -> None:
         block = self._block
-        if ranges != self._ranges:
-            for number in range(RANGES):
+        wanted = *_padded(ranges), *_padded(self.observed)
+        if wanted != self._ranges:
+            for number, place in enumerate(wanted):
                 first, last, kind = _NOTHING
-                if number < len(ranges):
-                    first, last, writes_only = ranges[number]
+                if place is not None:
+                    first, last, writes_only = place
                     kind = layout.MEMORY_WRITE if writes_only else layout.MEMORY_READ | layout.MEMORY_WRITE
                 block[f"debug_first_{number}"] = first
                 block[f"debug_last_{number}"] = last
                 block[f"debug_kind_{number}"] = kind
-            block["debug_watching"] = len(ranges)
-            self._ranges = ranges
-            for first, last, _ in ranges:
-                self._flush_page(first)
-                if last >> PAGE_SHIFT != first >> PAGE_SHIFT:
-                    self._flush_page(last)
+            block["debug_watching"] = any(wanted)
+            self._ranges = wanted
+            for place in wanted:
+                if place is not None:
+                    self._flush_page(place.first)
+                    if place.last >> PAGE_SHIFT != place.first >> PAGE_SHIFT:
+                        self._flush_page(place.last)
         log = block["debug_log_at"]
         ctypes.c_uint64.from_address(log).value = 0
         block["debug_log"] = log if record else 0
@@ -225,3 +237,11 @@ class TunedDebugUnit(DebugUnit):
         if found:
             self._block["debug_cause"] = 0
         return found
+
+    @property
+    def next_cause(self) -> int:
+        return self._block["debug_cause"]
+
+
+def _padded(ranges: tuple[Range, ...]) -> tuple[Range | None, ...]:
+    return ranges + (None,) * (RANGES - len(ranges))

@@ -28,6 +28,7 @@ from pyhv.cpu.debughooks import HookedDebugUnit, native_hook
 from pyhv.cpu.debugunit import DebugUnit, TunedDebugUnit
 from pyhv.cpu.exithooks import ExitHooks, direct_syscall, for_exceptions, for_syscall
 from pyhv.cpu.guard import guard
+from pyhv.cpu.lookout import Lookout
 from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_address
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.screen import Screen, execute_one_block
@@ -112,6 +113,8 @@ class Engine:
         self.sink = sink
         self.holder: object = None
         """Whose registers are in the state block (`context.py`); None: nobody's."""
+        self.asked_to_stop = False
+        """Whether `stop` was called since somebody cleared this."""
         self._hole = hole
         self._answers_time = trap_time and posted_stops() is not None
         """Whether RDTSC is hooked: half as dear as a fault, but lost to a stop that it sees (`stops.py`)."""
@@ -171,6 +174,8 @@ class Engine:
         if self.block is None and screened:
             self._screen = self._look_at_translations()
             self.debug_unit = self._hooked_debug_unit(self._screen)
+        drop_all = functools.partial(self._control, binding.CTL_FLUSH_TB)
+        self.lookout = Lookout(self.budget, self.block, self._install_block_hook, drop_all)
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
         """The frames to which stores are compared with translations; None where all stores are, anyway."""
         self._translated: memoryview | None = None
@@ -215,9 +220,9 @@ class Engine:
         stops = posted_stops()
         if stops is None:
             self.stop_entry = binding.EMU_STOP_ADDRESS, self.handle
-            self._post: Callable[[], None] = functools.partial(binding.uc_emu_stop, self.handle)
+            self.come_back: Callable[[], None] = functools.partial(binding.uc_emu_stop, self.handle)
             return None
-        seat, self._post = stops.enter(self.handle, self._processor.value or 0, self._state)
+        seat, self.come_back = stops.enter(self.handle, self._processor.value or 0, self._state)
         self.stop_entry = stops.post_address, ctypes.addressof(seat)
         return seat
 
@@ -310,6 +315,10 @@ class Engine:
         if count_blocks:
             self.budget = make_budget(native=native)
             self._hook(binding.HOOK_BLOCK, self.budget.hook, data=self.budget.data)
+
+    def _install_block_hook(self, budget: BlockBudget | PythonBlockBudget) -> Callable[[], None]:
+        number = self._hook(binding.HOOK_BLOCK, budget.hook, data=budget.data)
+        return lambda: binding.check(binding.uc_hook_del(self.handle, number), "removing a hook")
 
     def _hook(
         self, kind: int, callback: object, instruction: int = 0, data: ctypes.c_void_p | None = None
@@ -406,7 +415,8 @@ class Engine:
     def stop(self) -> None:
         """Leave `run` at the next block start; callable from a sink, from another thread if
         `async_stop_safe`."""
-        self._post()
+        self.asked_to_stop = True
+        self.come_back()
 
     def syscall_length(self) -> int:
         """Length of the SYSCALL or SYSENTER at RIP: 2, and its prefixes.
@@ -457,7 +467,7 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
-        self._post()
+        self.come_back()
 
     def _begin_port_fault(self) -> None:
         """Refuse IN, OUT or CPUID although the rest of its block will still run.
@@ -471,7 +481,7 @@ class Engine:
         self._exit_hooks.draining = True
         self.vmcb.q[v.CR + 3] = self._hole
         self.flush_tlb()
-        self._post()
+        self.stop()
 
     def _end_port_fault(self) -> None:
         assert self._drained is not None

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
-from pyhv.cache import cache_directory, digest, recall, remember
+from pyhv.cache import cache_directory, digest, recall, remember, store_whole
 from pyhv.errors import EnvironmentProblem
 from pyhv.guests import catalogue
 
@@ -33,6 +33,19 @@ def built_once(name: str) -> bytes:
     fresh = _build(name)
     remember(path, made_of, fresh)
     return fresh
+
+
+def built_file(name: str) -> Path | None:
+    """A file with a guest's image alone, in the cache; None: nothing can be written there."""
+    image = built_once(name)
+    try:
+        path = cache_directory() / "built" / f"{name.replace('/', '-')}.elf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_bytes() != image:
+            store_whole(path, image)
+    except (EnvironmentProblem, OSError):
+        return None
+    return path
 
 
 def _build(name: str) -> bytes:

@@ -13,8 +13,8 @@ from typing import Final
 from pyhv.errors import ImageError
 from pyhv.guests.catalogue import BUILTIN, HOSTILE
 from pyhv.images import debian, kernels
-from pyhv.images.built import built_once
-from pyhv.images.progress import Progress
+from pyhv.images.built import built_file, built_once
+from pyhv.images.progress import Progress, SilentProgress
 from pyhv.images.unpacked import unpack_once
 from pyhv.loader.elf import load_image
 from pyhv.loader.image import KernelImage
@@ -28,6 +28,7 @@ DEMONSTRATION: Final = (
     "hello", "hello32", "ticker", "pages", "pages32", "usermode", "usermode32", "ping", "pong", "intruder",
 )  # fmt: skip
 """What `pyhv boot` shows when it is not told what to boot; ping and pong need each other."""
+ELF_MAGIC: Final = b"\x7fELF"
 BUILTIN_MIB: Final = 16
 FILE_MIB: Final = 128
 
@@ -88,6 +89,28 @@ def resolve(
         )
     image = load_image(path, word, bootable=bootable, unpacker=unpack_once)
     return Source(path.stem, image, origin=Origin(str(path.absolute())))
+
+
+def symbol_file(origin: Origin) -> Path | None:
+    """An ELF file with the symbols of an image that came from there, for debuggers; None: there is none.
+
+    That of a guest that comes with pyhv is written into the cache.
+    """
+    word = origin.image
+    if word in BUILTIN or word in HOSTILE:
+        return built_file(word)
+    if word == DEBIAN:
+        flavour = origin.flavour or debian.STOCK
+        path = debian.ensure(SilentProgress(), flavour=flavour, suite=origin.suite).vmlinux
+    elif "/" in word:
+        path = Path(word)
+    else:
+        return None
+    try:
+        with path.open("rb") as file:
+            return path if file.read(len(ELF_MAGIC)) == ELF_MAGIC else None
+    except OSError:
+        return None
 
 
 def ramdisk(path: Path, *, raw: bool = False) -> Ramdisk:

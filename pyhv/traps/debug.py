@@ -26,6 +26,10 @@ every exit anyhow, stays set while there are some.
 In the same way a vCPU is led through the instructions before one whose bytes cannot be fetched
 (`pagefault.py`): `DebugState.approach`.
 
+Whoever runs the machine may take steps of his own (`begin_step`) and have accesses to data observed. What
+comes of that is *claimed* before it is an exit: the guest does not see it, nobody counts it, and it takes no
+time.
+
 What the hypervisor reads and writes for a guest (hypercall arguments, frames, page-table stores) is not seen
 by breakpoints; it is not with Xen either.
 """
@@ -37,7 +41,7 @@ from pyhv.abi.x86 import CR4_DE, FLAG_RF, FLAG_TF, Vector
 from pyhv.address import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from pyhv.cpu import decode
 from pyhv.cpu import vmcb as v
-from pyhv.cpu.debugunit import MET_BREAKPOINT, DataAccess, Range, of_one_operand
+from pyhv.cpu.debugunit import MET_BREAKPOINT, MET_OBSERVED, DataAccess, Range, of_one_operand
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import GuestCrash
 from pyhv.mmu.memory import walk
@@ -58,6 +62,15 @@ class Breakpoint(NamedTuple):
     start: int
     length: int
     writes_only: bool = False
+
+
+class Observed(NamedTuple):
+    """Data whose reads or writes whoever runs the machine wants to see: linear addresses."""
+
+    start: int
+    length: int
+    reads: bool
+    writes: bool
 
 
 def data_breakpoints(vcpu: Vcpu) -> list[Breakpoint]:
@@ -95,7 +108,21 @@ class Breakpoints:
         **dict.fromkeys(
             ("_touches", "_hits", "_guest_steps", "_before", "_began"), "of a step, which begins anew"
         ),
-        **dict.fromkeys(("_stops", "_arrived", "_told"), "whoever runs the machine"),
+        **dict.fromkeys(
+            (
+                "_stops",
+                "_arrived",
+                "_told",
+                "_observed",
+                "_met",
+                "_due",
+                "_seen",
+                "_claims",
+                "_stepped",
+                "_recording",
+            ),
+            "whoever runs the machine",
+        ),
     }
 
     def __init__(self, cpu: GuestCpu) -> None:
@@ -120,6 +147,17 @@ class Breakpoints:
         self._arrived: Callable[[int], None] = lambda _address: None
         self._told: int | None = None
         """Which of them it was told of, as long as the instruction there is not done."""
+
+        self._observed: tuple[Observed, ...] = ()
+        self._met: Callable[[], None] = lambda: None
+        """Called when one of them is about to be accessed, or has been."""
+        self._due: int | None = None
+        """Linear address of an instruction that is about to access one of them."""
+        self._seen: list[Observed] = []
+        """Those that were accessed, until somebody takes note."""
+        self._claims = self._stepped = self._recording = False
+        """Whether the end of the instruction in execution is no exit; whether it has come; whether what it
+        accesses is written down."""
 
     def stop_at(self, addresses: Collection[int], arrived: Callable[[int], None]) -> None:
         """Call `arrived` before any vCPU executes an instruction at one of these linear addresses.
@@ -149,6 +187,7 @@ class Breakpoints:
             or cpu.vmcb.d[v.HFLAGS] & v.HF_TF  # taken off in a step
             or (self._unit is not None and self._unit.watching)
             or self._stops
+            or (self._observed and not self._tells_linear)
         ):
             cpu.rearrange = True
 
@@ -168,7 +207,7 @@ class Breakpoints:
 
     @property
     def _watch_wanted(self) -> bool:
-        return any(data_breakpoints(vcpu) for vcpu in self._cpu.domain.vcpus)
+        return bool(self._observed) or any(data_breakpoints(vcpu) for vcpu in self._cpu.domain.vcpus)
 
     def resume(self) -> None:
         """The last thing before guest code runs on: instruction breakpoints, and steps. GuestCrash."""
@@ -189,11 +228,14 @@ class Breakpoints:
         self._look_for_stops()
         step = self._step_due
         if self._unit is not None:
-            self._unit.watch(tuple(self._ranges()), iret=bool(self._instructions), record=step)
+            self._watch(record=step)
         cpu.stepping = step
         if not step:
             hooked = cpu.engine.watches_memory and not self._watch_wanted
-            cpu.rearrange = cpu.has_breakpoints or hooked or (self._unit is None and bool(self._stops))
+            follows = bool(self._observed) and not self._tells_linear
+            cpu.rearrange = (
+                cpu.has_breakpoints or hooked or follows or (self._unit is None and bool(self._stops))
+            )
             return
         cpu.rearrange = True
         self._began = cpu.linear_rip()
@@ -212,19 +254,31 @@ class Breakpoints:
             self._told = at
             self._arrived(at)
 
-    def _ranges(self) -> Iterator[Range]:
+    def _watch(self, *, record: bool) -> None:
+        """Have the unit watch what the vCPU's registers and whoever runs the machine want."""
+        unit = self._unit
+        assert unit is not None
+        places = ((one.start, one.length, not one.reads) for one in self._observed)
+        unit.observed = tuple(found for place in places for found in self._ranges(*place))
+        watched = (self._ranges(one.start, one.length, one.writes_only) for one in self._data)
+        unit.watch(
+            tuple(found for ranges in watched for found in ranges),
+            iret=bool(self._instructions),
+            record=record,
+        )
+
+    def _ranges(self, start: int, length: int, writes_only: bool) -> Iterator[Range]:
         """What the unit has to watch. Machine addresses hold until an exit: no mapping changes without."""
-        for watch in self._data:
-            offset = watch.start & PAGE_MASK
-            pages: list[int | None] = [watch.start - offset]
-            if not self._tells_linear:
-                pages = [self._machine_page(watch.start)]
-                if offset < _LONGEST_ACCESS:  # an access may begin in the page before
-                    before = self._machine_page(watch.start - PAGE_SIZE & MASK64)
-                    pages.append(None if before is None else before + PAGE_SIZE)
-            for page in pages:
-                if page is not None:
-                    yield Range(page + offset, page + offset + watch.length - 1, watch.writes_only)
+        offset = start & PAGE_MASK
+        pages: list[int | None] = [start - offset]
+        if not self._tells_linear:
+            pages = [self._machine_page(start)]
+            if offset < _LONGEST_ACCESS:  # an access may begin in the page before
+                before = self._machine_page(start - PAGE_SIZE & MASK64)
+                pages.append(None if before is None else before + PAGE_SIZE)
+        for page in pages:
+            if page is not None:
+                yield Range(page + offset, page + offset + length - 1, writes_only)
 
     def _read_registers(self) -> None:
         """What the vCPU's debug registers enable."""
@@ -324,6 +378,7 @@ class Breakpoints:
         if unit is not None:
             debug.due = None
             self._touches = unit.accesses()
+            self._look_at_observed()
         if self._touches:
             hits |= self._data_hits()
         if self._guest_steps:
@@ -352,6 +407,107 @@ class Breakpoints:
         elif unit.arrived_for_nothing(at):
             cpu.engine.stop()  # so that it is forgotten
         return True
+
+    # -- for whoever runs the machine --------------------------------------------------------------------
+
+    @property
+    def can_observe(self) -> bool:
+        """Whether the engine meets accesses to data by itself."""
+        return self._unit is not None
+
+    def observe(self, wanted: Collection[Observed], met: Callable[[], None]) -> None:
+        """Call `met` when code accesses one of these, at most `debugunit.RANGES`. Not while the engine runs.
+
+        Either the access is about to be made, by the instruction at RIP, or `take_seen` has it.
+        """
+        self._observed, self._met = tuple(wanted), met
+        self._due = None
+        self._seen.clear()
+        if self._unit is None:
+            return
+        self.entering()
+        self._read_registers()
+        self._watch(record=False)
+        if not self._tells_linear:
+            self._cpu.rearrange = True  # what is mapped where may change in each exit
+
+    @property
+    def access_due(self) -> bool:
+        """Whether the instruction at RIP is about to access what is observed: it needs a step."""
+        return self._due is not None and self._due == self._cpu.linear_rip()
+
+    def take_seen(self) -> list[Observed]:
+        """What was accessed since this was asked last."""
+        seen, self._seen = self._seen, []
+        return seen
+
+    def begin_step(self) -> None:
+        """The engine is about to execute one instruction: have it come back behind it, with nobody told.
+
+        If it comes before the instruction is done, since that accesses what is observed, another attempt is
+        needed, which does it.
+        """
+        cpu = self._cpu
+        self._stepped = False
+        self._claims = not cpu.stepping and not cpu.vmcb.q[v.EFLAGS] & FLAG_TF
+        cpu.vmcb.d[v.HFLAGS] |= v.HF_TF
+        if self._claims and self._unit is not None and self.access_due:
+            self._began = cpu.linear_rip()
+            self._before = [*cpu.vmcb.q[0:16].tolist(), cpu.vmcb.q[v.RIP]]
+            self._watch(record=True)
+            self._recording = True
+
+    def step_unaided(self) -> None:
+        """After `begin_step`: the instruction is the last one of its block, and the engine comes back
+        anyway."""
+        self._claims = False
+        if not self._cpu.stepping:
+            self._cpu.vmcb.d[v.HFLAGS] &= ~v.HF_TF & v.MINUS_ONE
+
+    def end_step(self, *, done: bool = False) -> bool:
+        """It has come back; whether the instruction is done, as far as that was to be seen here, or
+        `done`."""
+        cpu, unit = self._cpu, self._unit
+        done = done or self._stepped
+        self._claims = False
+        if done and self._recording and unit is not None:
+            self._touches = unit.accesses()
+            self._look_at_observed()
+        if not cpu.stepping:
+            cpu.vmcb.d[v.HFLAGS] &= ~v.HF_TF & v.MINUS_ONE
+            if self._observed and unit is not None:
+                self._watch(record=False)
+        self._recording = False
+        if done:
+            self._due = None
+        return done
+
+    def claim(self) -> bool:
+        """#DB has come up: whether that is due to whoever runs the machine alone, and so no exit."""
+        unit, cpu = self._unit, self._cpu
+        cause = 0 if unit is None else unit.next_cause
+        if unit is not None and cause == MET_OBSERVED:
+            unit.cause()
+            self._due = cpu.linear_rip()
+            self._met()
+            return True
+        if not self._claims or cause or cpu.vmcb.d[v.EXCEPTION_IS_INT]:
+            return False
+        self._claims, self._stepped = False, True
+        cpu.engine.come_back()
+        return True
+
+    def _look_at_observed(self) -> None:
+        """The instruction that began last has touched memory: was any of it observed?"""
+        found = decode.accesses(fetch(self._cpu, self._began), self._bits) if self._observed else None
+        told = of_one_operand(self._touches) if found is None and self._tells_linear else self._touches
+        for one in self._observed:
+            place = Breakpoint(0, one.start, one.length)
+            touches = [touch for touch in told if (one.writes if touch.write else one.reads)]
+            if any(self._concerns(touch, place) for touch in touches) and self._reaches(place, found):
+                self._seen.append(one)
+        if self._seen:
+            self._met()
 
     @property
     def _bits(self) -> int:

@@ -46,6 +46,7 @@ _SYSTEM_CALL: Final = int(ExitKind.SYSTEM_CALL)
 _PAGE_FAULT: Final = int(ExitKind.PAGE_FAULT)
 _PF, _GP = int(Vector.PF), int(Vector.GP)
 """As plain numbers, since members of an enum take long to find."""
+_DEBUG: Final = 1
 _VECTOR_80: Final = 0x80
 _RECENT: Final = 16
 """So many of the latest exits are remembered; a power of two."""
@@ -167,8 +168,11 @@ class Dispatcher(DirectSink):
             self._crash(crash.why)
         self.breakpoints.loaded()
 
-    def go_on(self, vcpu: Vcpu) -> None:
-        """Before a vCPU runs on in a turn that was paused, and may have begun on another engine."""
+    def go_on(self, vcpu: Vcpu, *, deliverable: bool) -> None:
+        """Before a vCPU runs on in a turn that was paused, and may have begun on another engine.
+
+        `deliverable`: an event could have been delivered when it paused, and was not, since no exit had come.
+        """
         is_elsewhere = not vcpu.context.loaded
         if is_elsewhere:
             self.call = self.calls[vcpu.number]
@@ -179,7 +183,7 @@ class Dispatcher(DirectSink):
         if self.cpu.rearrange and (is_elsewhere or self.breakpoints.wait_for_entry):
             self.breakpoints.entering()
             self._rearrange()
-        if vcpu.info.deliverable:  # it came from outside meanwhile
+        if vcpu.info.deliverable and not deliverable:  # it came from outside meanwhile
             self.enter()
 
     def end_turn(self) -> None:
@@ -378,6 +382,8 @@ class Dispatcher(DirectSink):
 
     def exception(self, vector: int) -> None:
         """An exception or software interrupt."""
+        if vector == _DEBUG and self.breakpoints.claim():
+            return
         d = self._d
         is_software = d[v.EXCEPTION_IS_INT] != 0
         if vector == _COMPAT_VECTOR and not self._wide and d[v.HFLAGS] & v.HF_CPL == 1:

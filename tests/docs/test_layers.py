@@ -27,9 +27,11 @@ LAYERS: list[set[str]] = [
     {"until", "pcpu"},
     {"services", "undertaker"},
     {"domain_builder"},
+    {"debugger"},
     {"machine"},
     {"observe", "guests", "snapshot", "replay"},
     {"images"},
+    {"gdb"},
     {"api"},
     {"cli", "testing"},
 ]

@@ -8,8 +8,9 @@ block, and each answer is #DB in the library's own way, with the state as it was
 word `debug_cause` tells why:
 
     cpu_watchpoint_address_matches   a page enters the TLB        is a watched range in it?
-    cpu_check_watchpoint             an access to such a page     does it touch a range? cause 1; or, while
-                                                                  `debug_log` has room, only written down
+    cpu_check_watchpoint             an access to such a page     does it touch a range? cause 1, or 4 if that
+                                                                  is an observed one; or, while `debug_log`
+                                                                  has room, it is only written down
     helper_debug                     a breakpoint's address       cause 2
     helper_iret_protected            IRET, while `debug_iret`     cause 3: it may set RF for one instruction
 
@@ -20,7 +21,14 @@ import ctypes
 import mmap
 from typing import Final
 
-from pyhv.cpu.debugunit import LOG_ENTRIES, MET_BREAKPOINT, MET_IRET, MET_WATCH, RANGES
+from pyhv.cpu.debugunit import (
+    LOG_ENTRIES,
+    MET_BREAKPOINT,
+    MET_IRET,
+    MET_OBSERVED,
+    MET_WATCH,
+    RANGES,
+)
 from pyhv.cpu.trial import DATA, BrokenPromise, Trial
 from pyhv.cpu.tuning import layout
 from pyhv.cpu.tuning.form import OF_CPU, Facts, Patch, Stub, Word, find_block
@@ -33,7 +41,10 @@ _OF_STATE: Final = f"rdi - {layout.ENV_OF_CPU - layout.CPU_UC}"
 
 
 def _for_each_range(body: str) -> str:
-    return "".join(body.replace("NUMBER", str(number)) for number in range(RANGES))
+    return "".join(
+        body.replace("NUMBER", str(number)).replace("WHOSE", "observed" if number >= RANGES else "watched")
+        for number in range(2 * RANGES)
+    )
 
 
 # int cpu_watchpoint_address_matches(cpu, address, length)
@@ -79,16 +90,21 @@ exact:
     cmp [rax + {word.debug_first_NUMBER}], rdx
     ja untouched_NUMBER
     cmp [rax + {word.debug_last_NUMBER}], rsi
-    jae touched
+    jae touched_WHOSE
 untouched_NUMBER:
 """
 ) + f"""
 checked:
     ret
+touched_observed:
+    mov r11d, {MET_OBSERVED}
+    jmp touched
+touched_watched:
+    mov r11d, {MET_WATCH}
 touched:
     test r9, r9
     jz checked
-    mov qword ptr [rax + {{word.debug_cause}}], {MET_WATCH}
+    mov [rax + {{word.debug_cause}}], r11
     mov rdi, [rdi + {layout.CPU_ENV}]
     mov esi, {_DB}
     xor edx, edx
@@ -147,7 +163,7 @@ _WORDS: Final = (
     Word("debug_iret"),
     Word("debug_log"),
     Word("debug_log_at", _make_log),
-    *(Word(f"debug_{what}_{number}") for number in range(RANGES) for what in ("first", "last", "kind")),
+    *(Word(f"debug_{what}_{number}") for number in range(2 * RANGES) for what in ("first", "last", "kind")),
 )
 
 
