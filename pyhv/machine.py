@@ -242,6 +242,16 @@ class Machine:
         """Show every exit of every domain to `observer`."""
         self._observers.append(observer)
 
+    def take_observers(self) -> list[Observer]:
+        """Show exits to nobody, until those who saw them are given back."""
+        taken = list(self._observers)
+        self._observers.clear()
+        return taken
+
+    def give_observers(self, observers: list[Observer]) -> None:
+        """Show exits to them again."""
+        self._observers[:] = observers
+
     def unobserve(self, observer: Observer) -> None:
         """No longer show exits to `observer`."""
         self._observers.remove(observer)

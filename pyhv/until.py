@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pyhv.cpu.exits import ExitRecord
 from pyhv.domain.domain import Domain
+from pyhv.outside import Position
 from pyhv.resident import Residents
 from pyhv.traps.dispatch import Observer
 
@@ -32,6 +33,10 @@ class Runnable(Protocol):
     @property
     def residents(self) -> Residents:
         """All domains."""
+
+    @property
+    def position(self) -> Position:
+        """This moment of the run."""
 
     def now(self) -> int:
         """Machine time in ns."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from pyhv.abi.numbers import Hypercall, Shutdown
-from pyhv.api.console import Console, Found
+from pyhv.api.console import Console, ConsoleNotes, Found
 from pyhv.api.memory import Memory
 from pyhv.api.notes import GuestNotes
 from pyhv.api.words import expression
@@ -285,6 +285,11 @@ class Guest:
             self._runs,
             [(symbol.name, symbol.va) for symbol in self.symbol_table],
         )
+
+    def begin_anew(self) -> None:
+        """Its domain has been created again."""
+        self.end, self._runs = None, 0
+        self.console.put_back(ConsoleNotes(b"", 0, 0))
 
     def put_back(self, notes: GuestNotes) -> None:
         """Be again what was noted."""

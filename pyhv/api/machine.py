@@ -23,6 +23,7 @@ from pyhv.api.notes import GuestNotes, MachineNotes, read_notes
 from pyhv.api.words import expression, pages
 from pyhv.board import USUAL_DOMAINS
 from pyhv.cpu.exits import ExitRecord
+from pyhv.devices.console_log import ConsoleSink
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, ReplayError
@@ -40,6 +41,7 @@ from pyhv.state import state
 from pyhv.until import AllEnded, Exits, Outcome, Reaches, Runnable, Seconds, Until, When
 
 if TYPE_CHECKING:
+    from pyhv.api.history import Granularity, History
     from pyhv.api.recording import Recording
     from pyhv.api.stub import GdbStub
     from pyhv.snapshot.snapshot import Snapshot
@@ -57,7 +59,7 @@ class Machine:
     time comes from executed code, and `seed` makes the same run each time. `measure` times the handlers of
     exits for `pyhv.observe.stats`; `tuned` is as of `pyhv.machine.MachineConfig`; for more guests at once
     than `pyhv.board.USUAL_DOMAINS`, say with `max_domains` how many. `record` is the file of a recording, as
-    of the method. ConfigError.
+    of the method; with `history` it can go back (`step_back`). ConfigError.
     """
 
     guest_type: ClassVar[type[Guest]] = Guest
@@ -74,6 +76,7 @@ class Machine:
         tuned: bool = True,
         max_domains: int = USUAL_DOMAINS,
         record: Path | str | None = None,
+        history: bool = False,
     ) -> None:
         config = MachineConfig(
             pages(memory),
@@ -85,12 +88,14 @@ class Machine:
             max_domains=max(max_domains, USUAL_DOMAINS),
         )
         self._begin(Hypervisor(config))
-        if record is not None:
-            try:
+        try:
+            if record is not None:
                 self.record(record)
-            except BaseException:
-                self.close()
-                raise
+            if history:
+                self.keep_history()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def over(cls, hypervisor: Hypervisor) -> Self:
@@ -106,6 +111,8 @@ class Machine:
         self._known: WeakValueDictionary[tuple[int, str], Guest] = WeakValueDictionary()
         """Handles by the domid and UUID that snapshots know them by: their guest may be put back to life."""
         self._typed: dict[int, bytearray] = {}
+        self.history: History | None = None
+        """What it remembers of its run."""
         self.recording: Recording | None = None
         """What it is being recorded to."""
         self._listeners: dict[str, list[Callable[..., None]]] = {"end": [], "console_io": []}
@@ -123,6 +130,8 @@ class Machine:
         """Give back all memory and threads. Guests that still live are gone."""
         if self.recording is not None:
             self.recording.close()
+        if self.history is not None:
+            self.history.close()
         self.hypervisor.close()
 
     # -- guests ------------------------------------------------------------------------------------------
@@ -179,8 +188,15 @@ class Machine:
 
     def take_in(self, domain: Domain, console: Console, named: SymbolTable | None) -> Guest:
         """A handle for a domain that was just created, and tells its end to `has_ended`."""
-        guest = self.guest_type(self, domain.domid, domain.name, domain.config.uuid, console, named=named)
+        guest = self._known.get((domain.domid, domain.config.uuid)) if self.history is not None else None
+        if guest is None or guest.domid in self._guests:
+            uuid = domain.config.uuid
+            guest = self.guest_type(self, domain.domid, domain.name, uuid, console, named=named)
+        else:  # it is created again, in a run that is gone through again
+            guest.begin_anew()
+            self.hypervisor.dom0.console(domain.domid).log.sink = guest.console
         self._guests[guest.domid] = guest
+        self._known[guest.domid, guest.uuid] = guest
         return guest
 
     def _keep(self, found: images.Source, image: Bootable, initial: Ramdisk | None, origin: Origin) -> None:
@@ -261,6 +277,8 @@ class Machine:
             policy = policy | Seconds(seconds)
         if exits is not None:
             policy = policy | Exits(exits)
+        if self.history is not None and self.history.future is not None:
+            return self.history.run_on(policy)
         return self.hypervisor.run(policy)
 
     def step(self, limit: int | None = None) -> bool:
@@ -269,6 +287,8 @@ class Machine:
         For whoever makes the loop himself, to wait for descriptors of the host meanwhile.
         """
         self._type()
+        if self.history is not None and self.history.future is not None:
+            return self.history.advance(limit)
         return self.hypervisor.step(limit)
 
     def drain(self) -> bool:
@@ -337,6 +357,49 @@ class Machine:
             raise ConfigError("There is no guest that gdb could be attached to.")
         return GdbStub(self.hypervisor, first, address)
 
+    # -- going back --------------------------------------------------------------------------------------
+
+    def keep_history(self, megabytes: int = 512) -> "History":
+        """Remember the run from now on, with moments in at most so much of the host's memory. ConfigError."""
+        from pyhv.api.history import History
+
+        if self.history is None:
+            self.history = History(self, megabytes)
+        return self.history
+
+    def step_back(self, granularity: "Granularity" = "exit") -> Position:
+        """Be where the last "exit", or "turn", before this moment was over. ReplayError: it is forgotten.
+
+        Handles stay valid. The machine runs on as it did, until something else comes in.
+        """
+        return self._remembered.step_back(granularity)
+
+    def run_back(self, until: Position | Callable[[], bool]) -> Position:
+        """Be at an earlier moment: a position, or the last one, after an exit, at which `until()` is true.
+
+        ReplayError: there is none that is remembered.
+        """
+        history = self._remembered
+        return history.go_to(until) if isinstance(until, Position) else history.run_back(until)
+
+    @property
+    def _remembered(self) -> "History":
+        if self.history is None:
+            raise ConfigError("A machine goes back only if it was made with a history, or told to keep one.")
+        return self.history
+
+    def take_sinks(self) -> dict[Guest, ConsoleSink | None]:
+        """Have guests print to their consoles alone, until the sinks are given back."""
+        sinks = {guest: guest.console.sink for guest in self._known.values()}
+        for guest in sinks:
+            guest.console.sink = None
+        return sinks
+
+    def give_sinks(self, sinks: dict[Guest, ConsoleSink | None]) -> None:
+        """Have them print there again."""
+        for guest, sink in sinks.items():
+            guest.console.sink = sink
+
     # -- moments -----------------------------------------------------------------------------------------
 
     def snapshot(self) -> "Snapshot":
@@ -359,6 +422,15 @@ class Machine:
 
         Handles stay valid: a guest that has ended since lives again, one that came later is gone.
         """
+        history, self.history = self.history, None
+        if history is not None:
+            history.close()
+        self.put_back(snapshot)
+        if history is not None:
+            self.keep_history()
+
+    def put_back(self, snapshot: "Snapshot") -> None:
+        """`revert`, to a moment of the history. SnapshotError."""
         notes = read_notes(snapshot)
         guests = self._handles(notes)
         if self.recording is not None:

@@ -67,7 +67,10 @@ class Replay:
         self._cast.machine = self.machine
         try:
             with self._named():
-                self._player = Player(self.machine.hypervisor, self.recording, self._cast, verify=verify)
+                self._player = Player(
+                    self.machine.hypervisor, self.recording.entries, self._cast, verify=verify
+                )
+                self.machine.hypervisor.pcpu.turns = self.recording.head.turns
                 self._cast.player = self._player
                 self._player.begin()
         except BaseException:
@@ -105,7 +108,7 @@ class Replay:
     @property
     def finish(self) -> Finish | None:
         """How the recorded run ended, once it has; None also where the recording has no end."""
-        return self._player.finished
+        return self.recording.finish if self._player.next_entry is None else None
 
     @property
     def compared(self) -> int:

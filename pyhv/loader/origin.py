@@ -34,7 +34,7 @@ NOWHERE: Final = Origin()
 
 def fingerprint(image: KernelImage) -> bytes:
     """16 bytes that differ if anything differs that a guest could notice of its image."""
-    digest = hashlib.blake2b(digest_size=_SIZE)
+    digest = hashlib.sha256()
     said = [image.elf_class, image.machine, image.e_entry, _plain(image.notes)]
     digest.update(repr(said).encode())
     for segment in image.segments:
@@ -42,12 +42,12 @@ def fingerprint(image: KernelImage) -> bytes:
         digest.update(segment.data)
     if image.bsd_symbols is not None:
         digest.update(image.bsd_symtab)
-    return digest.digest()
+    return digest.digest()[:_SIZE]
 
 
 def fingerprint_of(data: bytes) -> bytes:
     """The same for a ramdisk."""
-    return hashlib.blake2b(data, digest_size=_SIZE).digest()
+    return hashlib.sha256(data).digest()[:_SIZE]
 
 
 def _plain(value: Any) -> Any:

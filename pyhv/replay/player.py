@@ -1,72 +1,87 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Has a machine go through a recorded run: what came in comes in again, and checkpoints are compared."""
+"""Has a machine go through a run again: what came in comes in again, and checkpoints are compared."""
+
+from collections.abc import Sequence
 
 from pyhv.errors import Diverged, ReplayError, StateError
 from pyhv.machine import Machine
 from pyhv.replay.commands import Cast, perform
 from pyhv.replay.driver import Driver
-from pyhv.replay.entries import Checkpoint, Entry, Finish, RecordedRun, Taken
+from pyhv.replay.entries import Checkpoint, Entry, Taken
 from pyhv.replay.leaves import Leaves, difference, leaves
 from pyhv.until import Outcome, Until
 
 
 class Player:
-    """One replay. `machine` is as the recorded one was when it began; `cast` has what a log cannot hold."""
+    """One pass through `entries`. `machine` is as it was before the first; `cast` has what they lack."""
 
-    def __init__(self, machine: Machine, recording: RecordedRun, cast: Cast, *, verify: bool) -> None:
+    def __init__(
+        self, machine: Machine, entries: Sequence[Entry], cast: Cast, *, verify: bool = False
+    ) -> None:
         self.machine = machine
-        self.recording = recording
+        self.entries = entries
+        self.acting = False
+        """Whether what comes in right now comes in again."""
         self.verify = verify
         self.driver = Driver(machine)
         self._cast = cast
-        self._at = 0
+        self.at = 0
+        """How many have had their moment."""
         self._leaves: Leaves = {}
         self._checkpoints = 0
         self.compared = 0
         """Checkpoints that were the same."""
-        machine.pcpu.turns = recording.head.turns
 
     @property
     def next_entry(self) -> Entry | None:
         """What is to come in next; None: that was all."""
-        entries = self.recording.entries
-        return entries[self._at] if self._at < len(entries) else None
-
-    @property
-    def finished(self) -> Finish | None:
-        """How the recorded run ended, once that moment has come."""
-        return self.recording.finish if self.next_entry is None else None
+        return self.entries[self.at] if self.at < len(self.entries) else None
 
     def begin(self) -> None:
         """Let in what came in before anything ran. Diverged, ReplayError."""
         while isinstance(self.next_entry, Taken) and self.driver.has_reached(self.next_entry.moment):
             self._do(self.next_entry)
 
-    def run(self, until: Until) -> Outcome | None:
-        """Run until `until` says so, or (None) to the end of the recording. Diverged, ReplayError."""
-        machine, driver = self.machine, self.driver
-        until.begin(machine)
+    def run(self, until: Until, *, beyond: bool = False) -> Outcome | None:
+        """Run until `until` says so, or (None) all entries have had their moment. Diverged, ReplayError.
+
+        `beyond`: then the machine runs on by itself.
+        """
+        until.begin(self.machine)
         try:
             while True:
-                entry = self.next_entry
-                if entry is None:
-                    return None
-                if driver.has_reached(entry.moment):
+                while (entry := self.next_entry) is not None and self.driver.has_reached(entry.moment):
                     self._do(entry)
-                    continue
-                outcome = until.outcome(machine)
+                if entry is None and not beyond:
+                    return None
+                if entry is None:
+                    self.machine.settle()
+                outcome = until.outcome(self.machine)
                 if outcome is not None:
                     return outcome
-                if not driver.advance(entry.moment, until.limit()):
-                    raise Diverged(
-                        f"at {machine.position} nothing will ever happen again, and the recorded run went on"
-                        f" to {entry.moment.position}"
-                    )
+                if not self.advance(until.limit()):
+                    return Outcome.DEADLOCK
         finally:
-            until.end(machine)
+            until.end(self.machine)
+
+    def advance(self, limit: int | None = None) -> bool:
+        """What is to come in now, and one turn, or idle time. False: nothing will ever happen again."""
+        while (entry := self.next_entry) is not None and self.driver.has_reached(entry.moment):
+            self._do(entry)
+        goes_on = self.driver.advance(None if entry is None else entry.moment, limit)
+        if not goes_on and entry is not None:
+            raise Diverged(
+                f"at {self.machine.position} nothing will ever happen again, and the recorded run went on"
+                f" to {entry.moment.position}"
+            )
+        return goes_on
+
+    def end(self) -> None:
+        """Something else has come in: what is left never will."""
+        self.entries = self.entries[: self.at]
 
     def _do(self, entry: Entry) -> None:
-        self._at += 1
+        self.at += 1
         if isinstance(entry, Taken):
             self.driver.perform(entry.moment, lambda: self._take_all(entry))
         elif isinstance(entry, Checkpoint):
@@ -80,15 +95,18 @@ class Player:
         self._take(entry)
         following = self.next_entry
         while isinstance(following, Taken) and following.moment.goes_with(entry.moment):
-            self._at += 1
+            self.at += 1
             self._take(following)
             following = self.next_entry
 
     def _take(self, entry: Taken) -> None:
+        self.acting = True
         try:
             answer = perform(self.machine, entry.verb, entry.arguments, self._cast)
         except StateError as error:
             raise ReplayError(f"the recording cannot be replayed: {error.where} {error.why}") from error
+        finally:
+            self.acting = False
         if answer != entry.answer:
             raise Diverged(
                 f"at {entry.moment.position} {entry.verb!r} is answered with {_told(answer)},"
