@@ -16,7 +16,7 @@ here. No state lives outside the `Machine`.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from pyhv.board import USUAL_DOMAINS, Board
@@ -33,6 +33,7 @@ from pyhv.domain.relations import relations
 from pyhv.domain_builder import DomainBuilder, check
 from pyhv.errors import ConfigError
 from pyhv.events.timers import TimerQueue
+from pyhv.frozen import frozen
 from pyhv.lane import require as require_lane
 from pyhv.loader.image import KernelImage
 from pyhv.loader.origin import Origin
@@ -52,7 +53,7 @@ from pyhv.xenstore.limits import StoreError
 from pyhv.xenstore.peers import introduce_peers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MachineConfig:
     """A machine: `memory_pages` for the guests together, how time passes, and the scheduler.
 

@@ -15,6 +15,7 @@ from pyhv.cpu.exits import ExitKind
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
+from pyhv.frozen import frozen
 from pyhv.state import Plain, Tally, construct, entries, state, typed
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
@@ -48,7 +49,7 @@ class Counts:
         self.table_updates += other.table_updates
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """What is left of a domain: nothing on the machine, and this for who has asked for it."""
 

@@ -7,8 +7,9 @@ field of `SharedLayout` (shared_info, vcpu_info) or `ContextLayout` (vcpu_guest_
 one for 64 and one for 32 bits. The `GC_*` constants are the 64-bit context's.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+from pyhv.frozen import frozen
 
 MAX_LEGACY_VCPUS: Final = 32
 """Slots of `vcpu_info` in `shared_info`."""
@@ -46,7 +47,7 @@ FIFO_QUEUES: Final = 16
 """Priorities, 0 the most urgent; each vCPU has a queue for each."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SharedLayout:
     """What of `shared_info` and `vcpu_info` depends on the guest's width."""
 
@@ -102,7 +103,7 @@ GC_GS_BASE_KERNEL: Final = 5152
 GC_GS_BASE_USER: Final = 5160
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextLayout:
     """Offsets of `vcpu_guest_context`. A field that only one width has is None in the other."""
 

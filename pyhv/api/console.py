@@ -7,17 +7,17 @@ sink.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from pyhv.devices.console_log import ConsoleSink
+from pyhv.frozen import frozen
 from pyhv.state import Tally
 
 KEPT: Final = 1 << 20
 """Bytes of a console's end that are kept if nothing else is said."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConsoleNotes:
     """A console as plain data."""
 
@@ -26,7 +26,7 @@ class ConsoleNotes:
     seen: Tally
 
 
-@dataclass(frozen=True)
+@frozen
 class Found:
     """What was expected: the text before it, the match itself, and its groups."""
 

@@ -9,7 +9,7 @@ import functools
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Protocol, TypeAlias
 
 from pyhv.abi.numbers import Hypercall, Shutdown
@@ -22,6 +22,7 @@ from pyhv.domain.domain import Domain
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
 from pyhv.errors import ConfigError, PyhvError
+from pyhv.frozen import frozen
 from pyhv.loader.image import Symbol, SymbolTable
 from pyhv.loader.origin import NOWHERE, Origin
 from pyhv.machine import Machine
@@ -43,7 +44,7 @@ class GuestFailed(PyhvError, AssertionError):
     """A guest that did not do what was expected of it; the message has the end of its console."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ran:
     """What a command in a guest's shell answered; true if it succeeded, which is `status` 0."""
 
@@ -55,7 +56,7 @@ class Ran:
         return self.status == 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class End:
     """How a guest ended: `reason` is poweroff, reboot, crash, watchdog, soft_reset, halt or destroyed.
 

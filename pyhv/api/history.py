@@ -17,13 +17,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from pyhv.api.console import Console
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, ReplayError
+from pyhv.frozen import frozen
 from pyhv.loader.image import KernelImage, SymbolTable
 from pyhv.machine import Machine
 from pyhv.outside import Command, Position, Where
@@ -74,7 +74,7 @@ class Rememberer(Protocol):
         """Have them print there again."""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Kept:
     """A moment that the machine can be put back to; `index` entries had come in before."""
 

@@ -2,13 +2,13 @@
 """Functions as observers of a machine: they are told exits, or hypercalls with their guest and arguments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyhv.abi.numbers import Hypercall
 from pyhv.api.guest import Guest
 from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind, ExitRecord
+from pyhv.frozen import frozen
 
 _NUMBERS: Final = frozenset(Hypercall)
 _ARGUMENTS: Final = {
@@ -17,7 +17,7 @@ _ARGUMENTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HypercallMade:
     """A hypercall that a guest is making: five argument registers, whatever it uses of them."""
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a machine's user knows of it, as plain data: the notes of a snapshot."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyhv.abi.layout import u16, u64
 from pyhv.api.console import ConsoleNotes
 from pyhv.errors import SnapshotError
+from pyhv.frozen import frozen
 from pyhv.state import Tally, construct
 
 if TYPE_CHECKING:
     from pyhv.snapshot.snapshot import Snapshot
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GuestNotes:
     """A guest as plain data, but for its domain."""
 
@@ -26,7 +26,7 @@ class GuestNotes:
     symbols: list[tuple[str, u64]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MachineNotes:
     """What a machine's user knows of it, for a snapshot."""
 

@@ -4,13 +4,14 @@
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from pyhv.cli.messages import is_verbose
+from pyhv.frozen import frozen
 
 if TYPE_CHECKING:
     from pyhv.cli.saving import SaveOptions
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 NANOSECONDS: Final = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunWords:
     """What was said of a run, as it was said; times in seconds."""
 
@@ -137,7 +138,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def collected(*args: Any, **words: Any) -> None:
-        how = RunWords(**{name: words.pop(name) for name in RunWords.__slots__})
+        how = RunWords(**{field.name: words.pop(field.name) for field in fields(RunWords)})
         if how.save is None and (how.save_when is not None or how.save_after is not None):
             raise click.UsageError("--save-when and --save-after need --save: where to.")
         command(*args, how=how, **words)

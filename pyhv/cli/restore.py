@@ -11,7 +11,6 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +21,7 @@ from pyhv.cli.messages import say, verbose_option
 from pyhv.cli.options import RunWords, run_options
 from pyhv.cli.verdict import SEVERITY, worst
 from pyhv.errors import ExitCode, PyhvError
+from pyhv.frozen import frozen
 
 if TYPE_CHECKING:
     from pyhv.cli.session import RunOptions, Session
@@ -66,7 +66,7 @@ def restore(
     context.exit(copies[0].run() if count == 1 else _run_all(copies))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Copy:
     """One machine to be made of a snapshot; `number` is its own among several."""
 

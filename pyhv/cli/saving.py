@@ -4,16 +4,16 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyhv
 from pyhv.cli.messages import say
 from pyhv.errors import EnvironmentProblem
+from pyhv.frozen import frozen
 from pyhv.until import Nanoseconds, Until, When
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SaveOptions:
     """When the machine is saved. Neither `when` nor `after_ns`: when the run ends before its guests do."""
 

@@ -27,6 +27,7 @@ from pyhv.cli.messages import printable, say
 from pyhv.cli.saving import SaveOptions, Saver, Sought, check_directory
 from pyhv.cli.verdict import CONVENTIONS, Plain, Watcher, worst
 from pyhv.errors import ExitCode
+from pyhv.frozen import frozen
 from pyhv.images.source import Source
 from pyhv.observe.digest import Digest
 from pyhv.observe.trace import Trace
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pyhv.api.stub import GdbStub
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GuestOptions:
     """One domain to be. `verdict` is how its output is judged, a key of `verdict.CONVENTIONS`."""
 
@@ -45,7 +46,7 @@ class GuestOptions:
     verdict: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RunOptions:
     """How to run and what to keep of it. `console` is the option's text; times in ns of machine time."""
 
@@ -68,7 +69,7 @@ class RunOptions:
         return self.virtual_time or self.record is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class BootOptions:
     """What to boot; what is not said of each guest is said of all."""
 

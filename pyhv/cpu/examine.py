@@ -10,12 +10,12 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from pyhv.cpu.host import executable_memory_refused
 from pyhv.errors import EngineError, GuestCrash
+from pyhv.frozen import frozen
 from pyhv.lane import ACTIVE, PLAIN
 
 LIBRARIES: Final = (
@@ -34,7 +34,7 @@ class State(Enum):
     """pyhv does not run."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Finding:
     """One row: what was looked at, what it means, and what was found in words."""
 

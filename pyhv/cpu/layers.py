@@ -21,7 +21,6 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -30,6 +29,7 @@ import numpy.typing as npt
 
 from pyhv.address import PAGE_SHIFT
 from pyhv.errors import EnvironmentProblem
+from pyhv.frozen import frozen
 
 MfnArray = npt.NDArray[np.int64]
 
@@ -123,7 +123,7 @@ class Layer:
             raise EnvironmentProblem(f"the host refuses a view of a snapshot's memory ({reason})")
 
 
-@dataclass(frozen=True)
+@frozen
 class Image:
     """The contents of a RAM at one moment. Nothing changes it; the layers live as long as it does."""
 

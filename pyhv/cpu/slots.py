@@ -11,7 +11,6 @@ of `guard.py` and of `tuning/`. It never raises for a library of another form: i
 import ctypes
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from pyhv.cpu import binding
 from pyhv.cpu.once import once
+from pyhv.frozen import frozen
 
 _PT_DYNAMIC, _PT_NOTE, _PF_X = 2, 4, 1
 _PT_LOAD: Final = 1
@@ -39,7 +39,7 @@ class _DlInfo(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
+@frozen
 class Library:
     """One loaded library.
 

@@ -13,12 +13,12 @@ import mmap
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pyhv.cpu import binding
 from pyhv.cpu.native_code import code
 from pyhv.cpu.once import once
+from pyhv.frozen import frozen
 
 _READ: Final = "rdtsc; shl rdx, 0x20; or rax, rdx; ret"
 _CALIBRATION_NS: Final = 12_000_000
@@ -26,7 +26,7 @@ _SLOW: Final = 100_000
 """The guest's clock is set this fraction (1/100,000) slow: refreshing its record never turns it back."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TscRate:
     """A TSC's frequency as pvclock tells it: ns = ((ticks << shift) * mul) >> 32, shift may be negative."""
 

@@ -11,7 +11,6 @@ A back end does not run its guest and does not wait. What it writes it writes th
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from pyhv.abi.domid import DOMID_SELF
@@ -20,13 +19,14 @@ from pyhv.clock import Clock
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.errors import ConfigError
 from pyhv.events.channels import DeviceName, EventChannels
+from pyhv.frozen import frozen
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.physical import FramePage
 from pyhv.state import Plain
 from pyhv.xenstore.store import Store
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Link:
     """What domain 0 has for its back ends."""
 

@@ -8,7 +8,6 @@ the guest's hypercall.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pyhv.abi.layout import u16, u32
@@ -20,6 +19,7 @@ from pyhv.devices.console_log import ConsoleLog, ConsoleSink
 from pyhv.devices.store_backend import StoreBackend
 from pyhv.events.channels import DeviceName, EventChannels
 from pyhv.events.delivery import Unshared
+from pyhv.frozen import frozen
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.physical import FramePage
 from pyhv.state import Plain, Said, entries, refusal, restore, state, typed
@@ -33,7 +33,7 @@ KINDS: Final[dict[str, type[Backend]]] = {one.kind: one for one in (ConsoleBacke
 SinkFor = Callable[[int], ConsoleSink]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Saved:
     """A device as plain data."""
 

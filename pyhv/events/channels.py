@@ -31,6 +31,7 @@ from pyhv.clock import STEPS_A_LOOK
 from pyhv.errors import XenError
 from pyhv.events.delivery import Effect, PendingBits
 from pyhv.events.fifo import Fifo, check_control_block
+from pyhv.frozen import frozen
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, cache, entries, refusal, restore, say, typed
 
@@ -47,7 +48,7 @@ NR_PIRQS: Final = 256
 _NOTHING, _NEWLY_PENDING, _UPCALL = Effect.NOTHING, Effect.NEWLY_PENDING, Effect.UPCALL
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PortStatus:
     """EVTCHNOP_status' answer. Fields that the state has no use for are 0."""
 
@@ -58,7 +59,7 @@ class PortStatus:
     virq: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceName:
     """A back end in the hypervisor: the device's kind, its guest, and which one of those it is."""
 

@@ -15,7 +15,6 @@ one that knows where it is.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pyhv.abi.errno import Errno
@@ -33,6 +32,7 @@ from pyhv.abi.shared import (
 from pyhv.address import MASK32, MASK64, PAGE_SIZE, Mfn
 from pyhv.cpu.words import octets
 from pyhv.errors import XenError
+from pyhv.frozen import frozen
 from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, construct, refusal
 
@@ -208,7 +208,7 @@ class VcpuInfo:
         self._put(page, offset)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Saved:
     """The state of a `vcpu_info`'s place: None while it is in the shared page."""
 

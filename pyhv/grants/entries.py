@@ -17,11 +17,11 @@ This module reads and writes entries; what they permit is for `table` to say.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
 from pyhv.abi.grants import EntryFlag
 from pyhv.address import MASK32, PAGE_SIZE
+from pyhv.frozen import frozen
 from pyhv.shared_page import SharedPage
 
 STATUS_SIZE: Final = 2
@@ -33,7 +33,7 @@ _START_MASK: Final = 0x7FFF
 IN_USE: Final = EntryFlag.READING | EntryFlag.WRITING
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GrantEntry:
     """What an entry said when it was read; in version 1 its flags have the "in use" bits too.
 

@@ -22,6 +22,7 @@ from pyhv.abi.grants import RESERVED_ENTRIES, EntryFlag, GrantStatus, MapFlag
 from pyhv.abi.layout import u8, u16, u32
 from pyhv.address import MASK32, PAGE_SIZE, Mfn
 from pyhv.errors import XenError
+from pyhv.frozen import frozen
 from pyhv.grants.entries import IN_USE, STATUS_SIZE, Entries, EntriesV1, EntriesV2, GrantEntry
 from pyhv.grants.status import GrantError
 from pyhv.shared_page import SharedPage
@@ -98,7 +99,7 @@ class _Saved:
     loans: dict[u32, Loan]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CopyGrant:
     """What a copy may touch: bytes `start` .. `start + length` of `frame`, which `owner` must own."""
 

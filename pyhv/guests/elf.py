@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyhv.address import PAGE_MASK
+from pyhv.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class _Class:
     """What the two ELF classes do not share: structures and the numbers that name them."""
 
@@ -67,7 +68,7 @@ STT_NOTYPE, STT_OBJECT, STT_FUNC = 0, 1, 2
 """Symbol types: a place inside a routine, data, a routine."""
 
 
-@dataclass(frozen=True)
+@frozen
 class ElfSymbol:
     """One label: its virtual address, the bytes up to the next label (0 = unknown), section by name."""
 
@@ -79,7 +80,7 @@ class ElfSymbol:
     local: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class ElfLayout:
     """The image's memory: three neighbouring ranges, each beginning on a page; physical = virtual."""
 

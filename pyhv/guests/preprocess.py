@@ -27,6 +27,7 @@ from typing import Final
 
 from pyhv.cpu.assembler import label_of
 from pyhv.errors import ImageError
+from pyhv.frozen import frozen
 from pyhv.loader.notes import Elfnote
 
 MAX_DEPTH: Final = 32
@@ -41,7 +42,7 @@ class Section(enum.Enum):
     BSS = ".bss"
 
 
-@dataclass(frozen=True)
+@frozen
 class Statement:
     """One line for the assembler, with its place in the sources ("hello.S:12")."""
 
@@ -50,7 +51,7 @@ class Statement:
     origin: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Note:
     """One `.xen_note`: a string, a number or the name of a label."""
 
@@ -60,7 +61,7 @@ class Note:
     origin: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Label:
     """A label under its full name; `local` if it was written with a leading dot."""
 
@@ -80,7 +81,7 @@ class Program:
     """Of the processor's mode, in bits."""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Macro:
     name: str
     parameters: tuple[str, ...]

@@ -2,13 +2,13 @@
 """grant_table_op: copy between granted pages, and give whole pages away (public header `grant_table.h`)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.abi.grants import CopyFlag, GrantStatus
 from pyhv.abi.numbers import Gnttab
 from pyhv.abi.structs import GnttabCopy, GnttabTransfer
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE
+from pyhv.frozen import frozen
 from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.hypercalls.context import Call
@@ -18,7 +18,7 @@ from pyhv.hypercalls.grants import living, on_each, table_of
 _SOURCE_GREF, _DEST_GREF = CopyFlag.SOURCE_GREF.value, CopyFlag.DEST_GREF.value
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Side:
     """One side of a copy, held: bytes `start` .. `end` of a frame may be touched."""
 

@@ -12,14 +12,14 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from pyhv.address import MASK32, MASK64
+from pyhv.frozen import frozen
 from pyhv.hypercalls.context import Call
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ArgumentType:
     """A C type of the hypercalls: its name, and how many bits of it guests of either width pass."""
 
@@ -38,7 +38,7 @@ _SPELT_OUT: Final = 5
 """Arguments of a hypercall, at most; in a 32-bit guest's six words if one of them has 64 bits."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Argument:
     """One argument of a hypercall."""
 

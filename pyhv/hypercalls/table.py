@@ -18,13 +18,13 @@ mistake and end the import. A number that is in no table returns ENOSYS, as on X
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, TypeVar
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.layout import AbiStruct
 from pyhv.abi.numbers import NR_HYPERCALLS, Hypercall
 from pyhv.errors import XenError
+from pyhv.frozen import frozen
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.signature import Form, form_of
 
@@ -41,7 +41,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R", int, None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One hypercall: its number, its handler, and its form for guests of either width."""
 
@@ -94,7 +94,7 @@ def hypercall(
     return enter
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SubOperation:
     """One command of a multiplexed hypercall, for people; `structure` is what its argument points to."""
 

@@ -11,12 +11,12 @@ complete one no tool and no network is needed. How packages are fetched is `arch
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pyhv.cache import cache_directory, store_whole
 from pyhv.errors import EnvironmentProblem
+from pyhv.frozen import frozen
 from pyhv.images.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _VMLINUZ: Final = re.compile(r"\./(boot|usr/lib/.*)/vmlinuz[^/]*")
 _BUSYBOX: Final = re.compile(r"\./(usr/)?bin/busybox")
 
 
-@dataclass(frozen=True)
+@frozen
 class DebianFiles:
     """What boots Debian's kernel. `vmlinux` is what `vmlinuz` unpacks to; it saves half a second a boot."""
 

@@ -8,16 +8,16 @@ The cache is $XDG_CACHE_HOME/pyhv/packaged, one directory for each kernel and su
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pyhv.cache import cache_directory
 from pyhv.errors import EnvironmentProblem
+from pyhv.frozen import frozen
 from pyhv.images.progress import Progress
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Packaged:
     """Where a kernel is: the package, the file in it (a pattern), the suite if the host's will not do."""
 
@@ -27,7 +27,7 @@ class Packaged:
     architecture: str = "amd64"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PackagedFile:
     """A kernel in the cache, and its package with the version."""
 

@@ -6,11 +6,12 @@ A word is the name of a guest that comes with pyhv, or of a kernel that Debian p
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from pyhv.errors import ImageError
+from pyhv.frozen import frozen
 from pyhv.guests.catalogue import BUILTIN, HOSTILE
 from pyhv.images import debian, kernels
 from pyhv.images.built import built_file, built_once
@@ -33,7 +34,7 @@ BUILTIN_MIB: Final = 16
 FILE_MIB: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """A kernel with what it needs by default. `memory` in MiB."""
 

@@ -14,8 +14,9 @@ This module reads no file and knows no memory.
 """
 
 import struct
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from pyhv.frozen import frozen
 
 _EHDR: Final = 64
 _HEADERS: Final = 4 * _EHDR
@@ -44,7 +45,7 @@ _FORMS: Final = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class BsdSymbols:
     """What it is made of, as it stands in the file: both headers, both tables."""
 

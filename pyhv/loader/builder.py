@@ -9,7 +9,6 @@ part.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from pyhv.abi.structs import StartInfo
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 from pyhv.address import ENTRIES, MASK32, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, MachineAddress, Mfn, Pfn, Va
 from pyhv.errors import ConfigError
+from pyhv.frozen import frozen
 from pyhv.loader.image import KernelImage, LoadSegment
 from pyhv.loader.layout import Layout, TableRun, p2m_entry, table_number, top_level
 
@@ -55,7 +55,7 @@ class GuestPages(Protocol):
         """Store `data` from byte `offset` (below 4096) of page `pfn` on; it may run into later pages."""
 
 
-@dataclass(frozen=True)
+@frozen
 class BootState:
     """What the machine needs to start vCPU 0 and to connect the rings."""
 

@@ -12,11 +12,12 @@ How the three kinds of address of a loaded byte hang together:
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from pyhv.address import PAGE_MASK, Va
+from pyhv.frozen import frozen
 from pyhv.loader.bsdsyms import BsdSymbols
 from pyhv.loader.notes import Pae, XenNotes
 
@@ -51,7 +52,7 @@ class Symbol(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True)
+@frozen
 class SymbolTable:
     """The bytes of `.symtab` and of the string table it links to."""
 
@@ -81,7 +82,7 @@ class SymbolTable:
         return tuple(sorted(found))
 
 
-@dataclass(frozen=True)
+@frozen(slots=False)
 class KernelImage:
     """A parsed kernel. `kind` is "ELF", "bzImage (xz)" and so on; sizes in bytes."""
 

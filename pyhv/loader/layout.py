@@ -13,11 +13,11 @@ Page tables are numbered and counted alike in both guest classes; a 32-bit (PAE)
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pyhv.address import ENTRIES, MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE, Pfn, Va, guest_may_use, pages_of
 from pyhv.errors import ConfigError, ImageError
+from pyhv.frozen import frozen
 from pyhv.loader.accept import objections
 from pyhv.loader.image import KernelImage
 
@@ -49,7 +49,7 @@ class Extent(NamedTuple):
         return Pfn(self.pfn + self.pages)
 
 
-@dataclass(frozen=True)
+@frozen
 class TableRun:
     """Neighbouring page tables of one level, in neighbouring pages from `pfn` on.
 
@@ -62,7 +62,7 @@ class TableRun:
     pfn: Pfn
 
 
-@dataclass(frozen=True)
+@frozen
 class Layout:
     """A plan for one image in a domain of `nr_pages` pages; `used_pages` of them are spoken for."""
 

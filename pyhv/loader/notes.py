@@ -21,10 +21,10 @@ import enum
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT
+from pyhv.frozen import frozen
 
 MAX_NOTES: Final = 65536
 """Records that are read of one file, of whatever owner; what follows them is not seen."""
@@ -144,7 +144,7 @@ class FeatureWish(NamedTuple):
         return self.name in BUILDER_FEATURES
 
 
-@dataclass(frozen=True)
+@frozen
 class XenNotes:
     """Everything an image told Xen; `None` (or empty) where it said nothing. Addresses are virtual."""
 

@@ -6,15 +6,16 @@ What is found again is not believed to be what it was: its fingerprint tells.
 
 import enum
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
+from pyhv.frozen import frozen
 from pyhv.loader.image import KernelImage
 
 _SIZE: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """A kernel and its ramdisk in the words with which a person named them; paths are absolute."""
 

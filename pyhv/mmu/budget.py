@@ -4,18 +4,18 @@
 `PageTables.within` sets the budget of what is being done; `stepwise.py` does what is beyond it.
 """
 
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyhv.abi.errno import Errno
 from pyhv.errors import XenError
+from pyhv.frozen import frozen
 
 NO_LIMIT: Final = 1 << 62
 MOST_AT_ONCE: Final = 64
 """Tables that are approved in one step where large trees are approved in several."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Budget:
     """How much one request may do to whole tables at once."""
 

@@ -12,13 +12,14 @@ Not counted are iret, which has no result, and what the `status` of a grant oper
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from pyhv.abi.errno import Errno
 from pyhv.abi.numbers import Hypercall
 from pyhv.errors import GuestCrash, XenError
+from pyhv.frozen import frozen
 from pyhv.hypercalls.context import Call
 from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
 from pyhv.hypercalls.signature import Form
@@ -108,7 +109,7 @@ class Answers:
         return counted
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """A hypercall, or a command of one: how often it was made, and which answers were seen."""
 

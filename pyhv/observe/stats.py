@@ -4,11 +4,11 @@
 The machine counts as it goes; this module only reads it, when the run is over.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyhv.clock import VirtualClock
 from pyhv.cpu.exits import ExitKind
+from pyhv.frozen import frozen
 from pyhv.machine import Machine
 from pyhv.observe.trace import hypercall_name
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Statistics:
     """Totals over all domains; times in ns. `exits` and `hypercalls` have no zero entries, largest first."""
 

@@ -7,7 +7,6 @@ may be made up by anybody: each argument has its bounds, and what the machine it
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
 
 from pyhv.abi.layout import u16, u32, u64
@@ -15,6 +14,7 @@ from pyhv.devices.console_log import ConsoleSink
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import PyhvError
+from pyhv.frozen import frozen
 from pyhv.loader.image import KernelImage
 from pyhv.loader.origin import Origin, fingerprint, fingerprint_of
 from pyhv.machine import Machine
@@ -48,7 +48,7 @@ _DROPPED: Final[dict[str, Callable[[int], None]]] = {"arrived": lambda _address:
 """Arguments that are whoever listens: on replay nobody does."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CreateRecord:
     """A domain that was created: of its image and ramdisk what is needed to find them, and to know them."""
 

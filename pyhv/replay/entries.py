@@ -15,7 +15,7 @@ numbers from then on.
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Final
 
 import msgpack
@@ -23,6 +23,7 @@ import zstandard
 
 from pyhv.abi.layout import u8, u16, u32
 from pyhv.errors import ReplayError, SnapshotError, StateError
+from pyhv.frozen import frozen
 from pyhv.outside import Position, Where
 from pyhv.replay.commands import VERBS, checked
 from pyhv.replay.leaves import Leaves
@@ -50,7 +51,7 @@ _MOST_SAID: Final = 1 << 26
 """Bytes of a checkpoint, decompressed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Base:
     """The snapshot from which the recorded machine began; its file lies beside the recording's."""
 
@@ -58,7 +59,7 @@ class Base:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Head:
     """How a recorded machine began; `config` is what `snapshot/whole.py` says."""
 
@@ -74,7 +75,7 @@ class Head:
     base: Base | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Moment:
     """A position, and what was going on besides."""
 
@@ -91,7 +92,7 @@ class Moment:
         return same and (mine.turns, mine.exits) == (others.turns, others.exits)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Taken:
     """A command that came in."""
 
@@ -101,7 +102,7 @@ class Taken:
     answer: Plain
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checkpoint:
     """The machine's state, leaf by leaf: what has changed since the one before."""
 
@@ -110,7 +111,7 @@ class Checkpoint:
     gone: list[str] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finish:
     """The run came to an end."""
 
@@ -171,7 +172,7 @@ def head_record(head: Head) -> list[Any]:
 # -- reading -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class RecordedRun:
     """A recording that was read and understood."""
 

@@ -14,13 +14,13 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import msgpack
 
 from pyhv.errors import ReplayError
+from pyhv.frozen import frozen
 
 MAGIC: Final = b"PYHVRECD"
 VERSION: Final = 1
@@ -91,7 +91,7 @@ class LogWriter:
             raise ReplayError(f"{self._path}: the recording cannot be written ({error.strerror})") from error
 
 
-@dataclass(frozen=True)
+@frozen
 class LogContent:
     """A file's records, taken apart but not yet understood."""
 

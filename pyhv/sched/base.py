@@ -25,10 +25,10 @@ Writing a scheduler: subclass `Scheduler`, implement its methods, add it to `pyh
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from pyhv.errors import ConfigError
+from pyhv.frozen import frozen
 from pyhv.state import Plain
 
 VcpuName = tuple[int, int]
@@ -62,7 +62,7 @@ class SchedParameters(NamedTuple):
     """The domain's ceiling in percent of one pCPU; 0 is none."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decision:
     """The answer of `pick`: run `vcpu` for at most `slice_ns` nanoseconds.
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from pyhv.abi.numbers import VcpuState
+from pyhv.frozen import frozen
 from pyhv.state import Nanoseconds
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunstateRecord:
     """`vcpu_runstate_info`: the state, the system time it was entered, and ns spent in each state."""
 

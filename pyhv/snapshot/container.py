@@ -20,7 +20,6 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -28,6 +27,7 @@ import msgpack
 import zstandard
 
 from pyhv.errors import SnapshotError
+from pyhv.frozen import frozen
 from pyhv.snapshot.compression import expand
 from pyhv.snapshot.pages import PageWriter
 
@@ -45,7 +45,7 @@ _MOST_VALUES: Final = 1 << 24
 that has all the event channels of FIFO delivery accounts for a million."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Content:
     """What a snapshot's file says, taken apart but not yet understood."""
 

@@ -7,7 +7,7 @@ is what whoever takes it wants to find again, plain data of his own.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, SnapshotError, StateError
+from pyhv.frozen import frozen
 from pyhv.machine import Machine
 from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter, read_pages
@@ -30,7 +31,7 @@ from pyhv.version import VERSION
 _Frames = Annotated[int, range(frames_for(MAX_MEMORY_PAGES, DOMID_FIRST_RESERVED))]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GuestAbout:
     """What a person wants to know of a guest; `verdict` is how the command line judges its output."""
 
@@ -44,7 +45,7 @@ class GuestAbout:
     """Empty: none was named."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class About:
     """What a person wants to know of a snapshot: its file's head. Only memory's size is rebuilt from it."""
 
@@ -57,7 +58,7 @@ class About:
     """When its file was, in UTC; empty: there is none."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Snapshot:
     """A moment of a machine. Nothing changes it; any number of machines can go on from it."""
 

@@ -12,7 +12,6 @@ code. Engines that exist keep what they have translated of frames that have not 
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pyhv.abi.layout import u8, u16, u32
@@ -22,6 +21,7 @@ from pyhv.cpu.layers import Image
 from pyhv.devices.toolstack import SinkFor
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import SnapshotError
+from pyhv.frozen import frozen
 from pyhv.hypercalls.context import WATCHDOGS
 from pyhv.machine import Machine, MachineConfig
 from pyhv.mmu.physical import FramePage
@@ -37,7 +37,7 @@ _WHOLE: Final = dict.fromkeys(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class ConfigRecord:
     """What of a machine's configuration its guests can feel."""
 
@@ -54,7 +54,7 @@ class ConfigRecord:
         return int(self.seed)
 
 
-@dataclass(frozen=True)
+@frozen
 class DomainRecord:
     """A domain as plain data: what it takes to make it, and what it says of itself."""
 
@@ -69,7 +69,7 @@ class DomainRecord:
     counts: Counts
 
 
-@dataclass(frozen=True)
+@frozen
 class _TurnRecord:
     domid: u16
     vcpu: u8

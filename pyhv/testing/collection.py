@@ -14,12 +14,13 @@ like a kernel, or like the assembly source of one.
 
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from pyhv.frozen import frozen
 from pyhv.testing.fixtures import options, told, used
 from pyhv.testing.marker import GuestSpec, Wanted
 
@@ -34,7 +35,7 @@ _BZIMAGE: Final = b"HdrS"
 _BZIMAGE_AT: Final = 0x202
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """Which files are kernels, and how they are booted."""
 

@@ -32,6 +32,7 @@ from pyhv.api.guest import Guest
 from pyhv.devices.store_backend import StoreBackend
 from pyhv.errors import ConfigError, XenError
 from pyhv.events.channels import PortStatus
+from pyhv.frozen import frozen
 from pyhv.hypercalls.context import Again, Call
 from pyhv.hypercalls.mmulists import tell_done
 from pyhv.hypercalls.registry import COMMANDS
@@ -59,7 +60,7 @@ _LONGEST_DELAY: Final = 1e6
 """Seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attempt:
     """A hypercall that is about to be performed, for `when`: its arguments as its handler takes them."""
 
@@ -67,7 +68,7 @@ class Attempt:
     arguments: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoreRequest:
     """A request to the store, for `when`."""
 

@@ -10,11 +10,13 @@ read. The nearest level that has one decides: a function's marker replaces its m
 nothing of pyhv: pytest loads it for everybody.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
+from pyhv.frozen import frozen
 
 GUEST: Final = "guest"
 MACHINE: Final = "pyhv_machine"
@@ -29,7 +31,7 @@ MARKERS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GuestSpec:
     """One guest that is wanted, as `pyhv.Machine.boot` takes it; `beside` is where its paths begin."""
 
@@ -56,7 +58,7 @@ class GuestSpec:
         return "the guest from source" if self.written_out else self.image
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """What a test wants; equal ones can share a booted machine."""
 

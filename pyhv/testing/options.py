@@ -5,10 +5,11 @@ The command line wins. What is wrong with a value is a usage error of pytest, on
 """
 
 import random
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
+
+from pyhv.frozen import frozen
 
 SEED, TIMEOUT = "pyhv_seed", "pyhv_timeout"
 DEFAULT_TIMEOUT: Final = 120.0
@@ -16,7 +17,7 @@ DEFAULT_TIMEOUT: Final = 120.0
 RANDOM: Final = "random"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What holds for the session."""
 

@@ -9,12 +9,12 @@ not survive the truth.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyhv.abi.x86 import EFER_LONG_MODE, EFER_VALUE, PAT_VALUE, Msr, Vector
 from pyhv.address import MASK32, MASK64, is_canonical
 from pyhv.cpu import vmcb as v
+from pyhv.frozen import frozen
 from pyhv.traps.guestcpu import GuestCpu
 
 CPUID_FAULTING_AVAILABLE: Final = 1 << 31
@@ -34,7 +34,7 @@ Reader = Callable[[GuestCpu], int]
 Writer = Callable[[GuestCpu, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Register:
     """A row: registers `first` to `last`. A missing function refuses; `reads` and `writes` are for people."""
 

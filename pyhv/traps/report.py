@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is known of a domain at the moment it crashed, as plain data; `observe/crash.py` prints it."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyhv.address import MASK32, MASK64, mfn_to_cr3
@@ -9,13 +8,14 @@ from pyhv.cpu import vmcb as v
 from pyhv.cpu.exits import ExitKind
 from pyhv.cpu.registers import Registers
 from pyhv.errors import XenError
+from pyhv.frozen import frozen
 from pyhv.traps.guestcpu import GuestCpu
 from pyhv.traps.privileged import fetch
 
 STACK_WORDS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CrashReport:
     """State of the crashed vCPU. `stack` are the words of `width` bits from the stack pointer upwards as far
     as readable; `cr3` is the guest's kernel's; `pc` and `sp` are linear addresses; `last_exits` are (kind,

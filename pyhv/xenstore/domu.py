@@ -9,10 +9,10 @@ meant to write. Device nodes are the back ends' business, not known here.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from pyhv.errors import ConfigError
+from pyhv.frozen import frozen
 from pyhv.xenstore.limits import DOM0, StoreError, domain_path
 from pyhv.xenstore.store import Accessor, Store, Value
 
@@ -30,7 +30,7 @@ _GUEST_LEAVES: Final = (
 _GUEST_DIRECTORIES: Final = ("data", "drivers", "feature", "attr", "error")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DomU:
     """The facts about a new domain that go into the store."""
 

@@ -8,8 +8,9 @@ path that somebody sent into a canonical absolute one, or says no.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from pyhv.frozen import frozen
 
 PAYLOAD_MAX: Final = 4096
 """Longest payload of one message, bytes; a longer one ends the connection."""
@@ -59,7 +60,7 @@ class StoreError(Exception):
         return f"{self.name}: {self.why}" if self.why else self.name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quota:
     """How much one unprivileged domain may hold; the defaults are xenstored's.
 

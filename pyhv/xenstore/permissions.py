@@ -10,9 +10,9 @@ Specified in docs/misc/xenstore.txt. This module knows no paths.
 import enum
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
+from pyhv.frozen import frozen
 from pyhv.xenstore.limits import DOM0, DOMID_MAX, StoreError
 
 
@@ -37,7 +37,7 @@ _LETTER_OF_ACCESS: Final = {access: letter for letter, access in _ACCESS_OF_LETT
 _ENTRY: Final = re.compile(r"([nrwb])([0-9]{1,5})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Permission:
     """One entry of a permission list: `access` never contains `OWNER`, which is a matter of position."""
 
@@ -56,7 +56,7 @@ class Permission:
         return f"{_LETTER_OF_ACCESS[self.access]}{self.domid}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Permissions:
     """A node's whole list, never empty."""
 

@@ -9,9 +9,9 @@ nothing they depend on has moved - they do what they did on the fork. Semantics:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from pyhv.frozen import frozen
 from pyhv.state import refusal
 from pyhv.xenstore.limits import StoreError, lineage, parent_of
 from pyhv.xenstore.permissions import Permissions
@@ -19,7 +19,7 @@ from pyhv.xenstore.saved import Nodes, Numbering, SavedChange, SavedTransaction,
 from pyhv.xenstore.tree import Node, Tree, find, spine
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Create:
     """Make a node, and what is missing above it."""
 
@@ -32,7 +32,7 @@ class Create:
         tree.create(self.path, self.value, self.permissions, generation)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetValue:
     """Replace a node's value."""
 
@@ -44,7 +44,7 @@ class SetValue:
         tree.set_value(self.path, self.value, generation)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetPermissions:
     """Replace a node's permission list."""
 
@@ -56,7 +56,7 @@ class SetPermissions:
         tree.set_permissions(self.path, self.permissions, generation)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Remove:
     """Remove a node and all below it."""
 
@@ -71,7 +71,7 @@ Change = Create | SetValue | SetPermissions | Remove
 """A primitive change to a tree, already permitted and checked."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(by_identity=True)
 class NodeEffect:
     """What watchers hear of: something happened at `path`; `removed` is what was there if it is gone."""
 

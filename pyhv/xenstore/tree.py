@@ -13,9 +13,10 @@ no quota (it only counts who owns how many nodes), and fires no watches.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import ClassVar, Final
 
+from pyhv.frozen import frozen
 from pyhv.xenstore.limits import DOM0, StoreError, components, joined
 from pyhv.xenstore.permissions import PRIVATE_TO_DOM0, Permissions
 
@@ -23,7 +24,7 @@ _RECORD_HEADER: Final = 24
 _RECORD_PERMISSION: Final = 8
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@frozen(by_identity=True)
 class Node:
     """One node. Compared by identity: chains may be too deep for a recursive comparison."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from pyhv.frozen import frozen
 from pyhv.state import given, refusal
 from pyhv.xenstore.limits import StoreError, canonical, domain_path, lineage, parent_of, special
 from pyhv.xenstore.permissions import Access
@@ -61,7 +62,7 @@ class Watch:
         return path[len(domain_path(self.domid)) + 1 :] if self.relative else path
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     """What `watch` is to be told."""
 

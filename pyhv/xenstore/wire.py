@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pyhv.abi.xs_wire import LinkError, Message
+from pyhv.frozen import frozen
 from pyhv.state import Plain, construct, refusal, state
 from pyhv.xenstore.client import NO_TRANSACTION
 from pyhv.xenstore.limits import DOM0, DOMID_MAX, PAYLOAD_MAX, StoreError, domain_path
@@ -40,7 +41,7 @@ def encode(kind: int, req_id: int, tx_id: int, payload: bytes) -> bytes:
     return HEADER.pack(kind, req_id, tx_id, len(payload)) + payload
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """One decoded message from a client."""
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pyhv"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[set[str]] = [
-    {"abi", "address", "cache", "errors", "lane", "shared_page", "state", "version"},
+    {"abi", "address", "cache", "errors", "frozen", "lane", "shared_page", "state", "version"},
     {"cpu", "clock"},
     {"mmu"},
     {"events", "grants", "xenstore", "sched", "board"},
@@ -39,7 +39,7 @@ LAYERS: list[set[str]] = [
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 FOR_THE_COMMAND_LINE = {
-    "api", "cli", "errors", "version",
+    "api", "cli", "errors", "frozen", "version",
     "until",  # policies are combined and given to whoever runs
     "observe",  # digests, traces and tables of a machine's numbers
     "images", "guests", "loader",  # what there is to boot

@@ -82,11 +82,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert [entry.name for entry in tmp_path.iterdir()] == ["machine.snap"]
 
 
-def test_a_directory_that_is_not_there() -> None:
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "machine.snap"
     with pytest.raises(SnapshotError, match="cannot be written"):
-        written({}, Path("/nonexistent/machine.snap"))
+        written({}, path)
     with pytest.raises(SnapshotError, match="cannot be read"):
-        container.read(Path("/nonexistent/machine.snap"))
+        container.read(path)
 
 
 # -- files that are wrong ----------------------------------------------------------------------------------

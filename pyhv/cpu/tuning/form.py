@@ -2,15 +2,15 @@
 """The form of a change to the emulator: what a patch declares (the package tells how to write one)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.trial import Trial
 from pyhv.cpu.tuning import layout
+from pyhv.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Facts:
     """What an initial value of a word may depend on."""
 
@@ -28,7 +28,7 @@ class Facts:
     """Zeroed memory of so many bytes for as long as the engine lives; its address."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Word:
     """A 64-bit word in each tuned engine's block; `initial` gives its value when the engine is made."""
 
@@ -36,7 +36,7 @@ class Word:
     initial: Callable[[Facts], int] = lambda _facts: 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Stub:
     """Native code behind one slot."""
 
@@ -44,7 +44,7 @@ class Stub:
     source: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Pointer:
     """A function pointer in each tuned engine's data, null in the library, and our code for it."""
 
@@ -55,7 +55,7 @@ class Pointer:
     """As a stub's, but nothing stands behind it: it must not arrive at its end."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Patch:
     """One change: all of its stubs are installed, or nothing is."""
 

@@ -8,7 +8,6 @@ that is not attached keeps the library's own paths, whatever else this process d
 import os
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from pyhv.cpu.once import once
@@ -23,12 +22,13 @@ from pyhv.cpu.tuning.catalogue import PATCHES
 from pyhv.cpu.tuning.form import Patch
 from pyhv.cpu.tuning.install import Installation, Unfit
 from pyhv.errors import GuestCrash
+from pyhv.frozen import frozen
 
 SWITCH: Final = "PYHV_ENGINE_TUNING"
 """Environment variable: "0" leaves the library alone."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Tuning:
     """The process's answer: engines can be tuned, or `why_not` is a clause that says why not."""
 
