@@ -21,6 +21,7 @@ None of these needs a test framework: what fails raises AssertionError. The rest
     collection        kernels as tests; judging has what their verdicts mean
     injection         has things go wrong for guests
     coverage          which hypercalls a session has exercised
+    recording         the runs of tests as files, and a test's very run again
     under_test        `pyhv.Machine` and `pyhv.Guest`, a little less forgiving
     machines          made for one test, or booted once and put back for each
 """

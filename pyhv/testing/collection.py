@@ -23,6 +23,7 @@ import pytest
 from pyhv.frozen import frozen
 from pyhv.testing.fixtures import options, told, used
 from pyhv.testing.marker import GuestSpec, Wanted
+from pyhv.testing.recording import RECORDINGS
 
 COLLECT, VERDICT = "pyhv_collect", "pyhv_verdict"
 _WORDS: Final = {
@@ -138,8 +139,11 @@ class KernelItem(pytest.Item):
             machine = machines.fresh(wanted, **options(self.config))
             self.addfinalizer(machine.close)
             used(self).append(machine)
+            recordings = self.config.stash[RECORDINGS]
+            recordings.begin(self, machine)
             machines.boot(machine, wanted)
             judging.judge(machine, verdict)
+            recordings.end(machine, failed=False)
 
     def repr_failure(self, excinfo: "pytest.ExceptionInfo[BaseException]", style: Any = None) -> Any:
         """A verdict is a sentence; what else is raised is told as pytest does."""

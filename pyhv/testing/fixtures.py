@@ -19,6 +19,7 @@ import pytest
 
 from pyhv.testing import marker
 from pyhv.testing.options import SETTINGS, Settings
+from pyhv.testing.recording import RECORDINGS
 
 if TYPE_CHECKING:
     from pyhv.testing.injection import Injector
@@ -39,6 +40,7 @@ _FRESH: Final = frozenset({"guest", "guests"})
 def pyhv_machine(request: pytest.FixtureRequest) -> "Iterator[MachineUnderTest]":
     """A machine in virtual time (`pyhv.Machine`), as `@pytest.mark.pyhv_machine(...)` says; it is the one of
     the fixtures `guest` or `booted_guest` if the test uses them."""
+    recordings = request.config.stash[RECORDINGS]
     if _BOOTED & set(request.fixturenames):
         if _FRESH & set(request.fixturenames):
             marker.refuse("a test uses either guest or booted_guest: they are on different machines")
@@ -48,8 +50,10 @@ def pyhv_machine(request: pytest.FixtureRequest) -> "Iterator[MachineUnderTest]"
         booted: Booted = request.getfixturevalue("_pyhv_booted")
         show = used(request.node).append
         with told():
-            machine = booted.get(wanted, show, **options(request.config))
+            machine, snapshot = booted.get(wanted, show, **options(request.config))
+            recordings.begin(request.node, machine, snapshot)
         yield machine
+        recordings.end(machine, failed=False)
         return
     from pyhv.testing import machines
 
@@ -57,7 +61,10 @@ def pyhv_machine(request: pytest.FixtureRequest) -> "Iterator[MachineUnderTest]"
         machine = machines.fresh(marker.wanted(request.node), **options(request.config))
     used(request.node).append(machine)
     try:
+        with told():
+            recordings.begin(request.node, machine)
         yield machine
+        recordings.end(machine, failed=False)
     finally:
         machine.close()
 

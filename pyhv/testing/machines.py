@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from pyhv.address import PAGE_SHIFT
 from pyhv.api.guest import GuestFailed
+from pyhv.api.machine import Bootable
 from pyhv.api.words import pages
 from pyhv.errors import PyhvError
 from pyhv.images import source as images
 from pyhv.images.progress import SilentProgress
-from pyhv.loader.elf import load_image
 from pyhv.snapshot.snapshot import Snapshot
 from pyhv.testing.guest_machine import image_of
 from pyhv.testing.marker import GuestSpec, Wanted
@@ -58,12 +58,12 @@ _BOOT_SECONDS: Final = 600.0
 
 
 def _boot(machine: MachineUnderTest, wanted: GuestSpec) -> GuestUnderTest:
-    found = source_of(wanted)
+    image, name, memory = _image(wanted)
     ramdisk = None if wanted.ramdisk is None else _path(str(wanted.ramdisk), wanted.beside)
     return machine.boot(
-        found,
-        name=wanted.name,
-        memory=wanted.memory,
+        image,
+        name=wanted.name or name,
+        memory=memory << 20 if wanted.memory is None else wanted.memory,
         vcpus=wanted.vcpus,
         append=wanted.append,
         weight=wanted.weight,
@@ -74,19 +74,23 @@ def _boot(machine: MachineUnderTest, wanted: GuestSpec) -> GuestUnderTest:
 
 def _pages_of(wanted: GuestSpec) -> int:
     """How much memory a guest will have. PyhvError."""
-    return source_of(wanted).memory << 8 if wanted.memory is None else pages(wanted.memory)
+    return _image(wanted)[2] << 8 if wanted.memory is None else pages(wanted.memory)
 
 
-def source_of(wanted: GuestSpec) -> images.Source:
-    """The image of a guest, read once. PyhvError."""
+def _image(wanted: GuestSpec) -> tuple[Bootable, str, int]:
+    """The image of a guest, read or built once; its name, and its MiB of memory by default. PyhvError.
+
+    What is built is given as bytes, which a recording keeps.
+    """
     if wanted.written_out:
-        return _from_text(wanted.image)
+        return image_of(wanted.image), "guest", SOURCE_MIB
     path = _path(wanted.image, wanted.beside)
     if path.suffix == ".S" and path.is_file():
-        return _from_assembly(path)
+        return _built(path, path.stat().st_mtime_ns), path.stem, SOURCE_MIB
     word = str(path) if path.is_file() else wanted.image
     stamp = path.stat().st_mtime_ns if path.is_file() else 0
-    return _resolve(word, wanted.ramdisk is None, stamp)
+    source = _resolve(word, wanted.ramdisk is None, stamp)
+    return source, source.name, source.memory
 
 
 def _path(word: str, beside: Path) -> Path:
@@ -101,14 +105,10 @@ def _resolve(word: str, with_ramdisk: bool, _stamp: int) -> images.Source:
 
 
 @functools.lru_cache(maxsize=64)
-def _from_text(text: str) -> images.Source:
-    return images.Source("guest", load_image(image_of(text), "guest"), memory=SOURCE_MIB)
-
-
-def _from_assembly(path: Path) -> images.Source:
+def _built(path: Path, _stamp: int) -> bytes:
     from pyhv.guests.build import build  # brings the assembler
 
-    return images.Source(path.stem, load_image(build(path), path.name), memory=SOURCE_MIB)
+    return build(path)
 
 
 class Booted:
@@ -122,11 +122,11 @@ class Booted:
 
     def get(
         self, wanted: Wanted, show: Callable[[MachineUnderTest], None], **options: Any
-    ) -> MachineUnderTest:
-        """A machine whose guests are as they were when they had booted; `options` as of `fresh`.
+    ) -> tuple[MachineUnderTest, Snapshot]:
+        """A machine whose guests are as they were when they had booted, and that moment.
 
-        `show` is given it before anything is tried. PyhvError, GuestFailed; what could not be booted once is
-        not tried again.
+        `show` is given it before anything is tried; `options` are as of `fresh`. PyhvError, GuestFailed; what
+        could not be booted once is not tried again.
         """
         self._clear()
         if wanted in self._failed:
@@ -137,7 +137,7 @@ class Booted:
             show(machine)
             machine.revert(snapshot)
             machine.had = machine.guests
-            return machine
+            return machine, snapshot
         while len(self._machines) >= _KEPT:
             self._machines.popitem(last=False)[1][0].close()
         machine = fresh(wanted, **options)
@@ -150,7 +150,7 @@ class Booted:
             self._failed[wanted] = str(error)
             raise
         self._ruins.remove(machine)
-        return machine
+        return self._machines[wanted]
 
     def close(self) -> None:
         """Give all of them up."""

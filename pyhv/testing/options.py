@@ -28,10 +28,10 @@ class Settings:
     """Consoles go to standard output as they come: pytest captures nothing (-s)."""
 
     @classmethod
-    def of(cls, config: pytest.Config) -> "Settings":
-        """As options and ini file say."""
+    def of(cls, config: pytest.Config, seed: int | None = None) -> "Settings":
+        """As options and ini file say; the `seed` may be given already."""
         return cls(
-            seed=_seed(_said(config, SEED)),
+            seed=_seed(_said(config, SEED)) if seed is None else seed,
             timeout=_timeout(_said(config, TIMEOUT)),
             streams=config.getoption("capture") == "no",
         )

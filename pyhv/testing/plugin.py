@@ -7,15 +7,16 @@ is the tutorial.
 
 import pytest
 
-from pyhv.testing import collection, coverage, fixtures, marker, options, report
+from pyhv.testing import collection, coverage, fixtures, marker, options, recording, report
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Pytest's hook: the options, and the parts that have hooks or fixtures of their own."""
     options.add(parser)
     collection.add(parser)
+    recording.add(parser)
     coverage.add(parser)
-    for part in (fixtures, report, collection, coverage):
+    for part in (fixtures, report, collection, recording, coverage):
         pluginmanager.register(part)
 
 
@@ -25,7 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in marker.MARKERS:
         config.addinivalue_line("markers", line)
     options.settle_seed(config)
-    config.stash[options.SETTINGS] = options.Settings.of(config)
+    recordings = config.stash[recording.RECORDINGS] = recording.Recordings(config)
+    seed = None if recordings.replayed is None else recordings.replayed.seed
+    config.stash[options.SETTINGS] = options.Settings.of(config, seed)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 from pyhv.testing.collection import VERDICT
 from pyhv.testing.fixtures import INJECTOR, USED
 from pyhv.testing.options import SEED, TIMEOUT
+from pyhv.testing.recording import RECORDINGS
 
 if TYPE_CHECKING:
     from pyhv.api.guest import Guest
@@ -40,7 +41,10 @@ def pytest_runtest_makereport(
         injector = item.stash.get(INJECTOR, None)
         if injector is not None and injector.faults:
             report.sections.append(("pyhv: injected", "\n".join(str(fault) for fault in injector.faults)))
-        report.sections.append(("pyhv: the same run again", again(item, machines)))
+        for machine in machines:
+            item.config.stash[RECORDINGS].end(machine, failed=True)
+        has_faults = injector is not None and bool(injector.faults)
+        report.sections.append(("pyhv: the same run again", again(item, machines, has_faults=has_faults)))
     return report
 
 
@@ -64,7 +68,7 @@ def describe(machine: "MachineUnderTest", guest: "Guest") -> str:
     return "\n".join(lines)
 
 
-def again(item: pytest.Item, machines: "list[MachineUnderTest]") -> str:
+def again(item: pytest.Item, machines: "list[MachineUnderTest]", *, has_faults: bool) -> str:
     """How to run the test again, so that its guests do the same."""
     path = os.path.relpath(item.path, item.config.invocation_params.dir)
     _, separator, names = str(item.nodeid).partition("::")
@@ -73,7 +77,16 @@ def again(item: pytest.Item, machines: "list[MachineUnderTest]") -> str:
         value = item.config.getoption(name)
         if value is not None:
             command.append(f"{option}={value}")
-    line = shlex.join(command)
-    if all(machine.virtual_time for machine in machines):
-        return line
-    return f"{line}\n(in real time: much like it, but not the same to the last instruction)"
+    files = [
+        os.path.relpath(machine.recording.path, item.config.invocation_params.dir)
+        for machine in machines
+        if machine.recording is not None and machine.recording.path is not None
+    ]
+    if files:
+        command.append(f"--pyhv-replay={files[0]}")
+    lines = [shlex.join(command)]
+    if files and not has_faults:
+        lines.append(f"{shlex.join(['pyhv', 'replay', files[0]])}  (the guests alone)")
+    if not all(machine.virtual_time for machine in machines):
+        lines.append("(in real time: much like it, but not the same to the last instruction)")
+    return "\n".join(lines)

@@ -4,11 +4,11 @@
 from pathlib import Path
 
 import pytest
+from plugin_sessions import run
 
 from pyhv.guests.build import build
 
 pytest_plugins = ["pytester"]
-QUIET = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
 def write(path: Path, *body: str) -> Path:
@@ -19,10 +19,6 @@ def write(path: Path, *body: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
-
-
-def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    return pytester.runpytest_inprocess(*QUIET, *arguments)
 
 
 def test_each_verdict(pytester: pytest.Pytester) -> None:

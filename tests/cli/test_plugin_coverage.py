@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 import pytest
+from plugin_sessions import LIGHT
 
 import pyhv
 from pyhv.abi.numbers import Hypercall, Mmuext
@@ -11,7 +12,6 @@ from pyhv.hypercalls.registry import COMMANDS, HYPERCALLS
 from pyhv.observe.coverage import Answers, Line, lines, summary, table
 
 pytest_plugins = ["pytester"]
-LIGHT = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import sys
 from textwrap import dedent
 
 import pytest
+from plugin_sessions import LIGHT
 
 pytest_plugins = ["pytester"]
 
-LIGHT = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
-"""For processes of their own: hypothesis takes as long to load as all the rest."""
 SPINNER = '''
 import pytest
 SPINNER = """

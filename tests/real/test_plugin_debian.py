@@ -20,7 +20,7 @@ def test_many_tests_share_one_boot(pytester: pytest.Pytester, capsys: pytest.Cap
         @pytest.mark.parametrize("number", range({TESTS}))
         def test_files(booted_guest, number):
             booted_guest.run("test ! -e /tmp/mine && mkdir /tmp/mine")
-            booted_guest.run(f"echo {{number}} > /tmp/mine/number; yes | head -c 65536 > /tmp/mine/filled")
+            booted_guest.run(f"cd /tmp/mine; echo {{number}} > number; head -c 65536 /dev/zero > filled")
             assert booted_guest.run("cat /tmp/mine/number").output == f"{{number}}\\n"
             assert booted_guest.run("wc -c < /tmp/mine/filled").output == "65536\\n"
         """
