@@ -18,7 +18,7 @@ FUZZ_SEED ?= 0
 FUZZ_CORPUS ?= .fuzz-corpus
 FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots model
 
-.PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench bench-quick flame fuzz fuzz-tools clean
+.PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench bench-quick flame mutants fuzz fuzz-tools clean
 
 demo: $(VENV)/installed
 	$(BIN)/pyhv boot
@@ -41,6 +41,12 @@ OTHER_PYTHON ?= $(firstword $(foreach v,3.14 3.13 3.12,$(wildcard $(HOME)/.pyenv
 
 test-installation: $(VENV)/installed-dev
 	$(BIN)/pytest -m installation -n 2
+
+# Each check that hostile guests must miss when it is taken out, in both lanes: `make test` compiles only some of them.
+mutants: $(VENV)/installed-dev
+	@$(BIN)/python -m native
+	PYHV_DEEP=1 $(BIN)/pytest tests/guests/test_hostile_mutants.py -n 2
+	PYHV_LANE=plain $(BIN)/pytest tests/guests/test_hostile_mutants.py -n 2
 
 # The native lane, after its sources were edited; CHECKED=1: the checked lane, for fuzzers (docs/native.md).
 native: $(VENV)/installed-dev

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -44,12 +44,12 @@ class Generated:
     """Hashes by path below `ROOT`, as they were before anything was read."""
 
 
-def generate(work: Path, *, checked: bool = False) -> Generated:
-    """Write the C of all modules below `work`; what is there and still right is left. BuildProblem."""
+def generate(work: Path, *, checked: bool = False, modules: Sequence[str] | None = None) -> Generated:
+    """Write the C of all modules, or of some, below `work`; what is there and right is left. BuildProblem."""
     before = {file: hash_of(file) for file in _all_sources()}
     constants = Constants(ROOT)
     declarations = _declarations(work, checked)
-    jobs = [_job(work, module, constants, declarations, checked) for module in HOT]
+    jobs = [_job(work, module, constants, declarations, checked) for module in modules or HOT]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_translate, jobs))
     sources = {ROOT.joinpath(*module.split(".")).with_suffix(".py") for module in (*HOT, WORDS)}

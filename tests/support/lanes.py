@@ -40,9 +40,3 @@ def pyhv(
 def plain_lane(reason: str) -> pytest.MarkDecorator:
     """A test that means something only where the modules of `lane.HOT` are interpreted, and why."""
     return pytest.mark.skipif(lane.ACTIVE.name != lane.PLAIN, reason=f"compiled: {reason}")
-
-
-def replaceable(place: object) -> bool:
-    """Whether functions and constants of a module or class can be replaced: not if they are compiled in."""
-    module = getattr(place, "__module__", None) or getattr(place, "__name__", "")
-    return lane.ACTIVE.name == lane.PLAIN or module not in lane.HOT
