@@ -23,6 +23,7 @@ from pyhv.errors import ConfigError
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.paging import MachineToPhysical
 from pyhv.mmu.physical import PhysicalMemory
+from pyhv.paced import PacedClock
 
 FRAMES_A_DOMAIN: Final = 64
 """Frames that the board adds for Xen for each domain that it is meant for: copies of its L4s, tables of its
@@ -56,7 +57,14 @@ class Board:
     }
 
     def __init__(
-        self, memory_pages: int, *, max_domains: int, virtual_time: bool, tuned: bool, wall_ns: int = BIRTHDAY
+        self,
+        memory_pages: int,
+        *,
+        max_domains: int,
+        virtual_time: bool,
+        tuned: bool,
+        paced: bool = False,
+        wall_ns: int = BIRTHDAY,
     ) -> None:
         if not 0 < memory_pages <= MAX_MEMORY_PAGES:
             raise ConfigError(
@@ -64,7 +72,7 @@ class Board:
             )
         if not 0 < max_domains < DOMID_FIRST_RESERVED:
             raise ConfigError(f"A machine for {max_domains} domains is not possible.")
-        if not virtual_time:
+        if not virtual_time and not paced:
             start_measuring()  # the host's clock, while the proofs run
         require_executable_memory()
         self.tuning = tuning() if tuned else None
@@ -85,8 +93,12 @@ class Board:
             32: self._gdt_page(RESERVED_DESCRIPTORS_COMPAT),
         }
         """The page with the hypervisor's part of the GDT, by the guest's width."""
-        self.clock: Clock = VirtualClock(wall_ns) if virtual_time else RealClock(host_tsc())
-        self.counts_blocks = virtual_time or not can_stop_at_any_time()
+        self.clock: Clock
+        if virtual_time:
+            self.clock = VirtualClock(wall_ns)
+        else:
+            self.clock = PacedClock() if paced else RealClock(host_tsc())
+        self.counts_blocks = self.clock.counted or not can_stop_at_any_time()
         """Whether engines are to count what they execute."""
 
     def _gdt_page(self, descriptors: Mapping[int, int]) -> Mfn:

@@ -39,6 +39,7 @@ from pyhv.loader.image import KernelImage
 from pyhv.loader.origin import Origin
 from pyhv.mmu.audit import audit
 from pyhv.outside import Door, Position, Where, from_outside
+from pyhv.paced import LAG_NS, PacedClock
 from pyhv.pcpu import Pcpu
 from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched import SCHEDULERS
@@ -68,6 +69,8 @@ class MachineConfig:
     memory_pages: int
     scheduler: str | Scheduler = "credit"
     virtual_time: bool = False
+    paced: bool = False
+    """Real time that is counted (`paced.py`), so that the run can be had again."""
     seed: int = 0
     measure: bool = False
     tuned: bool = True
@@ -101,6 +104,7 @@ class Machine:
         "stopwatch": "the host's time",
         **dict.fromkeys(("door", "_observers", "debugger"), "whoever listens"),
         "ending": "None while it can be said",
+        "paced": "the clock",
         "_idle": "asked anew",
         "builder": "has no state",
     }
@@ -119,6 +123,7 @@ class Machine:
             config.memory_pages,
             max_domains=config.max_domains,
             virtual_time=config.virtual_time,
+            paced=config.paced,
             tuned=config.tuned,
             wall_ns=config.wall_ns,
         )
@@ -139,6 +144,8 @@ class Machine:
         """Through which all comes in that the run depends on."""
         self._idle = False
         """Whether, since all was done that is due, nobody could run."""
+        self.paced = board.clock if isinstance(board.clock, PacedClock) else None
+        """The clock, while its time goes with the host's."""
         self.ending: int | None = None
         """The domid of a domain of whose end somebody is being told."""
         self._observers: list[Observer] = []
@@ -402,6 +409,8 @@ class Machine:
 
     def settle(self) -> None:
         """Do what is due: timers fire, and domains that have ended are taken apart."""
+        if self.paced is not None:
+            self._keep_pace(self.paced, 0 if self._idle else LAG_NS)
         self._idle = False
         now = self.clock.now()
         self.services.expire(now)
@@ -409,6 +418,19 @@ class Machine:
         self.dom0.go_on()
         self._reap()
         self.door.rest()
+
+    def _keep_pace(self, clock: PacedClock, lag: int) -> None:
+        """Pull time towards the host's, if it is behind by more than `lag` (ns)."""
+        host = clock.host_now()
+        if host > clock.now() + lag:
+            self.pass_time(host)
+
+    def keep_pace(self, on: bool) -> None:
+        """Whether time goes with the host's, where it does: not while a run is gone through again."""
+        clock = self.clock
+        self.paced = clock if on and isinstance(clock, PacedClock) else None
+        if self.paced is not None:
+            self.paced.go_with_host()
 
     def next_deadline(self) -> int | None:
         """When something will happen by itself although nobody runs (ns); None: never."""
@@ -421,6 +443,10 @@ class Machine:
 
     def advance_to(self, when: int) -> None:
         """Nobody can run: let time pass until `when` (ns), which virtual time does at once."""
+        if self.paced is not None:
+            self.paced.sleep_until(when)
+            self._keep_pace(self.paced, 0)
+            return
         if self.door.listeners and self.clock.deterministic:
             due = self.next_deadline()
             if due is None or when > due or not (self._idle and self.door.settled):
@@ -436,7 +462,16 @@ class Machine:
         self.pcpu.interrupt()
 
     def _run_somebody(self, limit: int | None) -> bool:
-        """One turn, or the rest of one that was paused. False: nobody can run."""
+        """One turn, or the rest of one that was paused, or a piece of that. False: nobody can run."""
+        paced = self.paced
+        if paced is None:
+            return self._run_turn(limit)
+        piece = paced.piece()
+        somebody = self._run_turn(piece if limit is None else min(limit, piece))
+        paced.piece_is_over()
+        return somebody
+
+    def _run_turn(self, limit: int | None) -> bool:
         if self.debugger is not None:
             return self.debugger.turn(limit)
         pcpu = self.pcpu

@@ -278,7 +278,7 @@ class Pcpu:
         size = self.clock.measure(run)
         if size is None:
             return breakpoints.end_step()
-        is_last = self.clock.deterministic and at + size >= turn.counted_to
+        is_last = self.clock.counted and at + size >= turn.counted_to
         if is_last:
             breakpoints.step_unaided()  # so that the block ends as it would
         completed = self.clock.step(run, size)

@@ -278,6 +278,7 @@ class History:
             self._cast.player = player
             player.run(until or Forever())
             done = kept.index + min(player.at, index - kept.index)
+        self._hypervisor.keep_pace(done == len(self._entries))
         if done < len(self._entries):
             self._player = Player(self._hypervisor, self._entries[done:], self._cast)
             self._cast.player = self._player
@@ -295,6 +296,7 @@ class History:
         """Who lets in what had come in later, while the machine is at an earlier moment."""
         if self._player is not None and self._player.next_entry is None:
             self._player = None
+            self._hypervisor.keep_pace(True)
         return self._player
 
     def run_on(self, until: Until) -> Outcome:
@@ -317,6 +319,7 @@ class History:
         if self._player is not None:
             self._player.end()
             self._player = None
+            self._hypervisor.keep_pace(True)
         now = self._hypervisor.position
         self._kept = [kept for kept in self._kept if kept.moment.position <= now]
 
@@ -325,6 +328,7 @@ class History:
         """Nobody hears again what he has heard."""
         observers, sinks = self._hypervisor.take_observers(), self._machine.take_sinks()
         self._busy = True
+        self._hypervisor.keep_pace(False)
         try:
             yield
         finally:
@@ -373,7 +377,7 @@ class _Recreation:
     def ended(self, ended: Ended) -> None:
         """`Cast.ended`."""
         self._machine.has_ended(ended)
-        self.player.driver.told(ended.domid)
+        self.player.ended(ended.domid)
 
 
 class _EachExit(Until):

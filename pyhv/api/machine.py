@@ -59,7 +59,8 @@ class Machine:
     time comes from executed code, and `seed` makes the same run each time. `measure` times the handlers of
     exits for `pyhv.observe.stats`; `tuned` is as of `pyhv.machine.MachineConfig`; for more guests at once
     than `pyhv.board.USUAL_DOMAINS`, say with `max_domains` how many. `record` is the file of a recording, as
-    of the method; with `history` it can go back (`step_back`). ConfigError.
+    of the method; with `history` it can go back (`step_back`). In real time both want time to be counted
+    (`pyhv.paced`), so they have to be asked for here. ConfigError.
     """
 
     guest_type: ClassVar[type[Guest]] = Guest
@@ -82,6 +83,7 @@ class Machine:
             pages(memory),
             scheduler=scheduler,
             virtual_time=virtual_time,
+            paced=not virtual_time and (history or record is not None),
             seed=seed,
             measure=measure,
             tuned=tuned,

@@ -37,6 +37,8 @@ class Recording:
         """The file; None: it is kept in memory until `save`."""
         self._base = base
         self._keeps: set[bytes] = set()
+        if not hypervisor.clock.counted:
+            raise ReplayError("a machine whose time is the host's cannot be recorded: have it made for that")
         named = None
         if base is not None:
             if path is None:

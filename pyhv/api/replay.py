@@ -221,7 +221,7 @@ class _Cast:
     def ended(self, ended: Ended) -> None:
         """`Cast.ended`."""
         self.machine.has_ended(ended)
-        self.player.driver.told(ended.domid)
+        self.player.ended(ended.domid)
 
     # ----------------------------------------------------------------------------------------------------
 

@@ -139,9 +139,9 @@ class Domain:
         """Tell the guest anew what time it is, after its clock was restored; `running` goes on with its turn.
 
         In real time the host's counters are elsewhere than when the state was saved: with what the guest has
-        in memory, it would see system time jump by as much. Virtual time is what it was.
+        in memory, it would see system time jump by as much. Counted time is what it was.
         """
-        if self.clock.deterministic:
+        if self.clock.counted:
             return
         self.set_wallclock(self.clock.wall_ns())
         for vcpu in self.vcpus:

@@ -5,7 +5,7 @@
     it lies between two turns                run to the end of this one, let time pass up to it
     it lies in a turn that is paused         run up to that block of code (`VirtualClock.pause_at`)
     it is that of an exit                    look at the exits of that turn
-    somebody is told of a domain's end       have the dead taken apart there, and be told
+    somebody is told of a domain's end       be told there (`Player.ended`)
 
 A machine that does not come by such a moment is not going through that run: Diverged.
 """
@@ -30,12 +30,13 @@ class Driver:
         assert isinstance(machine.clock, VirtualClock), "only counted time comes again"
         self.machine = machine
         self._clock = machine.clock
-        self.told: Callable[[int], None] = lambda _domid: None
-        """Called while somebody is told of a domain's end."""
 
     def has_reached(self, moment: Moment) -> bool:
-        """Whether the machine is at a moment, so that what came in then may come in; for those of exits and
-        ends: whether `perform` may be called. Diverged: it has gone past."""
+        """Whether the machine is at a moment, so that `perform` may be called; at an exit's: in its turn.
+
+        One at which somebody is told of a domain's end comes while what is due is done, and is never reached.
+        Diverged: the machine has gone past.
+        """
         here, target = self.machine.position, moment.position
         if target.where is Where.INSIDE:
             place = (here.turns, here.over)
@@ -44,7 +45,7 @@ class Driver:
                 raise Diverged(self._past(target))
             return place == before
         if here[:2] == target[:2] and here.ticks == target.ticks:
-            return True
+            return target.where is Where.RESTING
         if here[:3] > target[:3]:
             raise Diverged(self._past(target))
         return False
@@ -78,8 +79,6 @@ class Driver:
         """Do at a reached moment what was done then. Diverged: it does not come."""
         if moment.position.where is Where.INSIDE:
             self._inside(moment, act)
-        elif moment.ending is not None:
-            self._at_end(moment, act)
         else:
             if moment.settled and not self.machine.door.settled:
                 self.machine.settle()
@@ -99,23 +98,6 @@ class Driver:
                     raise Diverged(self._past(target))
         finally:
             self.machine.unobserve(waiting)
-
-    def _at_end(self, moment: Moment, act: Callable[[], None]) -> None:
-        acted = False
-
-        def told(domid: int) -> None:
-            nonlocal acted
-            if domid == moment.ending and not acted:
-                acted = True
-                act()
-
-        before, self.told = self.told, told
-        try:
-            self.machine.settle()
-        finally:
-            self.told = before
-        if not acted:
-            raise Diverged(f"domain {moment.ending} does not end at {moment.position}, as it did")
 
     def _past(self, target: Position) -> str:
         here = self.machine.position

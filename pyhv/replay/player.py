@@ -68,6 +68,10 @@ class Player:
         """What is to come in now, and one turn, or idle time. False: nothing will ever happen again."""
         while (entry := self.next_entry) is not None and self.driver.has_reached(entry.moment):
             self._do(entry)
+        if entry is not None:
+            self.machine.settle()  # by which a turn of the dead is over
+            if self.next_entry is not entry or self.driver.has_reached(entry.moment):
+                return True
         goes_on = self.driver.advance(None if entry is None else entry.moment, limit)
         if not goes_on and entry is not None:
             raise Diverged(
@@ -75,6 +79,13 @@ class Player:
                 f" to {entry.moment.position}"
             )
         return goes_on
+
+    def ended(self, domid: int) -> None:
+        """Somebody is told of a domain's end: what came in just then comes in now."""
+        entry = self.next_entry
+        if isinstance(entry, Taken) and entry.moment.ending == domid:
+            self.at += 1
+            self._take_all(entry)
 
     def end(self) -> None:
         """Something else has come in: what is left never will."""

@@ -39,9 +39,7 @@ class Recorder:
     """Listens at a machine's door. Not while it runs: `begin` and `end`."""
 
     def __init__(self, machine: Machine, log: LogWriter, base: Base | None = None) -> None:
-        """ReplayError: such a machine cannot be recorded. `base` is the snapshot that it is at."""
-        if not machine.clock.counted:
-            raise ReplayError("a machine whose time is the host's cannot be recorded: have it made for that")
+        """ReplayError: not now. `base` is the snapshot that the machine is at; its time is counted."""
         start = machine.position
         if start.where is not Where.RESTING or not start.over:
             raise ReplayError("a recording cannot begin in the middle of a turn")

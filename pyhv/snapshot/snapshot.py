@@ -132,7 +132,7 @@ def take(
     guests = [
         _about(resident.domain, verdicts.get(resident.domain.domid, "")) for resident in machine.residents
     ]
-    about = About(VERSION, machine.now(), machine.config.virtual_time, machine.ram.frames, guests)
+    about = About(VERSION, machine.now(), machine.clock.counted, machine.ram.frames, guests)
     return Snapshot(machine.ram.freeze(), said, notes, about, trusted=True)
 
 

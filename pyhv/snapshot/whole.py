@@ -100,7 +100,7 @@ def configuration(machine: Machine) -> ConfigRecord:
     if not names:
         raise SnapshotError("a machine with a scheduler that was made for it cannot be saved")
     return ConfigRecord(
-        config.memory_pages, config.max_domains, names[0], config.virtual_time, str(config.seed)
+        config.memory_pages, config.max_domains, names[0], machine.clock.counted, str(config.seed)
     )
 
 

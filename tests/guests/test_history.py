@@ -183,8 +183,8 @@ def test_what_cannot_be(machine: pyhv.Machine) -> None:
         pytest.raises(pyhv.PyhvError, match="history"),
     ):
         other.step_back()
-    with pytest.raises(pyhv.PyhvError, match="time is counted"):
-        pyhv.Machine(memory="16M", history=True)
+    with pyhv.Machine(memory="16M") as other, pytest.raises(pyhv.PyhvError, match="time is counted"):
+        other.keep_history()
 
 
 def test_moments_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,18 @@ def test_a_session_is_had_again(tmp_path: Path) -> None:
         assert said.stdout in printed, "but for what pyhv itself has said at the terminal"
 
 
+@pytest.mark.promise("T-18")
+def test_a_session_in_real_time_is_had_again(tmp_path: Path) -> None:
+    require_native()
+    path = tmp_path / "run.rec"
+    printed = session(path, None)
+    assert path.stat().st_size < MOST_BYTES
+    for lane, options in ((NATIVE, []), (PLAIN, ["--no-engine-tuning"])):
+        said = command("replay", str(path), "--verify", *options, within=lane)
+        assert said.returncode == 0, said.stderr
+        assert said.stdout in printed
+
+
 def test_a_session_cut_off_is_had_again_up_to_there(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
     session(path, None, "--virtual-time")
