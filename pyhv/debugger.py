@@ -140,6 +140,15 @@ class Debugger:
         self._held = frozenset(held)
         self._wake(self._asleep - self._held)
 
+    def disarm(self) -> None:
+        """Have no engine look out, until the next turn that this debugger decides on."""
+        for resident in self._residents:
+            resident.domain.engine.lookout.close()
+            if self._data.get(resident.domain.domid):
+                resident.dispatcher.breakpoints.observe((), self._pcpu.observed)
+        self._armed.clear()
+        self._block = None
+
     def close(self) -> None:
         """Let go of the guests."""
         self.go()

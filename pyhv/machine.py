@@ -347,6 +347,13 @@ class Machine:
         self.debugger = Debugger(self.pcpu, self.scheduler, self.residents, self.clock)
         return self.debugger
 
+    def put_debugger(self, debugger: Debugger | None) -> Debugger | None:
+        """Have another debugger, or none, decide for a while; returns the one that did."""
+        if self.debugger is not None:
+            self.debugger.disarm()
+        before, self.debugger = self.debugger, debugger
+        return before
+
     def end_debugging(self) -> None:
         """There is no debugger any more."""
         if self.debugger is not None:

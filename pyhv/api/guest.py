@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from pyhv.abi.numbers import Hypercall, Shutdown
 from pyhv.api.console import Console, ConsoleNotes, Found
@@ -29,6 +29,9 @@ from pyhv.machine import Machine
 from pyhv.resident import Counts, Ended, Resident
 from pyhv.traps.report import CrashReport
 from pyhv.until import Outcome, Seconds, Until, When
+
+if TYPE_CHECKING:
+    from pyhv.api.looking_back import Written
 
 __tracebackhide__ = True  # pytest shows the line that has asked, and not ours
 
@@ -85,10 +88,21 @@ class End:
         return cls(reason, ended.cause, ended.report, ended.counts)
 
 
+class Remembers(Protocol):
+    """What a guest needs of its machine's history."""
+
+    def who_wrote(self, domid: int, va: int, length: int) -> "Written | None":
+        """Who stored last to some bytes of a domain."""
+
+
 class GuestHost(Protocol):
     """What a guest needs of its machine."""
 
     hypervisor: Machine
+
+    @property
+    def remembered(self) -> "Remembers":
+        """Its history. ConfigError: it has none."""
 
     def resident(self, guest: "Guest") -> Resident | None:
         """The record of a guest that has not ended."""
@@ -273,6 +287,16 @@ class Guest:
             rf"\r?\n@{mark}=(\d+)@\r?\n", timeout, f"has not come to an end with the command {command!r}"
         )
         return Ran(command, int(done.groups[0] or "0"), done.before)
+
+    def who_wrote(self, va: int, length: int = 8) -> "Written | None":
+        """Which instruction stored last to these bytes, as its first vCPU sees them; None: none is known.
+
+        Its machine must have a history (`pyhv.Machine(history=True)`).
+        """
+        from pyhv.api.looking_back import name_of
+
+        found = self._host.remembered.who_wrote(self._to("tell who wrote").domid, va, length)
+        return found and found._replace(symbol=name_of(self.symbol_table, found.rip))
 
     # -- being put back ----------------------------------------------------------------------------------
 

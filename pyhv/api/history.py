@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from pyhv.api.console import Console
+from pyhv.api.looking_back import SeesStores, Written
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, ReplayError
@@ -216,6 +217,24 @@ class History:
         self._replay(self._before(now), now, index=index)
         raise ReplayError(f"at no moment since {self.beginning} was that so")
 
+    def who_wrote(self, domid: int, va: int, length: int) -> Written | None:
+        """Who stored last to some bytes of a domain before this moment; None: nobody that is remembered.
+
+        The machine is where it was, afterwards.
+        """
+        now, index = self._resting(), self._applied
+        self._approach(now, index)
+        last: Written | None = None
+        for start in reversed([kept for kept in self._kept if kept.moment.position < now]):
+            end = min([now, *(one for one in self.kept if one > start.moment.position)])
+            seen = SeesStores(self._hypervisor, domid, va, length, end)
+            self._replay(start, end, seen, index if end == now else None)
+            last = seen.last
+            if last is not None:
+                break
+        self._replay(self._before(now), now, index=index)
+        return last
+
     def _approach(self, now: Position, index: int) -> None:
         """Keep the moment at which the turn before this one was over: whoever goes back a step goes on."""
         start = self._before(now)
@@ -327,12 +346,14 @@ class History:
     def _quietly(self) -> Iterator[None]:
         """Nobody hears again what he has heard."""
         observers, sinks = self._hypervisor.take_observers(), self._machine.take_sinks()
+        debugger = self._hypervisor.put_debugger(None)
         self._busy = True
         self._hypervisor.keep_pace(False)
         try:
             yield
         finally:
             self._busy = False
+            self._hypervisor.put_debugger(debugger)
             self._hypervisor.give_observers(observers)
             self._machine.give_sinks(sinks)
 

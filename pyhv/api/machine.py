@@ -374,18 +374,19 @@ class Machine:
 
         Handles stay valid. The machine runs on as it did, until something else comes in.
         """
-        return self._remembered.step_back(granularity)
+        return self.remembered.step_back(granularity)
 
     def run_back(self, until: Position | Callable[[], bool]) -> Position:
         """Be at an earlier moment: a position, or the last one, after an exit, at which `until()` is true.
 
         ReplayError: there is none that is remembered.
         """
-        history = self._remembered
+        history = self.remembered
         return history.go_to(until) if isinstance(until, Position) else history.run_back(until)
 
     @property
-    def _remembered(self) -> "History":
+    def remembered(self) -> "History":
+        """Its history. ConfigError: it has none."""
         if self.history is None:
             raise ConfigError("A machine goes back only if it was made with a history, or told to keep one.")
         return self.history

@@ -411,6 +411,11 @@ class Breakpoints:
     # -- for whoever runs the machine --------------------------------------------------------------------
 
     @property
+    def began(self) -> int:
+        """Linear address of the instruction that was last done step by step, to see what it accesses."""
+        return self._began
+
+    @property
     def can_observe(self) -> bool:
         """Whether the engine meets accesses to data by itself."""
         return self._unit is not None

@@ -216,3 +216,28 @@ def test_a_recording_ends_where_the_machine_goes_back(machine: pyhv.Machine, tmp
     assert not recording.active
     with pyhv.Replay(tmp_path / "run.rec", verify=True) as replay:
         assert replay.run() is None
+
+
+@pytest.mark.promise("T-17")
+@pytest.mark.parametrize("tuned", [True, False], ids=["tuned", "plain"])
+def test_who_wrote(tuned: bool) -> None:
+    """The instruction behind a symbol of the guest, at the moment at which the bytes became what they are."""
+    with pyhv.Machine(memory="16M", virtual_time=True, history=True, tuned=tuned) as machine:
+        guest = typing(machine)
+        here, was = machine.position, state(machine)
+        for name, writer in (("events", "typed"), ("ticks", "tick"), ("mixed", "mix")):
+            at = guest.symbols[name]
+            value = guest.memory.u64(at)
+            found = guest.who_wrote(at)
+            assert found is not None, name
+            assert (found.vcpu, found.symbol and found.symbol.split("+")[0]) == (0, writer)
+            assert guest.symbols[writer] <= found.rip < guest.symbols[writer] + 64
+            assert found.position < here
+            assert (machine.position, state(machine)) == (here, was), "the machine is where it was"
+            machine.run_back(lambda at=at, value=value: guest.memory.u64(at) != value)  # type: ignore[misc]
+            assert machine.position < found.position
+            machine.run(seconds=here.seconds - machine.time)
+        assert guest.who_wrote(guest.symbols["_start"]) is None
+        at = guest.symbols["events"]
+        guest.memory[at : at + 8] = bytes(8)
+        assert guest.who_wrote(at) is not None, "what comes in from outside is no guest's store"

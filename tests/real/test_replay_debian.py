@@ -12,6 +12,7 @@ import pytest
 from lanes import pyhv as command
 from lanes import require_native
 
+import pyhv
 from pyhv.lane import NATIVE, PLAIN, SWITCH
 
 pytestmark = [pytest.mark.debian, pytest.mark.promise("T-15")]
@@ -83,3 +84,26 @@ def test_a_session_cut_off_is_had_again_up_to_there(tmp_path: Path) -> None:
     said = command("replay", str(path), "--verify")
     assert said.returncode == 130
     assert "the recording ends here" in said.stderr
+
+
+@pytest.mark.promise("T-17")
+def test_a_boot_goes_back() -> None:
+    """A step back takes less than a second anywhere in a boot, and the boot goes on as it did."""
+    with pyhv.Machine(memory="256M", virtual_time=True, history=True) as machine:
+        linux = machine.boot("debian", memory="128M", append="quiet")
+        took = []
+        for moment in (0.4, 0.9, 1.5):
+            machine.run(seconds=moment - machine.time)
+            for _ in range(3):
+                began = time.process_time()
+                before = machine.position
+                assert machine.step_back() < before
+                took.append(time.process_time() - began)
+        linux.expect(PROMPT)
+        assert sorted(took)[len(took) // 2] < 1
+        there = machine.position
+        stack = linux.registers.rsp
+        found = linux.who_wrote(stack)
+        assert found is not None
+        assert found.position <= there == machine.position
+        assert linux.run("echo it goes on").output == "it goes on\n"
