@@ -136,10 +136,10 @@ class KernelItem(pytest.Item):
         guest = GuestSpec(str(self.path), self.path.parent, **words)
         wanted = Wanted((guest,), (("virtual_time", virtual),))
         with told():
-            machine = machines.fresh(wanted, **options(self.config))
+            recordings = self.config.stash[RECORDINGS]
+            machine = machines.fresh(wanted, record=recordings.file_for(self), **options(self.config))
             self.addfinalizer(machine.close)
             used(self).append(machine)
-            recordings = self.config.stash[RECORDINGS]
             recordings.begin(self, machine)
             machines.boot(machine, wanted)
             judging.judge(machine, verdict)

@@ -58,7 +58,8 @@ def pyhv_machine(request: pytest.FixtureRequest) -> "Iterator[MachineUnderTest]"
     from pyhv.testing import machines
 
     with told():
-        machine = machines.fresh(marker.wanted(request.node), **options(request.config))
+        file = recordings.file_for(request.node)
+        machine = machines.fresh(marker.wanted(request.node), record=file, **options(request.config))
     used(request.node).append(machine)
     try:
         with told():

@@ -32,13 +32,20 @@ _KEPT: Final = 3
 SOURCE_MIB: Final = 16
 
 
-def fresh(wanted: Wanted, *, seed: int, patience: Patience, streams: bool) -> MachineUnderTest:
-    """A machine without guests, large enough for those that are wanted. PyhvError."""
+def fresh(
+    wanted: Wanted, *, seed: int, patience: Patience, streams: bool, record: Path | None = None
+) -> MachineUnderTest:
+    """A machine without guests, large enough for those that are wanted. PyhvError.
+
+    `record` is where it is recorded if it is in real time, which has to be known from its beginning.
+    """
     options: dict[str, Any] = {"virtual_time": True, "seed": seed} | dict(wanted.machine)
     if "memory" not in options:
         room = sum(_pages_of(one) for one in wanted.guests)
         options["memory"] = (room or ROOM) << PAGE_SHIFT
     options.setdefault("max_domains", len(wanted.guests))
+    if not options["virtual_time"]:
+        options["record"] = record
     return MachineUnderTest(patience=patience, streams=streams, **options)
 
 

@@ -7,9 +7,10 @@
                              at another moment than it did then, or is something else
 
 A recording has what came in from outside, each with its moment. `pyhv replay` has it again without the test,
-unless the test has let things go wrong (`injection.py`): that only the test can do again. A machine in real
-time is not recorded. The files are in the folder `pyhv-recordings`, or where the ini's `pyhv_record_dir`
-says.
+unless the test has let things go wrong (`injection.py`): that only the test can do again. In real time it is
+the other way round: what a test does comes at other moments each time, so that only `pyhv replay` has the run
+again; and a booted guest is not recorded there. The files are in the folder `pyhv-recordings`, or where the
+ini's `pyhv_record_dir` says.
 """
 
 import hashlib
@@ -65,20 +66,25 @@ class Recordings:
         given = config.getoption(REPLAY)
         self.replayed = None if given is None else _Replayed(config.invocation_params.dir / given)
 
+    def file_for(self, item: pytest.Item) -> Path | None:
+        """Where a test's machine is to be recorded; None: it is not."""
+        if self.replayed is not None or not self.mode:
+            return None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(f"{self._folder} cannot be made ({error.strerror})") from None
+        return self._folder / file_name(str(item.nodeid))
+
     def begin(self, item: pytest.Item, machine: "MachineUnderTest", base: "Snapshot | None" = None) -> None:
         """A test's machine is there; `base`: it has booted guests, and is at that moment. PyhvError."""
-        if not machine.virtual_time:
-            return
         if self.replayed is not None:
             self.replayed.begin(machine)
-        elif self.mode:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise pytest.UsageError(f"{self._folder} cannot be made ({error.strerror})") from None
-            saved = None if base is None else self._saved(base)
-            recording = machine.record(self._folder / file_name(str(item.nodeid)), base=saved)
-            recording.note(NOTE, str(item.nodeid))
+        path = self.file_for(item)
+        if path is not None and machine.virtual_time:
+            machine.record(path, base=None if base is None else self._saved(base))
+        if machine.recording is not None:
+            machine.recording.note(NOTE, str(item.nodeid))
 
     def end(self, machine: "MachineUnderTest", *, failed: bool) -> None:
         """The test is over, or has failed and its machine is to be looked at."""
@@ -139,7 +145,10 @@ class _Replayed:
         self.told = "the test has not been run"
 
     def begin(self, machine: "MachineUnderTest") -> None:
-        self._comparing = _Comparing(machine, self._run)
+        if machine.virtual_time:
+            self._comparing = _Comparing(machine, self._run)
+        else:
+            self.told = "in real time a test does not come again to the moment: try pyhv replay"
 
     def end(self, machine: "MachineUnderTest", *, failed: bool) -> None:
         comparing, self._comparing = self._comparing, None

@@ -82,11 +82,12 @@ def again(item: pytest.Item, machines: "list[MachineUnderTest]", *, has_faults: 
         for machine in machines
         if machine.recording is not None and machine.recording.path is not None
     ]
-    if files:
+    virtual = all(machine.virtual_time for machine in machines)
+    if files and virtual:
         command.append(f"--pyhv-replay={files[0]}")
     lines = [shlex.join(command)]
     if files and not has_faults:
         lines.append(f"{shlex.join(['pyhv', 'replay', files[0]])}  (the guests alone)")
-    if not all(machine.virtual_time for machine in machines):
+    if not virtual:
         lines.append("(in real time: much like it, but not the same to the last instruction)")
     return "\n".join(lines)

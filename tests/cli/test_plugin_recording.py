@@ -119,10 +119,10 @@ def test_failures_are_kept_and_are_the_run(tests: pytest.Pytester) -> None:
     names = kept(tests)
     assert [re.sub(r"-\w+\.(rec|snap)$", r".\1", name) for name in names] == [
         "booted.snap", "test_them.py-TestBooted-test_second.rec", "test_them.py-test_faults.rec",
-        "test_them.py-test_fresh.rec",
+        "test_them.py-test_fresh.rec", "test_them.py-test_real.rec",
     ]  # fmt: skip
     again = commands(done)
-    assert len(again) == 6, "of the test with faults and of that in real time pyhv has nothing to replay"
+    assert len(again) == 7, "a test with faults only pytest can have again"
     for command, *arguments in again:
         if command == "pyhv":
             replayed = CliRunner().invoke(main, [*arguments, "--verify"])
