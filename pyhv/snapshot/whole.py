@@ -14,7 +14,7 @@ code. Engines that exist keep what they have translated of frames that have not 
 import re
 from typing import Any, Final
 
-from pyhv.abi.layout import u8, u16, u32
+from pyhv.abi.layout import u8, u16, u32, u64
 from pyhv.address import Mfn
 from pyhv.board import frames_for
 from pyhv.cpu.layers import Image
@@ -75,6 +75,8 @@ class _TurnRecord:
     vcpu: u8
     start: Nanoseconds
     deadline: Nanoseconds
+    deliverable: bool
+    counted_to: u64 | None
 
 
 # -- saying ------------------------------------------------------------------------------------------------
@@ -89,8 +91,12 @@ def say(machine: Machine) -> dict[str, Plain]:
         **{name: state(part) for name, part in _machine_parts(machine).items()},
         "dom0": machine.dom0.state(),
         "domains": [state(_record(resident)) for resident in machine.residents],
-        "turn": None if turn is None else state(_TurnRecord(*turn.vcpu.id, turn.start, turn.deadline)),
+        "turn": None if turn is None else _said_turn(turn),
     }
+
+
+def _said_turn(turn: Turn) -> Plain:
+    return state(_TurnRecord(*turn.vcpu.id, turn.start, turn.deadline, turn.deliverable, turn.counted_to))
 
 
 def configuration(machine: Machine) -> ConfigRecord:
@@ -282,4 +288,4 @@ def _turn(machine: Machine, saved: Plain) -> Turn | None:
     vcpu = resident.domain.vcpus[record.vcpu]
     if vcpu.context.empty or not resident.domain.alive:
         raise refusal("turn", "is of a vCPU that cannot run")
-    return Turn(resident, vcpu, record.start, record.deadline)
+    return Turn(resident, vcpu, record.start, record.deadline, record.deliverable, record.counted_to)
