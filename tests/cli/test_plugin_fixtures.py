@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The pytest plugin's fixtures and markers, and what a failed test tells; each as pytest itself prints it."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from textwrap import dedent
 
 import pytest
@@ -339,3 +341,36 @@ def test_it(guest):
             if "spinning" in line:
                 process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == pytest.ExitCode.INTERRUPTED
+
+
+def test_ctrl_c_leaves_no_worker(pytester: pytest.Pytester) -> None:
+    """As a terminal sends it: to all processes in the foreground."""
+    pytester.makepyfile(
+        SPINNER
+        + """
+import pathlib
+
+@pytest.mark.guest(SPINNER)
+@pytest.mark.parametrize("number", range(2))
+def test_it(guest, number):
+    guest.expect("spinning")
+    pathlib.Path("begun").touch()
+    guest.wait(timeout=1e6)
+"""
+    )
+    command = [sys.executable, "-m", "pytest", *LIGHT, "-n", "2"]
+    with subprocess.Popen(
+        command, cwd=pytester.path, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (pytester.path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == pytest.ExitCode.INTERRUPTED
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("a worker lives on")
