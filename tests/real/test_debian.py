@@ -16,18 +16,13 @@ import pexpect
 import pytest
 
 from pyhv.cli.messages import PlainProgress
-from pyhv.domain.config import DomainConfig
-from pyhv.domain.domain import Domain
 from pyhv.images import debian
-from pyhv.loader.elf import load_image
-from pyhv.machine import Machine, MachineConfig
-from pyhv.testing.guest_machine import Sink
+from pyhv.testing.under_test import GuestUnderTest, MachineUnderTest
 from pyhv.until import Outcome
 
 pytestmark = pytest.mark.debian
 
 PYHV = str(Path(sys.executable).with_name("pyhv"))
-MIB = 256  # pages
 
 
 @pytest.fixture(scope="session")
@@ -35,16 +30,10 @@ def files() -> debian.DebianFiles:
     return debian.ensure(PlainProgress())
 
 
-def boot(
-    files: debian.DebianFiles, *, vcpus: int = 1, cmdline: bytes = b"console=hvc0 quiet w=boot"
-) -> tuple[Machine, Domain, Sink]:
-    console = Sink()
-    machine = Machine(MachineConfig(128 * MIB, virtual_time=True))
-    config = DomainConfig("debian", 128 * MIB, vcpus=vcpus)
-    image = load_image(files.vmlinuz)
-    ramdisk = files.initramfs.read_bytes()
-    domain = machine.create(image, config, ramdisk=ramdisk, cmdline=cmdline, console=console)
-    return machine, domain, console
+@pytest.fixture
+def guest(guests: list[GuestUnderTest]) -> GuestUnderTest:
+    """The plugin's, in the place of the paused one of other tests."""
+    return guests[0]
 
 
 @pytest.fixture
@@ -106,26 +95,21 @@ def test_virtual_time_repeats_to_the_byte(files: debian.DebianFiles, tmp_path: P
 
 
 @pytest.mark.promise("C-5")
-def test_two_vcpus(files: debian.DebianFiles) -> None:
-    machine, domain, console = boot(files, vcpus=2, cmdline=b"console=hvc0 w=boot")
-    assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
-    assert not domain.life.crashed
-    assert "smp: Brought up 1 node, 2 CPUs" in console.text
-    assert "PYHV-INIT-OK" in console.text
-    machine.close()
+@pytest.mark.guest("debian", vcpus=2, append="w=boot", ready=None)
+def test_two_vcpus(guest: GuestUnderTest) -> None:
+    assert guest.wait(120).reason == "poweroff"
+    assert "smp: Brought up 1 node, 2 CPUs" in guest.console.text
+    assert "PYHV-INIT-OK" in guest.console.text
 
 
 @pytest.mark.promise("C-11")
-def test_nmis_reach_the_other_cpu(files: debian.DebianFiles) -> None:
+@pytest.mark.guest("debian", vcpus=2)
+def test_nmis_reach_the_other_cpu(booted_guest: GuestUnderTest) -> None:
     """sysrq-l asks every other CPU for a backtrace by an NMI; without an APIC in CPUID Linux has none."""
-    machine, domain, console = boot(files, vcpus=2, cmdline=b"console=hvc0")
-    while "/ # " not in console.text:
-        assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
-    began = machine.clock.now()
     for command in ("echo l >/proc/sysrq-trigger; echo D''ONE", "grep NMI: /proc/interrupts", "poweroff -f"):
-        machine.input(domain, f"{command}\n".encode())
-    assert machine.run(timeout_ns=began + 20 * 10**9) is Outcome.ENDED
-    text = console.text
+        booted_guest.send(f"{command}\n")
+    assert booted_guest.wait(20).reason == "poweroff"
+    text = booted_guest.console.text
     asked = re.search(r"Sending NMI from CPU (\d) to CPUs (\d):", text)
     assert asked is not None
     assert re.search(rf"NMI backtrace for cpu {asked[2]}\b", text)
@@ -137,70 +121,76 @@ def test_nmis_reach_the_other_cpu(files: debian.DebianFiles) -> None:
     assert "DONE" in text
     assert "Firmware Bug" not in text
     assert "Hardware Error" not in text
-    machine.close()
 
 
 @pytest.mark.promise("I-3")
-def test_memory_is_sound_during_and_after_a_boot(files: debian.DebianFiles) -> None:
-    machine, _domain, console = boot(files, cmdline=b"console=hvc0 quiet w=fork")
-    before = machine.frames.free_count
+@pytest.mark.guest("debian", append="quiet w=fork", ready=None)
+def test_memory_is_sound_during_and_after_a_boot(
+    guest: GuestUnderTest, pyhv_machine: MachineUnderTest
+) -> None:
+    frames = pyhv_machine.hypervisor.frames
+    before = frames.free_count
     audited = 0
-    while machine.run(timeout_ns=400 * 10**6) is Outcome.TIMEOUT:
-        assert machine.audit() == []
+    while pyhv_machine.run(seconds=0.4) is Outcome.TIMEOUT:
+        assert pyhv_machine.audit() == []
         audited += 1
         assert audited < 1000
     assert audited > 5
-    assert "PYHV-END fork" in console.text
-    assert machine.audit() == []
-    assert machine.frames.free_count > before
-    machine.close()
+    assert "PYHV-END fork" in guest.console.text
+    assert pyhv_machine.audit() == []
+    assert frames.free_count > before
 
 
-def test_a_guest_is_asked_to_stop(files: debian.DebianFiles) -> None:
-    machine, domain, console = boot(files, cmdline=b"console=hvc0 quiet")
-    while "PYHV-INIT-OK" not in console.text:
-        assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
-    machine.shutdown(domain, "poweroff")
-    assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
-    assert not domain.life.crashed
-    machine.close()
+@pytest.mark.guest("debian", append="quiet")
+def test_a_guest_is_asked_to_stop(booted_guest: GuestUnderTest) -> None:
+    booted_guest.shutdown()
+    assert booted_guest.wait().reason == "poweroff"
 
 
-def test_the_guest_sees_what_a_xen_guest_sees(files: debian.DebianFiles) -> None:
+@pytest.mark.guest("debian", append="w=boot", ready=None)
+def test_the_guest_sees_what_a_xen_guest_sees(guest: GuestUnderTest) -> None:
     """dmesg of a healthy PV guest, and none of the kernel's complaints."""
-    machine, _domain, console = boot(files, cmdline=b"console=hvc0 w=boot")
-    assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
+    assert guest.wait(120).reason == "poweroff"
     for line in ("Hypervisor detected: Xen PV", "Xen version: 4.17", "Grant table initialized"):
-        assert re.search(line, console.text, re.IGNORECASE), line
+        assert re.search(line, guest.console.text, re.IGNORECASE), line
     for complaint in ("BUG:", "WARNING:", "Oops", "Call Trace", "rcu: INFO", "soft lockup"):
-        assert complaint not in console.text
-    machine.close()
+        assert complaint not in guest.console.text
 
 
 @pytest.mark.promise("C-5")
-@pytest.mark.parametrize("choice", ["", "xen.fifo_events=0"])
-def test_both_ways_to_deliver_events(files: debian.DebianFiles, choice: str) -> None:
-    machine, domain, console = boot(files, cmdline=b"console=hvc0 w=boot " + choice.encode())
-    assert machine.run(timeout_ns=120 * 10**9) is Outcome.ENDED
-    assert not domain.life.crashed
-    assert f"Using {'2-level' if choice else 'FIFO-based'} ABI" in console.text
-    assert "PYHV-INIT-OK" in console.text
-    machine.close()
+@pytest.mark.parametrize(
+    "abi",
+    [
+        pytest.param("FIFO-based", marks=pytest.mark.guest("debian", append="w=boot", ready=None)),
+        pytest.param(
+            "2-level",
+            marks=pytest.mark.guest("debian", append="w=boot xen.fifo_events=0", ready=None),
+        ),
+    ],
+)
+def test_both_ways_to_deliver_events(guest: GuestUnderTest, abi: str) -> None:
+    assert guest.wait(120).reason == "poweroff"
+    assert f"Using {abi} ABI" in guest.console.text
+    assert "PYHV-INIT-OK" in guest.console.text
 
 
-@pytest.mark.parametrize("vcpus", [1, 2])
-def test_a_suspended_guest_is_resumed(files: debian.DebianFiles, vcpus: int) -> None:
-    machine, domain, console = boot(files, vcpus=vcpus, cmdline=b"console=hvc0 quiet")
-    while "PYHV-INIT-OK" not in console.text:
-        assert machine.run(timeout_ns=100 * 10**6) is Outcome.TIMEOUT
-    machine.shutdown(domain, "suspend")
-    assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
-    assert domain.suspended
-    assert machine.audit() == []
-    machine.resume(domain, cancelled=True)
-    assert machine.run(timeout_ns=10**9) is Outcome.TIMEOUT
-    machine.input(domain, b"echo a''live; poweroff -f\n")
-    assert machine.run(timeout_ns=60 * 10**9) is Outcome.ENDED
-    assert not domain.suspended
-    assert "alive" in console.text
-    machine.close()
+@pytest.mark.parametrize(
+    "vcpus",
+    [
+        pytest.param(1, marks=pytest.mark.guest("debian", append="quiet")),
+        pytest.param(2, marks=pytest.mark.guest("debian", append="quiet", vcpus=2)),
+    ],
+)
+def test_a_suspended_guest_is_resumed(
+    booted_guest: GuestUnderTest, pyhv_machine: MachineUnderTest, vcpus: int
+) -> None:
+    assert len(booted_guest.vcpus) == vcpus
+    booted_guest.suspend()
+    assert pyhv_machine.run(seconds=60) is Outcome.ENDED
+    assert booted_guest.suspended
+    assert pyhv_machine.audit() == []
+    booted_guest.resume()
+    assert pyhv_machine.run(seconds=1) is Outcome.TIMEOUT
+    booted_guest.send("echo a''live; poweroff -f\n")
+    assert booted_guest.wait().reason == "poweroff"
+    assert "alive" in booted_guest.console.text
