@@ -357,7 +357,7 @@ class Machine:
         first = guest or next(iter(self._guests.values()), None)
         if first is None:
             raise ConfigError("There is no guest that gdb could be attached to.")
-        return GdbStub(self.hypervisor, first, address)
+        return GdbStub(self, first, address)
 
     # -- going back --------------------------------------------------------------------------------------
 

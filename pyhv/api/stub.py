@@ -9,7 +9,7 @@ Who makes the machine's loop himself asks the stub between two turns, as `pyhv b
 """
 
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from pyhv.api.guest import Guest
 from pyhv.gdb.server import GdbServer
@@ -21,12 +21,21 @@ _LOOK_SECONDS: Final = 0.2
 """Host time after which whoever waits for gdb asks whether the run is over for another reason."""
 
 
+class GdbHost(Protocol):
+    """What the stub needs of its machine."""
+
+    hypervisor: Machine
+
+    def step(self, limit: int | None = None) -> bool:
+        """Let one vCPU run."""
+
+
 class GdbStub:
     """gdb's remote stub for the guests of one machine; a context manager, or `close` it."""
 
-    def __init__(self, hypervisor: Machine, guest: Guest, address: str) -> None:
-        self._hypervisor, self._guest = hypervisor, guest
-        self._server = GdbServer(hypervisor, guest.domid, address)
+    def __init__(self, host: GdbHost, guest: Guest, address: str) -> None:
+        self._host, self._hypervisor, self._guest = host, host.hypervisor, guest
+        self._server = GdbServer(host.hypervisor, guest.domid, address)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +85,7 @@ class GdbStub:
 
     def _run(self, limit: int | None) -> None:
         hypervisor = self._hypervisor
-        if hypervisor.step(limit):
+        if self._host.step(limit):
             return
         due = min((when for when in (hypervisor.next_deadline(), limit) if when is not None), default=None)
         if due is None:

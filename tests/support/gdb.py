@@ -14,7 +14,7 @@ import pytest
 import pyhv
 from pyhv.api.stub import GdbStub
 
-_SECONDS = 30
+_SECONDS = 100
 
 
 def require_gdb() -> str:
