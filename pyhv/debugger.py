@@ -16,7 +16,7 @@ it to.
 """
 
 import enum
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, Final, NamedTuple
 
 from pyhv.abi.numbers import Shutdown
@@ -26,6 +26,7 @@ from pyhv.cpu.engine import Engine
 from pyhv.cpu.lookout import CodeBlock
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.vcpu import Vcpu
+from pyhv.outside import Position
 from pyhv.pcpu import Pcpu, Turn
 from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched.base import Decision, Scheduler
@@ -62,7 +63,7 @@ class Debugger:
     """One machine's, from when it is given to `Machine.debugger` until `close`."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("_pcpu", "_scheduler", "_residents", "_clock"), "the machine's"),
+        **dict.fromkeys(("_pcpu", "_scheduler", "_residents", "_clock", "_position"), "the machine's"),
         **dict.fromkeys(
             (
                 "stop",
@@ -77,13 +78,24 @@ class Debugger:
             ),
             "whoever debugs",
         ),
-        **dict.fromkeys(("_block", "_kept"), "the same"),
+        **dict.fromkeys(("_block", "_kept", "_aside", "began"), "the same"),
     }
 
-    def __init__(self, pcpu: Pcpu, scheduler: Scheduler, residents: Residents, clock: Clock) -> None:
+    def __init__(
+        self,
+        pcpu: Pcpu,
+        scheduler: Scheduler,
+        residents: Residents,
+        clock: Clock,
+        position: Callable[[], Position],
+    ) -> None:
+        self._position = position
         self._pcpu, self._scheduler, self._residents, self._clock = pcpu, scheduler, residents, clock
         self.stop: Stop | None = None
         """Why nobody runs; `go` clears it."""
+        self._aside = False
+        self.began: Position | None = None
+        """Where the instruction began that was stepped through last."""
         self.debugged: set[int] = set()
         """Domains whose crash and end are a stop."""
         self._breakpoints: dict[int, frozenset[int]] = {}
@@ -113,6 +125,22 @@ class Debugger:
         """Stop when a vCPU of a domain has touched some of this data; `debugunit.RANGES` at most."""
         self._data[domid] = tuple(data)
         self._armed.pop(domid, None)
+
+    @property
+    def aside(self) -> bool:
+        """Whether the machine runs as if there were no debugger, since somebody goes through its run
+        again."""
+        return self._aside
+
+    @aside.setter
+    def aside(self, on: bool) -> None:
+        """Also when the machine was put back: what is wanted is said to its engines anew."""
+        self._aside, self._block = on, None
+        self._armed.clear()
+        for resident in self._residents if on else ():
+            resident.domain.engine.lookout.looking = False
+            if self._data.get(resident.domain.domid):
+                resident.dispatcher.breakpoints.observe((), self._pcpu.observed)
 
     def can_observe(self, domid: int) -> bool:
         """Whether `set_data` can be served."""
@@ -267,6 +295,7 @@ class Debugger:
             if at in self._breakpoints.get(vcpu[0], ()):
                 self.stop = Stop(Reason.BREAKPOINT, vcpu)
                 return
+        self.began = self._position()
         if self._pcpu.step():
             self._passing.pop(vcpu, None)
             self._look_at_data(turn)
@@ -289,17 +318,17 @@ class Debugger:
         """Whether a domain that is dying shall be kept for now, since it has crashed and that is to be
         told."""
         domid = resident.domain.domid
-        if domid not in self.debugged or resident.domain.life.reason != Shutdown.CRASH:
+        if self.aside or domid not in self.debugged or resident.domain.life.reason != Shutdown.CRASH:
             return False
         if domid not in self._kept and self.stop is None:
             self._kept.add(domid)
             self.stop = Stop(Reason.CRASH, (domid, resident.dispatcher.call.vcpu.number))
-        return self.stop is not None
+        return self.stop is not None and not self.aside
 
     def has_ended(self, resident: Resident) -> None:
         """A domain has been taken apart."""
         domid = resident.domain.domid
-        if domid in self.debugged:
+        if domid in self.debugged and not self.aside:
             self.debugged.discard(domid)
             self.stop = Stop(Reason.END, (domid, 0), ended=resident.ended())
         for table in (self._breakpoints, self._data, self._armed):

@@ -316,7 +316,7 @@ class Machine:
             where = Where.ENDING
         exits = sum(sum(resident.dispatcher.counts) for resident in self.residents)
         return Position(
-            pcpu.turns, pcpu.turn is None, self.clock.ticks(), exits + sum(self.residents.past.exits), where
+            pcpu.turns, pcpu.turn is None, pcpu.ticks, exits + sum(self.residents.past.exits), where
         )
 
     @from_outside
@@ -344,7 +344,7 @@ class Machine:
         """Let somebody decide, from now on, whether turns go on. ConfigError: somebody does."""
         if self.debugger is not None:
             raise ConfigError("The machine has a debugger already.")
-        self.debugger = Debugger(self.pcpu, self.scheduler, self.residents, self.clock)
+        self.debugger = Debugger(self.pcpu, self.scheduler, self.residents, self.clock, lambda: self.position)
         return self.debugger
 
     def put_debugger(self, debugger: Debugger | None) -> Debugger | None:
@@ -479,7 +479,7 @@ class Machine:
         return somebody
 
     def _run_turn(self, limit: int | None) -> bool:
-        if self.debugger is not None:
+        if self.debugger is not None and not self.debugger.aside:
             return self.debugger.turn(limit)
         pcpu = self.pcpu
         if pcpu.turn is None:

@@ -22,6 +22,7 @@ from typing import ClassVar, Final
 
 from pyhv.abi.numbers import VcpuState, Virq
 from pyhv.abi.x86 import FLAG_RF
+from pyhv.address import PAGE_SIZE
 from pyhv.board import Board
 from pyhv.clock import BYTES_PER_NS
 from pyhv.cpu import vmcb as v
@@ -34,6 +35,7 @@ from pyhv.resident import Resident
 from pyhv.sched.base import Scheduler
 
 _TIME_REFRESH_NS: Final = 100_000_000
+_LONGEST_BLOCK: Final = 2 * PAGE_SIZE
 _LONGEST_TURN_NS: Final = 30_000_000
 
 
@@ -65,6 +67,7 @@ class Pcpu:
         **dict.fromkeys(("turn", "running"), "said by `snapshot/whole.py`"),
         "engine_ns": "the host's time",
         **dict.fromkeys(("_interrupted", "_reached", "met", "_observed"), "of the run that comes next"),
+        "latest": "of the turn that comes next",
         "turns": "counted for whoever wants to come back to a moment",
         "executing": "false while it can be said",
     }
@@ -82,6 +85,8 @@ class Pcpu:
         """The vCPU whose turn that is; set before all of the turn is known, by what loads the vCPU."""
         self.turns = 0
         """How many have begun here."""
+        self.latest: tuple[int, int] | None = None
+        """Whose turn has begun last, if that is known."""
         self.executing = False
         """Whether guest code runs, or a handler in one of its exits."""
         self.engine_ns = 0
@@ -100,6 +105,17 @@ class Pcpu:
     def put_back(self, turn: Turn | None) -> None:
         """Have that turn, paused, or none, whatever was here. Its vCPU is loaded when it goes on."""
         self.turn, self.running = turn, None if turn is None else turn.vcpu
+        self.latest = None if turn is None else turn.vcpu.id
+
+    @property
+    def ticks(self) -> int:
+        """`Clock.ticks`, to the very instruction: what is left of a block that has been counted is yet to
+        come."""
+        turn, ticks = self.turn, self.clock.ticks()
+        if turn is None or turn.counted_to is None:
+            return ticks
+        rest = turn.counted_to - turn.resident.dispatcher.cpu.linear_rip()
+        return ticks - rest if 0 < rest <= _LONGEST_BLOCK else ticks
 
     def has_reached(self, when: int) -> bool:
         """Whether it has run up to a time (ns): not to the very nanosecond, for code comes in blocks."""
@@ -164,6 +180,7 @@ class Pcpu:
         domain, dispatcher = resident.domain, resident.dispatcher
         self._interrupted = False
         self.turns += 1
+        self.latest = vcpu.id
         start = self.clock.now()
         domain.tables.code.tidy()
         if self.physical.shared_code:
@@ -292,8 +309,8 @@ class Pcpu:
         The rest of the block is taken back from what was counted, so that it will be counted when it runs.
         That cannot be if it would not end where the block has ended, or if the turn is over behind it.
         """
-        turn = self._open_turn
-        if turn.counted_to is None:
+        turn = self.turn
+        if turn is None or turn.counted_to is None:
             return True
         cpu = turn.resident.dispatcher.cpu
         with self._resumed(turn):
@@ -337,7 +354,7 @@ class Pcpu:
         vcpu = turn.vcpu
         self.clock.end()
         end = self.clock.now()
-        self.put_back(None)
+        self.turn = self.running = None
         if vcpu.areas.runstate:
             _write_areas(vcpu, end)
         self.scheduler.charge(vcpu, end - turn.start, end)

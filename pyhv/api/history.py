@@ -197,10 +197,47 @@ class History:
         self._replay(self._before(target), target)
         return self._hypervisor.position
 
+    def near(self, target: Position) -> Position:
+        """Be at the start of the last block of code of a turn that does not begin later than `target`.
+
+        Or behind an exit that takes longer. ReplayError: it is not remembered.
+        """
+        if target < self.beginning:
+            raise ReplayError(f"{target} is before {self.beginning}, and nothing is remembered of that")
+        self._replay(self._before(target), target, near=True)
+        return self._hypervisor.position
+
+    def end_of_turn(self, number: int) -> Position:
+        """Be where a turn up to this moment was over, or at this moment. ReplayError: it is not
+        remembered."""
+        now = self._resting()
+        earlier = [kept for kept in self._kept if kept.moment.position.turns < number]
+        if not earlier:
+            raise ReplayError(f"nothing is remembered of what was before {self.beginning}")
+        self._replay(earlier[-1], now, _TurnOver(number))
+        return self._hypervisor.position
+
     def run_back(self, holds: Callable[[], bool]) -> Position:
         """Be at the last moment before this one at which `holds` is true, asked when an exit is over.
 
         ReplayError: there is none that is remembered; then the machine is where it was.
+        """
+        found = self.search(lambda now: _EachExit(holds, now))
+        if found is None:
+            raise ReplayError(f"at no moment since {self.beginning} was that so")
+        return found
+
+    def to_first_guest(self) -> Position:
+        """Be where the history begins, with the guests that were created there. ReplayError."""
+        first = self._kept[0]
+        index = sum(entry.moment.position <= first.moment.position for entry in self._entries)
+        self._replay(first, first.moment.position, index=max(index, first.index))
+        return self._hypervisor.position
+
+    def search(self, ask: "Callable[[Position], Search]") -> Position | None:
+        """Be at the last moment before this one that a search finds; None: where it was, and none is found.
+
+        `ask` makes a search, given this moment.
         """
         now, index = self._resting(), self._applied
         ends = [*self._kept[1:], None]
@@ -208,14 +245,14 @@ class History:
             if kept.moment.position >= now:
                 continue
             end = now if following is None else min(following.moment.position, now)
-            asking = _EachExit(holds, now)
+            asking = ask(now)
             self._replay(kept, end, asking)
             asking.outcome(self._hypervisor)  # an exit may be over just there
             if asking.last is not None:
                 self._replay(self._before(asking.last), asking.last)
                 return asking.last
         self._replay(self._before(now), now, index=index)
-        raise ReplayError(f"at no moment since {self.beginning} was that so")
+        return None
 
     def who_wrote(self, domid: int, va: int, length: int) -> Written | None:
         """Who stored last to some bytes of a domain before this moment; None: nobody that is remembered.
@@ -279,7 +316,13 @@ class History:
         return [kept for kept in self._kept if kept.moment.position <= target][-1]
 
     def _replay(
-        self, kept: _Kept, target: Position, until: Until | None = None, index: int | None = None
+        self,
+        kept: _Kept,
+        target: Position,
+        until: Until | None = None,
+        index: int | None = None,
+        *,
+        near: bool = False,
     ) -> None:
         """Go through the run from a moment kept to `target`, or to where `until` says.
 
@@ -295,6 +338,7 @@ class History:
             end = Finish(Moment(target, False), _LAST, None)
             player = Player(self._hypervisor, [*self._entries[kept.index : index], end], self._cast)
             self._cast.player = player
+            player.driver.near = near
             player.run(until or Forever())
             done = kept.index + min(player.at, index - kept.index)
         self._hypervisor.keep_pace(done == len(self._entries))
@@ -401,7 +445,14 @@ class _Recreation:
         self.player.ended(ended.domid)
 
 
-class _EachExit(Until):
+class Search(Until):
+    """Looks on while the run is gone through again."""
+
+    last: Position | None = None
+    """The last moment that was found."""
+
+
+class _EachExit(Search):
     """Never stops; remembers the last moment before `end`, with an exit over, at which something held."""
 
     def __init__(self, holds: Callable[[], bool], end: Position) -> None:
@@ -409,7 +460,6 @@ class _EachExit(Until):
         self._end = end
         self._machine: Runnable | None = None
         self._over = False
-        self.last: Position | None = None
 
     def begin(self, machine: Runnable) -> None:
         """`Until.begin`."""

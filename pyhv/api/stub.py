@@ -9,13 +9,18 @@ Who makes the machine's loop himself asks the stub between two turns, as `pyhv b
 """
 
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from pyhv.api.guest import Guest
+from pyhv.debugger import Debugger
 from pyhv.gdb.server import GdbServer
+from pyhv.gdb.session import Backwards
 from pyhv.images.source import symbol_file
 from pyhv.machine import Machine
 from pyhv.until import AllEnded, Outcome, Until
+
+if TYPE_CHECKING:
+    from pyhv.api.history import History
 
 _LOOK_SECONDS: Final = 0.2
 """Host time after which whoever waits for gdb asks whether the run is over for another reason."""
@@ -25,6 +30,7 @@ class GdbHost(Protocol):
     """What the stub needs of its machine."""
 
     hypervisor: Machine
+    history: "History | None"
 
     def step(self, limit: int | None = None) -> bool:
         """Let one vCPU run."""
@@ -35,7 +41,15 @@ class GdbStub:
 
     def __init__(self, host: GdbHost, guest: Guest, address: str) -> None:
         self._host, self._hypervisor, self._guest = host, host.hypervisor, guest
-        self._server = GdbServer(host.hypervisor, guest.domid, address)
+        self._server = GdbServer(host.hypervisor, guest.domid, address, self._backwards)
+
+    def _backwards(self, debugger: Debugger) -> Backwards | None:
+        """Who takes the machine back, if it remembers its run."""
+        if self._host.history is None:
+            return None
+        from pyhv.api.backwards import HistoryWalker
+
+        return HistoryWalker(self._hypervisor, debugger, self._host.history)
 
     def __enter__(self) -> Self:
         return self

@@ -300,6 +300,8 @@ def conduct(
             machine.on("exit", trace.exit)
             stack.callback(trace.flush)
         if options.gdb is not None:
+            if options.virtual_time:
+                machine.keep_history()
             session.gdb = stack.enter_context(machine.gdb(options.gdb))
             say(f"waiting for gdb: {session.gdb.command}")
         if options.save is not None:

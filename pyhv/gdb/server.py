@@ -11,13 +11,14 @@ import os
 import selectors
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from pyhv.debugger import Debugger
 from pyhv.errors import ConfigError, EnvironmentProblem
 from pyhv.gdb.packets import Mark, PacketReader, ProtocolError, packet
-from pyhv.gdb.session import GdbSession
+from pyhv.gdb.session import Backwards, GdbSession
 from pyhv.machine import Machine
 
 LOCAL: Final = "127.0.0.1:0"
@@ -44,12 +45,19 @@ class GdbServer:
     address cannot be had. ConfigError: it is none, or the machine has a debugger.
     """
 
-    def __init__(self, machine: Machine, guest: int, address: str = "") -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        guest: int,
+        address: str = "",
+        backwards: Callable[[Debugger], Backwards | None] = lambda _debugger: None,
+    ) -> None:
         self._machine, self._guest = machine, guest
         self._selector = selectors.DefaultSelector()
         self._unix: Path | None = None
         self._listener = self._listen(parse_address(address or LOCAL))
         self._debugger: Debugger = machine.debug()
+        self._backwards = backwards(self._debugger)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._client: _Client | None = None
         self._held = True
@@ -136,7 +144,7 @@ class GdbServer:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         there = self._machine.residents.domids()
         guest = self._guest if self._guest in there else next(iter(there), None)
-        self._client = _Client(connection, GdbSession(self._machine, self._debugger, guest))
+        self._client = _Client(connection, GdbSession(self._machine, self._debugger, guest, self._backwards))
         self._held = True
         self._selector.unregister(self._listener)
         self._selector.register(connection, selectors.EVENT_READ)

@@ -11,10 +11,11 @@ which is how a stub says that it does not know something. Neither touches a gues
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from pyhv.abi.numbers import Shutdown
 from pyhv.debugger import Debugger, Reason, Stop, VcpuId
+from pyhv.errors import ReplayError
 from pyhv.gdb import packets
 from pyhv.gdb.guests import Guests, RequestRefused
 from pyhv.gdb.monitor import monitor
@@ -41,11 +42,23 @@ _NOT_POWERED_OFF: Final = 1
 Reply = bytes | None
 
 
-class GdbSession:
-    """A client of the stub. It is attached to the guests `attached`, and they stand still when it comes."""
+class Backwards(Protocol):
+    """Who can take the machine back. Each returns where it is then; None: where its memory begins."""
 
-    def __init__(self, machine: Machine, debugger: Debugger, attached: int | None) -> None:
-        self._machine, self._debugger = machine, debugger
+    def step_back(self, vcpu: VcpuId) -> Stop | None:
+        """By an instruction of a vCPU. PyhvError."""
+
+    def run_back(self) -> Stop | None:
+        """To the stop before. PyhvError."""
+
+
+class GdbSession:
+    """A client of the stub. It is attached to the guest `attached`, and all stand still when it comes."""
+
+    def __init__(
+        self, machine: Machine, debugger: Debugger, attached: int | None, backwards: Backwards | None
+    ) -> None:
+        self._machine, self._debugger, self._backwards = machine, debugger, backwards
         self._guests = Guests(machine)
         self._points = Points(debugger)
         self.attached: set[int] = set()
@@ -75,7 +88,7 @@ class GdbSession:
             "qSymbol": lambda _: b"OK", "vCont?": lambda _: b"vCont;c;C;s;S;t;r", "vCont": self._vcont,
             "vKill": self._kill, "vAttach": self._attach_to, "Z": self._insert, "z": self._remove,
             "G": self._write_registers, "P": self._write_register, "M": self._write_memory,
-            "!": lambda _: b"OK", "qRcmd": self._monitor,
+            "!": lambda _: b"OK", "qRcmd": self._monitor, "b": self._go_back,
         }  # fmt: skip
 
     # -- packets -----------------------------------------------------------------------------------------
@@ -103,7 +116,8 @@ class GdbSession:
         wanted = text.split(";")
         self.multiprocess = "multiprocess+" in wanted
         self._tells_break = {name: f"{name}+" in wanted for name in self._tells_break}
-        return ";".join(_FEATURES).encode()
+        going_back = ("ReverseStep+", "ReverseContinue+") if self._backwards is not None else ()
+        return ";".join((*_FEATURES, *going_back)).encode()
 
     def _no_acks(self, _text: str) -> bytes:
         self.without_acks = True
@@ -291,6 +305,16 @@ class GdbSession:
         self.stopped = False
         return None
 
+    def _go_back(self, text: str) -> Reply:
+        backwards = self._backwards
+        if backwards is None or text not in ("s", "c"):
+            return b""
+        try:
+            stop = backwards.step_back(self._vcpu("c")) if text == "s" else backwards.run_back()
+        except ReplayError as refusal:
+            raise RequestRefused(str(refusal)) from refusal
+        return self._stop_reply(SIGTRAP, "replaylog:begin;") if stop is None else self._tell(stop)
+
     def interrupt(self) -> Reply:
         """The client wants the guests to stop."""
         if self.stopped:
@@ -309,6 +333,10 @@ class GdbSession:
         self.stopped = True
         if stop.reason is Reason.END:
             return self._tell_end(stop)
+        return self._tell(stop)
+
+    def _tell(self, stop: Stop) -> bytes:
+        """The stop reply for a vCPU that has come to something."""
         self._last = stop.vcpu
         if stop.reason is Reason.CRASH:
             return self._stop_reply(SIGSEGV, "")

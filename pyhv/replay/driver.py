@@ -3,7 +3,8 @@
 
     the moment lies in a later turn          run to the end of this one, let time pass, run the next
     it lies between two turns                run to the end of this one, let time pass up to it
-    it lies in a turn that is paused         run up to that block of code (`VirtualClock.pause_at`)
+    it lies in a turn that is paused         run up to that block of code (`VirtualClock.pause_at`), and in
+                                             it by single instructions
     it is that of an exit                    look at the exits of that turn
     somebody is told of a domain's end       be told there (`Player.ended`)
 
@@ -30,6 +31,11 @@ class Driver:
         assert isinstance(machine.clock, VirtualClock), "only counted time comes again"
         self.machine = machine
         self._clock = machine.clock
+        self.near = False
+        """A moment is reached at the start of the last block of code in its turn that does not begin
+        later."""
+        self._stuck = False
+        """The turn is paused there."""
 
     def has_reached(self, moment: Moment) -> bool:
         """Whether the machine is at a moment, so that `perform` may be called; at an exit's: in its turn.
@@ -46,6 +52,8 @@ class Driver:
             return place == before
         if here[:2] == target[:2] and here.ticks == target.ticks:
             return target.where is Where.RESTING
+        if self.near and (self._stuck or here[:3] > target[:3]):
+            return True
         if here[:3] > target[:3]:
             raise Diverged(self._past(target))
         return False
@@ -61,8 +69,11 @@ class Driver:
             here = machine.position
             if here.turns + here.over >= target.turns:
                 clock.pause_at = target.ticks
+        before = machine.position
         try:
             if machine.step(limit):
+                if clock.pause_at is not None and machine.position == before:
+                    self._within_a_block(limit)
                 return True
         finally:
             clock.pause_at = None
@@ -74,6 +85,19 @@ class Driver:
             return False
         machine.advance_to(min(ends))
         return True
+
+    def _within_a_block(self, limit: int | None) -> None:
+        """The turn is paused at the start of the block of code that the moment lies in."""
+        machine = self.machine
+        debugger = machine.debugger
+        if debugger is not None and debugger.stop is not None and not debugger.aside:
+            return
+        if limit is not None and machine.has_reached(limit):
+            return
+        if self.near:
+            self._stuck = True
+        else:
+            machine.pcpu.step()
 
     def perform(self, moment: Moment, act: Callable[[], None]) -> None:
         """Do at a reached moment what was done then. Diverged: it does not come."""
