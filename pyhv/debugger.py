@@ -78,7 +78,7 @@ class Debugger:
             ),
             "whoever debugs",
         ),
-        **dict.fromkeys(("_block", "_kept", "_aside", "began"), "the same"),
+        **dict.fromkeys(("_block", "_kept", "began"), "the same"),
     }
 
     def __init__(
@@ -93,7 +93,6 @@ class Debugger:
         self._pcpu, self._scheduler, self._residents, self._clock = pcpu, scheduler, residents, clock
         self.stop: Stop | None = None
         """Why nobody runs; `go` clears it."""
-        self._aside = False
         self.began: Position | None = None
         """Where the instruction began that was stepped through last."""
         self.debugged: set[int] = set()
@@ -125,22 +124,6 @@ class Debugger:
         """Stop when a vCPU of a domain has touched some of this data; `debugunit.RANGES` at most."""
         self._data[domid] = tuple(data)
         self._armed.pop(domid, None)
-
-    @property
-    def aside(self) -> bool:
-        """Whether the machine runs as if there were no debugger, since somebody goes through its run
-        again."""
-        return self._aside
-
-    @aside.setter
-    def aside(self, on: bool) -> None:
-        """Also when the machine was put back: what is wanted is said to its engines anew."""
-        self._aside, self._block = on, None
-        self._armed.clear()
-        for resident in self._residents if on else ():
-            resident.domain.engine.lookout.looking = False
-            if self._data.get(resident.domain.domid):
-                resident.dispatcher.breakpoints.observe((), self._pcpu.observed)
 
     def can_observe(self, domid: int) -> bool:
         """Whether `set_data` can be served."""
@@ -318,17 +301,17 @@ class Debugger:
         """Whether a domain that is dying shall be kept for now, since it has crashed and that is to be
         told."""
         domid = resident.domain.domid
-        if self.aside or domid not in self.debugged or resident.domain.life.reason != Shutdown.CRASH:
+        if domid not in self.debugged or resident.domain.life.reason != Shutdown.CRASH:
             return False
         if domid not in self._kept and self.stop is None:
             self._kept.add(domid)
             self.stop = Stop(Reason.CRASH, (domid, resident.dispatcher.call.vcpu.number))
-        return self.stop is not None and not self.aside
+        return self.stop is not None
 
     def has_ended(self, resident: Resident) -> None:
         """A domain has been taken apart."""
         domid = resident.domain.domid
-        if domid in self.debugged and not self.aside:
+        if domid in self.debugged:
             self.debugged.discard(domid)
             self.stop = Stop(Reason.END, (domid, 0), ended=resident.ended())
         for table in (self._breakpoints, self._data, self._armed):

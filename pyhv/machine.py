@@ -479,7 +479,7 @@ class Machine:
         return somebody
 
     def _run_turn(self, limit: int | None) -> bool:
-        if self.debugger is not None and not self.debugger.aside:
+        if self.debugger is not None:
             return self.debugger.turn(limit)
         pcpu = self.pcpu
         if pcpu.turn is None:

@@ -12,8 +12,6 @@ moment that is kept to the present one; the last stop on that way is the first o
 Data count where the instruction begins that touches them: going backwards, its effect is undone then.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from pyhv.api.history import History, Search
@@ -38,47 +36,39 @@ class HistoryWalker:
 
     def run_back(self) -> Stop | None:
         """Be at the last stop before this moment, or (None) where the history begins. ReplayError."""
-        with self._aside():
-            searches: list[_Stops] = []
+        searches: list[_Stops] = []
 
-            def ask(now: Position) -> Search:
-                searches.append(_Stops(self._debugger, now))
-                return searches[-1]
+        def ask(now: Position) -> Search:
+            searches.append(_Stops(self._machine, self._debugger, now))
+            return searches[-1]
 
-            if self._history.search(ask) is None:
-                self._history.to_first_guest()
-                return None
-            return searches[-1].stop
+        found = self._history.search(ask)
+        self._debugger.stop = None
+        if found is None:
+            self._history.to_first_guest()
+            return None
+        return searches[-1].stop
 
     def step_back(self, vcpu: VcpuId) -> Stop | None:
         """Be where a vCPU was about to execute its last instruction before this moment. ReplayError.
 
         None: it has executed none since the history began, which is where the machine is then.
         """
-        with self._aside():
-            now, pcpu = self._machine.position, self._machine.pcpu
-            number, end = now.turns, now
-            if pcpu.latest != vcpu:
-                number, end = self._earlier_turn(vcpu, now.turns)
-            elif now.over:
-                end = self._history.end_of_turn(number)
-            while number >= 0:
-                found = self._last_instruction(number, end)
-                if found is not None:
-                    self._history.go_to(found)
-                    return Stop(Reason.STEP, vcpu)
-                number, end = self._earlier_turn(vcpu, number)
-            self._history.to_first_guest()
-            return None
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        debugger = self._debugger
-        debugger.aside, debugger.stop = True, None
-        try:
-            yield
-        finally:
-            debugger.aside, debugger.stop = False, None
+        self._debugger.stop = None
+        now, pcpu = self._machine.position, self._machine.pcpu
+        number, end = now.turns, now
+        if pcpu.latest != vcpu:
+            number, end = self._earlier_turn(vcpu, now.turns)
+        elif now.over:
+            end = self._history.end_of_turn(number)
+        while number >= 0:
+            found = self._last_instruction(number, end)
+            if found is not None:
+                self._history.go_to(found)
+                return Stop(Reason.STEP, vcpu)
+            number, end = self._earlier_turn(vcpu, number)
+        self._history.to_first_guest()
+        return None
 
     def _earlier_turn(self, vcpu: VcpuId, number: int) -> tuple[int, Position]:
         """A vCPU's last turn before the one of a number, and where it was over; -1: it had none."""
@@ -93,7 +83,7 @@ class HistoryWalker:
             target = Position(number, False, max(end.ticks - distance, 0), 0, Where.RESTING)
             here = history.near(max(target, history.beginning))
             turn = self._machine.pcpu.turn
-            if here < end and here.turns == number and turn is not None:
+            if turn is not None and here.turns == number:
                 begins = here.ticks <= turn.start * BYTES_PER_NS
                 found = self._walk(end)
                 if found is not None or begins:
@@ -115,18 +105,18 @@ class HistoryWalker:
 class _Stops(Search):
     """The debugger's stops before a moment."""
 
-    def __init__(self, debugger: Debugger, end: Position) -> None:
-        self._debugger, self._end = debugger, end
+    def __init__(self, machine: Machine, debugger: Debugger, end: Position) -> None:
+        self._machine, self._debugger, self._end = machine, debugger, end
         self.stop: Stop | None = None
 
     def begin(self, _machine: Runnable) -> None:
         """`Until.begin`."""
-        self._debugger.aside = False
+        self._machine.put_debugger(self._debugger)
         self._debugger.go()
 
     def end(self, _machine: Runnable) -> None:
         """`Until.end`."""
-        self._debugger.aside = True
+        self._machine.put_debugger(None)
 
     def outcome(self, machine: Runnable) -> Outcome | None:
         """`Until.outcome`."""

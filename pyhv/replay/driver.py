@@ -90,7 +90,7 @@ class Driver:
         """The turn is paused at the start of the block of code that the moment lies in."""
         machine = self.machine
         debugger = machine.debugger
-        if debugger is not None and debugger.stop is not None and not debugger.aside:
+        if debugger is not None and debugger.stop is not None:
             return
         if limit is not None and machine.has_reached(limit):
             return
