@@ -8,6 +8,8 @@ lines into notes. It knows nothing about running a kernel.
 
 import functools
 import struct
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,7 @@ from pyhv.guests.elf import (
     note_record,
     write_elf,
 )
+from pyhv.guests.listing import Listed
 from pyhv.guests.preprocess import Label, Note, Program, Section, Statement, preprocess
 
 LOAD_ADDRESS: Final = 0x100000
@@ -36,6 +39,7 @@ MAX_IMAGE_BYTES: Final = 64 << 20
 """Largest kernel, .bss included; a slip in a `.zero` should not take the host's memory."""
 
 _DATA, _BSS, _END = "__data_start", "__bss_start", "_end"
+_MARK: Final = "_at.."
 
 
 def build(source_path: Path | str) -> bytes:
@@ -44,9 +48,50 @@ def build(source_path: Path | str) -> bytes:
     Raises `ImageError` with file, line and cause for any mistake in the source.
     """
     path = Path(source_path)
+    return _image(_read(path), path)[0]
+
+
+def build_listed(source_path: Path | str) -> tuple[bytes, list[Listed]]:
+    """The same image, and which bytes of its .text each statement has become. ImageError."""
+    path = Path(source_path)
+    program = _read(path)
+    marked, marks = _with_marks(program)
+    image, (at, text), addresses = _image(marked, path)
+    if image != _image(program, path)[0]:
+        raise ImageError(f"{path}: the assembler makes other code of it when it has to tell the addresses")
+    starts = [addresses[f"{_MARK}{number}"] for number in range(len(marks) + 1)]
+    return image, [
+        Listed(start, text[start - at : end - at], statement.path.absolute(), statement.line, statement.text)
+        for statement, (start, end) in zip(marks, pairwise(starts), strict=True)
+        if statement.path is not None
+    ]
+
+
+def _read(path: Path) -> Program:
     program = preprocess(path, [FOLDER])
     if not any(label.name == ENTRY and label.section is Section.TEXT for label in program.labels):
         raise ImageError(f"{path}: no label {ENTRY} in .text, so nowhere to begin")
+    return program
+
+
+def _with_marks(program: Program) -> tuple[Program, list[Statement]]:
+    """The program with a label before each statement of .text, and those statements.
+
+    Keystone tells no addresses but those of labels; no source can have labels of these names.
+    """
+    statements: list[Statement] = []
+    marked: list[Statement] = []
+    for statement in program.statements:
+        if statement.section is Section.TEXT and not statement.text.endswith(":"):
+            statements.append(Statement(Section.TEXT, f"{_MARK}{len(marked)}:", statement.origin))
+            marked.append(statement)
+        statements.append(statement)
+    statements.append(Statement(Section.TEXT, f"{_MARK}{len(marked)}:", "end of .text"))
+    return replace(program, statements=statements), marked
+
+
+def _image(program: Program, path: Path) -> tuple[bytes, tuple[int, bytes], dict[str, int]]:
+    """The file, where .text begins and its bytes, and the address of every label."""
     blob, addresses = _assemble(program, path)
     data_at, bss_at, end = addresses[_DATA], addresses[_BSS], addresses[_END]
     bss = blob[bss_at - LOAD_ADDRESS :]
@@ -62,7 +107,8 @@ def build(source_path: Path | str) -> bytes:
         entry=addresses[ENTRY],
     )
     notes = b"".join(_note(note, addresses, program.width) for note in program.notes)
-    return write_elf(layout, notes, _symbols(program.labels, addresses), width=program.width)
+    file = write_elf(layout, notes, _symbols(program.labels, addresses), width=program.width)
+    return file, (LOAD_ADDRESS, layout.text), addresses
 
 
 @functools.cache
@@ -84,7 +130,8 @@ def _assemble(program: Program, path: Path) -> tuple[bytes, dict[str, int]]:
             for text in (f".balign {PAGE_SIZE}, 0", f"{label}:"):
                 statements.append(Statement(section, text, f"{path.name}: start of {section.value}"))
         statements += [statement for statement in program.statements if statement.section is section]
-    names = [label.name for label in program.labels] + [_DATA, _BSS, _END]
+    marks = [one.text[:-1] for one in statements if one.text.startswith(_MARK) and one.text.endswith(":")]
+    names = [label.name for label in program.labels] + [_DATA, _BSS, _END, *marks]
     tail = [f".balign {PAGE_SIZE}, 0", f"{_END}:", *(f".quad {name}" for name in names)]
     statements += [Statement(Section.BSS, text, f"{path.name}: end") for text in tail]
     blob = assemble(

@@ -44,11 +44,16 @@ class Section(enum.Enum):
 
 @frozen
 class Statement:
-    """One line for the assembler, with its place in the sources ("hello.S:12")."""
+    """One line for the assembler, with its place in the sources ("hello.S:12").
+
+    `path` and `line` say the place once more: of what a macro stands for, where the macro is used.
+    """
 
     section: Section
     text: str
     origin: str
+    path: Path | None = None
+    line: int = 0
 
 
 @frozen
@@ -145,6 +150,8 @@ class _Reader:
         self._scope = ""
         self._expansions = 0
         self._defined: dict[str, str] = {}
+        self._at: tuple[Path | None, int] = (None, 0)
+        """The file and the line that was read last; a macro's body was read before."""
 
     def read_file(self, path: Path, wanted_at: str, depth: int) -> None:
         """Process one file. Origins carry its name without the directory."""
@@ -154,8 +161,13 @@ class _Reader:
             raise ImageError(f"{wanted_at}: cannot read {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ImageError(f"{path}: not UTF-8 text at byte {error.start}") from error
-        lines = ((line, f"{path.name}:{number}") for number, line in enumerate(text.split("\n"), 1))
-        self._read_lines(lines, path.parent, depth)
+
+        def lines() -> Iterator[tuple[str, str]]:
+            for number, line in enumerate(text.split("\n"), 1):
+                self._at = path, number
+                yield line, f"{path.name}:{number}"
+
+        self._read_lines(lines(), path.parent, depth)
 
     def _read_lines(self, lines: Iterator[tuple[str, str]], directory: Path, depth: int) -> None:
         for raw, origin in lines:
@@ -197,7 +209,7 @@ class _Reader:
             self._emit(_fold(self._substitute(statement.strip())), origin)
 
     def _emit(self, text: str, origin: str) -> None:
-        self.program.statements.append(Statement(self._section, text, origin))
+        self.program.statements.append(Statement(self._section, text, origin, *self._at))
 
     def _define_label(self, label: str, origin: str) -> None:
         local = label.startswith(".")
