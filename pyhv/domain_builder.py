@@ -22,6 +22,7 @@ from pyhv.abi.shared import FIFO_PORTS, SI_VCPU_INFO, VCPU_INFO_SIZE, VI_UPCALL_
 from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.board import Board
 from pyhv.cpu.engine import Engine, ExitSink
+from pyhv.cpu.translated import BlockListener
 from pyhv.devices.console_backend import ConsoleBackend
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.store_backend import StoreBackend
@@ -58,6 +59,9 @@ MAX_VCPUS: Final = 32
 _GDT_GUEST_PAGES: Final = 14
 RESERVED_PAGE: Final = 14
 """Page of the GDT window that holds Xen's descriptors."""
+
+BlockNoter = Callable[[int, int, int, bool], None]
+"""Is told of a block of code: domid, linear address, bytes, whether it is executed in user mode."""
 
 
 class BuilderPages:
@@ -159,7 +163,7 @@ class DomainBuilder:
     """One machine's builder. `sink_for` wraps what an engine shows its exits; `seed` makes identifiers."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("_board", "_services", "_residents", "_dom0", "_sink_for", "_seed"), "the machine's"
+        ("_board", "_services", "_residents", "_dom0", "_sink_for", "_seed", "on_block"), "the machine's"
     )
 
     def __init__(
@@ -178,6 +182,8 @@ class DomainBuilder:
         self._dom0 = dom0
         self._sink_for = sink_for
         self._seed = seed
+        self.on_block: BlockNoter | None = None
+        """Who is told of the code that domains execute which are built from now on."""
 
     def build(
         self, image: KernelImage, config: DomainConfig, ramdisk: bytes, cmdline: bytes, sink: ConsoleSink
@@ -289,6 +295,7 @@ class DomainBuilder:
         engine = Engine(
             physical.ram, self._sink_for(dispatcher), count_blocks=board.counts_blocks,
             hole=board.zero_frame << 12, trap_time=board.clock.traps_tsc, tuning=board.tuning,
+            on_block=self._block_listener(domid, dispatcher),
         )  # fmt: skip
         undo.callback(engine.close)
         memory, shared_info, mailbox = GuestMemory(physical, width), FramePage(physical, mfn), Mailbox()
@@ -317,6 +324,18 @@ class DomainBuilder:
         resident = Resident(domain, dispatcher)
         self._connect(resident, undo)
         return resident
+
+    def _block_listener(self, domid: int, dispatcher: Dispatcher) -> BlockListener | None:
+        note = self.on_block
+        if note is None:
+            return None
+
+        def told(start: int, size: int) -> None:
+            cpu = dispatcher.cpu  # CompatCpu learns only at the next exit which ring IRET went to
+            kernel = cpu.vcpu.in_kernel if cpu.domain.width == 64 else cpu.engine.vmcb.cpl != 3
+            note(domid, start, size, not kernel)
+
+        return told
 
     def _events(
         self,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyhv.images.source import Source
 
 MAX_NAME: Final = 64
+COVERAGE_KINDS: Final = ("", ".info", ".json", ".txt")
 
 EPILOG: Final = """\b
 Examples:
@@ -35,6 +36,7 @@ Examples:
   echo 'uname -a; exit' | pyhv boot debian --timeout 60
   pyhv boot debian --save debian.snap --save-when '/ # '    then: pyhv restore debian.snap
   pyhv boot debian --record run.rec    then: pyhv replay run.rec
+  pyhv boot pages --coverage pages    then read pages/index.html
 
 \b
 Exit codes, the gravest guest deciding (6 before 5 before 7 before 124 before 9 before 3):
@@ -60,6 +62,16 @@ def _scheduler(_context: click.Context, _parameter: click.Parameter, value: str)
 
     if value not in SCHEDULERS:
         raise click.BadParameter(f"there is no scheduler {value!r}; there are {', '.join(SCHEDULERS)}.")
+    return value
+
+
+def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    """A file of a kind that is known, or a directory."""
+    if value is not None and not value.is_dir() and value.suffix not in COVERAGE_KINDS:
+        raise click.BadParameter(
+            f"{str(value)!r} is no kind of report; it may end in .info (lcov), .json (all blocks) or .txt"
+            f" (a table by symbol), and without such an end it is a directory for HTML."
+        )
     return value
 
 
@@ -110,6 +122,13 @@ def _scheduler(_context: click.Context, _parameter: click.Parameter, value: str)
 @click.option(
     "--count", type=click.IntRange(1, 1000), default=1, metavar="N", help="Boot each image N times."
 )
+@click.option(
+    "--coverage",
+    type=click.Path(path_type=Path),
+    callback=_coverage,
+    metavar="FILE",
+    help="Write what the guests executed: NAME.info (lcov), .json or .txt; other names: a directory of HTML.",
+)
 @kernel_options
 @run_options
 @click.option("--verdict", type=click.Choice(["xtf"]), help="Read the guests' result: Xen Test Framework.")
@@ -128,6 +147,7 @@ def boot(
     seed: int,
     virtual_time: bool,
     count: int,
+    coverage: Path | None,
     flavour: str | None,
     suite: str | None,
     verdict: str | None,
@@ -189,6 +209,7 @@ def boot(
         append=append,
         scheduler=scheduler,
         seed=seed,
+        coverage=coverage,
     )
     click.get_current_context().exit(session.run(options))
 

@@ -35,6 +35,7 @@ from pyhv.until import AllEnded, Nanoseconds, Outcome, Until, When
 
 if TYPE_CHECKING:
     from pyhv.api.stub import GdbStub
+    from pyhv.cli.covering import Covering
 
 
 @frozen
@@ -81,6 +82,7 @@ class BootOptions:
     append: str = ""
     scheduler: str = "credit"
     seed: int = 0
+    coverage: Path | None = None
 
 
 @dataclass(slots=True)
@@ -229,8 +231,10 @@ class Session:
 def run(options: BootOptions) -> int:
     """Boot, and return the exit code. Raises PyhvError for what is wrong with the options."""
 
+    covering = None if options.coverage is None else _covering(options.coverage, options.guests)
+
     def make() -> pyhv.Machine:
-        return pyhv.Machine(
+        machine = pyhv.Machine(
             sum(guest.source.memory for guest in options.guests) << 20,
             scheduler=options.scheduler,
             virtual_time=options.run.virtual_time,
@@ -240,6 +244,9 @@ def run(options: BootOptions) -> int:
             max_domains=len(options.guests),
             record=options.run.record,
         )
+        if covering is not None:
+            covering.watch(machine)
+        return machine
 
     def populate(session: Session) -> None:
         machine = session.machine
@@ -253,6 +260,8 @@ def run(options: BootOptions) -> int:
                 append=options.append,
             )
             guest.verdict = wanted.verdict
+            if covering is not None:
+                covering.take_in(guest)
             if machine.recording is not None:
                 machine.recording.note(VERDICT, guest.domid, wanted.verdict)
             session.take_in(guest, guest.name, several=len(options.guests) > 1)
@@ -262,7 +271,18 @@ def run(options: BootOptions) -> int:
         if len(options.guests) > 1:
             machine.introduce_peers(*_couples(options.guests, machine.guests))
 
-    return conduct(options.run, make, populate)
+    if covering is None:
+        return conduct(options.run, make, populate)
+    with covering:
+        code = conduct(options.run, make, populate)
+    covering.write()
+    return code
+
+
+def _covering(target: Path, guests: list[GuestOptions]) -> "Covering":
+    from pyhv.cli.covering import Covering
+
+    return Covering(target, [guest.source for guest in guests])
 
 
 def _couples(wanted: list[GuestOptions], guests: list[pyhv.Guest]) -> list[tuple[pyhv.Guest, pyhv.Guest]]:

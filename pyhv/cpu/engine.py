@@ -33,6 +33,7 @@ from pyhv.cpu.probe import find_live_state, find_no_exit_request, processor_addr
 from pyhv.cpu.ram import Ram
 from pyhv.cpu.screen import Screen, execute_one_block
 from pyhv.cpu.stops import Seat, posted_stops
+from pyhv.cpu.translated import BlockListener, invalidator, tell_of_blocks
 from pyhv.cpu.vmcb import Vmcb
 from pyhv.cpu.watch import StoreWatch
 from pyhv.errors import GuestCrash
@@ -96,6 +97,7 @@ class Engine:
     at every level but ring 0. `hole` is an empty page table (machine address) used to make the processor
     harmless while a refused port access drains. With `tuning` the emulator's hot paths are pyhv's
     (`tuning/`), where they can be. Not `screened`: nobody looks for refused instructions, as there are none.
+    `on_block` is told of each block of code that is begun for the first time (`translated.py`).
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Engine:
         native: bool = True,
         tuning: EngineTuning | None = None,
         screened: bool = True,
+        on_block: BlockListener | None = None,
     ) -> None:
         self.sink = sink
         self.holder: object = None
@@ -142,7 +145,7 @@ class Engine:
         self._control(binding.CTL_TCG_BUFFER_SIZE, ctypes.c_uint32(_TRANSLATIONS))
         self._control(binding.CTL_TLB_TYPE, ctypes.c_int(binding.TLB_CPU))
         self._control(binding.CTL_USE_EXITS, ctypes.c_int(1))
-        if tuning is None or not tuning.active:
+        if tuning is None or not tuning.active or on_block is not None:
             execute_one_block(self.handle)
         self._set_up_long_mode()
         binding.check(
@@ -159,7 +162,7 @@ class Engine:
         self.async_stop_safe = looks_once and self._seat is not None
         self.budget: BlockBudget | PythonBlockBudget | None = None
         self._install_hooks(count_blocks, native)
-        self._invalidate = _invalidator()
+        self._invalidate = invalidator()
         self.block: TunedBlock | None = None
         """What the changed paths of this engine know of it; None if it is as the library made it."""
         if tuning is not None and looks_once:
@@ -172,8 +175,11 @@ class Engine:
             self._callbacks.append(entered)
         self.debug_unit: DebugUnit | None = None
         if self.block is None and screened:
-            self._screen = self._look_at_translations()
+            self._screen = self._new_screen()
             self.debug_unit = self._hooked_debug_unit(self._screen)
+        if self._screen is not None or on_block is not None:
+            told = tell_of_blocks(self._screen, on_block, self._fail)
+            self._hook(binding.HOOK_BLOCK_TRANSLATED, told)
         drop_all = functools.partial(self._control, binding.CTL_FLUSH_TB)
         self.lookout = Lookout(self.budget, self.block, self._install_block_hook, drop_all)
         self.watch: StoreWatch | None = StoreWatch(self._handle) if self.block is None else None
@@ -334,25 +340,13 @@ class Engine:
         )  # fmt: skip
         return number.value
 
-    def _look_at_translations(self) -> Screen:
-        screen = Screen(
+    def _new_screen(self) -> Screen:
+        return Screen(
             self.handle, self._ram,
             page_of=self._code_page,
             flags=lambda: self.vmcb.d[v.HFLAGS],
             forget=functools.partial(self._invalidate, self.handle),
         )  # fmt: skip
-
-        def translated(
-            _engine: int, block: "ctypes._Pointer[binding.TranslatedBlock]", _before: int, _data: int | None
-        ) -> None:
-            made = block.contents
-            try:
-                screen.translated(made.pc, made.size)
-            except BaseException as error:
-                self._fail(error)
-
-        self._hook(binding.HOOK_BLOCK_TRANSLATED, binding.CB_TRANSLATED(translated))
-        return screen
 
     def _hooked_debug_unit(self, screen: Screen) -> HookedDebugUnit | None:
         def install(function: int, argument: int) -> Callable[[], None]:
@@ -584,13 +578,3 @@ class Engine:
                 posted.leave(self._seat)
             binding.uc_close(self.handle)
             self.handle = 0
-
-
-def _invalidator() -> Callable[[int, int, int], None]:
-    """How to forget translations of an engine: by the range of machine addresses where the library exports
-    that (about 1 us), else by dropping all of them."""
-    if binding.tb_invalidate_phys_range is not None:
-        return binding.tb_invalidate_phys_range
-    return lambda handle, _start, _end: binding.check(
-        binding.uc_ctl(ctypes.c_void_p(handle), ctypes.c_uint(binding.CTL_FLUSH_TB)), "dropping translations"
-    )

@@ -167,6 +167,11 @@ class Screen:
         else:
             self._look_at(start, size)
 
+    @property
+    def rejects(self) -> bool:
+        """Whether the block that was translated last is not executed, but will be translated once more."""
+        return bool(self._found)
+
     def stands_for_another(self, address: int) -> bool:
         """Whether an undefined instruction was translated for the one at an address, as that is a stop."""
         return (
