@@ -8,9 +8,13 @@ the same with and without, and costs more only while new code is met.
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from pyhv.machine import Machine
 
+MOST_BLOCKS: Final = 1 << 20
+"""How many are kept of each mode of a domain: some 200 MiB. Linux has 60 000, but a guest may have code at
+ever new addresses."""
 Block = tuple[int, int]
 """Linear addresses: its first byte, and the one behind its last."""
 
@@ -23,6 +27,8 @@ class Reached:
     user: set[Block] = field(default_factory=set)
     """Blocks of user mode; if a 64-bit guest runs code in both modes at one address, from the same frame and
     with tables that cannot be merged, it is where it was met first."""
+    full: bool = False
+    """Whether it has executed more than is kept."""
 
 
 class Blocks:
@@ -41,7 +47,11 @@ class Blocks:
 
     def _note(self, domid: int, start: int, size: int, user: bool) -> None:
         reached = self.of(domid)
-        (reached.user if user else reached.kernel).add((start, start + size))
+        blocks = reached.user if user else reached.kernel
+        if len(blocks) < MOST_BLOCKS:
+            blocks.add((start, start + size))
+        else:
+            reached.full = True
 
 
 class AddressSet:

@@ -37,32 +37,31 @@ def routines(image: KernelImage) -> list[Symbol]:
     A symbol without a size reaches to the next one; within one that has a size it is a place, and no routine.
     Several names of one place are the first of them.
     """
-    segments = [segment for segment in image.segments if segment.flags & _PF_X]
+    segments = [segment for segment in image.segments if segment.flags & _PF_X] or list(image.segments)
     found: list[Symbol] = []
     symbols = [one for one in image.symbols if any(_holds(segment, one.va) for segment in segments)]
     for number, symbol in enumerate(symbols):
         if found and symbol.va < found[-1].va + found[-1].size:
             continue
-        size = symbol.size
-        if not size:
-            if number + 1 < len(symbols) and symbols[number + 1].va == symbol.va:
-                continue
-            size = _up_to(symbol.va, symbols[number + 1 :], segments)
-        found.append(symbol._replace(size=size))
+        following = symbols[number + 1].va if number + 1 < len(symbols) and not symbol.size else None
+        if following == symbol.va:
+            continue
+        end = next(_end(segment) for segment in segments if _holds(segment, symbol.va))
+        size = symbol.size or (end if following is None else following) - symbol.va
+        found.append(symbol._replace(size=min(size, end - symbol.va)))
     return found or [page for segment in segments for page in _pages(segment)]
 
 
 def _holds(segment: LoadSegment, va: int) -> bool:
-    return segment.vaddr <= va < segment.vaddr + segment.memsz
+    return segment.vaddr <= va < _end(segment)
 
 
-def _up_to(va: int, following: list[Symbol], segments: list[LoadSegment]) -> int:
-    end = next(segment.vaddr + segment.memsz for segment in segments if _holds(segment, va))
-    return min([end, *(one.va for one in following[:1])]) - va
+def _end(segment: LoadSegment) -> int:
+    return segment.vaddr + segment.memsz
 
 
 def _pages(segment: LoadSegment) -> Iterator[Symbol]:
-    end = segment.vaddr + segment.memsz
+    end = _end(segment)
     for start in range(segment.vaddr & ~PAGE_MASK, end, PAGE_SIZE):
         first = max(start, segment.vaddr)
         yield Symbol(first, min(start + PAGE_SIZE, end) - first, f"page_{start:x}")

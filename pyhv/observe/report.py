@@ -5,6 +5,7 @@ A text is a file of a guest's sources; or, where there is none, a table of its s
 Xen's hypercalls: so all of it has the same form, and one library renders it (`rendered.py`).
 """
 
+import itertools
 import textwrap
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -94,8 +95,9 @@ class GuestReport:
             text.lines.add(line.number)
             if self.extent.covers(line.address):
                 text.hit.add(line.number)
-            symbol = self.routines[max(bisect_right(starts, line.address) - 1, 0)].symbol
-            if symbol.va <= line.address < symbol.va + symbol.size:
+            number = bisect_right(starts, line.address)
+            symbol = self.routines[number - 1].symbol if number else None
+            if symbol is not None and line.address < symbol.va + symbol.size:
                 text.functions[symbol.name].add(line.number)
         return list(found.values())
 
@@ -120,7 +122,7 @@ class GuestReport:
         rows = [
             f"{self.name}: {len(met)} of {len(self.routines)} {places}, {done} of {total} bytes,"
             f" {len(self.blocks)} blocks ({len(self.reached.user)} in user mode),"
-            f" {self.elsewhere} bytes elsewhere",
+            f" {self.elsewhere} bytes elsewhere{', and more than is kept' if self.reached.full else ''}",
             f"  {'address':>16} {'size':>8} {'executed':>8}    {'blocks':>6}  symbol",
         ]
         for one in met:
@@ -172,10 +174,13 @@ def _hypercall_row(line: Line) -> str:
 
 
 def merged(texts: Iterable[Text]) -> list[Text]:
-    """The same texts of several guests are one."""
+    """The same texts of several guests are one; others of the same name get a number."""
     found: dict[Path, Text] = {}
     for text in texts:
-        known = found.setdefault(text.path, text)
-        if known is not text:
-            known.take_in(text)
+        names = (text.path.with_name(f"{text.path.name}-{number}") for number in itertools.count(2))
+        while (known := found.setdefault(text.path, text)) is not text:
+            if known.text == text.text:
+                known.take_in(text)
+                break
+            text.path = next(names)
     return [found[path] for path in sorted(found)]

@@ -66,6 +66,33 @@ _start:
     nop
 """
 
+C = """
+__asm__(
+    ".pushsection .note.Xen, \\"a\\", @note\\n"
+    ".long 4, 8, 5\\n .asciz \\"Xen\\"\\n .asciz \\"xen-3.0\\"\\n"
+    ".long 4, 8, 8\\n .asciz \\"Xen\\"\\n .asciz \\"generic\\"\\n"
+    ".popsection");
+static int reason;
+static long sched_op(long command, void *argument)
+{
+    long result;                                                        // not a statement
+    __asm__ volatile("syscall" : "=a"(result)                           // +
+        : "a"(29), "D"(command), "S"(argument) : "rcx", "r11", "memory");
+    return result;                                                      // -
+}
+void never(void)
+{
+    reason = 5;                                                         // -
+}
+void _start(void)
+{
+    if (reason)                                                         // +
+        never();                                                        // -
+    for (;;)
+        sched_op(2, &reason);                                           // +
+}
+"""
+
 
 def marked(path: Path) -> tuple[set[int], set[int]]:
     """The lines with a `# +`, and those with a `# -`."""
@@ -121,7 +148,7 @@ def blocks_of(*guests: str | bytes, tuned: bool) -> dict[int, Any]:
         for guest in guests:
             machine.boot(guest, memory="16M")
         machine.introduce_peers()
-        machine.run()
+        machine.run(seconds=2)
     return blocks.domains
 
 
@@ -230,6 +257,58 @@ def test_a_listing_that_does_not_fit_is_refused_before_anything_runs(kernel: Pat
     ran = command("boot", str(kernel), "--memory", "8", "--coverage", str(kernel.with_suffix(".txt")))
     assert (ran.returncode, ran.stdout) == (4, "")
     assert "has something else; build both again, or remove it" in ran.stderr
+
+
+@pytest.mark.parametrize("kernel", [64], indirect=True)
+def test_without_coverage_py_it_says_what_to_install(kernel: Path) -> None:
+    (kernel.parent / "coverage.py").write_text("raise ImportError\n")
+    arguments = ["boot", str(kernel), "--memory", "8", "--coverage"]
+    away = {"PYTHONPATH": str(kernel.parent)}
+    ran = command(*arguments, str(kernel.with_suffix(".info")), environment=away)
+    assert (ran.returncode, ran.stdout) == (4, "")
+    assert "needs coverage.py (pip install 'pyhv[coverage]')" in ran.stderr
+    ran = command(*arguments, str(kernel.with_suffix(".txt")), environment=away)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_block_counts_whole_though_it_ended_in_a_fault(tmp_path: Path, tuned: bool) -> None:
+    """As docs/coverage.md says: the emulator tells which blocks are begun."""
+    source = tmp_path / "faults.S"
+    source.write_text(
+        FAULTS.replace("ud2  ", "mov rax, 0x7fff00000000\n    mov rax, [rax]\n    inc rax\n    jmp .\n")
+    )
+    (reached,) = blocks_of(build(source), tuned=tuned).values()
+    ((start, end),) = reached.kernel
+    listed = build_listed(source)[1]
+    found = [line.text for line in listed if start <= line.address < end]
+    assert found == ["mov rax, 0x7fff00000000", "mov rax, [rax]", "inc rax", "jmp ."]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_a_kernel_in_c_has_the_lines_of_its_dwarf(tmp_path: Path) -> None:
+    (tmp_path / "k.c").write_text(C)
+    flags = [
+        "-g",
+        "-O0",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-fno-pic",
+        "-fcf-protection=none",
+        "-Wl,-Ttext=0x100000",
+    ]
+    subprocess.run(["gcc", *flags, "-o", "k", "k.c"], cwd=tmp_path, check=True)
+    ran = command(
+        "boot", str(tmp_path / "k"), "--memory", "8", "--timeout", "9", "--coverage", str(tmp_path / "c.info")
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = lcov_of(tmp_path / "c.info")[tmp_path / "k.c"]
+    marks = {
+        number: line[-1] for number, line in enumerate(C.splitlines(), 1) if line.endswith(("/ +", "/ -"))
+    }
+    assert {number: "+" if lines[number] else "-" for number in marks} == marks
+    assert "FNDA:0,never" in (tmp_path / "c.info").read_text()
 
 
 def test_build_writes_the_listing(tmp_path: Path) -> None:

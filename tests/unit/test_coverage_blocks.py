@@ -4,6 +4,7 @@
 import shutil
 import subprocess
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from pyhv.errors import EnvironmentProblem, ImageError
 from pyhv.guests.build import build, build_listed
 from pyhv.guests.catalogue import source_of
 from pyhv.loader.elf import load_image
-from pyhv.loader.image import KernelImage
-from pyhv.observe.blocks import AddressSet, Block, Reached
+from pyhv.loader.image import KernelImage, Symbol
+from pyhv.machine import Machine, MachineConfig
+from pyhv.observe.blocks import AddressSet, Block, Blocks, Reached
 from pyhv.observe.coverage import CRASH, OK, Point
 from pyhv.observe.places import SourceLine, lines_of_dwarf, lines_of_listing, routines
 from pyhv.observe.rendered import write_html, write_lcov
@@ -56,6 +58,20 @@ def test_symbols_without_sizes_reach_to_the_next(hello: KernelImage) -> None:
     assert sum(one.size for one in routines(image)) == len(hello.segments[0].data)
 
 
+def test_symbols_are_believed_as_far_as_there_is_code(hello: KernelImage) -> None:
+    """Sizes are whatever the file says; and a kernel without an executable segment has code for all that."""
+    end = 0x100000 + hello.segments[0].memsz
+    image = replace(hello, segments=tuple(one._replace(flags=4) for one in hello.segments[:1]))
+    image.__dict__["symbols"] = (
+        Symbol(0x100010, 1 << 63, "huge"),
+        Symbol(0x100020, 8, "within"),
+        Symbol(end, 1, "not"),
+    )
+    assert routines(image) == [Symbol(0x100010, end - 0x100010, "huge")]
+    image.__dict__["symbols"] = (Symbol(0x100010, 0, "a"), Symbol(0x100010, 0, "b"), Symbol(0x100018, 0, "c"))
+    assert [(one.name, one.size) for one in routines(image)] == [("b", 8), ("c", end - 0x100018)]
+
+
 def test_an_image_without_symbols_has_pages(hello: KernelImage) -> None:
     stripped = replace(hello, symbol_table=None)
     assert [one.name for one in routines(stripped)] == ["page_100000", "page_101000"]
@@ -93,6 +109,32 @@ def test_lines_are_hit_where_their_first_byte_is(hello: KernelImage) -> None:
     (both,) = merged([text, other])
     assert (both.lines, both.hit) == ({1, 2, 3, 4}, {1, 2, 3})
     assert both.functions == {"mfn_to_va": {1, 2, 3}, "puts": {4}}
+
+
+def test_texts_of_one_name_are_told_apart() -> None:
+    path = Path("/reports/k.symbols")
+    texts = [
+        Text(path, text, {1}, hit)
+        for text, hit in (("a\n", {1}), ("b\n", set()), ("a\n", set()), ("b\n", {1}))
+    ]
+    assert [(text.path.name, text.text, text.hit) for text in merged(texts)] == [
+        ("k.symbols", "a\n", {1}), ("k.symbols-2", "b\n", {1}),
+    ]  # fmt: skip
+
+
+def test_what_is_kept_of_a_guest_has_a_bound(hello: KernelImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code at ever new addresses fills a guest's share, and no more."""
+    monkeypatch.setattr("pyhv.observe.blocks.MOST_BLOCKS", 3)
+    blocks = Blocks()
+    with closing(Machine(MachineConfig(1024, virtual_time=True))) as machine:
+        blocks.watch(machine)
+        assert machine.builder.on_block is not None
+        for start in range(5):
+            machine.builder.on_block(1, start, 1, True)
+        machine.builder.on_block(1, 7, 1, False)
+    reached = blocks.of(1)
+    assert (len(reached.user), reached.kernel, reached.full) == (3, {(7, 8)}, True)
+    assert GuestReport("it", hello, reached, []).table()[0].endswith(", and more than is kept")
 
 
 # -- DWARF ----------------------------------------------------------------------------------------------
