@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyhv
-from pyhv.api.recording import VERDICT
 from pyhv.cli import consoles, loop, terminal
 from pyhv.cli.booted import BootedGuest, LastWords
 from pyhv.cli.messages import printable, say
@@ -263,6 +262,8 @@ def run(options: BootOptions) -> int:
             if covering is not None:
                 covering.take_in(guest)
             if machine.recording is not None:
+                from pyhv.api.recording import VERDICT
+
                 machine.recording.note(VERDICT, guest.domid, wanted.verdict)
             session.take_in(guest, guest.name, several=len(options.guests) > 1)
             if options.run.verbose:
