@@ -127,7 +127,7 @@ def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path 
     type=click.Path(path_type=Path),
     callback=_coverage,
     metavar="FILE",
-    help="Write what the guests executed: NAME.info (lcov), .json or .txt; other names: a directory of HTML.",
+    help="Write what guests executed: NAME.info (lcov), .json, .txt; without an end, a directory of HTML.",
 )
 @kernel_options
 @run_options
