@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Where the exits come in that are most of them: SYSCALL, and exceptions.
 
-For SYSCALL RIP is at the instruction. A tuned engine enters `SyscallHook.enter` directly, with the
+For SYSCALL RIP is at the instruction. A tuned engine enters `ExitHooks.syscall` directly, with the
 instruction's length (`tuning/syscalls.py`). The emulator itself does not tell it, calls a hook of its kind,
-and adds the length to RIP when that returns: `SyscallHook.hooked`. Each hook is a native function where this
+and adds the length to RIP when that returns: `ExitHooks.hooked_syscall`. Each hook is a native function where this
 module is compiled, and else a callback of `ctypes`.
 """
 
