@@ -261,7 +261,8 @@ class VirtualClock(Clock):
 
     def pause(self, engine: Engine) -> bool:
         assert self._left is not None
-        reached_limit = self._left[0] < 0 and self._withheld > 0
+        # At 0 an exit has used up what there was, and no block has been counted that was not executed.
+        reached_limit = self._left[0] <= 0 and self._withheld > 0
         left = self._left[0] + self._withheld
         if left < 0 or not (reached_limit or self._interrupted is not None):
             self._left[0] = left
@@ -270,6 +271,8 @@ class VirtualClock(Clock):
         # The engine may have counted the block at whose start it stopped, and will count it again.
         if self._interrupted is not None:
             again = self._taken_by_code - self._interrupted
+        elif self._left[0] == 0:
+            again = 0
         else:
             self._left[0] = 0
             engine.run()  # which counts that block once more, and stops there once more

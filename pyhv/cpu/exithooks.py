@@ -3,8 +3,8 @@
 
 For SYSCALL RIP is at the instruction. A tuned engine enters `ExitHooks.syscall` directly, with the
 instruction's length (`tuning/syscalls.py`). The emulator itself does not tell it, calls a hook of its kind,
-and adds the length to RIP when that returns: `ExitHooks.hooked_syscall`. Each hook is a native function where this
-module is compiled, and else a callback of `ctypes`.
+and adds the length to RIP when that returns: `ExitHooks.hooked_syscall`. Each hook is a native function where
+this module is compiled, and else a callback of `ctypes`.
 """
 
 import ctypes

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from listening_guest import listener
 
@@ -114,6 +114,15 @@ def texts(guests: list[pyhv.Guest]) -> list[str]:
 
 @pytest.mark.promise("T-15")
 @given(PROGRAMS)
+@example(
+    [
+        (("inside", 14), ("type", b"\x00")),
+        (("inside", 26), ("reach", b"")),
+        (("steps", 1), ("type", b"\x7f")),
+        (("exits", 37), ("pass", 0)),
+        (("exits", 16), ("unpause", b"")),
+    ]
+)
 @settings(max_examples=25)
 def test_a_replay_is_the_recorded_run(program: list[Step]) -> None:
     with TemporaryDirectory() as folder:
