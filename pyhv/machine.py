@@ -19,9 +19,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
+from pyhv.address import MASK32, MASK64, is_canonical
 from pyhv.board import USUAL_DOMAINS, Board
 from pyhv.clock import BIRTHDAY
 from pyhv.cpu.engine import ExitSink
+from pyhv.cpu.registers import Registers
+from pyhv.cpu.vmcb import GENERAL_NAMES
 from pyhv.debugger import Debugger
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.toolstack import ToolstackDomain
@@ -46,6 +49,7 @@ from pyhv.sched import SCHEDULERS
 from pyhv.sched.base import SchedParameters, Scheduler
 from pyhv.services import Services, TimerKey
 from pyhv.traps.dispatch import Dispatcher, Observer
+from pyhv.traps.guestcpu import IRET_FLAGS
 from pyhv.traps.stopwatch import Stopwatch
 from pyhv.undertaker import take_apart
 from pyhv.until import AllEnded, Nanoseconds, Outcome, Until
@@ -279,6 +283,28 @@ class Machine:
     def poke(self, address: int, data: bytes) -> None:
         """Store bytes at a machine address, within a frame, as a debugger does; guests are not asked."""
         self.physical.write(address, data)
+
+    @from_outside
+    def set_registers(self, domain: Domain, vcpu: int, registers: Registers) -> None:
+        """Have a vCPU that has been started go on with these registers, as a debugger does.
+
+        Selectors, privilege and what the hypervisor keeps in flags stay as they are. ConfigError: there is no
+        such vCPU, or an address is not canonical.
+        """
+        found = domain.vcpus[vcpu] if vcpu < len(domain.vcpus) else None
+        if found is None or found.context.empty:
+            raise ConfigError(f"{domain.name} has no vCPU {vcpu} that has been started.")
+        wanted = found.context.registers
+        for address in (registers.rip, registers.fs.base, registers.gs.base):
+            if not is_canonical(address):
+                raise ConfigError(f"{address:#x} is no canonical address.")
+        mask = MASK64 if domain.width == 64 else MASK32
+        for name in (*GENERAL_NAMES, "rip"):
+            setattr(wanted, name, getattr(registers, name) & mask)
+        wanted.rflags = wanted.rflags & ~IRET_FLAGS | registers.rflags & IRET_FLAGS
+        wanted.fs.base, wanted.gs.base = registers.fs.base, registers.gs.base
+        wanted.fpu = registers.fpu
+        found.context.registers = wanted
 
     @from_outside
     def write_store(self, path: str, value: bytes) -> None:

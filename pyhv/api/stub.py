@@ -41,7 +41,7 @@ class GdbStub:
 
     def __init__(self, host: GdbHost, guest: Guest, address: str) -> None:
         self._host, self._hypervisor, self._guest = host, host.hypervisor, guest
-        self._server = GdbServer(host.hypervisor, guest.domid, address, self._backwards)
+        self._server = GdbServer(host.hypervisor, guest.domid, address, self._backwards, self._keep_pace)
 
     def _backwards(self, debugger: Debugger) -> Backwards | None:
         """Who takes the machine back, if it remembers its run."""
@@ -50,6 +50,11 @@ class GdbStub:
         from pyhv.api.backwards import HistoryWalker
 
         return HistoryWalker(self._hypervisor, debugger, self._host.history)
+
+    def _keep_pace(self, on: bool) -> None:
+        """Time stands still while the guests do, and while what was is gone through again."""
+        history = self._host.history
+        self._hypervisor.keep_pace(on and (history is None or history.future is None))
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +82,11 @@ class GdbStub:
     def connected(self) -> bool:
         """Whether a client is there."""
         return self._server.connected
+
+    @property
+    def detached(self) -> bool:
+        """Whether a client has been there, and has let the guests go."""
+        return self._server.detached
 
     def serve(self, until: Until | None = None) -> Outcome:
         """Let gdb decide who runs, until it has detached, or all guests have ended, or `until` says so."""

@@ -242,6 +242,7 @@ def run(options: BootOptions) -> int:
             tuned=options.run.tuned,
             max_domains=len(options.guests),
             record=options.run.record,
+            history=options.run.gdb is not None,
         )
         if covering is not None:
             covering.watch(machine)
@@ -321,7 +322,7 @@ def conduct(
             machine.on("exit", trace.exit)
             stack.callback(trace.flush)
         if options.gdb is not None:
-            if options.virtual_time:
+            if machine.hypervisor.clock.counted:
                 machine.keep_history()
             session.gdb = stack.enter_context(machine.gdb(options.gdb))
             say(f"waiting for gdb: {session.gdb.command}")

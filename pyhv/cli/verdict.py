@@ -58,6 +58,7 @@ OTHER_ENDS: Final = {
     "reboot": "asked for a reboot, which ended its run",
     "suspend": "has suspended itself, and nobody is there to resume it",
     "soft_reset": "asked for a soft reset, which ended its run",
+    "destroyed": "was destroyed",
 }
 """What is said of guests that ended neither by powering off nor by crashing, by `pyhv.Guest.end`'s reason."""
 

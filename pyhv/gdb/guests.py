@@ -15,7 +15,7 @@ from pyhv.cpu.registers import Registers
 from pyhv.debugger import VcpuId
 from pyhv.domain.domain import Domain
 from pyhv.domain.vcpu import Vcpu
-from pyhv.errors import PyhvError
+from pyhv.errors import ConfigError, PyhvError
 from pyhv.gdb.target import TARGETS, Target, TargetRegister
 from pyhv.machine import Machine
 from pyhv.mmu.counts import WRITABLE
@@ -89,8 +89,7 @@ class Guests:
 
     def set_registers(self, vcpu: VcpuId, wanted: dict[TargetRegister, int]) -> None:
         """Write some of a vCPU's registers. RequestRefused: one that cannot be written would change."""
-        context = self.vcpu(vcpu).context
-        registers, changed = context.registers, False
+        registers, changed = self.registers(vcpu), False
         for register, value in wanted.items():
             if register.read(registers) == value:
                 continue
@@ -99,7 +98,10 @@ class Guests:
             register.write(registers, value)
             changed = True
         if changed:
-            context.registers = registers
+            try:
+                self._machine.set_registers(self._resident(vcpu[0]).domain, vcpu[1], registers)
+            except ConfigError as refusal:
+                raise RequestRefused(str(refusal)) from refusal
 
     # -- memory ------------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class Guests:
                 raise RequestRefused(f"{va:#x} is memory of another guest or of the hypervisor")
         view = memoryview(data)
         for at, count in pieces:
-            domain.physical.write(at, bytes(view[:count]))
+            self._machine.poke(at, bytes(view[:count]))
             view = view[count:]
 
     def _pieces(self, vcpu: VcpuId, va: int, length: int) -> Iterator[tuple[int, int]]:

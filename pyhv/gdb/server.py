@@ -41,6 +41,7 @@ def parse_address(text: str) -> tuple[str, int] | Path:
 class GdbServer:
     """Serves gdb for the guests of a machine. The guests stand still until a client lets them go.
 
+    `backwards` makes who takes the machine back; `keep_pace` is told whether time may go with the host's.
     `guest` is the domid of the one to whom a client is attached that has just come. EnvironmentProblem: the
     address cannot be had. ConfigError: it is none, or the machine has a debugger.
     """
@@ -51,26 +52,37 @@ class GdbServer:
         guest: int,
         address: str = "",
         backwards: Callable[[Debugger], Backwards | None] = lambda _debugger: None,
+        keep_pace: Callable[[bool], None] = lambda _on: None,
     ) -> None:
         self._machine, self._guest = machine, guest
-        self._selector = selectors.DefaultSelector()
+        self._keep_pace = keep_pace
         self._unix: Path | None = None
-        self._listener = self._listen(parse_address(address or LOCAL))
+        where = parse_address(address or LOCAL)
         self._debugger: Debugger = machine.debug()
+        try:
+            self._listener = self._listen(where)
+        except EnvironmentProblem:
+            machine.end_debugging()
+            raise
+        self._selector = selectors.DefaultSelector()
         self._backwards = backwards(self._debugger)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._client: _Client | None = None
-        self._held = True
-        """Nobody runs: the guests wait for a client, or for the one that there is to let them go."""
+        self._is_held = False
+        self._hold(True)
+
+    def _hold(self, on: bool) -> None:
+        """Nobody runs, or (false) all run: the guests wait for a client, or for the one that there is."""
+        if on is not self._is_held:
+            self._is_held = on
+            self._keep_pace(not on)
 
     def _listen(self, address: tuple[str, int] | Path) -> socket.socket:
         try:
             if isinstance(address, Path):
                 _remove_stale(address)
-                listener = socket.socket(socket.AF_UNIX)
-                listener.bind(str(address))
+                listener = _listen_at(address)
                 self._unix = address
-                listener.listen()
             else:
                 family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
                 listener = socket.create_server(address, family=family)
@@ -105,10 +117,10 @@ class GdbServer:
             reply = client.session.look()
             if reply is not None:
                 client.send(reply)
-            self._held = client.session.stopped and bool(client.session.attached)
+            self._hold(client.session.stopped and bool(client.session.attached))
         elif self._debugger.stop is not None:  # nobody is there to be told
             self._debugger.go()
-        return self._held and bool(self._machine.residents)
+        return self._is_held and bool(self._machine.residents)
 
     @property
     def connected(self) -> bool:
@@ -118,7 +130,7 @@ class GdbServer:
     @property
     def detached(self) -> bool:
         """Whether a client has been there, and has let the guests go."""
-        return self._client is None and not self._held
+        return self._client is None and not self._is_held
 
     def fileno(self) -> int:
         """Readable when there is something to `pump`."""
@@ -145,7 +157,7 @@ class GdbServer:
         there = self._machine.residents.domids()
         guest = self._guest if self._guest in there else next(iter(there), None)
         self._client = _Client(connection, GdbSession(self._machine, self._debugger, guest, self._backwards))
-        self._held = True
+        self._hold(True)
         self._selector.unregister(self._listener)
         self._selector.register(connection, selectors.EVENT_READ)
 
@@ -168,7 +180,7 @@ class GdbServer:
         client.session.leave()
         if client.session.over or not client.session.stopped:
             self._debugger.go()
-            self._held = False
+            self._hold(False)
         self._selector.unregister(client.connection)
         client.connection.close()
         self._client = None
@@ -258,6 +270,17 @@ class _Client:
             del self.unsent[:count]
         if len(self.unsent) > _MOST_UNREAD:
             raise ProtocolError("the client does not read what it is told")
+
+
+def _listen_at(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _remove_stale(path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from pyhv.cpu.registers import Registers
+from pyhv.traps.guestcpu import IRET_FLAGS
 
 _SEGMENTS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
 _EMPTY: Final = 3
@@ -107,12 +108,10 @@ _FLAGS: Final = {
     "CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11, "NT": 14, "RF": 16,
     "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21,
 }  # fmt: skip
-_WRITABLE_FLAGS: Final = 0x3D4DD5
-"""What an iret frame of the guest could set, and so a debugger: not IOPL, not IF."""
 
 
 def _set_rflags(registers: Registers, value: int) -> None:
-    registers.rflags = registers.rflags & ~_WRITABLE_FLAGS | value & _WRITABLE_FLAGS
+    registers.rflags = registers.rflags & ~IRET_FLAGS | value & IRET_FLAGS
 
 
 _EFLAGS: Final = TargetRegister(

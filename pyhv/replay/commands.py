@@ -9,7 +9,8 @@ may be made up by anybody: each argument has its bounds, and what the machine it
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Protocol
 
-from pyhv.abi.layout import u16, u32, u64
+from pyhv.abi.layout import u8, u16, u32, u64
+from pyhv.cpu.registers import Registers
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
@@ -39,6 +40,7 @@ _VERBS: Final[dict[str, dict[str, Any]]] = {
     "write_store": {"path": str, "value": bytes},
     "introduce_peers": {"couples": list[Annotated[list[u16], 2]]},
     "pass_time": {"when": Nanoseconds},
+    "set_registers": {_DOMAIN: None, "vcpu": u8, "registers": Registers},
 }
 VERBS: Final = (CREATE, *_VERBS)
 """A log has their numbers: to change the order is to change the format."""

@@ -8,6 +8,7 @@ import pytest
 from gdb import debugged
 
 import pyhv
+from pyhv.images.source import symbol_file
 from pyhv.observe.digest import Digest
 
 Debug = Callable[..., tuple[str, pyhv.Guest]]
@@ -124,3 +125,30 @@ def test_a_session_that_only_looks_changes_nothing() -> None:
     assert output.count("Breakpoint 1, ") == 5
     assert (digest, text) == history(look=False)[:2]
     assert text.endswith("SUCCESS\n")
+
+
+def test_several_guests_are_inferiors() -> None:
+    with pyhv.Machine(memory="64M", virtual_time=True) as machine:
+        first, second = machine.boot("hello"), machine.boot("hello32")
+        symbols = symbol_file(second.origin)
+        told = debugged(
+            first, machine, "add-inferior", "inferior 2", "attach 2", "info inferiors", f"file {symbols}",
+            "set schedule-multiple on", "break *put_dec", "continue", "info threads", "delete", "continue",
+            "continue", extended=True,
+        )  # fmt: skip
+        assert "process 1" in told
+        assert "process 2" in told
+        assert 'Thread 2.1 "d2v0" (hello32' in told
+        machine.run(seconds=5)
+        assert [guest.console.text[-8:] for guest in (first, second)] == ["SUCCESS\n"] * 2
+
+
+def test_ctrl_c() -> None:
+    with pyhv.Machine(memory="64M", virtual_time=True) as machine:
+        guest = machine.boot("ping", memory="16M")
+        told = debugged(guest, machine, "continue", "info registers rip", "kill", interrupted=0.3)
+        assert "Program received signal SIGINT" in told
+        assert re.search(r"^rip +0x1", told, re.MULTILINE)
+        machine.run(seconds=1)
+        assert guest.end is not None
+        assert guest.end.reason == "destroyed"

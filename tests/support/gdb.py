@@ -3,16 +3,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import pyhv
 from pyhv.api.stub import GdbStub
+from pyhv.images.source import symbol_file
 
 _SECONDS = 100
 
@@ -27,53 +29,71 @@ def require_gdb() -> str:
     return found
 
 
-@dataclass
 class Gdb:
-    """A gdb that runs a script; `output` is there when it has ended."""
+    """A gdb that runs commands. `interrupted`: so many seconds after it has let the guests run, Ctrl-C."""
 
-    stub: GdbStub
-    commands: Iterable[str]
-    symbols: Path | None = None
-    output: str = field(init=False, default="")
-    failed: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        stub: GdbStub,
+        commands: Sequence[str],
+        symbols: Path | None = None,
+        *,
+        extended: bool = False,
+        interrupted: float | None = None,
+    ) -> None:
+        self._stub, self._interrupted = stub, interrupted
+        self._running_since: float | None = None
         arguments = [require_gdb(), "-nx", "-batch", "-ex", "set pagination off", "-ex", "set confirm off"]
-        if self.symbols is not None:
-            arguments += ["-ex", f"file {self.symbols}"]
-        arguments += ["-ex", f"target remote {self.stub.address}"]
-        for command in self.commands:
+        if symbols is not None:
+            arguments += ["-ex", f"file {symbols}"]
+        arguments += ["-ex", f"target {'extended-remote' if extended else 'remote'} {stub.address}"]
+        for command in commands:
             arguments += ["-ex", command]
-        self._arguments = arguments
-        self._thread = threading.Thread(target=self._run)
+        self._process = subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C", "DEBUGINFOD_URLS": ""},
+            start_new_session=True,
+        )
+        self._output = ""
+        self._thread = threading.Thread(target=self._read)
+        self._deadline = time.monotonic() + _SECONDS
 
-    def _run(self) -> None:
-        try:
-            done = subprocess.run(
-                self._arguments,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                timeout=_SECONDS,
-                env={**os.environ, "LC_ALL": "C", "DEBUGINFOD_URLS": ""},
-            )
-            self.output, self.failed = done.stdout.decode("utf-8", "replace"), done.returncode != 0
-        except subprocess.TimeoutExpired as expired:
-            self.output, self.failed = (expired.stdout or b"").decode("utf-8", "replace"), True
+    def _read(self) -> None:
+        self._output = self._process.communicate()[0].decode("utf-8", "replace")
 
     def serve(self) -> str:
         """Run it against the machine, until it has gone; what it has printed."""
         self._thread.start()
-        self.stub.serve(pyhv.until.When(lambda: not self._thread.is_alive()))
-        self._thread.join()
-        return self.output
+        try:
+            self._stub.serve(pyhv.until.When(self._has_gone))
+        finally:
+            self._process.kill()
+            self._thread.join()
+        return self._output
+
+    def _has_gone(self) -> bool:
+        now = time.monotonic()
+        if self._interrupted is not None and self._stub.connected and not self._stub.waits:
+            self._running_since = self._running_since or now
+            if now - self._running_since > self._interrupted:
+                self._interrupted = None
+                self._process.send_signal(signal.SIGINT)
+        return not self._thread.is_alive() or now > self._deadline
 
 
-def debugged(guest: pyhv.Guest, machine: pyhv.Machine, *commands: str, symbols: bool = True) -> str:
-    """What gdb prints when it runs these commands on a guest, which goes on to its end if it is let go."""
-    from pyhv.images.source import symbol_file
-
+def debugged(
+    guest: pyhv.Guest,
+    machine: pyhv.Machine,
+    *commands: str,
+    symbols: bool = True,
+    extended: bool = False,
+    interrupted: float | None = None,
+) -> str:
+    """What gdb prints when it runs these commands on a guest."""
     require_gdb()
     file = symbol_file(guest.origin) if symbols else None
     with machine.gdb(guest=guest) as stub:
-        return Gdb(stub, commands, file).serve()
+        return Gdb(stub, commands, file, extended=extended, interrupted=interrupted).serve()
