@@ -17,6 +17,7 @@ from typing import Final
 from pyhv.api.history import History, Search
 from pyhv.clock import BYTES_PER_NS
 from pyhv.debugger import Debugger, Reason, Stop, VcpuId
+from pyhv.errors import ReplayError
 from pyhv.machine import Machine
 from pyhv.outside import Position, Where
 from pyhv.pcpu import Pcpu
@@ -55,6 +56,33 @@ class HistoryWalker:
         None: it has executed none since the history began, which is where the machine is then.
         """
         self._debugger.stop = None
+        found = _Steps(self._machine, self._history).before(vcpu)
+        if found is None:
+            self._history.to_first_guest()
+            return None
+        self._history.go_to(found)
+        return Stop(Reason.STEP, vcpu)
+
+
+def step_back(machine: Machine, history: History) -> Position:
+    """Be where the vCPU whose turn was the last one was about to execute its last instruction.
+    ReplayError."""
+    now, vcpu = machine.position, machine.pcpu.latest
+    found = None if vcpu is None else _Steps(machine, history).before(vcpu)
+    if found is None:
+        raise ReplayError(f"no instruction is remembered of what was before {now}")
+    history.go_to(found)
+    return machine.position
+
+
+class _Steps:
+    """Finds where instructions began."""
+
+    def __init__(self, machine: Machine, history: History) -> None:
+        self._machine, self._history = machine, history
+
+    def before(self, vcpu: VcpuId) -> Position | None:
+        """Where a vCPU's last instruction before this moment began; None: it has executed none."""
         now, pcpu = self._machine.position, self._machine.pcpu
         number, end = now.turns, now
         if pcpu.latest != vcpu:
@@ -64,10 +92,8 @@ class HistoryWalker:
         while number >= 0:
             found = self._last_instruction(number, end)
             if found is not None:
-                self._history.go_to(found)
-                return Stop(Reason.STEP, vcpu)
+                return found
             number, end = self._earlier_turn(vcpu, number)
-        self._history.to_first_guest()
         return None
 
     def _earlier_turn(self, vcpu: VcpuId, number: int) -> tuple[int, Position]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pyhv.cpu.exits import ExitRecord
     from pyhv.snapshot.snapshot import Snapshot
 
-Granularity = Literal["exit", "turn"]
+Granularity = Literal["exit", "turn", "instruction"]
 MOST_KEPT: Final = 48
 """Moments."""
 USUAL_MEGABYTES: Final = 512
@@ -184,7 +184,7 @@ class History:
 
     # -- going back --------------------------------------------------------------------------------------
 
-    def step_back(self, granularity: Granularity = "exit") -> Position:
+    def step_back(self, granularity: Literal["exit", "turn"] = "exit") -> Position:
         """Be where the last exit, or turn, before this moment was over. ReplayError: it is forgotten."""
         now, index = self._resting(), self._applied
         return self._after_turn(now) if granularity == "turn" else self._after_exit(now, index)

@@ -372,8 +372,13 @@ class Machine:
     def step_back(self, granularity: "Granularity" = "exit") -> Position:
         """Be where the last "exit", or "turn", before this moment was over. ReplayError: it is forgotten.
 
-        Handles stay valid. The machine runs on as it did, until something else comes in.
+        Or where the vCPU whose turn was the last one was about to execute its last "instruction". Handles
+        stay valid. The machine runs on as it did, until something else comes in.
         """
+        if granularity == "instruction":
+            from pyhv.api.backwards import step_back
+
+            return step_back(self.hypervisor, self.remembered)
         return self.remembered.step_back(granularity)
 
     def run_back(self, until: Position | Callable[[], bool]) -> Position:

@@ -57,6 +57,7 @@ def traveller(tuned: bool) -> Iterator[Traveller]:
         yield Traveller(guest)
 
 
+@pytest.mark.promise("T-20")
 @pytest.mark.parametrize(
     ("name", "start", "steps"),
     [
@@ -126,6 +127,20 @@ def test_several_vcpus(tuned: bool) -> None:
         assert guest.vcpus[0].registers.rip != before
         assert traveller.step(first)
         assert guest.vcpus[0].registers.rip == before
+
+
+def test_without_a_debugger(traveller: Traveller) -> None:
+    vcpu = traveller.to("put_dec")
+    here = traveller.state(vcpu)
+    traveller.machine.hypervisor.end_debugging()
+    before = traveller.machine.step_back("instruction")
+    assert before < here[0]
+    assert traveller.machine.run_back(before) == before
+    traveller.machine.hypervisor.pcpu.step()
+    assert traveller.state(vcpu) == here
+    traveller.machine.run_back(traveller.machine.remembered.beginning)
+    with pytest.raises(pyhv.PyhvError, match="no instruction is remembered"):
+        traveller.machine.step_back("instruction")
 
 
 def test_there_is_an_earliest_moment(traveller: Traveller) -> None:

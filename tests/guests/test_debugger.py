@@ -81,6 +81,7 @@ def visited(
         return digest.summary(), guest.console.text, stops
 
 
+@pytest.mark.promise("T-19")
 @pytest.mark.parametrize("tuned", [True, False], ids=["tuned", "plain"])
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("name", ["hello", "ticker", "usermode", "traps32", "events32"])

@@ -69,6 +69,7 @@ class Gdb:
         self._thread.start()
         try:
             self._stub.serve(pyhv.until.When(self._has_gone))
+            self._thread.join(max(self._deadline - time.monotonic(), 0))  # it has been told, and prints
         finally:
             self._process.kill()
             self._thread.join()
