@@ -101,7 +101,7 @@ def test_without_gdb_ctrl_bracket_leaves() -> None:
     [
         (["hello", "--gdb=nonsense"], "is no address for gdb"),
         (["--gdb", "hello"], "is no address for gdb"),
-        (["hello", "--gdb=unix:/nonexistent/socket"], "gdb cannot be served at unix:/nonexistent/socket"),
+        (["hello", "--gdb=unix:/proc/none/socket"], "gdb cannot be served at unix:/proc/none/socket"),
         (["hello", "--gdb=192.0.2.1:1"], "gdb cannot be served at 192.0.2.1:1"),
     ],
 )
