@@ -16,7 +16,7 @@ from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
 from pyhv.frozen import frozen
-from pyhv.state import Plain, Tally, construct, entries, state, typed
+from pyhv.state import MOST_TALLY, Plain, Tally, construct, entries, state, typed
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
 
@@ -42,11 +42,16 @@ class Counts:
         """Count what others have done too."""
         for mine, theirs in ((self.exits, other.exits), (self.hypercalls, other.hypercalls)):
             for number, count in enumerate(theirs):
-                mine[number] += count
-        self.unknown_hypercalls += other.unknown_hypercalls
-        self.emulated += other.emulated
-        self.events += other.events
-        self.table_updates += other.table_updates
+                mine[number] = _most(mine[number] + count)
+        self.unknown_hypercalls = _most(self.unknown_hypercalls + other.unknown_hypercalls)
+        self.emulated = _most(self.emulated + other.emulated)
+        self.events = _most(self.events + other.events)
+        self.table_updates = _most(self.table_updates + other.table_updates)
+
+
+def _most(count: int) -> int:
+    """A count that may be saved: a snapshot may begin with the largest one, and it stays there."""
+    return min(count, MOST_TALLY)
 
 
 @frozen
@@ -81,12 +86,12 @@ class Resident:
         """What it has done so far."""
         dispatcher = self.dispatcher
         return Counts(
-            exits=list(dispatcher.counts),
-            hypercalls=list(dispatcher.hypercalls),
-            unknown_hypercalls=dispatcher.unknown_hypercalls,
-            emulated=dispatcher.emulated,
-            events=dispatcher.events_delivered,
-            table_updates=self.domain.tables.updates,
+            exits=[_most(count) for count in dispatcher.counts],
+            hypercalls=[_most(count) for count in dispatcher.hypercalls],
+            unknown_hypercalls=_most(dispatcher.unknown_hypercalls),
+            emulated=_most(dispatcher.emulated),
+            events=_most(dispatcher.events_delivered),
+            table_updates=_most(self.domain.tables.updates),
         )
 
     def count_on(self, counts: Counts) -> None:

@@ -64,7 +64,8 @@ Said = Annotated[Any, None]
 """Plain data of any form: what another object has said, which that one will check."""
 Nanoseconds = Annotated[int, range(1 << 62)]
 """A time, or how long something takes: so far below what 64 bits hold that sums of them fit as well."""
-Tally = Annotated[int, range(1 << 62)]
+MOST_TALLY: Final = (1 << 62) - 1
+Tally = Annotated[int, range(MOST_TALLY + 1)]
 """A count that only grows: none comes near its end, and one from a file leaves room to count on."""
 _T = TypeVar("_T")
 _ROLE: Final = "pyhv role"
