@@ -21,6 +21,7 @@ import msgpack
 
 from pyhv.errors import ReplayError
 from pyhv.frozen import frozen
+from pyhv.snapshot.container import TooManyValues, unpack_bounded
 
 MAGIC: Final = b"PYHVRECD"
 VERSION: Final = 1
@@ -183,22 +184,9 @@ def _length(value: int) -> bytes:
 
 def unpack(data: bytes | memoryview) -> Any:
     """One value of msgpack, of bounded size. ReplayError."""
-    left = _MOST_VALUES
-
-    def counted(values: list[Any]) -> list[Any]:
-        nonlocal left
-        left -= len(values) + 1
-        if left < 0:
-            raise ReplayError("has a record of more values than any")
-        return values
-
     try:
-        return msgpack.unpackb(
-            data,
-            max_array_len=_MOST_VALUES,
-            max_map_len=_MOST_VALUES,
-            list_hook=counted,
-            object_pairs_hook=lambda pairs: dict(counted(pairs)),
-        )
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        return unpack_bounded(data, _MOST_VALUES)
+    except TooManyValues as many:
+        raise ReplayError("has a record of more values than any") from many
+    except ValueError as error:
         raise ReplayError(f"has a record that is no msgpack ({error})") from error

@@ -192,22 +192,36 @@ def _head(name: bytes, payload: memoryview) -> dict[str, Any]:
 
 
 def _unpack(data: bytes) -> Any:
-    left = _MOST_VALUES
+    try:
+        return unpack_bounded(data, _MOST_VALUES)
+    except TooManyValues as many:
+        raise SnapshotError("has more values in its state than any machine") from many
+    except ValueError as error:
+        raise SnapshotError(f"has a part that is no msgpack ({error})") from error
+
+
+class TooManyValues(Exception):
+    """What was packed has more values than it may."""
+
+
+def unpack_bounded(data: bytes | memoryview, most: int) -> Any:
+    """One value of msgpack, of `most` values in all. TooManyValues; ValueError: it is no msgpack."""
+    left = most
 
     def counted(values: list[Any]) -> list[Any]:
         nonlocal left
         left -= len(values) + 1
         if left < 0:
-            raise SnapshotError("has more values in its state than any machine")
+            raise TooManyValues
         return values
 
     try:
         return msgpack.unpackb(
             data,
-            max_array_len=_MOST_VALUES,
-            max_map_len=_MOST_VALUES,
+            max_array_len=most,
+            max_map_len=most,
             list_hook=counted,
             object_pairs_hook=lambda pairs: dict(counted(pairs)),
         )
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise SnapshotError(f"has a part that is no msgpack ({error})") from error
+    except (TypeError, msgpack.exceptions.UnpackException) as error:
+        raise ValueError(str(error)) from error
