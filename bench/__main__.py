@@ -2,6 +2,7 @@
 """`python -m bench peer|micro|quick|moments` (docs/benchmarks.md), `flame` (docs/performance.md), ..."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,15 +29,24 @@ def main() -> None:
 main.add_command(peer)
 
 
+def _of_measures(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of one that measures and writes tables."""
+    for option in (
+        click.option(
+            "--write", "page_path", type=report.OUTPUT_FILE,
+            help="Write the tables into that page: docs/benchmarks.md.",
+        ),
+        click.option("--json", "json_path", type=report.OUTPUT_FILE, help="Write the results to a file."),
+        click.option(
+            "--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure."
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure.")
-@click.option("--json", "json_path", type=report.OUTPUT_FILE, help="Write the results to a file.")
-@click.option(
-    "--write",
-    "page_path",
-    type=report.OUTPUT_FILE,
-    help="Write the tables into that page: docs/benchmarks.md.",
-)
+@_of_measures
 def micro(runs: int, json_path: Path | None, page_path: Path | None) -> None:
     """Measure the engine's parts: each kind of exit, plain computing, and the start of a small guest."""
     from bench import micro as parts
@@ -121,14 +131,7 @@ def quick(runs: int, record: bool, page_path: Path | None) -> None:
 
 
 @main.command()
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure.")
-@click.option("--json", "json_path", type=report.OUTPUT_FILE, help="Write the results to a file.")
-@click.option(
-    "--write",
-    "page_path",
-    type=report.OUTPUT_FILE,
-    help="Write the tables into that page: docs/benchmarks.md.",
-)
+@_of_measures
 def moments(runs: int, json_path: Path | None, page_path: Path | None) -> None:
     """Measure snapshots of a Linux guest, an idle one, and what 2,000 lives of small guests leave."""
     from bench import idle
