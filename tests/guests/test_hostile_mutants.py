@@ -49,9 +49,7 @@ MUTANTS = [
     Mutant("type-confusion", "pyhv.mmu.counts", "FrameCounts.may_be_writable", "return True"),
     Mutant("type-counts", "pyhv.mmu.counts", "FrameCounts.may_be_writable", "return True"),
     Mutant("stale-tlb", "pyhv.cpu.engine", "Engine.flush_tlb", "return"),
-    Mutant(
-        "pointers", "pyhv.mmu.memory", "GuestMemory._miss", "self._hole_start, self._hole_last = 1, 0\n..."
-    ),
+    Mutant("pointers", "pyhv.mmu.memory", "GuestMemory._miss", NO_HOLE),
     Mutant("counts", "pyhv.hypercalls.grants", "_COUNT_LIMIT", "1 << 32"),
     Mutant("counts", "pyhv.hypercalls.exchange", "guest_may_use", ALWAYS),
     Mutant("events", "pyhv.events.channels", "EventChannels._check_port", "return"),
