@@ -26,7 +26,7 @@ FAILED = re.compile(r"^(not ok (?!.*# (SKIP|XFAIL))|.*\[(FAIL|FAILED|BAD)\])", r
 class Selftest:
     """A row. `name` is below tools/testing/selftests, without the .c; `bits` what it is built for.
 
-    `pyhv` and `hardware` are "pass", "skip" or "fail"; `why` explains what is not "pass" or differs.
+    `pyhv` and `hardware` are "pass", "skip", "fail" or "varies"; `why` explains what differs or is not "pass".
     """
 
     name: str
@@ -43,6 +43,9 @@ class Selftest:
     """What it gives with the plain engine; "" if it is not run there."""
     one_cpu: bool
     """Kept on the first CPU."""
+    may_fail: str
+    """A regular expression for the lines of failure that come or do not come as the kernel's threads are
+    switched; "" if there is nothing that varies."""
 
     @property
     def directory(self) -> str:
@@ -53,6 +56,13 @@ class Selftest:
     def group(self) -> str:
         """The part of the selftests it belongs to."""
         return self.name.partition("/")[0]
+
+    def result(self, status: int, output: str) -> str:
+        """The word for how it ended. "varies" if all passed but, perhaps, what may fail."""
+        if not self.may_fail:
+            return result(status, output)
+        rest, count = re.subn(self.may_fail, "", output, flags=re.MULTILINE)
+        return "varies" if result(0 if count and status == 1 else status, rest) == "pass" else "fail"
 
 
 def table(path: Path = TABLE) -> list[Selftest]:
@@ -73,6 +83,7 @@ def _row(row: dict[str, Any]) -> Selftest:
         virtual=row.get("virtual", not is_x86),
         plain=row.get("plain", row.get("pyhv", "pass") if is_x86 else ""),
         one_cpu=row.get("one_cpu", False),
+        may_fail=row.get("may_fail", ""),
     )
 
 
