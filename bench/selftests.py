@@ -26,7 +26,7 @@ FAILED = re.compile(r"^(not ok (?!.*# (SKIP|XFAIL))|.*\[(FAIL|FAILED|BAD)\])", r
 class Selftest:
     """A row. `name` is below tools/testing/selftests, without the .c; `bits` what it is built for.
 
-    `pyhv` and `hardware` are "pass", "skip", "fail" or "varies"; `why` explains what differs or is not "pass".
+    `pyhv` and `hardware` are "pass", "skip", "fail" or "varies"; `why` explains what is not "pass".
     """
 
     name: str
