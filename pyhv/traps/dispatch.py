@@ -241,6 +241,9 @@ class Dispatcher(DirectSink):
                 self._deliver_event()
         if cpu.rearrange:
             self._rearrange()
+        elif cpu.rebase:
+            cpu.rebase = False
+            cpu.arrange()
         tables = cpu.tables
         if tables.flush:
             self.engine.flush_tlb()
@@ -260,8 +263,8 @@ class Dispatcher(DirectSink):
             self._crash(crash.why)
 
     def _rearrange(self) -> None:
-        """What has to be done only sometimes before the guest runs on: base pointers, breakpoints."""
-        self.cpu.rearrange = False
+        """What has to be done only sometimes before the guest runs on: breakpoints, after base pointers."""
+        self.cpu.rearrange = self.cpu.rebase = False
         self.cpu.arrange()
         try:
             self.breakpoints.resume()
@@ -281,6 +284,9 @@ class Dispatcher(DirectSink):
         if self.cpu.rearrange:
             self.breakpoints.entering()
             self._rearrange()
+        elif self.cpu.rebase:
+            self.cpu.rebase = False
+            self.cpu.arrange()
         if self.domain.tables.flush or self.domain.tables.flush_pages:
             self.engine.flush_tlb()
             self.domain.tables.flushed()

@@ -16,7 +16,7 @@ cdef class GuestCpu:
     cdef public int kernel_ring
     cdef public GuestMemory memory
     cdef public VcpuFields vcpu
-    cdef public bint rearrange, stepping, has_breakpoints
+    cdef public bint rebase, rearrange, stepping, has_breakpoints
     cpdef note_mode(self)
     cpdef arrange(self)
     cpdef make_flat(self)

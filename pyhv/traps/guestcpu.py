@@ -61,7 +61,7 @@ class GuestCpu:
         **dict.fromkeys(("kernel_ring", "reserved_descriptors"), "follows from the domain's width"),
         "vcpu": "the one whose registers are loaded",
         **dict.fromkeys(
-            ("rearrange", "stepping", "has_breakpoints"), "worked out when a vCPU is put on the engine"
+            ("rebase", "rearrange", "stepping", "has_breakpoints"), "worked out when a vCPU is put on the engine"
         ),
     }
 
@@ -78,8 +78,10 @@ class GuestCpu:
         self.tables = domain.tables
         self.memory = domain.memory
         self.vcpu = domain.vcpus[0]
+        self.rebase = False
+        """A base pointer has changed: CR3 is set before the guest runs on."""
         self.rearrange = False
-        """A base pointer or a breakpoint has changed: see to it before the guest runs on."""
+        """A breakpoint has changed, or one is near: see to it, and to base pointers, before the guest runs on."""
         self.stepping = False
         """The instruction in execution is a step of `debug.py`: every exit ends with `rearrange` set."""
         self.has_breakpoints = False
@@ -146,7 +148,7 @@ class GuestCpu:
 
     def begin_anew(self) -> None:
         """The domain was put back to another moment, and none of its vCPUs is on the engine."""
-        self.rearrange = self.stepping = self.has_breakpoints = False
+        self.rebase = self.rearrange = self.stepping = self.has_breakpoints = False
 
     # -- loading -----------------------------------------------------------------------------------------
 
@@ -211,7 +213,7 @@ class GuestCpu:
         """A base pointer changed: merge anew at the end of this exit."""
         self.vcpu.paging.merge_known = -1
         self.memory.use(self.vcpu.paging.kernel_l4)
-        self.rearrange = True
+        self.rebase = True
 
     def new_baseptr(self, mfn: int) -> None:
         """MMUEXT_NEW_BASEPTR and MOV CR3: another kernel L4, and always a flush."""
