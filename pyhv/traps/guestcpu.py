@@ -61,7 +61,8 @@ class GuestCpu:
         **dict.fromkeys(("kernel_ring", "reserved_descriptors"), "follows from the domain's width"),
         "vcpu": "the one whose registers are loaded",
         **dict.fromkeys(
-            ("rebase", "rearrange", "stepping", "has_breakpoints"), "worked out when a vCPU is put on the engine"
+            ("rebase", "rearrange", "stepping", "has_breakpoints"),
+            "worked out when a vCPU is put on the engine",
         ),
     }
 
@@ -81,7 +82,7 @@ class GuestCpu:
         self.rebase = False
         """A base pointer has changed: CR3 is set before the guest runs on."""
         self.rearrange = False
-        """A breakpoint has changed, or one is near: see to it, and to base pointers, before the guest runs on."""
+        """A breakpoint has changed, or one is near: see to it, after CR3, before the guest runs on."""
         self.stepping = False
         """The instruction in execution is a step of `debug.py`: every exit ends with `rearrange` set."""
         self.has_breakpoints = False

@@ -308,6 +308,24 @@ def test_contestants_run_in_turn_and_their_clocks_are_compared() -> None:
     assert len(found.spans()) == 2 * 3 * 3
 
 
+@pytest.mark.parametrize(
+    ("others", "runs", "counts"), [((0.0, 9.9), 1, 0.0), ((0.3, 0.05), 2, 0.05), ((0.3, 0.2, 0.4), 3, 0.2)]
+)
+def test_a_disturbed_run_is_made_again(others: tuple[float, ...], runs: int, counts: float) -> None:
+    from bench.contest import measure
+
+    class Disturbed(Told):
+        def run(self, workload: str, timeout_s: float) -> Any:
+            self._others = others[len(self.ran)]
+            return super().run(workload, timeout_s)
+
+    told, heard = Disturbed("pyhv", 1.0), list[str]()
+    found = measure([told], 1, ["boot"], 1, heard.append)
+    assert len(told.ran) == runs
+    assert found.others == counts
+    assert ["once more" in line for line in heard] == [True] * (runs - 1) + [False]
+
+
 def test_a_run_that_lacks_a_part_ends_the_measurement() -> None:
     from bench.contest import Round
     from bench.timeline import Timeline
