@@ -29,20 +29,25 @@ def main() -> None:
 main.add_command(peer)
 
 
-def _of_measures(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of one that measures and writes tables."""
+def _of_tables(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of one that writes tables."""
     for option in (
         click.option(
             "--write", "page_path", type=report.OUTPUT_FILE,
             help="Write the tables into that page: docs/benchmarks.md.",
         ),
         click.option("--json", "json_path", type=report.OUTPUT_FILE, help="Write the results to a file."),
-        click.option(
-            "--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure."
-        ),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def _of_measures(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of one that measures several times and writes tables."""
+    runs = click.option(
+        "--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each measure."
+    )
+    return runs(_of_tables(command))
 
 
 @main.command()
@@ -152,6 +157,29 @@ def moments(runs: int, json_path: Path | None, page_path: Path | None) -> None:
         }  # fmt: skip
         report.write_json(json_path, content)
     page.publish(page_path, busy(others), {"moments": page.figures(report.conditions(ACTIVE.name), found)})
+
+
+@main.command()
+@click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each workload.")
+@_of_tables
+def recording(pairs: int, json_path: Path | None, page_path: Path | None) -> None:
+    """Measure what `--record` costs: the same workloads recorded and not, in turn."""
+    from bench import recording as parts
+
+    _prepare(page_path, ["recording"])
+    found = parts.measure(pairs, say)
+    console = report.console()
+    for clock, rows in found.by_clock():
+        console.print(f"{clock} time", highlight=False)
+        console.print(report.ratio_table("recorded", "not", rows))
+    if json_path is not None:
+        content = {
+            "kind": "recording", "host": report.host(), "rows": dict(found.by_clock()),
+            "others": found.measured.others,
+        }  # fmt: skip
+        report.write_json(json_path, content)
+    table = page.compared(report.conditions(ACTIVE.name), "recorded", "not", found.by_clock())
+    page.publish(page_path, found.measured.busy(), {"recording": table})
 
 
 @main.command()

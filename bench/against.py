@@ -77,7 +77,7 @@ class Results:
         conditions = report.conditions()
         found = [page.against_peer(conditions, self.against_peer(clock)) for clock in self.clocks()]
         if clocks := self.virtual_to_real():
-            found.append(page.clocks(conditions, clocks))
+            found.append(page.compared(conditions, "virtual", "real", clocks))
         return dict(zip(places(self.clocks()), found, strict=True))
 
     def show(self) -> None:

@@ -48,11 +48,13 @@ class Pyhv:
     """Of `LANES`."""
     clock: str = REAL
     """Of `CLOCKS`."""
+    recording: Path | None = None
+    """A file in which the run is recorded."""
 
     @property
     def label(self) -> str:
         """Tells it from the others of a contest."""
-        return f"pyhv {self.lane}, {self.clock} time"
+        return f"pyhv {self.lane}, {self.clock} time" + (", recorded" if self.recording else "")
 
     @property
     def guest_clock_is_real(self) -> bool:
@@ -68,6 +70,7 @@ class Pyhv:
             "--append", "console=hvc0" + (f" w={workload}" if workload else ""),
             f"--{self.clock}-time",
             *([] if LANES[self.lane][1] else ["--no-engine-tuning"]),
+            *(["--record", str(self.recording)] if self.recording else []),
         ]  # fmt: skip
 
     def run(self, workload: str, timeout_s: float) -> Timeline:

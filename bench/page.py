@@ -68,10 +68,10 @@ def against_peer(conditions: str, found: Sequence[tuple[str, Sequence[Row], Sequ
     )
 
 
-def clocks(conditions: str, found: Sequence[tuple[str, Sequence[Row]]]) -> str:
-    """Virtual time against real time, for each way of running pyhv."""
+def compared(conditions: str, ours: str, theirs: str, found: Sequence[tuple[str, Sequence[Row]]]) -> str:
+    """Two things of pyhv's own, for each way of running it."""
     lines = [_cells(label, rows[index]) for index in range(len(found[0][1])) for label, rows in found]
-    return table(conditions, _heads("virtual", "real"), lines)
+    return table(conditions, _heads(ours, theirs), lines)
 
 
 def costs(conditions: str, found: Sequence[Cost]) -> str:

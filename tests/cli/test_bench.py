@@ -198,6 +198,16 @@ def test_pyhv_is_run_by_the_clock_that_is_asked_for(monkeypatch: pytest.MonkeyPa
     one.run("boot", 1)
     assert [word for word in seen if word.endswith("-time")] == [f"--{clock}-time"]
     assert one.guest_clock_is_real == (clock == "real")
+    assert "--record" not in seen
+
+
+def test_a_recorded_run_is_another_contestant() -> None:
+    from bench.guest import Pyhv
+
+    plain = Pyhv(Path("k"), Path("i"), 256)
+    recorded = Pyhv(Path("k"), Path("i"), 256, recording=Path("run.pyhv"))
+    assert recorded.label == f"{plain.label}, recorded"
+    assert recorded.arguments("fork") == [*plain.arguments("fork"), "--record", "run.pyhv"]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +358,7 @@ def test_the_page_has_a_part_for_each_table() -> None:
         "computing",
         "hello",
         "moments",
+        "recording",
     )
     for name in tables:
         assert "new table" in replaced(text, name, "new table\n")
