@@ -28,7 +28,7 @@ LAUNCH: Final = "launch"
 MAX_DISAGREEMENT: Final = 0.02
 COMPARED_FROM_S: Final = 1.0
 """Parts that are shorter say nothing about the agreement of clocks."""
-TRIES: Final = 3
+TRIES: Final = 5
 """How often a run is made at most that others have disturbed."""
 BUFFERED: Final = ("console",)
 """Parts whose end the guest sees before the host: what is still in a buffer is on its way."""

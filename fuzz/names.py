@@ -11,6 +11,7 @@ _CLASSES = {
     "emulator": ("fuzz.emulator", "Emulator"),
     "emulator32": ("fuzz.emulator", "Emulator32"),
     "images": ("fuzz.images", "Images"),
+    "recordings": ("fuzz.recordings", "Recordings"),
     "rings": ("fuzz.rings", "Rings"),
     "smc": ("fuzz.smc", "Smc"),
     "snapshots": ("fuzz.snapshots", "Snapshots"),

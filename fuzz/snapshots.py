@@ -10,20 +10,19 @@ Only SnapshotError may come out of reading it. What is not refused runs on for a
 snapshot of its own, and loses its guests; it must be sound all the time.
 """
 
-import copy
 import hashlib
 import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgpack
 import numpy as np
 import zstandard
 
 import pyhv
+from fuzz.plain import number, replaced, scratch
 from fuzz.source import Source
 from fuzz.target import Finding, Target, arm
 from pyhv.address import PAGE_SIZE
@@ -43,14 +42,6 @@ _SEEDS = (
 )
 """Guests, vCPUs of each, and after how many exits they are saved."""
 _EXITS, _SECONDS = 50, 0.02
-_NUMBERS = (
-    -1, 0, 1, 2, 3, 7, 8, 15, 31, 63, 64, 127, 255, 256, 511, 512, 1023, 4095, 4096, 0x7FEF, 0x7FF0, 0x7FF1,
-    0x7FF2, 0x7FF4, 0xFFFF, 1 << 16, 1 << 17, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 47,
-    0xFFFF_8000_0000_0000, (1 << 62) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -(1 << 31),
-    -(1 << 63),
-)  # fmt: skip
-_TEXTS = ("", "/", "@", "n0", "credit", "rr", "paused", "running", "dying", "x" * 3000, "\0", "é")
-_OTHERS: tuple[Any, ...] = (None, True, False, 3, "x", b"y", b"", [], {}, [[]], {"": None})
 _SECTIONS = (b"HEAD", b"STAT", b"PAGE", b"TABL", b"END\0", b"junk")
 
 
@@ -106,7 +97,7 @@ class _File:
         body = struct.pack("<8sII", container.MAGIC, container.VERSION, 0) + self._sections()
         data = bytearray(body + _section(b"END\0", hashlib.blake2b(body, digest_size=32).digest()))
         if source.chance(12):
-            self._scratch(data)
+            scratch(source, data, 1 + source.below(4))
         if source.chance(6):
             del data[source.number(3) % len(data) :]
         return bytes(data)
@@ -115,14 +106,14 @@ class _File:
         source = self.source
         how = source.u8()
         if how < 150:
-            self.state = self._replaced(self.state)
+            self.state = replaced(source, self.state)
         elif how < 160:
-            self.head = self._replaced(self.head)
+            self.head = replaced(source, self.head)
         elif how < 215 and self.blocks:
             self._change_page()
         elif how < 230 and self.columns.size:
             column, row = source.u8() & 1, source.number(2) % self.columns.shape[1]
-            self.columns[column, row] = (int(self.columns[column, row]) + self._number()) & 0xFFFF_FFFF
+            self.columns[column, row] = (int(self.columns[column, row]) + number(source)) & 0xFFFF_FFFF
         elif how < 236 and self.columns.size:
             row = source.number(2) % self.columns.shape[1]
             self.columns = np.delete(self.columns, row, axis=1)
@@ -139,10 +130,6 @@ class _File:
             else:
                 self.order.insert(at, self.order.pop())
 
-    def _number(self) -> int:
-        source = self.source
-        return source.pick(_NUMBERS) if source.chance(128) else source.u8() - 128
-
     def _change_page(self) -> None:
         """A word of a page: some bits, another value, or that of another place."""
         source = self.source
@@ -153,82 +140,13 @@ class _File:
         if how < 100:
             word ^= 1 << source.below(64)
         elif how < 160:
-            word = self._number() & (1 << 64) - 1
+            word = number(source) & (1 << 64) - 1
         elif how < 220:
             word += source.u8() - 128 << 12
         else:
             other = source.number(3) % (len(block) // 8) * 8
             word = int.from_bytes(block[other : other + 8], "little")
         block[at : at + 8] = (word & (1 << 64) - 1).to_bytes(8, "little")
-
-    def _replaced(self, root: Any) -> Any:
-        """`root` with one thing in it changed; each level of it is as likely as its neighbours."""
-        source = self.source
-        above: Any = None
-        key: Any = None
-        at = root
-        while isinstance(at, dict | list) and at and not source.chance(8):
-            above = at
-            key = source.pick(list(at)) if isinstance(at, dict) else source.number(2) % len(at)
-            at = at[key]
-        changed = self._strange(at, above)
-        if above is None:
-            return changed
-        above[key] = changed
-        return root
-
-    def _strange(self, value: Any, above: Any) -> Any:
-        """Something of the same kind, what stands beside it, or anything."""
-        source = self.source
-        if source.chance(10):
-            return copy.deepcopy(source.pick(_OTHERS))
-        if source.chance(10) and above:
-            return list(above.values())[source.u8() % len(above)] if isinstance(above, dict) else above[0]
-        if isinstance(value, bool):
-            return not value
-        if isinstance(value, int):
-            return self._strange_number(value)
-        if isinstance(value, bytes) and value:
-            return self._strange_bytes(value)
-        if isinstance(value, str):
-            return source.pick((*_TEXTS, value + "/a", value[:-1], value * 2))
-        if isinstance(value, list) and value:
-            at = source.number(2) % len(value)
-            shorter = value[:at] + value[at + 1 :]
-            return source.pick((shorter, [*value, value[at]], value[::-1], value[:at], []))
-        if isinstance(value, dict) and value:
-            gone = source.pick(list(value))
-            return {name: held for name, held in value.items() if name != gone}
-        return source.pick((None, 0, 1, b"", "", [], {}))
-
-    def _strange_number(self, value: int) -> int:
-        source = self.source
-        how = source.u8()
-        if how < 100:
-            return source.pick(_NUMBERS)
-        if how < 180:
-            found = value + source.u8() - 128
-        else:
-            found = value ^ 1 << source.below(64)
-        return min(max(found, -(1 << 63)), (1 << 64) - 1)
-
-    def _strange_bytes(self, value: bytes) -> bytes:
-        source = self.source
-        how, at = source.u8(), source.number(3) % len(value)
-        if how < 20:
-            return value[:at]
-        if how < 40:
-            return value + bytes(source.u8())
-        if how < 120:
-            at &= ~7
-            word = (self._number() & (1 << 64) - 1).to_bytes(8, "little")
-            return (value[:at] + word + value[at + 8 :])[: len(value)]
-        return value[:at] + bytes([source.u8()]) + value[at + 1 :]
-
-    def _scratch(self, data: bytearray) -> None:
-        for _ in range(1 + self.source.below(4)):
-            if data:
-                data[self.source.number(3) % len(data)] = self.source.u8()
 
     def _sections(self) -> bytes:
         blocks = iter(self.blocks)
@@ -250,9 +168,7 @@ class _File:
 
     def _scratched(self, name: bytes, data: bytes) -> bytes:
         changed = bytearray(data)
-        for _ in range(self.packed_changes.get(name, 0)):
-            if changed:
-                changed[self.source.number(3) % len(changed)] = self.source.u8()
+        scratch(self.source, changed, self.packed_changes.get(name, 0))
         return bytes(changed)
 
 

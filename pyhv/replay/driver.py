@@ -80,7 +80,7 @@ class Driver:
         due = machine.next_deadline()
         ends = [when for when in (due, limit) if when is not None]
         if target is not None and target.over and machine.position.turns == target.turns:
-            ends.append(target.ticks // BYTES_PER_NS)
+            ends.append(-(-target.ticks // BYTES_PER_NS))  # or past it, if idle time does not lead there
         if not ends:
             return False
         machine.advance_to(min(ends))

@@ -319,7 +319,8 @@ def test_contestants_run_in_turn_and_their_clocks_are_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "runs", "counts"), [((0.0, 9.9), 1, 0.0), ((0.3, 0.05), 2, 0.05), ((0.3, 0.2, 0.4), 3, 0.2)]
+    ("others", "runs", "counts"),
+    [((0.0, 9.9), 1, 0.0), ((0.3, 0.05), 2, 0.05), ((0.3, 0.2, 0.4, 0.2, 0.3), 5, 0.2)],
 )
 def test_a_disturbed_run_is_made_again(others: tuple[float, ...], runs: int, counts: float) -> None:
     from bench.contest import measure
