@@ -506,7 +506,7 @@ class Machine:
 
     def _run_turn(self, limit: int | None) -> bool:
         if self.debugger is not None:
-            return self.debugger.turn(limit)
+            return self._run_debugged_turn(self.debugger, limit)
         pcpu = self.pcpu
         if pcpu.turn is None:
             decision = self.scheduler.pick(self.clock.now())
@@ -521,6 +521,15 @@ class Machine:
             self.door.settled = False
             pcpu.go_on(limit)
         return True
+
+    def _run_debugged_turn(self, debugger: Debugger, limit: int | None) -> bool:
+        if debugger.stop is not None:
+            return True
+        somebody = debugger.turn(limit)
+        self._idle = not somebody
+        if somebody:
+            self.door.settled = False
+        return somebody
 
     def has_reached(self, when: int) -> bool:
         """Whether it has run up to a time (ns): not to the very nanosecond, for code comes in blocks."""

@@ -37,6 +37,12 @@ class Driver:
         self._stuck = False
         """The turn is paused there."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a debugger keeps everybody from running."""
+        debugger = self.machine.debugger
+        return debugger is not None and debugger.stop is not None
+
     def has_reached(self, moment: Moment) -> bool:
         """Whether the machine is at a moment, so that `perform` may be called; at an exit's: in its turn.
 
@@ -89,8 +95,7 @@ class Driver:
     def _within_a_block(self, limit: int | None) -> None:
         """The turn is paused at the start of the block of code that the moment lies in."""
         machine = self.machine
-        debugger = machine.debugger
-        if debugger is not None and debugger.stop is not None:
+        if self.stopped:
             return
         if limit is not None and machine.has_reached(limit):
             return
@@ -99,22 +104,25 @@ class Driver:
         else:
             machine.pcpu.step()
 
-    def perform(self, moment: Moment, act: Callable[[], None]) -> None:
-        """Do at a reached moment what was done then. Diverged: it does not come."""
-        if moment.position.where is Where.INSIDE:
-            self._inside(moment, act)
-        else:
-            if moment.settled and not self.machine.door.settled:
-                self.machine.settle()
-            act()
+    def perform(self, moment: Moment, act: Callable[[], None]) -> bool:
+        """Do at a reached moment what was done then. Diverged: it does not come.
 
-    def _inside(self, moment: Moment, act: Callable[[], None]) -> None:
+        False: a debugger has stopped the machine on the way to the exit whose moment that is.
+        """
+        if moment.position.where is Where.INSIDE:
+            return self._inside(moment, act)
+        if moment.settled and not self.machine.door.settled:
+            self.machine.settle()
+        act()
+        return True
+
+    def _inside(self, moment: Moment, act: Callable[[], None]) -> bool:
         """Run the turn, and act at its exit."""
         target = moment.position
         waiting = _AtExit(self.machine, target, act)
         self.machine.observe(waiting)
         try:
-            while not waiting.done:
+            while not waiting.done and not self.stopped:
                 here = self.machine.position
                 if here.turns > target.turns or here[:2] == (target.turns, True):
                     raise Diverged(self._past(target))
@@ -122,6 +130,7 @@ class Driver:
                     raise Diverged(self._past(target))
         finally:
             self.machine.unobserve(waiting)
+        return waiting.done
 
     def _past(self, target: Position) -> str:
         here = self.machine.position

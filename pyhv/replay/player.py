@@ -45,13 +45,12 @@ class Player:
     def run(self, until: Until, *, beyond: bool = False) -> Outcome | None:
         """Run until `until` says so, or (None) all entries have had their moment. Diverged, ReplayError.
 
-        `beyond`: then the machine runs on by itself.
+        `beyond`: then the machine runs on by itself. STOPPED: a debugger says so.
         """
         until.begin(self.machine)
         try:
             while True:
-                while (entry := self.next_entry) is not None and self.driver.has_reached(entry.moment):
-                    self._do(entry)
+                entry = self._do_what_is_reached()
                 if entry is None and not beyond:
                     return None
                 if entry is None:
@@ -59,6 +58,8 @@ class Player:
                 outcome = until.outcome(self.machine)
                 if outcome is not None:
                     return outcome
+                if self.driver.stopped:  # and whoever asks for this run has not let it go on
+                    return Outcome.STOPPED
                 if not self.advance(until.limit()):
                     return Outcome.DEADLOCK
         finally:
@@ -66,8 +67,7 @@ class Player:
 
     def advance(self, limit: int | None = None) -> bool:
         """What is to come in now, and one turn, or idle time. False: nothing will ever happen again."""
-        while (entry := self.next_entry) is not None and self.driver.has_reached(entry.moment):
-            self._do(entry)
+        entry = self._do_what_is_reached()
         if entry is not None:
             self.machine.settle()  # by which a turn of the dead is over
             if self.next_entry is not entry or self.driver.has_reached(entry.moment):
@@ -91,15 +91,25 @@ class Player:
         """Something else has come in: what is left never will."""
         self.entries = self.entries[: self.at]
 
-    def _do(self, entry: Entry) -> None:
+    def _do_what_is_reached(self) -> Entry | None:
+        """Let in what is to come in now; what comes next, or cannot yet since a debugger says so."""
+        while (entry := self.next_entry) is not None and self.driver.has_reached(entry.moment):
+            if not self._do(entry):
+                break
+        return entry
+
+    def _do(self, entry: Entry) -> bool:
         self.at += 1
         if isinstance(entry, Taken):
-            self.driver.perform(entry.moment, lambda: self._take_all(entry))
+            if not self.driver.perform(entry.moment, lambda: self._take_all(entry)):
+                self.at -= 1
+                return False
         elif isinstance(entry, Checkpoint):
             self._count(entry)
             if self.verify:
                 self.driver.perform(entry.moment, lambda: self._compare(entry))
             self._checkpoints += 1
+        return True
 
     def _take_all(self, entry: Taken) -> None:
         """A command, and those that came in inside the same exit, or at the same domain's end."""

@@ -149,3 +149,40 @@ def test_there_is_an_earliest_moment(traveller: Traveller) -> None:
     assert traveller.step(vcpu)
     assert traveller.walker.step_back(vcpu) is not None
     assert traveller.walker.step_back(vcpu) is None
+
+
+@pytest.mark.parametrize("symbol", ["puts", "event_upcall"])
+def test_stops_on_the_way_to_what_has_come_in_inside_an_exit(symbol: str) -> None:
+    """Forwards again: what an observer has typed comes in at the same exit, stops or not."""
+    with booted("ticker", tuned=True) as guest:
+        machine = machine_of(guest)
+        machine.keep_history()
+        hypervisor = machine.hypervisor
+        start, came_in = hypervisor.position, list[Position]()
+
+        class Typist:
+            exits = 0
+
+            def exit(self, _record: object) -> None:
+                self.exits += 1
+                if self.exits == 30:
+                    came_in.append(hypervisor.position)
+                    hypervisor.input(hypervisor.residents[guest.domid].domain, b"typed")
+
+        typist = Typist()
+        hypervisor.observe(typist)
+        machine.run(exits=40)
+        hypervisor.unobserve(typist)
+        assert machine.remembered.go_to(start) == start
+        debugger = debug(guest)
+        debugger.set_breakpoints(guest.domid, [guest.symbols[symbol]])
+        stops, waiting = [], list[bool]()
+        debugger.go()
+        while guest.end is None and (stop := run(guest, debugger)) is not None:
+            stops.append(hypervisor.position)
+            waiting.append(hypervisor.dom0.console(guest.domid).typed == 0)
+            debugger.go(passing=[stop.vcpu])
+        assert len(stops) > 8
+        assert waiting == [position < came_in[0] for position in stops]
+        assert True in waiting
+        assert False in waiting
