@@ -57,6 +57,10 @@ class StateError(PyhvError):
         self.why = why
 
 
+class VolumeError(PyhvError):
+    """What is on a disk is damaged, or is not there; the message names the disk and says what."""
+
+
 class EnvironmentProblem(PyhvError):
     """Something outside is missing: a tool, a directory, the network."""
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`pyhv inspect`: what an image is, and whether it can boot; or what a snapshot holds.
+"""`pyhv inspect`: what an image is, and whether it can boot; what is on a disk; or what a snapshot holds.
 
-The words on images are those of `pyhv.loader.describe`.
+The words on images are those of `pyhv.loader.describe`, those on disks `pyhv.images.survey`'s.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
@@ -27,9 +27,10 @@ Examples:
   pyhv inspect vmlinuz
   pyhv inspect vmlinuz --memory 64 --ramdisk initramfs.cpio.gz
   pyhv inspect hello
+  pyhv inspect disk.img
   pyhv inspect debian.snap
 
-Exit code 0: it can boot; 4: it cannot, or is no kernel image.
+Exit code 0: it can boot; 4: it cannot, or is neither kernel image nor disk.
 """
 
 
@@ -46,8 +47,10 @@ Exit code 0: it can boot; 4: it cannot, or is no kernel image.
 def inspect(image: str, memory: int | None, ramdisk: Path | None, ramdisk_raw: bool) -> None:
     """Say what a kernel image is: its format, its Xen notes, its segments, and how a domain starts with it.
 
-    IMAGE is what `pyhv boot` takes, or a snapshot that was saved: then, what is in it.
+    IMAGE is what `pyhv boot` takes. Of a disk: partitions, file systems, what a boot loader would start, and
+    kernels. Of a snapshot that was saved: what is in it.
     """
+    from pyhv.images import disks
     from pyhv.images import source as images
     from pyhv.loader.describe import describe
     from pyhv.snapshot import container
@@ -55,11 +58,17 @@ def inspect(image: str, memory: int | None, ramdisk: Path | None, ramdisk_raw: b
     if container.is_snapshot(Path(image)):
         _show(describe_snapshot(Path(image)))
         return
+    if disks.is_disk(Path(image)):
+        _end(disks.describe(Path(image)))
     source = images.resolve(
         image, progress, bootable=False, with_ramdisk=ramdisk is None, raw_ramdisk=ramdisk_raw
     )
     found = source.ramdisk if ramdisk is None else images.ramdisk(ramdisk, raw=ramdisk_raw)
-    description = describe(source.image, (memory or source.memory) * PAGES_PER_MIB, found)
+    _end(describe(source.image, (memory or source.memory) * PAGES_PER_MIB, found))
+
+
+def _end(description: "Description") -> NoReturn:
+    """Show it, and end with what it says on booting."""
     _show(description)
     click.get_current_context().exit(ExitCode.OK if can_boot(description) else ExitCode.ENVIRONMENT)
 
