@@ -21,6 +21,13 @@ def make(path: Path, size: int = MIB, **how: int) -> Path:
     return path
 
 
+def on(path: Path, base: str, form: str | None = "raw", size: int = MIB) -> Path:
+    file = HostFile.create(path)
+    create(file, size, base=base, base_format=form)
+    file.close()
+    return path
+
+
 def filled(path: Path) -> Path:
     """A qcow2 image of 1 MiB with something in it."""
     make(path)

@@ -8,13 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from disk_images import filled, make, refusal, set_at
+from disk_images import filled, make, on, refusal, set_at
 from qemu_tools import checked, contents, qemu_img, qemu_io
 
 from pyhv.storage.disk import DiskError
 from pyhv.storage.hostfile import HostFile
 from pyhv.storage.open import open_disk, open_image
-from pyhv.storage.qcow2.create import create
 from pyhv.storage.qcow2.disk import Qcow2Disk, read_header
 from pyhv.storage.spec import DiskSpec
 
@@ -190,13 +189,6 @@ def test_features_that_a_writer_must_clear_are_cleared(image: Path) -> None:
 
 
 # -- bases ---------------------------------------------------------------------------------------------------
-
-
-def on(path: Path, base: str, form: str | None = "raw", size: int = MIB) -> Path:
-    file = HostFile.create(path)
-    create(file, size, base=base, base_format=form)
-    file.close()
-    return path
 
 
 def test_a_base_that_is_shorter_or_longer(tmp_path: Path) -> None:
