@@ -12,6 +12,7 @@ _CLASSES = {
     "emulator32": ("fuzz.emulator", "Emulator32"),
     "images": ("fuzz.images", "Images"),
     "recordings": ("fuzz.recordings", "Recordings"),
+    "qcow2": ("fuzz.qcow2", "Qcow2"),
     "rings": ("fuzz.rings", "Rings"),
     "smc": ("fuzz.smc", "Smc"),
     "snapshots": ("fuzz.snapshots", "Snapshots"),

@@ -128,7 +128,7 @@ def test_new_images(tmp_path: Path) -> None:
         create_image(tmp_path / "q", MIB)
     for how in ({"form": "vmdk", "size": 5}, {"form": "raw", "base": "q"}, {"size": None}, {"size": 0}):
         with pytest.raises(ConfigError):
-            create_image(tmp_path / "no", **how)  # type: ignore[arg-type]
+            create_image(tmp_path / "no", **how)
     with pytest.raises(DiskError, match="there is no such file"):
         create_image(tmp_path / "no", base=tmp_path / "gone")
     assert sorted(os.listdir(tmp_path)) == ["q", "raw"]
