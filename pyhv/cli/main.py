@@ -16,6 +16,7 @@ from pyhv.cli.boot import boot
 from pyhv.cli.build import build
 from pyhv.cli.doctor import doctor
 from pyhv.cli.fetch import fetch
+from pyhv.cli.image import image
 from pyhv.cli.inspect import inspect
 from pyhv.cli.messages import VERBOSE, say
 from pyhv.cli.replay import replay
@@ -27,6 +28,7 @@ Examples:
   pyhv boot                   a demonstration: several guests on one machine
   pyhv boot debian            Debian's stock kernel, with a shell
   pyhv inspect vmlinuz        can this kernel boot?
+  pyhv image create d.img     a Debian of its own, on a disk
   pyhv restore debian.snap    go on where `pyhv boot --save` stopped
   pyhv replay run.rec         the run that `pyhv boot --record` has written down
   pyhv build mine.S -o mine.img && pyhv boot mine.img
@@ -96,6 +98,7 @@ main.add_command(replay)
 main.add_command(inspect)
 main.add_command(build)
 main.add_command(fetch)
+main.add_command(image)
 main.add_command(doctor)
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ _POLL_SECONDS: Final = 0.1
 _KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _NO_SECURITY: Final = ("sid", "unstable", "experimental")
 """Suites for which there is no archive of security updates."""
+_HEADS_ONLY: Final = ("-o", "Acquire::IndexTargets::deb::Packages::DefaultEnabled=false")
+"""Fetch what says when a suite was published, and no list of its packages."""
 
 
 class Archive:
@@ -104,6 +106,31 @@ def open_archive(
         yield Archive(suite, options)
 
 
+def source_lines(suite: str) -> list[str]:
+    """Lines of sources.list for a suite and its updates. EnvironmentProblem: apt has no mirror of Debian."""
+    return _lines(_releases(suite), "amd64")
+
+
+def published(suite: str, scratch: Path) -> int:
+    """When a suite or its updates were published last, in seconds since 1970. Raises EnvironmentProblem."""
+    from email.utils import parsedate_to_datetime
+
+    with tempfile.TemporaryDirectory(prefix=".lists-", dir=scratch) as name:
+        root = Path(name)
+        root.chmod(0o755)  # apt, if run by root, downloads as its own user
+        _private_lists(_releases(suite), root, "amd64", _HEADS_ONLY)
+        dates = []
+        for path in (root / "state" / "lists").glob("*Release"):
+            said = re.search(
+                r"^Date: (.+)$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+            )
+            with contextlib.suppress(ValueError):
+                dates += [] if said is None else [int(parsedate_to_datetime(said[1]).timestamp())]
+    if not dates:
+        raise EnvironmentProblem(f"the archive does not say when {suite} was published")
+    return max(dates)
+
+
 def check_suite(suite: str) -> None:
     """Refuse what cannot be the name of a suite; raises EnvironmentProblem."""
     if not _SUITE_NAME.fullmatch(suite):
@@ -112,13 +139,19 @@ def check_suite(suite: str) -> None:
         )
 
 
-def _private_lists(releases: list[tuple[str, str]], root: Path, architecture: str) -> tuple[str, ...]:
+def _lines(releases: list[tuple[str, str]], architecture: str) -> list[str]:
+    trust = f" signed-by={_KEYRING}" if _KEYRING.is_file() else ""
+    return [f"deb [arch={architecture}{trust}] {uri} {release} main" for uri, release in releases]
+
+
+def _private_lists(
+    releases: list[tuple[str, str]], root: Path, architecture: str, more: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """apt's options for lists of its own in `root`, which are fetched; of the releases, the first wins."""
     for part in ("state/lists/partial", "cache/archives/partial"):
         (root / part).mkdir(parents=True, exist_ok=True)
-    trust = f" signed-by={_KEYRING}" if _KEYRING.is_file() else ""
-    sources = [f"deb [arch={architecture}{trust}] {uri} {release} main\n" for uri, release in releases]
-    (root / "sources.list").write_text("".join(sources), encoding="utf-8")
+    lines = _lines(releases, architecture)
+    (root / "sources.list").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     settings = {
         "Dir::State": root / "state",
         "Dir::Cache": root / "cache",
@@ -131,7 +164,7 @@ def _private_lists(releases: list[tuple[str, str]], root: Path, architecture: st
     }
     options = tuple(word for key, value in settings.items() for word in ("-o", f"{key}={value}"))
     command = ["apt-get", "update", "--error-on=any"]
-    run_tool([command[0], *options, *command[1:]], root, shown=command)
+    run_tool([command[0], *options, *more, *command[1:]], root, shown=command)
     return options
 
 

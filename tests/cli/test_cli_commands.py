@@ -61,7 +61,7 @@ class TestBoundary:
     def test_version_and_help(self, run: Invoke) -> None:
         assert run("--version").stdout == f"pyhv {__version__}\n"
         assert "pyhv boot debian" in run("--help").stdout
-        for name in ("boot", "inspect", "build", "fetch", "doctor"):
+        for name in ("boot", "inspect", "build", "fetch", "image", "doctor"):
             result = run(name, "--help")
             assert result.exit_code == 0
             assert "Examples:" in result.stdout

@@ -45,6 +45,7 @@ FOR_THE_COMMAND_LINE = {
     "observe",  # digests, traces and tables of a machine's numbers
     "images", "guests", "loader",  # what there is to boot
     "sched", "cpu",  # names of schedulers; what `pyhv doctor` examines
+    "storage",  # how a disk is named, and what is done with images
 }  # fmt: skip
 """What `cli/` knows besides `import pyhv`: machines, guests and snapshots are the facade's affair."""
 NO_FACADE = {"pyhv.cli.inspect": {"snapshot"}}
