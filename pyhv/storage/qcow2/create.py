@@ -18,7 +18,7 @@ from pyhv.storage.qcow2.header import LONGEST_NAME, MOST_L1, MOST_REFCOUNT_TABLE
 from pyhv.storage.qcow2.refcounts import pack as pack_counts
 
 CLUSTER_BITS: Final = 16
-_REFCOUNT_ORDER: Final = 4
+REFCOUNT_ORDER: Final = 4
 
 
 def create(
@@ -28,6 +28,7 @@ def create(
     base: str | None = None,
     base_format: str | None = None,
     cluster_bits: int = CLUSTER_BITS,
+    refcount_order: int = REFCOUNT_ORDER,
 ) -> Header:
     """Make an empty file an image of a disk of `size` bytes; DiskError. It is on the disk when this
     returns."""
@@ -40,7 +41,7 @@ def create(
             f"{file.path}: the name of its base is longer than {LONGEST_NAME} bytes", errno.ENAMETOOLONG
         )
     cluster = 1 << cluster_bits
-    per_block = cluster * 8 >> _REFCOUNT_ORDER
+    per_block = cluster * 8 >> refcount_order
     l1_entries = l1_needed(size, cluster_bits)
     if l1_entries * 8 > MOST_L1:
         raise DiskError(
@@ -58,14 +59,14 @@ def create(
     header = Header(
         version=3, cluster_bits=cluster_bits, size=size, l1_entries=l1_entries,
         l1_offset=1 + table + blocks << cluster_bits, refcount_table=cluster, refcount_table_clusters=table,
-        refcount_order=_REFCOUNT_ORDER, backing=base, backing_format=base_format,
+        refcount_order=refcount_order, backing=base, backing_format=base_format,
     )  # fmt: skip
     used = 1 + table + blocks + l1
-    counts = np.zeros(blocks * per_block, np.uint16)
+    counts = np.zeros(blocks * per_block, np.uint64)
     counts[:used] = 1
     first_block = 1 + table << cluster_bits
     file.extend(used << cluster_bits)
-    file.write(first_block, pack_counts(counts, _REFCOUNT_ORDER))
+    file.write(first_block, pack_counts(counts, refcount_order))
     file.write(
         cluster, b"".join((first_block + (n << cluster_bits)).to_bytes(8, "big") for n in range(blocks))
     )
