@@ -186,7 +186,8 @@ def _install(
 
 _LAST_HOOK: Final = (
     'printf "%s\\n" "$PYHV_ROOT" | chroot "$1" chpasswd --encrypted'
-    ' && chroot "$1" systemctl enable systemd-networkd.service systemd-resolved.service'
+    f' && chroot "$1" systemctl enable {" ".join(debian_root.ENABLED)}'
+    f' && chroot "$1" systemctl disable {" ".join(debian_root.DISABLED)}'
     ' && rm -f "$1"/etc/ssh/ssh_host_*_key "$1"/etc/ssh/ssh_host_*_key.pub'
     ' "$1"/var/cache/ldconfig/aux-cache "$1"/var/lib/systemd/random-seed "$1"/var/lib/dbus/machine-id'
     ' && find "$1"/var/log -type f -exec truncate -s 0 {} +'

@@ -19,10 +19,13 @@ from pyhv.frozen import frozen
 
 PACKAGES: Final = (
     "ca-certificates", "dbus", "initramfs-tools", "libpam-systemd", "openssh-server", "systemd-resolved",
-    "systemd-timesyncd", "zstd",
+    "zstd",
 )  # fmt: skip
 """What is installed besides Debian's usual packages and a kernel."""
-COMMAND_LINE: Final = "console=hvc0 net.ifnames=0"
+COMMAND_LINE: Final = "console=hvc0 net.ifnames=0 quiet"
+ENABLED: Final = ("systemd-networkd.service", "systemd-resolved.service")
+DISABLED: Final = ("networking.service", "e2scrub_reap.service", "e2scrub_all.timer")
+"""networkd takes the place of ifupdown; e2scrub is for LVM, which there is none of."""
 
 _GRUB: Final = """\
 # Read by PV-GRUB and by pygrub.
