@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[set[str]] = [
     {"abi", "address", "cache", "errors", "frozen", "lane", "shared_page", "state", "version"},
-    {"net", "storage", "volumes"},
+    {"net", "shares", "storage", "volumes"},
     {"cpu", "clock", "paced"},
     {"mmu"},
     {"events", "grants", "xenstore", "sched", "board"},
