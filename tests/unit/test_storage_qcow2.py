@@ -4,7 +4,6 @@ harm."""
 
 import errno
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -306,40 +305,6 @@ def test_an_overlay_that_is_kept(image: Path, tmp_path: Path) -> None:
 
 
 # -- threads and failures ------------------------------------------------------------------------------------
-
-
-def test_many_threads_write_one_image(tmp_path: Path) -> None:
-    """Each its own sectors, of clusters that they share; some flush, one discards what is nobody's."""
-    (tmp_path / "base").write_bytes(b"b" * MIB)
-    path = on(tmp_path / "q", "base", "raw", 2 * MIB)
-    errors: list[BaseException] = []
-
-    def work(disk: Qcow2Disk, number: int) -> None:
-        try:
-            for sector in range(number, MIB // 512, 8):
-                data = bytes([number + 1]) * 512
-                disk.write(sector * 512, data)
-                if sector % 64 == number:
-                    disk.flush()
-                if sector % 16 == number:
-                    disk.write(MIB + number * 128 * KIB, b"d" * 128 * KIB)
-                    disk.discard(MIB + number * 128 * KIB, 128 * KIB)
-                assert disk.read(sector * 512, 512) == data
-        except BaseException as error:
-            errors.append(error)
-
-    with open_image(path, "qcow2", writable=True) as disk:
-        assert isinstance(disk, Qcow2Disk)
-        threads = [threading.Thread(target=work, args=(disk, number)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert errors == []
-        expected = b"".join(bytes([number + 1]) * 512 for number in range(8)) * (MIB // 4096) + bytes(MIB)
-        assert disk.read(0, 2 * MIB) == expected
-    checked(path)
-    assert contents(path, tmp_path) == expected
 
 
 def test_a_full_host_disk_costs_that_write_and_nothing_else(
