@@ -219,7 +219,7 @@ def _refused(name: str, error: OSError | ValueError, *, writable: bool) -> DiskE
         errno.ENOENT: "there is no such file" if os.path.isdir(where) else "its directory is missing",
         errno.EACCES: f"you may not write it; {instead}" if writable else "you may not read it",
         errno.EROFS: f"is on a file system that cannot be written; {instead}",
-        errno.EBUSY: "is in use by the host, perhaps mounted",
+        errno.EBUSY: "is in use: mounted, or written by another guest or program",
         errno.EISDIR: "is a directory, so that it cannot be a disk",
         errno.ENXIO: "is neither a file nor a block device, so that it cannot be a disk",
         errno.ELOOP: "is a symbolic link that leads to itself",
