@@ -23,6 +23,7 @@ from pyhv.address import PAGE_SIZE, MachineAddress, Mfn, Pfn
 from pyhv.board import Board
 from pyhv.cpu.engine import Engine, ExitSink
 from pyhv.cpu.translated import BlockListener
+from pyhv.devices.blkback import BlockBackend
 from pyhv.devices.console_backend import ConsoleBackend
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.store_backend import StoreBackend
@@ -229,6 +230,8 @@ class DomainBuilder:
             undo.callback(self._dom0.detach, domid)
             self._dom0.attach(ConsoleBackend(self._dom0.link, domid, sink), console, CONSOLE_PORT)
             self._dom0.attach(StoreBackend(self._dom0.link, domid), store, STORE_PORT)
+            for spec in config.disks:
+                self._dom0.plug(BlockBackend(self._dom0.link, domid, spec))
             undo.callback(drop_tables, frames, resident)
             self._first_vcpu(domain, boot)
             self._schedule(domain, undo)

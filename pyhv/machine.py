@@ -26,11 +26,12 @@ from pyhv.cpu.engine import ExitSink
 from pyhv.cpu.registers import Registers
 from pyhv.cpu.vmcb import GENERAL_NAMES
 from pyhv.debugger import Debugger
+from pyhv.devices.blkback import BlockBackend
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
-from pyhv.domain.holdings import holdings
+from pyhv.domain.holdings import holdings, mapped_grants
 from pyhv.domain.lifecycle import Lifecycle
 from pyhv.domain.relations import relations
 from pyhv.domain_builder import DomainBuilder, check
@@ -48,6 +49,8 @@ from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched import SCHEDULERS
 from pyhv.sched.base import SchedParameters, Scheduler
 from pyhv.services import Services, TimerKey
+from pyhv.storage.spec import DiskSpec
+from pyhv.storage.vdev import vdev_number
 from pyhv.traps.dispatch import Dispatcher, Observer
 from pyhv.traps.guestcpu import IRET_FLAGS
 from pyhv.traps.stopwatch import Stopwatch
@@ -136,7 +139,7 @@ class Machine:
         self.clock = board.clock
         self.scheduler = scheduler
         self.residents = Residents(lambda domid: bool(self.frames.owned_by(domid).size))
-        self.dom0 = ToolstackDomain(self.frames, self.clock, self.residents.channels)
+        self.dom0 = ToolstackDomain(self.physical, self.clock, self.residents.channels, self.residents.grants)
         self.residents.dom0 = self.dom0.channels
         self.store = self.dom0.store
         timers: TimerQueue[TimerKey] = TimerQueue(TimerKey)
@@ -307,6 +310,17 @@ class Machine:
         found.context.registers = wanted
 
     @from_outside
+    def attach_disk(self, domain: Domain, spec: DiskSpec) -> None:
+        """Plug a disk, which has a name, into a living domain. ConfigError, DiskError: it cannot be."""
+        self._check_stage(domain, "given a disk", Lifecycle.RUNNING, Lifecycle.PAUSED)
+        self.dom0.plug(BlockBackend(self.dom0.link, domain.domid, spec))
+
+    @from_outside
+    def detach_disk(self, domain: Domain, vdev: str) -> None:
+        """Ask a domain to let a disk go; it is gone when its driver has. ConfigError: it has no such disk."""
+        self.dom0.unplug(domain.domid, BlockBackend.kind, vdev_number(vdev))
+
+    @from_outside
     def write_store(self, path: str, value: bytes) -> None:
         """Write a node of the store, as domain 0 does. ConfigError: it cannot be written."""
         try:
@@ -390,9 +404,13 @@ class Machine:
         """Everything that is wrong with memory and accounts; empty if they are sound. Not while it runs."""
         rings = [mfn for domid in self.residents.domids() for mfn in self.dom0.frames(domid)]
         held = [holdings(resident.domain) for resident in self.residents]
-        findings = audit(self.frames, self.ram, held, m2p=self.board.m2p, rings=rings)
+        borrowed = self.dom0.borrower.maptrack
+        findings = audit(
+            self.frames, self.ram, held, m2p=self.board.m2p, rings=rings, loans=mapped_grants(borrowed)
+        )
         findings += self.board.audit()
-        return findings + relations((resident.domain for resident in self.residents), self.dom0.channels)
+        domains = [resident.domain for resident in self.residents]
+        return findings + relations(domains, self.dom0.channels, borrowed)
 
     def _frame_freed(self, mfn: int, owner: int) -> None:
         """A domain loses a frame: it has one less, and no stale translation may lead there."""
@@ -562,5 +580,7 @@ class Machine:
         """Free engines and threads. Domains that still live are gone with their memory."""
         for resident in self.residents:
             resident.domain.engine.close()
+        for disk in self.dom0.all_disks():
+            disk.close()
         self.board.close()
         self.dom0.go_on()  # something is left where an exception has ended a turn

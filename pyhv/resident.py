@@ -16,6 +16,7 @@ from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError
 from pyhv.events.channels import EventChannels
 from pyhv.frozen import frozen
+from pyhv.grants.table import GrantTable
 from pyhv.state import MOST_TALLY, Plain, Tally, construct, entries, state, typed
 from pyhv.traps.dispatch import Dispatcher
 from pyhv.traps.report import CrashReport
@@ -204,6 +205,11 @@ class Residents:
             return self.dom0
         found = self.domain(domid)
         return found.events if found is not None else None
+
+    def grants(self, domid: int) -> GrantTable | None:
+        """The grant table of a domain that has not been taken apart."""
+        found = self.any_domain(domid)
+        return found.grants if found is not None else None
 
     def counts(self) -> Counts:
         """What all domains together have done, those included that are gone."""

@@ -9,7 +9,7 @@ import functools
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from pyhv.abi.numbers import Hypercall, Shutdown
@@ -32,6 +32,7 @@ from pyhv.until import Outcome, Seconds, Until, When
 
 if TYPE_CHECKING:
     from pyhv.api.looking_back import Written
+    from pyhv.storage.spec import DiskSpec
 
 __tracebackhide__ = True  # pytest shows the line that has asked, and not ours
 
@@ -329,6 +330,24 @@ class Guest:
         if self.end is None:
             raise GuestFailed(self._told(f"has not ended: {self._why(outcome, timeout)}"))
         return self.end
+
+    def attach_disk(self, disk: "str | DiskSpec", vdev: str | None = None) -> None:
+        """Plug a disk in while the guest runs; `disk` is as `Machine.boot` takes it.
+
+        Without a `vdev` it is the first name that is free. ConfigError, DiskError: it cannot be.
+        """
+        from pyhv.storage.spec import parse, with_vdevs
+
+        domain = self._to("be given a disk")
+        wanted = parse(disk) if isinstance(disk, str) else disk
+        if vdev is not None:
+            wanted = replace(wanted, vdev=vdev)
+        there = [one.spec for one in self._host.hypervisor.dom0.disks(domain.domid)]
+        self._host.hypervisor.attach_disk(domain, with_vdevs([*there, wanted])[-1])
+
+    def detach_disk(self, vdev: str) -> None:
+        """Ask the guest to let a disk go; it is gone when its driver has. ConfigError: it has none such."""
+        self._host.hypervisor.detach_disk(self._to("be asked for a disk"), vdev)
 
     def pause(self) -> None:
         """Keep it from running."""

@@ -9,7 +9,7 @@ The hypervisor behind it is `pyhv.machine`; whatever is more than a few lines is
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pyhv.api.recording import Recording
     from pyhv.api.stub import GdbStub
     from pyhv.snapshot.snapshot import Snapshot
+    from pyhv.storage.spec import DiskSpec
 
 Cancel: TypeAlias = Callable[[], None]
 """Ends what was begun."""
@@ -149,6 +150,7 @@ class Machine:
         cap: int = 0,
         ramdisk: str | Path | bytes | None = None,
         append: str = "",
+        disks: "Sequence[str | Path | DiskSpec]" = (),
         paused: bool = False,
     ) -> Guest:
         """Build a guest that runs when the machine does. ConfigError, ImageError.
@@ -156,9 +158,9 @@ class Machine:
         `image` is what `pyhv boot` takes - "debian", a guest of pyhv's, a path - or the bytes of a kernel, or
         one that was loaded before, or what `pyhv.images.source.resolve` has found. A ramdisk that is gzip is
         unpacked for the guest. `memory` is 128 MiB if it is not given, 16 MiB for pyhv's own guests. `append`
-        is added to the kernel's command line.
+        is added to the kernel's command line. `disks` are paths, or texts as `pyhv boot --disk` takes them.
         """
-        found = _source(image, with_ramdisk=ramdisk is None)
+        found = _source(image, with_ramdisk=ramdisk is None, drivers=bool(disks))
         initial = found.ramdisk if ramdisk is None else _ramdisk(ramdisk)
         config = DomainConfig(
             name=self._free_name(name or found.name),
@@ -166,6 +168,7 @@ class Machine:
             vcpus=vcpus,
             weight=weight,
             cap=cap,
+            disks=_disks(disks),
         )
         console = Console()
         origin = found.origin
@@ -552,7 +555,7 @@ class _Typing(Until):
         return None
 
 
-def _source(image: Bootable, *, with_ramdisk: bool) -> images.Source:
+def _source(image: Bootable, *, with_ramdisk: bool, drivers: bool = False) -> images.Source:
     """What is to be booted, with what it needs by default. ImageError, EnvironmentProblem."""
     if isinstance(image, images.Source):
         return image
@@ -561,10 +564,23 @@ def _source(image: Bootable, *, with_ramdisk: bool) -> images.Source:
     if isinstance(image, bytes):
         return images.Source("guest", load_image(image, "guest"))
     word = image if isinstance(image, str) else str(image.absolute())
-    return images.resolve(word, SilentProgress, with_ramdisk=with_ramdisk)
+    return images.resolve(word, SilentProgress, with_ramdisk=with_ramdisk, drivers=drivers)
 
 
 def _ramdisk(given: str | Path | bytes) -> Ramdisk:
     if isinstance(given, bytes):
         return prepare(given, "the ramdisk", raw=False)
     return images.ramdisk(Path(given))
+
+
+def _disks(wanted: "Sequence[str | Path | DiskSpec]") -> "list[DiskSpec]":
+    """The disks of a guest, each with a name. ConfigError."""
+    if not wanted:
+        return []
+    from pyhv.storage.spec import DiskSpec, parse, with_vdevs
+
+    specs = [
+        one if isinstance(one, DiskSpec) else DiskSpec(str(one)) if isinstance(one, Path) else parse(one)
+        for one in wanted
+    ]
+    return with_vdevs(specs)

@@ -273,7 +273,7 @@ class _Cast:
             try:
                 found = images.resolve(
                     origin.image, SilentProgress, with_ramdisk=origin.ramdisk is None,
-                    raw_ramdisk=origin.raw_ramdisk, flavour=origin.flavour or STOCK,
+                    raw_ramdisk=origin.raw_ramdisk, drivers=origin.drivers, flavour=origin.flavour or STOCK,
                     suite=origin.suite,
                 )  # fmt: skip
             except PyhvError as error:

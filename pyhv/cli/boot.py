@@ -19,6 +19,7 @@ from pyhv.images.debian import STOCK
 if TYPE_CHECKING:
     from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
+    from pyhv.storage.spec import DiskSpec
 
 MAX_NAME: Final = 64
 COVERAGE_KINDS: Final = ("", ".info", ".json", ".txt")
@@ -89,6 +90,20 @@ def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path 
 @click.option(
     "--vcpus", type=click.IntRange(1, 32), default=1, metavar="N", help="Virtual CPUs of each guest."
 )
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="DISK",
+    help="A disk of each guest: PATH, PATH,ro, PATH,xvdb,ro, or as xl has it: format=qcow2,target=PATH.",
+)
+@click.option(
+    "--overlay",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Keep the disks as they are: what a guest writes goes to FILE, or is thrown away.",
+)
 @click.option("--name", metavar="NAME", help="Domain name (default: from the image); several get a number.")
 @click.option(
     "--weight",
@@ -140,6 +155,8 @@ def boot(
     append: str,
     memory: int | None,
     vcpus: int,
+    disks: tuple[str, ...],
+    overlay: str | None,
     name: str | None,
     weight: int,
     cap: int,
@@ -182,12 +199,14 @@ def boot(
             progress,
             with_ramdisk=ramdisk is None,
             raw_ramdisk=ramdisk_raw,
+            drivers=bool(disks),
             flavour=flavour or STOCK,
             suite=suite,
         )
         for word in words
     ] * count
     given = None if ramdisk is None else sources.ramdisk(ramdisk, raw=ramdisk_raw)
+    wanted_disks = disk_specs(disks, overlay, guests=len(found))
     names = domain_names([name or source.name for source in found])
     from pyhv.cli import session
 
@@ -207,11 +226,32 @@ def boot(
         weight=weight,
         cap=cap,
         append=append,
+        disks=wanted_disks,
         scheduler=scheduler,
         seed=seed,
         coverage=coverage,
     )
     click.get_current_context().exit(session.run(options))
+
+
+def disk_specs(words: tuple[str, ...], overlay: str | None, *, guests: int) -> "list[DiskSpec]":
+    """The disks that each of so many guests has. ConfigError, click.UsageError."""
+    if overlay is not None and not words:
+        raise click.UsageError("--overlay needs --disk: whose.")
+    if not words:
+        return []
+    from pyhv.storage.spec import parse
+
+    specs = [parse(word) for word in words]
+    if overlay is None:
+        return specs
+    written = [spec for spec in specs if spec.may_write and spec.overlay is None]
+    if overlay and (guests > 1 or len(written) != 1):
+        raise click.UsageError(
+            f"--overlay {overlay}: one file is for one guest with one disk that it may write;"
+            " say --overlay alone, or overlay=FILE in each --disk."
+        )
+    return [replace(spec, overlay=overlay) if spec in written else spec for spec in specs]
 
 
 def _import_meanwhile(module: str) -> None:

@@ -35,6 +35,7 @@ from pyhv.until import AllEnded, Nanoseconds, Outcome, Until, When
 if TYPE_CHECKING:
     from pyhv.api.stub import GdbStub
     from pyhv.cli.covering import Covering
+    from pyhv.storage.spec import DiskSpec
 
 
 @frozen
@@ -79,6 +80,7 @@ class BootOptions:
     weight: int = 256
     cap: int = 0
     append: str = ""
+    disks: "list[DiskSpec]" = field(default_factory=list)
     scheduler: str = "credit"
     seed: int = 0
     coverage: Path | None = None
@@ -258,6 +260,7 @@ def run(options: BootOptions) -> int:
                 weight=options.weight,
                 cap=options.cap,
                 append=options.append,
+                disks=options.disks,
             )
             guest.verdict = wanted.verdict
             if covering is not None:

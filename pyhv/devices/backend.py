@@ -16,13 +16,16 @@ from typing import ClassVar, Self
 from pyhv.abi.domid import DOMID_SELF
 from pyhv.address import Mfn
 from pyhv.clock import Clock
+from pyhv.devices.borrowing import Borrower
 from pyhv.devices.console_log import ConsoleSink
+from pyhv.devices.drive import Drive
 from pyhv.errors import ConfigError
 from pyhv.events.channels import DeviceName, EventChannels
 from pyhv.frozen import frozen
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.physical import FramePage
 from pyhv.state import Plain
+from pyhv.storage.spec import DiskSpec
 from pyhv.xenstore.store import Store
 
 
@@ -35,6 +38,10 @@ class Link:
     frames: FrameTable
     store: Store
     clock: Clock
+    borrower: Borrower
+    """Through which pages of guests are reached that they lend."""
+    drive: Callable[[DeviceName, DiskSpec], Drive]
+    """The disk that a device is to have. DiskError, ConfigError."""
 
 
 class Backend(ABC):
@@ -75,8 +82,10 @@ class Backend(ABC):
         return
 
     @classmethod
-    def made_again(cls, link: Link, name: DeviceName, _sink_for: Callable[[int], ConsoleSink]) -> Self:
-        """A device for what was saved of one of this kind."""
+    def made_again(
+        cls, link: Link, name: DeviceName, _sink_for: Callable[[int], ConsoleSink], _saved: Plain
+    ) -> Self:
+        """A device for what was saved of one of this kind. StateError, DiskError."""
         return cls(link, name.domid, name.handle)
 
     def detach(self) -> None:
@@ -102,8 +111,12 @@ class Backend(ABC):
         return self.link.channels.status(DOMID_SELF, self.port).remote_port in polled
 
     def frames(self) -> list[Mfn]:
-        """The guest's frames that it refers to, each as often as it does."""
+        """The guest's frames that it refers to by itself, each as often as it does."""
         return [] if self.page is None else [self.page.mfn]
+
+    def all_ports(self) -> list[int]:
+        """Domain 0's ports that lead to it."""
+        return [self.port] if self.port else []
 
     @abstractmethod
     def event(self) -> None:

@@ -27,7 +27,9 @@ class ConsoleBackend(Backend):
         self._stalls_until: int | None = None
 
     @classmethod
-    def made_again(cls, link: Link, name: DeviceName, sink_for: Callable[[int], ConsoleSink]) -> Self:
+    def made_again(
+        cls, link: Link, name: DeviceName, sink_for: Callable[[int], ConsoleSink], _saved: Plain
+    ) -> Self:
         """`Backend.made_again`."""
         return cls(link, name.domid, sink_for(name.domid))
 

@@ -27,7 +27,9 @@ class StoreBackend(Backend):
         self.ring: XenstoreRing
 
     @classmethod
-    def made_again(cls, link: Link, name: DeviceName, _sink_for: Callable[[int], ConsoleSink]) -> Self:
+    def made_again(
+        cls, link: Link, name: DeviceName, _sink_for: Callable[[int], ConsoleSink], _saved: Plain
+    ) -> Self:
         """`Backend.made_again`."""
         return cls(link, name.domid)
 

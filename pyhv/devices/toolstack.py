@@ -14,20 +14,30 @@ from pyhv.abi.layout import u16, u32
 from pyhv.address import Mfn
 from pyhv.clock import Clock
 from pyhv.devices.backend import Backend, Link
+from pyhv.devices.blkback import BlockBackend
+from pyhv.devices.borrowing import Borrower
 from pyhv.devices.console_backend import ConsoleBackend
 from pyhv.devices.console_log import ConsoleLog, ConsoleSink
+from pyhv.devices.drive import Drive
 from pyhv.devices.store_backend import StoreBackend
+from pyhv.devices.xenbus import XenbusBackend
+from pyhv.errors import ConfigError
 from pyhv.events.channels import DeviceName, EventChannels
 from pyhv.events.delivery import Unshared
 from pyhv.frozen import frozen
-from pyhv.mmu.frames import FrameTable
-from pyhv.mmu.physical import FramePage
+from pyhv.grants.table import GrantTable
+from pyhv.mmu.physical import FramePage, PhysicalMemory
 from pyhv.state import Plain, Said, entries, refusal, restore, state, typed
+from pyhv.storage.disk import Disk
+from pyhv.storage.open import open_disk
+from pyhv.storage.spec import DiskSpec
 from pyhv.xenstore.store import Store
 
 STORE_PORT, CONSOLE_PORT = 1, 2
 """The ports that each guest finds offered to domain 0 when it starts."""
-KINDS: Final[dict[str, type[Backend]]] = {one.kind: one for one in (ConsoleBackend, StoreBackend)}
+KINDS: Final[dict[str, type[Backend]]] = {
+    one.kind: one for one in (ConsoleBackend, StoreBackend, BlockBackend)
+}
 """All kinds of devices, by name."""
 
 SinkFor = Callable[[int], ConsoleSink]
@@ -40,16 +50,18 @@ class _Saved:
     kind: str
     domid: u16
     handle: u32
-    page: Mfn
+    page: Mfn | None
+    """The page that it has shared with the guest from the beginning."""
     port: u32
     state: Said
 
 
 class ToolstackDomain:
-    """Domain 0. `lookup` finds other domains' event channels by domid."""
+    """Domain 0. `lookup` finds other domains' event channels by domid, `grants` their grant tables."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("store", "channels", "_devices"), "said as its parts"),
+        **dict.fromkeys(("store", "channels", "borrower", "_devices"), "said as its parts"),
+        **dict.fromkeys(("open_disk", "at_hand"), "given"),
         "link": "what it has for its devices",
         "_deadlines": "asked of the devices",
         "_unfinished": "all are asked once",
@@ -57,14 +69,23 @@ class ToolstackDomain:
     }
 
     def __init__(
-        self, frames: FrameTable, clock: Clock, lookup: Callable[[int], EventChannels | None]
+        self,
+        physical: PhysicalMemory,
+        clock: Clock,
+        lookup: Callable[[int], EventChannels | None],
+        grants: Callable[[int], GrantTable | None],
     ) -> None:
         self.store = Store()
+        self.borrower = Borrower(physical, grants)
+        self.open_disk: Callable[[DiskSpec], Disk] = open_disk
+        """How disks are opened that a configuration names."""
+        self.at_hand: dict[DeviceName, Drive] = {}
+        """Drives of devices that are about to come back, which need not be opened."""
         self.channels = EventChannels(
             0, 1, lookup=lookup, pending=Unshared(), wake=lambda _vcpu: None,
             port_became_pending=lambda _port: None, privileged=True, max_port=4095, device_event=self.event,
         )  # fmt: skip
-        self.link = Link(self.channels, frames, self.store, clock)
+        self.link = Link(self.channels, physical.frames, self.store, clock, self.borrower, self._drive)
         self._devices: dict[int, dict[DeviceName, Backend]] = {}
         """By domid."""
         self._deadlines: dict[DeviceName, int] = {}
@@ -84,6 +105,38 @@ class ToolstackDomain:
             self._remove(device)
             raise
         self._note_deadline(device)
+
+    def _drive(self, name: DeviceName, spec: DiskSpec) -> Drive:
+        """A device's drive: the one at hand, or a disk that is opened. DiskError, ConfigError."""
+        found = self.at_hand.pop(name, None)
+        return Drive(self.open_disk(spec)) if found is None else found
+
+    def plug(self, device: XenbusBackend) -> None:
+        """Show a device to a guest, whose driver may connect to it. ConfigError: it has one of that name."""
+        name = device.name
+        if name in self._devices.get(name.domid, {}):
+            raise ConfigError(f"Domain {name.domid} has {name.kind} {name.handle} already.")
+        self._devices.setdefault(name.domid, {})[name] = device
+        try:
+            device.plug()
+        except BaseException:
+            self._remove(device)
+            raise
+
+    def unplug(self, domid: int, kind: str, handle: int) -> None:
+        """Ask a guest to let a device go, which it may do or not. ConfigError: it has none of that name."""
+        device = self._devices.get(domid, {}).get(DeviceName(kind, domid, handle))
+        if not isinstance(device, XenbusBackend):
+            raise ConfigError(f"Domain {domid} has no {kind} {handle}.")
+        device.unplug()
+
+    def disks(self, domid: int) -> list[BlockBackend]:
+        """A domain's disks, in the order in which they came."""
+        return [device for device in self.devices(domid) if isinstance(device, BlockBackend)]
+
+    def all_disks(self) -> list[BlockBackend]:
+        """All domains' disks."""
+        return [disk for domid in self._devices for disk in self.disks(domid)]
 
     def devices(self, domid: int) -> Iterator[Backend]:
         """A domain's devices, in the order in which they came."""
@@ -116,6 +169,9 @@ class ToolstackDomain:
         device = self._devices[name.domid][name]
         device.event()
         self._note_deadline(device)
+        due = self._deadlines.get(name) if self._deadlines else None
+        if due is not None:
+            self.link.clock.shorten(due)
 
     def turn_ended(self, domid: int, polled: Collection[int] | None) -> None:
         """A vCPU of a domain has left the processor."""
@@ -149,6 +205,10 @@ class ToolstackDomain:
         for name in sorted(self._unfinished, key=lambda name: (name.domid, name.kind, name.handle)):
             if not self._devices[name.domid][name].go_on():
                 self._unfinished.discard(name)
+        for device in [one for domid in list(self._devices) for one in self.devices(domid)]:
+            if isinstance(device, XenbusBackend) and device.gone:
+                device.forget_nodes()
+                self._remove(device)
         for log in self._left_behind:
             log.drain()
         self._left_behind = [log for log in self._left_behind if log]
@@ -162,15 +222,24 @@ class ToolstackDomain:
             self._remove(device)
 
     def state(self) -> dict[str, Plain]:
-        """The store, the channels, and all devices."""
+        """The store, the channels, what is borrowed, and all devices."""
         return {
             "store": self.store.state(),
             "channels": self.channels.state(),
+            "borrower": self.borrower.state(),
             "devices": [
-                state(_Saved(name.kind, name.domid, name.handle, mfn, device.port, device.state()))
+                state(
+                    _Saved(
+                        name.kind,
+                        name.domid,
+                        name.handle,
+                        None if device.page is None else device.page.mfn,
+                        device.port,
+                        device.state(),
+                    )
+                )
                 for devices in self._devices.values()
                 for name, device in devices.items()
-                for mfn in device.frames()
             ],
         }
 
@@ -182,7 +251,7 @@ class ToolstackDomain:
         A console that is not here prints to what `sink_for` gives for its domid, which is one of those.
         StateError.
         """
-        found = entries(saved, "dom0", {"store": None, "channels": None, "devices": None})
+        found = entries(saved, "dom0", dict.fromkeys(("store", "channels", "borrower", "devices")))
         records = typed(list[_Saved], found["devices"], "devices")
         wanted = {DeviceName(record.kind, record.domid, record.handle): record for record in records}
         if len(wanted) != len(records):
@@ -192,34 +261,45 @@ class ToolstackDomain:
         for device in [device for domid in list(self._devices) for device in self.devices(domid)]:
             if device.name not in wanted:
                 device.let_go()
-        devices = [self._device(name, sink_for) for name in wanted]
+        devices = [self._device(name, sink_for, record.state) for name, record in wanted.items()]
         if [device.name for device in devices] != list(wanted):
             raise refusal("devices", "has a handle that its kind does not have")
         restore(self.store, found["store"], "store")
         restore(self.channels, found["channels"], "channels")
-        if self.channels.devices() != {record.port: name for name, record in wanted.items()}:
-            raise refusal("devices", "are not those that domain 0's ports name")
+        restore(self.borrower, found["borrower"], "borrower")
         consoles = {name.domid for name in wanted if name == DeviceName(ConsoleBackend.kind, name.domid)}
         if consoles != {name.domid for name in wanted}:
             raise refusal("devices", "are of a domain without a console")
         self._devices, self._deadlines = {}, {}
         for device, record in zip(devices, records, strict=True):
-            if not 0 < record.page < self.link.frames.count:
-                raise refusal("devices", f"has one with page {record.page}, which does not exist")
-            device.attach_again(find_page(record.page), record.port)
+            self._attach_again(device, record, find_page)
             restore(device, record.state, f"devices.{record.kind}-{record.domid}")
             self._devices.setdefault(record.domid, {})[device.name] = device
             self._note_deadline(device)
+        if self.channels.devices() != {
+            port: device.name for device in devices for port in device.all_ports()
+        }:
+            raise refusal("devices", "are not those that domain 0's ports name")
         self._unfinished = set(wanted)  # the next look tells which have something left
 
-    def _device(self, name: DeviceName, sink_for: SinkFor) -> Backend:
+    def _attach_again(self, device: Backend, record: _Saved, find_page: Callable[[Mfn], FramePage]) -> None:
+        if isinstance(device, XenbusBackend):
+            return
+        if record.page is None or not 0 < record.page < self.link.frames.count:
+            raise refusal("devices", f"has one with page {record.page}, which does not exist")
+        device.attach_again(find_page(record.page), record.port)
+
+    def _device(self, name: DeviceName, sink_for: SinkFor, saved: Plain) -> Backend:
         """A device that is here, or a new one. StateError: there is no such kind."""
         found = self._devices.get(name.domid, {}).get(name)
         if found is not None:
             return found
         if name.kind not in KINDS:
             raise refusal("devices", f"has one of the kind {name.kind!r}, which is none")
-        return KINDS[name.kind].made_again(self.link, name, sink_for)
+        made = KINDS[name.kind].made_again(self.link, name, sink_for, saved)
+        if isinstance(made, XenbusBackend):
+            made.listen_again()
+        return made
 
     def _remove(self, device: Backend) -> None:
         device.detach()

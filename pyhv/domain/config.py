@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the toolstack decides about a domain before it exists."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyhv.abi.layout import u32
 from pyhv.events.channels import DEFAULT_MAX_PORT
+from pyhv.storage.spec import DiskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +23,5 @@ class DomainConfig:
     """As people write it; empty: one that follows from the machine's seed and the domain's number."""
     max_event_channels: int = DEFAULT_MAX_PORT
     """Highest port."""
+    disks: list[DiskSpec] = field(default_factory=list)
+    """Each with the name that it has for the guest."""

@@ -2,6 +2,7 @@
 """What a domain holds of the machine's memory, for the audit."""
 
 from pyhv.domain.domain import Domain
+from pyhv.grants.maptrack import Maptrack
 from pyhv.mmu.audit import Holdings, MappedGrant, VcpuHoldings
 
 
@@ -24,8 +25,10 @@ def holdings(domain: Domain) -> Holdings:
         ],
         shared=[domain.shared_info.mfn, *domain.grants.shared_frames],
         event_pages=domain.events.shared_frames(),
-        grants=[
-            MappedGrant(mapping.frame, mapping.readonly, mapping.device)
-            for _, mapping in domain.maptrack.all()
-        ],
+        grants=mapped_grants(domain.maptrack),
     )  # fmt: skip
+
+
+def mapped_grants(maptrack: Maptrack) -> list[MappedGrant]:
+    """What a domain has mapped of others."""
+    return [MappedGrant(one.frame, one.readonly, one.device) for _, one in maptrack.all()]

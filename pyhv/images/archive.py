@@ -266,6 +266,19 @@ def extract(package: Path, member: re.Pattern[str], target: Path) -> None:
     raise EnvironmentProblem(f"{package.name}: holds no file like {member.pattern}, so it is of no use")
 
 
+def members(package: Path, member: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """The regular files of a .deb whose names match `member`, in its order. Raises EnvironmentProblem."""
+    with _file_tree(package) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for entry in archive:
+                    source = archive.extractfile(entry) if entry.isreg() else None
+                    if source is not None and member.fullmatch(entry.name):
+                        yield entry.name, source.read()
+        except tarfile.TarError as cause:
+            raise EnvironmentProblem(f"{package.name}: dpkg-deb cannot unpack it ({cause})") from cause
+
+
 @contextlib.contextmanager
 def _file_tree(package: Path) -> Iterator[IO[bytes]]:
     """The package's files as a tar stream; dpkg-deb is stopped once nobody reads on."""

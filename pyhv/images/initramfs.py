@@ -39,6 +39,11 @@ stamp() {
 
 stamp PYHV-INIT-OK
 
+# Drivers, if the guest has devices: each after those that it needs.
+if [ -e /modules/order ]; then
+    while read -r module; do insmod "/modules/$module.ko"; done </modules/order
+fi
+
 w=
 read -r cmdline </proc/cmdline
 for word in $cmdline; do

@@ -13,7 +13,7 @@ from typing import Final
 from pyhv.errors import ImageError
 from pyhv.frozen import frozen
 from pyhv.guests.catalogue import BUILTIN, HOSTILE
-from pyhv.images import debian, kernels
+from pyhv.images import debian, kernels, modules
 from pyhv.images.built import built_file, built_once
 from pyhv.images.progress import Progress, SilentProgress
 from pyhv.images.unpacked import unpack_once
@@ -55,15 +55,16 @@ def resolve(
     bootable: bool = True,
     with_ramdisk: bool = True,
     raw_ramdisk: bool = False,
+    drivers: bool = False,
     flavour: str = debian.STOCK,
     suite: str | None = None,
 ) -> Source:
     """Find and read an image; `progress` is asked for only if something has to be fetched.
 
-    With `bootable=False` an image that cannot boot is read too; with `with_ramdisk=False` the caller brings
-    a ramdisk of its own, with `raw_ramdisk` it is not unpacked. `flavour` and `suite` say which of Debian's
-    kernels is meant.
-    Raises ImageError or EnvironmentProblem.
+    With `bootable=False` an image that cannot boot is read too; with `with_ramdisk=False` the caller brings a
+    ramdisk of its own, with `raw_ramdisk` it is not unpacked. `drivers` are for disks and networks, where the
+    ramdisk is pyhv's. `flavour` and `suite` say which of Debian's kernels is meant. Raises ImageError or
+    EnvironmentProblem.
     """
     if word in ALL_BUILTIN:
         image, origin = load_image(built_once(word), word), Origin(word)
@@ -72,7 +73,10 @@ def resolve(
         files = debian.ensure(progress(), flavour=flavour, suite=suite)
         image = load_image(files.vmlinux, f"Debian's {files.version}", bootable=bootable)
         found = ramdisk(files.initramfs, raw=raw_ramdisk) if with_ramdisk else None
-        origin = Origin(word, flavour, suite, raw_ramdisk=raw_ramdisk)
+        drivers = drivers and found is not None
+        if drivers and found is not None:
+            found = _with_drivers(found, modules.ensure(files, progress(), suite=suite))
+        origin = Origin(word, flavour, suite, raw_ramdisk=raw_ramdisk, drivers=drivers)
         return Source(DEBIAN, image, found, debian.COMMAND_LINE, debian.MEMORY_MIB, origin=origin)
     if word in kernels.KERNELS:
         packaged = kernels.KERNELS[word]
@@ -90,6 +94,15 @@ def resolve(
         )
     image = load_image(path, word, bootable=bootable, unpacker=unpack_once)
     return Source(path.stem, image, origin=Origin(str(path.absolute())))
+
+
+def _with_drivers(found: Ramdisk, archive: Path) -> Ramdisk:
+    """The ramdisk with an archive behind it: Linux unpacks one after the other, from a multiple of 4 on."""
+    data = found.data + bytes(-len(found.data) % 4)
+    try:
+        return Ramdisk(data + archive.read_bytes(), f"{found.told}, with drivers")
+    except OSError as cause:
+        raise ImageError(f"{archive}: the drivers cannot be read ({cause.strerror})") from cause
 
 
 def symbol_file(origin: Origin) -> Path | None:

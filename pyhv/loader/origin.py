@@ -27,6 +27,8 @@ class Origin:
     """A path; empty: it came as bytes; None: the one that belongs to the image, or none."""
     raw_ramdisk: bool = False
     """It was not to be unpacked."""
+    drivers: bool = False
+    """Drivers for its devices are behind the ramdisk."""
 
 
 NOWHERE: Final = Origin()

@@ -133,14 +133,15 @@ def audit(
     *,
     m2p: MachineToPhysical | None = None,
     rings: Iterable[int] = (),
+    loans: Iterable[MappedGrant] = (),
 ) -> list[str]:
     """Everything that is wrong with the memory of a machine; empty if it is sound.
 
     `domains` are those that have not been taken apart; frames of others must be explained by grants that
     these have mapped. `rings` are frames to which a back end of the hypervisor holds a writable reference,
-    one mention each. Call it while no engine runs.
+    one mention each; `loans` is what they have mapped through grants. Call it while no engine runs.
     """
-    return _Audit(frames, ram, list(domains), m2p, rings).findings
+    return _Audit(frames, ram, list(domains), m2p, rings, loans).findings
 
 
 class _Audit:
@@ -151,6 +152,7 @@ class _Audit:
         domains: list[Holdings],
         m2p: MachineToPhysical | None,
         rings: Iterable[int],
+        loans: Iterable[MappedGrant],
     ) -> None:
         self.frames = frames
         self.ram = ram
@@ -175,6 +177,7 @@ class _Audit:
             self._holdings(domain)
         for mfn in rings:
             self._hold(mfn, WRITABLE, "a back end's ring")
+        self._device_mappings(loans, "domain 0")
         self._pins()
         self._compare()
         self._free_frames()
@@ -338,7 +341,10 @@ class _Audit:
             self._hold(mfn, WRITABLE, f"a shared page of {name}")
             if not self.frames.xen_heap[mfn] or self.frames.owner[mfn] != domain.domid:
                 self.findings.append(f"{self.frames.describe(mfn)} should be a shared page of {name}")
-        for mapping in domain.grants:
+        self._device_mappings(domain.grants, name)
+
+    def _device_mappings(self, grants: Iterable[MappedGrant], name: str) -> None:
+        for mapping in grants:
             if mapping.device:
                 self._hold(
                     mapping.frame, NONE if mapping.readonly else WRITABLE, f"a device mapping of {name}"

@@ -22,6 +22,7 @@ from pyhv.machine import Machine
 from pyhv.outside import Command
 from pyhv.resident import Ended
 from pyhv.state import Nanoseconds, Plain, construct, entries, items, refusal, say, state, typed
+from pyhv.storage.spec import DiskSpec
 from pyhv.xenstore.limits import StoreError
 
 CREATE: Final = "create"
@@ -41,6 +42,8 @@ _VERBS: Final[dict[str, dict[str, Any]]] = {
     "introduce_peers": {"couples": list[Annotated[list[u16], 2]]},
     "pass_time": {"when": Nanoseconds},
     "set_registers": {_DOMAIN: None, "vcpu": u8, "registers": Registers},
+    "attach_disk": {_DOMAIN: None, "spec": DiskSpec},
+    "detach_disk": {_DOMAIN: None, "vdev": str},
 }
 VERBS: Final = (CREATE, *_VERBS)
 """A log has their numbers: to change the order is to change the format."""

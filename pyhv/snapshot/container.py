@@ -32,7 +32,7 @@ from pyhv.snapshot.compression import expand
 from pyhv.snapshot.pages import PageWriter
 
 MAGIC: Final = b"PYHVSNAP"
-VERSION: Final = 2
+VERSION: Final = 3
 """Of this format and of what STAT holds. A reader takes its own version only."""
 _HEAD: Final = struct.Struct("<8sII")
 _SECTION: Final = struct.Struct("<4sQ")

@@ -5,7 +5,7 @@ Taking one costs what was written since the last one: memory is shared with the 
 is what whoever takes it wants to find again, plain data of his own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,18 +14,22 @@ from types import MappingProxyType
 from typing import Annotated
 
 from pyhv.abi.domid import DOMID_FIRST_RESERVED
-from pyhv.abi.layout import u8, u16, u64
+from pyhv.abi.layout import u8, u16, u32, u64
 from pyhv.board import MAX_MEMORY_PAGES, frames_for
 from pyhv.cpu.layers import Image
+from pyhv.devices.blkback import BlockBackend
+from pyhv.devices.drive import Drive, DriveMoment
 from pyhv.devices.toolstack import SinkFor
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, SnapshotError, StateError
+from pyhv.events.channels import DeviceName
 from pyhv.frozen import frozen
 from pyhv.machine import Machine
 from pyhv.snapshot import container
 from pyhv.snapshot.pages import PageWriter, read_pages
 from pyhv.snapshot.whole import put_back, rebuild, say
-from pyhv.state import Nanoseconds, Plain, construct, entries, items, state, typed
+from pyhv.state import Nanoseconds, Plain, construct, entries, given, items, state, typed
+from pyhv.storage.disk import DiskError, Identity
 from pyhv.version import VERSION
 
 _Frames = Annotated[int, range(frames_for(MAX_MEMORY_PAGES, DOMID_FIRST_RESERVED))]
@@ -59,6 +63,17 @@ class About:
 
 
 @frozen
+class SavedDisk:
+    """A guest's disk at a moment."""
+
+    domid: u16
+    handle: u32
+    files: list[Identity]
+    """What it consisted of."""
+    moment: DriveMoment | None = given("of this process")
+
+
+@frozen
 class Snapshot:
     """A moment of a machine. Nothing changes it; any number of machines can go on from it."""
 
@@ -70,6 +85,8 @@ class Snapshot:
     """It was taken in this process, and not read from a file that anybody may have made."""
     origin: str = ""
     """The file that it was read from: what is said against it names that."""
+    disks: tuple[SavedDisk, ...] = ()
+    """What the guests' disks were."""
 
     def __repr__(self) -> str:
         return f"<Snapshot at {self.about.time_ns / 1e9:.6f} s of {len(self.about.guests)} guests>"
@@ -83,7 +100,8 @@ class Snapshot:
     def save(self, path: Path | str) -> None:
         """Write it to a file, which is replaced whole or stays what it was. SnapshotError."""
         about = replace(self.about, written=datetime.now(UTC).isoformat(timespec="seconds"))
-        body = {"machine": self.state, "notes": self.notes}
+        disks = [state(one) for one in self.disks]
+        body = {"machine": self.state, "notes": self.notes, "disks": disks}
         container.write(Path(path), state(about), body, PageWriter(self.image))
 
     @classmethod
@@ -96,14 +114,48 @@ class Snapshot:
     def put_back(self, machine: Machine, sink_for: SinkFor) -> None:
         """Make `machine`, from which it was taken, what it was. SnapshotError."""
         with self.reading():
-            put_back(machine, self.state, self.image, sink_for, trusted=self.trusted)
+            machine.dom0.at_hand.update(self._drives(DriveMoment.put_back))
+            try:
+                put_back(machine, self.state, self.image, sink_for, trusted=self.trusted)
+            finally:
+                for drive in machine.dom0.at_hand.values():
+                    drive.let_go()
+                machine.dom0.at_hand.clear()
 
     def rebuild(self, sink_for: SinkFor, *, tuned: bool = True, measure: bool = False) -> Machine:
         """A machine of its own that goes on from here. SnapshotError."""
         with self.reading():
-            return rebuild(
-                self.state, self.image, sink_for, trusted=self.trusted, tuned=tuned, measure=measure
-            )
+            made = rebuild(
+                self.state, self.image, sink_for, trusted=self.trusted, drives=self._drives(DriveMoment.view),
+                tuned=tuned, measure=measure,
+            )  # fmt: skip
+            try:
+                self._check_disks(made)
+            except SnapshotError:
+                made.close()
+                raise
+            return made
+
+    def _drives(self, drive: Callable[[DriveMoment], Drive]) -> dict[DeviceName, Drive]:
+        """The disks as they were. DiskError: that is not remembered any more."""
+        try:
+            return {
+                DeviceName(BlockBackend.kind, one.domid, one.handle): drive(one.moment)
+                for one in self.disks
+                if one.moment is not None
+            }
+        except DiskError as error:
+            raise SnapshotError(f"needs what a disk has held, but {error}") from error
+
+    def _check_disks(self, machine: Machine) -> None:
+        """The disks of a machine that comes from a file are as they were. SnapshotError."""
+        saved = {(one.domid, one.handle): one for one in self.disks}
+        for device in machine.dom0.all_disks():
+            known = saved.get((device.name.domid, device.name.handle))
+            if known is None:
+                raise SnapshotError(f"does not say what was on {device.spec.vdev}")
+            if known.moment is None and known.files != device.disk.identity():
+                raise SnapshotError(f"was taken when {device.disk.name} held something else")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -120,6 +172,8 @@ def _told(origin: str) -> Iterator[None]:
         yield
     except (StateError, SnapshotError) as error:
         raise SnapshotError(f"{place}{error}") from error
+    except DiskError as error:
+        raise SnapshotError(f"{place}needs a disk that cannot be had: {error}") from error
     except ConfigError as error:
         raise SnapshotError(f"{place}speaks of a machine that cannot be: {error}") from error
 
@@ -133,7 +187,14 @@ def take(
         _about(resident.domain, verdicts.get(resident.domain.domid, "")) for resident in machine.residents
     ]
     about = About(VERSION, machine.now(), machine.clock.counted, machine.ram.frames, guests)
-    return Snapshot(machine.ram.freeze(), said, notes, about, trusted=True)
+    with _told(""):
+        disks = tuple(_saved(device) for device in machine.dom0.all_disks())
+    return Snapshot(machine.ram.freeze(), said, notes, about, trusted=True, disks=disks)
+
+
+def _saved(device: BlockBackend) -> SavedDisk:
+    moment = device.moment()
+    return SavedDisk(device.name.domid, device.name.handle, moment.identity, moment)
 
 
 def _about(domain: Domain, verdict: str) -> GuestAbout:
@@ -152,6 +213,8 @@ def understood(content: container.Content) -> Snapshot:
     """The snapshot that a file's content stands for. SnapshotError, without naming a file."""
     with _told(""):
         about = construct(About, content.head, "head")
-        body = entries(content.state, "", {"machine": None, "notes": None})
+        body = entries(content.state, "", {"machine": None, "notes": None, "disks": None})
+        listed = items(body["disks"], "disks")
+        disks = tuple(construct(SavedDisk, one, "disks", moment=None) for one in listed)
         image = read_pages(about.frames, content.table, content.blocks)
-    return Snapshot(image, body["machine"], body["notes"], about)
+    return Snapshot(image, body["machine"], body["notes"], about, disks=disks)

@@ -12,15 +12,19 @@ code. Engines that exist keep what they have translated of frames that have not 
 """
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from pyhv.abi.layout import u8, u16, u32, u64
 from pyhv.address import Mfn
 from pyhv.board import frames_for
 from pyhv.cpu.layers import Image
+from pyhv.devices.drive import Drive
 from pyhv.devices.toolstack import SinkFor
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import SnapshotError
+from pyhv.events.channels import DeviceName
 from pyhv.frozen import frozen
 from pyhv.hypercalls.context import WATCHDOGS
 from pyhv.machine import Machine, MachineConfig
@@ -133,10 +137,11 @@ def rebuild(
     sink_for: SinkFor,
     *,
     trusted: bool,
+    drives: Mapping[DeviceName, Drive] = MappingProxyType({}),
     tuned: bool = True,
     measure: bool = False,
 ) -> Machine:
-    """A machine of its own that goes on from what was saved.
+    """A machine of its own that goes on from what was saved; `drives` are those that need not be opened.
 
     StateError, ConfigError: it cannot be; nothing is left then.
     """
@@ -155,6 +160,7 @@ def rebuild(
             measure=measure,
         )
     )
+    machine.dom0.at_hand.update(drives)
     try:
         put_back(machine, saved, image, sink_for, trusted=trusted)
     except BaseException:

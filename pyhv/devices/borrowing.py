@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What domain 0 has borrowed: the frames of guests that its back ends use, by way of the grant tables.
+
+A back end reaches a guest's frame in no other way than a driver domain would. It maps a grant for as long as
+it needs the frame (a ring), or copies through one at once (the data of a request). Each use is entered in the
+guest's grant table and, if it lasts, in domain 0's own maptrack, and holds a reference to the frame: a page
+that is lent cannot become a page table, nor another domain's.
+
+Domain 0 has no page tables: its mappings are device halves, which are references alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
+
+from pyhv.abi.grants import GrantStatus, MapFlag
+from pyhv.address import PAGE_SIZE, Mfn
+from pyhv.grants.maptrack import Mapping as GrantMapping
+from pyhv.grants.maptrack import Maptrack
+from pyhv.grants.status import GrantError
+from pyhv.grants.table import GrantTable
+from pyhv.mmu.frames import FrameTable
+from pyhv.mmu.physical import FramePage, PhysicalMemory
+from pyhv.state import Plain, entries, restore
+
+_DOM0: Final = 0
+
+
+class Borrower:
+    """Domain 0's side of the grant tables; `grants` finds a guest's by its domid."""
+
+    NOT_STATE: ClassVar[Mapping[str, str]] = dict.fromkeys(("frames", "physical", "_grants"), "the machine's")
+
+    def __init__(self, physical: PhysicalMemory, grants: Callable[[int], GrantTable | None]) -> None:
+        self.physical = physical
+        self.frames: FrameTable = physical.frames
+        self._grants = grants
+        self.maptrack = Maptrack()
+        """What is mapped."""
+
+    # -- for as long as it takes -------------------------------------------------------------------------
+
+    def map(self, domid: int, ref: int, *, readonly: bool) -> int:
+        """Map grant `ref` of a guest; returns the handle. GrantError: it is not granted in that way."""
+        self.maptrack.check_space()
+        table = self._table(domid, ref)
+        mfn = table.take(ref, _DOM0, readonly, MapFlag.DEVICE)
+        try:
+            self._take(mfn, domid, readonly=readonly)
+        except GrantError:
+            table.drop(ref, readonly, MapFlag.DEVICE)
+            raise
+        flags = MapFlag.DEVICE | (MapFlag.READONLY if readonly else MapFlag(0))
+        return self.maptrack.add(GrantMapping(domid, ref, flags, mfn))
+
+    def page(self, handle: int) -> FramePage:
+        """The frame behind a handle."""
+        return FramePage(self.physical, self.maptrack.get(handle).frame)
+
+    def unmap(self, handle: int) -> None:
+        """Give a frame back."""
+        mapping = self.maptrack.get(handle)
+        self._drop(mapping.frame, readonly=mapping.readonly)
+        table = self._grants(mapping.granter)
+        if table is not None:
+            table.drop(mapping.ref, mapping.readonly, MapFlag.DEVICE)
+        self.maptrack.end(handle, MapFlag.DEVICE)
+
+    # -- at once -----------------------------------------------------------------------------------------
+
+    def read(self, domid: int, ref: int, offset: int, length: int) -> bytes:
+        """Copy bytes out of a page that a guest lends. GrantError; the caller has them within the page."""
+        table = self._table(domid, ref)
+        mfn = table.take(ref, _DOM0, True, MapFlag.DEVICE)
+        try:
+            self._take(mfn, domid, readonly=True)
+            data = self.physical.read((mfn << 12) + offset, length)
+            self._drop(mfn, readonly=True)
+        finally:
+            table.drop(ref, True, MapFlag.DEVICE)
+        return data
+
+    def write(self, domid: int, ref: int, offset: int, data: bytes | memoryview) -> None:
+        """Copy bytes into a page that a guest lends. GrantError; the caller has them within the page."""
+        table = self._table(domid, ref)
+        mfn = table.take(ref, _DOM0, False, MapFlag.DEVICE)
+        try:
+            self._take(mfn, domid, readonly=False)
+            self.physical.write((mfn << 12) + offset, bytes(data))
+            self._drop(mfn, readonly=False)
+        finally:
+            table.drop(ref, False, MapFlag.DEVICE)
+
+    # ----------------------------------------------------------------------------------------------------
+
+    def _table(self, domid: int, ref: int) -> GrantTable:
+        table = self._grants(domid)
+        if table is None:
+            raise GrantError(GrantStatus.BAD_DOMAIN, f"domain {domid} has no grants (any more): {ref}")
+        return table
+
+    def _take(self, mfn: Mfn, owner: int, *, readonly: bool) -> None:
+        """Hold a frame that was granted: it must be the granter's own."""
+        if self.frames.owned(mfn, owner) is None:
+            raise GrantError(GrantStatus.BAD_PAGE, f"granted {self.frames.describe(mfn)}")
+        if readonly:
+            self.frames.take(mfn)
+        elif not self.frames.take_writable(mfn):
+            raise GrantError(GrantStatus.GENERAL_ERROR, f"writable grant of {self.frames.describe(mfn)}")
+
+    def _drop(self, mfn: Mfn, *, readonly: bool) -> None:
+        if readonly:
+            self.frames.drop(mfn)
+        else:
+            self.frames.drop_writable(mfn)
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Plain]:
+        """What is mapped."""
+        return {"maptrack": self.maptrack.state()}
+
+    def restore(self, saved: Mapping[str, Plain]) -> None:
+        """Have that mapped; references and grants are restored by their owners. StateError."""
+        restore(self.maptrack, entries(dict(saved), "", {"maptrack": None})["maptrack"], "maptrack")
+
+
+class Borrowed:
+    """Frames that a guest lends as one piece of memory, such as a ring of several pages: an offset leads to
+    one of them. Words must not cross pages."""
+
+    def __init__(self, pages: list[FramePage]) -> None:
+        self._pages = pages
+        self.size = len(pages) * PAGE_SIZE
+
+    def read_u32(self, offset: int) -> int:
+        """An aligned word."""
+        return self._pages[offset >> 12].read_u32(offset & PAGE_SIZE - 1)
+
+    def write_u32(self, offset: int, value: int) -> None:
+        """Store an aligned word."""
+        self._pages[offset >> 12].write_u32(offset & PAGE_SIZE - 1, value)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of some bytes."""
+        start = offset & PAGE_SIZE - 1
+        page = self._pages[offset >> 12]
+        first = PAGE_SIZE - start
+        if length <= first:
+            return page.read(start, length)
+        return page.read(start, first) + self.read(offset + first, length - first)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store bytes."""
+        start = offset & PAGE_SIZE - 1
+        page = self._pages[offset >> 12]
+        first = PAGE_SIZE - start
+        if len(data) <= first:
+            page.write(start, data)
+        else:
+            page.write(start, data[:first])
+            self.write(offset + first, data[first:])
