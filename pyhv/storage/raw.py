@@ -62,10 +62,12 @@ class RawDisk(Disk):
 
     def _discard(self, offset: int, length: int) -> None:
         start, stop = -(-offset // _PAGE) * _PAGE, (offset + length) // _PAGE * _PAGE
-        if start < stop and not (self._guessed and start < HEAD):
+        if start < stop:
             self.file.punch(start, stop - start)
 
     def _zero(self, offset: int, length: int) -> None:
+        if self._guessed and offset < HEAD:
+            self._refuse_another_format(offset, memoryview(bytes(min(length, HEAD))))
         if not self.file.punch(offset, length):
             super()._zero(offset, length)
         elif offset + length > self._end:  # a hole beyond the end does not make the file longer

@@ -44,7 +44,6 @@ FOR_THE_COMMAND_LINE = {
     "until",  # policies are combined and given to whoever runs
     "observe",  # digests, traces and tables of a machine's numbers
     "images", "guests", "loader",  # what there is to boot
-    "storage",  # how disks are named
     "sched", "cpu",  # names of schedulers; what `pyhv doctor` examines
     "storage",  # how a disk is named, and what is done with images
 }  # fmt: skip

@@ -82,6 +82,7 @@ def _readable(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], 0.01)[0])
 
 
+@pytest.mark.promise("B-3")
 @pytest.mark.parametrize("make", [raw, small_clusters, on_a_base])
 def test_what_was_acknowledged_is_there(make: Callable[[Path], Path], tmp_path: Path) -> None:
     path = make(tmp_path)

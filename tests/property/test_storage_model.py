@@ -166,6 +166,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], bytearray]] = {
 }
 
 
+@pytest.mark.promise("B-4")
 @pytest.mark.parametrize("kind", KINDS)
 def test_qcow2(kind: str) -> None:
     make, content = KINDS[kind]

@@ -180,6 +180,7 @@ def verify(path: Path, image: bytes, may_hold: list[set[int]], when: str) -> Non
     assert check(path, "qcow2").sound
 
 
+@pytest.mark.promise("B-3")
 @pytest.mark.parametrize(("bits", "refcount_order"), [(9, 6), (9, 4), (12, 4)])
 def test_an_image_is_sound_whenever_the_power_goes(bits: int, refcount_order: int, tmp_path: Path) -> None:
     @settings(max_examples=60 if DEEP else 6, deadline=None)
@@ -210,6 +211,7 @@ def test_an_image_is_sound_whenever_the_power_goes(bits: int, refcount_order: in
     run()
 
 
+@pytest.mark.promise("B-3")
 def test_no_single_sector_is_missed_when_refcount_blocks_are_added(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     file = HostFile.create(path)

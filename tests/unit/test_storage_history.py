@@ -46,6 +46,7 @@ _acts = st.lists(
 )
 
 
+@pytest.mark.promise("B-7")
 @settings(max_examples=RUNS, deadline=None)
 @given(acts=_acts)
 def test_any_use_of_moments(acts: list[tuple[str, Any]]) -> None:
@@ -116,6 +117,7 @@ def test_nothing_is_copied_before_the_first_moment_and_once_after_it(image: Path
         assert disk.copied == 0
 
 
+@pytest.mark.promise("B-7")
 def test_copies_are_bounded_by_forgetting_the_oldest_moments(image: Path) -> None:
     with remembering(image, most=4 * GRAIN) as disk:
         first = disk.moment()
@@ -171,6 +173,7 @@ def test_a_view_leaves_the_image_alone_and_forgotten_moments_stay_for_it(image: 
     assert image.read_bytes() == before[:100] + b"the disk's" + before[110:]
 
 
+@pytest.mark.promise("B-7")
 def test_no_file_is_left_and_the_image_is_free_again(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

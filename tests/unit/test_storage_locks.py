@@ -35,6 +35,7 @@ def qemu_io_refuses(image: Path, *options: str) -> bool:
     return done.returncode != 0
 
 
+@pytest.mark.promise("B-2")
 def test_qemu_respects_our_locks(image: Path) -> None:
     with open_image(image, "qcow2", writable=True):
         assert qemu_io_refuses(image)
@@ -47,6 +48,7 @@ def test_qemu_respects_our_locks(image: Path) -> None:
     assert not qemu_io_refuses(image)
 
 
+@pytest.mark.promise("B-2")
 @pytest.mark.parametrize(("options", "readers"), [((), False), (("-r",), True)])
 def test_we_respect_locks_of_qemu(image: Path, options: tuple[str, ...], readers: bool) -> None:
     command = [tool("qemu-io"), *options, "-f", "qcow2", str(image)]
@@ -68,6 +70,7 @@ def test_we_respect_locks_of_qemu(image: Path, options: tuple[str, ...], readers
     open_image(image, "qcow2", writable=True).close()
 
 
+@pytest.mark.promise("B-2")
 def test_locks_go_with_their_process(image: Path) -> None:
     script = (
         "import sys\nfrom pyhv.storage.open import open_image\n"

@@ -137,6 +137,7 @@ def test_several_threads_have_requests_under_way(image: Path, tmp_path: Path) ->
         assert found == {number: bytes([number + 1]) * 4096 for number in range(8)}
 
 
+@pytest.mark.promise("B-8")
 def test_an_error_of_the_server_is_that_requests(tmp_path: Path) -> None:
     address = tmp_path / "s"
     fails = "pwrite=echo ENOSPC the disk is full >&2; exit 1"
@@ -164,6 +165,7 @@ def test_an_error_of_the_server_is_that_requests(tmp_path: Path) -> None:
         disk.flush()
 
 
+@pytest.mark.promise("B-8")
 def test_a_server_that_is_killed_costs_its_requests_and_no_more(image: Path, tmp_path: Path) -> None:
     address = tmp_path / "s"
     command = nbdkit(address, "file", f"file={image}", "rdelay=20", options=("--filter=delay",))
@@ -268,6 +270,7 @@ def test_a_server_that_says_what_it_must_not(tmp_path: Path, said: bytes, why: s
         NbdDisk(address, read_only=False)
 
 
+@pytest.mark.promise("B-8")
 @pytest.mark.parametrize(
     ("answer", "why"),
     [

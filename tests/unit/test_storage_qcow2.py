@@ -27,6 +27,7 @@ def image(tmp_path: Path) -> Path:
 # -- with QEMU -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("B-4")
 @pytest.mark.parametrize("bits", range(9, 22))
 def test_images_of_qemu_with_every_size_of_clusters(tmp_path: Path, bits: int) -> None:
     path, raw = tmp_path / "q", tmp_path / "raw"
@@ -51,6 +52,7 @@ def test_images_of_qemu_with_every_size_of_clusters(tmp_path: Path, bits: int) -
     assert contents(path, tmp_path) == expected
 
 
+@pytest.mark.promise("B-4")
 @pytest.mark.parametrize("kind", ["zlib", "zstd"])
 @pytest.mark.parametrize("bits", [9, 12, 16, 21])
 def test_compressed_clusters_are_read_and_replaced(tmp_path: Path, kind: str, bits: int) -> None:
@@ -124,6 +126,7 @@ def test_what_is_discarded_is_used_again(image: Path, tmp_path: Path) -> None:
     assert contents(image, tmp_path) == bytes(MIB)
 
 
+@pytest.mark.promise("B-4")
 def test_our_images_are_what_qemu_says(tmp_path: Path) -> None:
     for bits, size in ((9, GIB), (16, 3 * GIB + 512), (16, 1 << 45), (21, 1 << 50), (16, 512)):
         path = make(tmp_path / f"{bits}-{size}", size, cluster_bits=bits)
@@ -205,6 +208,7 @@ def test_a_base_that_is_shorter_or_longer(tmp_path: Path) -> None:
     checked(tmp_path / "b")
 
 
+@pytest.mark.promise("B-5")
 def test_chains_that_have_no_end_or_no_beginning(tmp_path: Path) -> None:
     on(tmp_path / "self", "self", "qcow2")
     assert "is its own base" in refusal(tmp_path / "self")
@@ -232,6 +236,7 @@ def test_a_base_in_a_foreign_format(tmp_path: Path) -> None:
     assert "a base in the format vmdk" in refusal(on(tmp_path / "q", "x", "vmdk"))
 
 
+@pytest.mark.promise("B-6")
 def test_a_raw_base_that_a_guest_has_dressed_up_leads_nowhere(tmp_path: Path) -> None:
     """With its format said, its bytes are bytes; else it is not followed to the file that the guest names."""
     (tmp_path / "secret").write_bytes(b"secret" * 1000)
@@ -263,6 +268,7 @@ def refusal_of_raw(here: Path) -> str:
 # -- overlays ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("B-1")
 def test_any_number_of_temporary_overlays_on_one_base(image: Path) -> None:
     before = image.read_bytes()
     names = set(os.listdir(image.parent))
@@ -282,6 +288,7 @@ def test_any_number_of_temporary_overlays_on_one_base(image: Path) -> None:
         open_disk(DiskSpec(str(image), "qcow2", overlay=""))
 
 
+@pytest.mark.promise("B-1")
 def test_an_overlay_that_is_kept(image: Path, tmp_path: Path) -> None:
     before = image.read_bytes()
     path = tmp_path / "mine.qcow2"

@@ -23,6 +23,7 @@ def image(tmp_path: Path) -> Path:
     return filled(tmp_path / "disk.qcow2")
 
 
+@pytest.mark.promise("B-5")
 @pytest.mark.parametrize(
     ("offset", "form", "value", "why"),
     [
@@ -123,6 +124,7 @@ def reads_nothing(path: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.promise("B-5")
 @pytest.mark.parametrize(
     "entry", [1, 1 << 56, 1 << 62, 0x10001, 1 << 50, (1 << 56) - (1 << 16), 1 << 63 | 1 << 40]
 )
@@ -132,6 +134,7 @@ def test_an_entry_of_l1_that_cannot_be(image: Path, entry: int) -> None:
     assert "in L1, which cannot be" in refusal(image, writable=True)
 
 
+@pytest.mark.promise("B-5")
 @pytest.mark.parametrize("entry", [2, 0x200, 1 << 56, 1 << 61, 0x50200, 1 << 50, 1 << 63 | 1 << 40])
 def test_an_entry_of_l2_that_cannot_be(image: Path, entry: int) -> None:
     set_at(image, l2_of(image) + 8, ">Q", entry)
@@ -149,6 +152,7 @@ def test_a_compressed_cluster_that_cannot_be(image: Path, place: int) -> None:
     assert "damaged" in reads_nothing(image)
 
 
+@pytest.mark.promise("B-5")
 @pytest.mark.parametrize("kind", ["zlib", "zstd"])
 def test_a_compressed_cluster_is_damaged_or_makes_too_much(tmp_path: Path, kind: str) -> None:
     raw, path = tmp_path / "raw", tmp_path / "q"

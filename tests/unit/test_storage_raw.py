@@ -123,6 +123,7 @@ def test_zeroing_works_where_there_are_no_holes(image: Path, monkeypatch: pytest
 # -- formats -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("B-6")
 def test_a_guest_cannot_turn_a_guessed_raw_image_into_another_format(image: Path) -> None:
     with open_disk(DiskSpec(str(image))) as disk:
         for offset, data in ((0, b"QFI\xfb\0\0\0\3"), (0, b"KDMV" + bytes(600)), (64, b"\x7f\x10\xda\xbe")):
@@ -133,8 +134,14 @@ def test_a_guest_cannot_turn_a_guessed_raw_image_into_another_format(image: Path
         with pytest.raises(DiskError):
             disk.write(3, b"\xfb")
         disk.write(4, b"anything else")
+        disk.write(0, b"QEDx")
+        with pytest.raises(DiskError, match="in the format qed"):
+            disk.zero(3, 1)
+        disk.discard(0, disk.size)
+        assert disk.read(0, 4) in (bytes(4), b"QEDx")
 
 
+@pytest.mark.promise("B-6")
 def test_a_guest_may_write_anything_where_raw_was_said(image: Path) -> None:
     with open_disk(parse(f"format=raw,target={image}")) as disk:
         disk.write(0, b"QFI\xfb\0\0\0\3")
@@ -183,6 +190,7 @@ def test_files_that_are_no_disks(tmp_path: Path) -> None:
     assert "File name too long" in refusal(tmp_path / ("x" * 300))
 
 
+@pytest.mark.promise("B-3")
 def test_a_failed_sync_is_never_forgotten(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host tells it once: a later success would say nothing about what was lost."""
     disk = RawDisk(HostFile.open(image, writable=True))
@@ -269,6 +277,7 @@ def test_closing_waits_for_what_is_under_way() -> None:
 # -- locks ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("B-2")
 def test_a_writer_has_an_image_alone_and_readers_have_it_unchanged(image: Path) -> None:
     with open_image(image, writable=False), open_image(image, writable=False):
         with pytest.raises(DiskError, match=f"{image}: is in use by others who read it") as caught:

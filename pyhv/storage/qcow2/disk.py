@@ -30,7 +30,17 @@ from pyhv.storage.qcow2.compressed import Expanded, expand
 from pyhv.storage.qcow2.gate import DrainGate
 from pyhv.storage.qcow2.header import AUTOCLEAR_AT, Header, parse
 from pyhv.storage.qcow2.refcounts import Refcounts
-from pyhv.storage.qcow2.tables import COMPRESSED, COPIED, ZERO, EntryRules, Reserved, Table, TableCache, runs
+from pyhv.storage.qcow2.tables import (
+    COMPRESSED,
+    COPIED,
+    ZERO,
+    EntryRules,
+    Reserved,
+    Table,
+    TableCache,
+    odd_places,
+    runs,
+)
 
 _LARGEST_HEAD: Final = 1 << 21
 """Bytes that a header and what belongs to it can have: the largest cluster."""
@@ -102,7 +112,7 @@ class Qcow2Disk(Disk):
         header = self.header
         entries = header.refcount_table_clusters * self._cluster // 8
         table = Table.read(self._file, header.refcount_table, entries)
-        for entry in self._l1.entries:
+        for entry in odd_places(self._l1.entries, self._rules.not_in_l1, self._rules.place, self._end):
             self._check_l1(entry)
         self._counts = Refcounts(self._file, header, table)
         self._counts.reserved = Reserved(header, self._l1.entries, table.entries, self.name)

@@ -23,7 +23,7 @@ import numpy as np
 from pyhv.storage.disk import SECTOR, DiskError
 from pyhv.storage.hostfile import LARGEST, HostFile
 from pyhv.storage.qcow2.header import MOST_REFCOUNT_TABLE, Header, place_of_refcount_table
-from pyhv.storage.qcow2.tables import Reserved, Table, packed
+from pyhv.storage.qcow2.tables import Reserved, Table, odd_places, packed
 
 _CACHED: Final = 16 << 20
 """Bytes of refcount blocks in memory."""
@@ -99,9 +99,9 @@ class Refcounts:
         self._check_table()
 
     def _check_table(self) -> None:
-        for entry in self._table.entries:
-            if entry and (entry % self._size or entry >= self.end):
-                raise DiskError(f"{self._file.path}: has a refcount block at {entry:#x}, which cannot be")
+        size = self._size
+        for entry in odd_places(self._table.entries, size - 1, -size & (1 << 64) - 1, self.end):
+            raise DiskError(f"{self._file.path}: has a refcount block at {entry:#x}, which cannot be")
 
     @property
     def dirty(self) -> bool:

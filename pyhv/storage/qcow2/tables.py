@@ -225,6 +225,15 @@ def _places(entries: "array[int]") -> "np.ndarray[tuple[int], np.dtype[np.int64]
     return found
 
 
+def odd_places(entries: "array[int]", never: int, place: int, end: int) -> list[int]:
+    """The first of many entries that cannot be: it has bits of `never`, or lies behind the end. Or none."""
+    many = np.array(entries, np.uint64)
+    odd = (many & np.uint64(never & (1 << 64) - 1)) != 0
+    odd |= (many & np.uint64(place)) >= np.uint64(max(end, 1))
+    found: list[int] = many[odd][:1].tolist()
+    return found
+
+
 def runs(clusters: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Runs (first, count) joined where one goes on where the last has ended."""
     first, count = -1, 0
