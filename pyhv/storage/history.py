@@ -16,7 +16,7 @@ the image alone.
 
 Copies are bounded. When they would take more than that, the oldest moments give way; who asks for one of
 these, or has a view of it, is told so. The guest notices nothing. Nothing is copied before the first moment
-is taken.
+is taken; as long as one is remembered, nothing is discarded.
 """
 
 import errno
@@ -31,6 +31,8 @@ GRAIN: Final = 16 << 10
 """Bytes that are copied at once."""
 MOST_COPIED: Final = 8 << 30
 """Bytes of copies, if nobody says otherwise."""
+_ZEROS: Final = -1
+"""The slot of a grain that held nothing but zeros; it takes no room."""
 _PIECE: Final = 1 << 20
 """Bytes that are put back at once."""
 
@@ -179,9 +181,9 @@ class Remembering(Disk):
 
     def _forget(self, moments: list[int]) -> None:
         for moment in moments:
-            slots = self._epochs.pop(moment)
+            slots = [slot for slot in self._epochs.pop(moment).values() if slot != _ZEROS]
             if slots:
-                self._slots.drop(list(slots.values()))
+                self._slots.drop(slots)
 
     def _since(self, moment: int) -> list[dict[int, int]]:
         """The epochs from a moment on. Under the lock."""
@@ -206,9 +208,8 @@ class Remembering(Disk):
         self.disk.write(offset, data)
 
     def _discard(self, offset: int, length: int) -> None:
-        if self._epochs:
-            self._copy(offset, length)
-        self.disk.discard(offset, length)
+        if not self._epochs:  # else all of it would have to be copied, which may be a whole disk
+            self.disk.discard(offset, length)
 
     def _zero(self, offset: int, length: int) -> None:
         if self._epochs:
@@ -255,7 +256,8 @@ class Remembering(Disk):
                 if not self._make_room():
                     return
                 start = number * GRAIN
-                last[number] = self._slots.keep(self.disk.read(start, min(GRAIN, self.size - start)))
+                held = self.disk.read(start, min(GRAIN, self.size - start))
+                last[number] = self._slots.keep(held) if held.count(0) != len(held) else _ZEROS
 
     def _make_room(self) -> bool:
         """Room for one more copy, at the price of old moments; false: no moment is left."""
@@ -282,6 +284,8 @@ class Remembering(Disk):
         """Bytes of the first copy of a grain at or after a moment."""
         with self._lock:
             slot = next((slots[number] for slots in self._since(moment) if number in slots), None)
+            if slot == _ZEROS:
+                return bytes(span)
             return None if slot is None else self._slots.read(slot, inner, span)
 
 

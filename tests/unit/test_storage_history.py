@@ -4,6 +4,7 @@
 import errno
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,49 @@ def test_nothing_is_copied_before_the_first_moment_and_once_after_it(image: Path
         assert disk.copied == GRAIN
         disk.forget(2)
         assert disk.copied == 0
+
+
+def test_zeros_take_no_room_and_nothing_is_discarded_while_moments_are_remembered(image: Path) -> None:
+    with remembering(image) as disk:
+        disk.zero(0, 4 * GRAIN)
+        moment = disk.moment()
+        before = disk.read(0, SIZE)
+        disk.write(0, b"x" * 5 * GRAIN)
+        assert disk.copied == GRAIN
+        disk.discard(0, SIZE)
+        assert disk.read(0, GRAIN) == b"x" * GRAIN
+        disk.revert(moment)
+        assert disk.read(0, SIZE) == before
+        disk.forget(moment + 1)
+        disk.discard(0, SIZE)
+        assert disk.read(0, SIZE) in (before, bytes(SIZE // 4096 * 4096) + before[SIZE // 4096 * 4096 :])
+
+
+def test_views_are_true_while_the_disk_is_being_written(image: Path) -> None:
+    """Whoever reads what is not copied yet may be overtaken by who copies and writes it."""
+    before = image.read_bytes()
+    with remembering(image) as disk:
+        view = disk.view(disk.moment())
+        done = threading.Event()
+        wrong: list[int] = []
+
+        def look() -> None:
+            while not done.is_set():
+                for at in range(0, SIZE - 512, 3 * 1024):
+                    if view.read(at, 512) != before[at : at + 512]:
+                        wrong.append(at)
+
+        readers = [threading.Thread(target=look) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for at in range(0, SIZE - 512, 512):
+            disk.write(at, bytes([at % 251]) * 512)
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert wrong == []
+        assert view.read(0, SIZE) == before
+        view.close()
 
 
 @pytest.mark.promise("B-7")
