@@ -7,8 +7,9 @@ entries of L1, L2 and the refcount table become places that are plausible, odd o
 refcounts, bytes of anything, the length. Then it is read, written, discarded, flushed, opened again and
 checked.
 
-Only DiskError may come out. No byte outside the image changes, its base least of all. An image whose tables
-were not touched refuses nothing, is one array of bytes, and is sound at the end.
+Only DiskError may come out. No byte outside the image changes, its base least of all, and it does not grow
+without end. An image whose tables were not touched refuses nothing, is one array of bytes, and is sound at
+the end.
 """
 
 import struct
@@ -37,13 +38,16 @@ _NUMBERS = (
     1 << 20, 1 << 31, 1 << 32, 1 << 55, 1 << 56, 1 << 61, 1 << 62, 1 << 63,
     (1 << 32) - 1, (1 << 56) - 512, (1 << 64) - 512, (1 << 64) - 1,
 )  # fmt: skip
+_LARGEST = 64 << 20
+"""Bytes that an image of so small a disk may have, however it was used: the smallest refcount blocks count
+less."""
 _COPIED = 1 << 63
 _COMPRESSED = 1 << 62
 
 
 @cache
-def _seeds() -> tuple[bytes, ...]:
-    """Sound images, each as the bytes of its file."""
+def _seeds() -> tuple[tuple[bytes, bytes], ...]:
+    """Sound images, each as the bytes of its file and of its disk."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "seed"
         (Path(directory) / "base").write_bytes(_BASE)
@@ -56,9 +60,20 @@ def _seeds() -> tuple[bytes, ...]:
                 disk.write(5000, b"seed" * 3000)
                 disk.zero(64 << 10, 32 << 10)
                 disk.write(_SIZE - 700, b"end" * 100)
-            found.append(path.read_bytes())
+            found.append((path.read_bytes(), _content(_BASE if base else b"")))
             path.unlink()
-    return (*found, _compressed(found[1]), _old(found[0]))
+    compressed = bytearray(found[1][1])
+    compressed[20 * 4096 : 22 * 4096] = bytes([20]) * 4096 + bytes([21]) * 4096
+    return (*found, (_compressed(found[1][0]), bytes(compressed)), (_old(found[0][0]), found[0][1]))
+
+
+def _content(base: bytes) -> bytes:
+    """What the disk of a seed holds."""
+    content = bytearray(base.ljust(_SIZE, b"\0"))
+    content[5000:17000] = b"seed" * 3000
+    content[64 << 10 : 96 << 10] = bytes(32 << 10)
+    content[_SIZE - 700 : _SIZE - 400] = b"end" * 100
+    return bytes(content)
 
 
 def _compressed(image: bytes) -> bytes:
@@ -95,14 +110,20 @@ class _Image:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.raw = bytearray(source.pick(_seeds()))
+        raw, self._content = source.pick(_seeds())
+        self.raw = bytearray(raw)
         self._bits = self.raw[23]
-        self.touched = False
+        self._touched = False
+
+    @property
+    def content(self) -> bytearray | None:
+        """What its disk holds; None: that cannot be known, since it was changed."""
+        return None if self._touched else bytearray(self._content)
 
     def make(self) -> bytes:
         """Its bytes."""
         for _ in range(self._source.below(4)):
-            self.touched = True
+            self._touched = True
             self._change()
         return bytes(self.raw)
 
@@ -153,10 +174,12 @@ class _Image:
 class _Use:
     """What a guest does with its disk."""
 
-    def __init__(self, source: Source, disk: Disk, *, sound: bool) -> None:
+    def __init__(self, source: Source, disk: Disk, model: bytearray | None) -> None:
         self._source = source
         self._disk = disk
-        self._model = bytearray(disk.read(0, disk.size)) if sound else None
+        self._model = model
+        if model is not None and disk.read(0, disk.size) != model:
+            raise Finding("read", "a sound image does not hold what it should")
 
     def act(self) -> None:
         """One request."""
@@ -218,14 +241,16 @@ class Qcow2(Target):
             path = Path(directory) / "image"
             path.write_bytes(raw)
             (path.parent / "base").write_bytes(_BASE)
-            self._check(path, sound=not image.touched)
+            model = image.content
+            self._check(path, sound=model is not None)
             for _ in range(1 + source.below(2)):
-                self._use(source, path, sound=not image.touched)
-            self._check(path, sound=not image.touched)
+                self._use(source, path, model)
+            self._check(path, sound=model is not None)
             self._surroundings(path)
         return source.used()
 
-    def _use(self, source: Source, path: Path, *, sound: bool) -> None:
+    def _use(self, source: Source, path: Path, model: bytearray | None) -> None:
+        sound = model is not None
         try:
             disk = open_image(path, "qcow2", writable=not source.chance(64))
         except DiskError:
@@ -237,7 +262,7 @@ class Qcow2(Target):
         for _ in range(1 + source.below(12)):
             arm()
             try:
-                use = use or _Use(source, disk, sound=sound)
+                use = use or _Use(source, disk, model)
                 use.act()
             except DiskError:
                 if sound:
@@ -264,6 +289,8 @@ class Qcow2(Target):
             raise Finding("surroundings", "a file was made beside the image")
         if (path.parent / "base").read_bytes() != _BASE:
             raise Finding("surroundings", "the base was written")
+        if path.stat().st_size > _LARGEST:
+            raise Finding("size", f"the image has become {path.stat().st_size} bytes long")
 
     def finish(self) -> None:
         """Nothing is kept."""
