@@ -16,7 +16,7 @@ FUZZ_TIME ?= 600
 FUZZ_JOBS ?= 1
 FUZZ_SEED ?= 0
 FUZZ_CORPUS ?= .fuzz-corpus
-FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings images smc snapshots recordings qcow2 model
+FUZZ_TARGETS ?= hypercalls hypercalls32 emulator emulator32 rings frames images smc snapshots recordings qcow2 model
 
 .PHONY: demo test test-plain test-installation native wheel debian programs lint docs bench bench-quick flame mutants fuzz fuzz-tools clean
 

@@ -10,6 +10,7 @@ _CLASSES = {
     "hypercalls32": ("fuzz.hypercalls", "Hypercalls32"),
     "emulator": ("fuzz.emulator", "Emulator"),
     "emulator32": ("fuzz.emulator", "Emulator32"),
+    "frames": ("fuzz.frames", "Frames"),
     "images": ("fuzz.images", "Images"),
     "recordings": ("fuzz.recordings", "Recordings"),
     "qcow2": ("fuzz.qcow2", "Qcow2"),

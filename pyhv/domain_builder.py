@@ -232,6 +232,8 @@ class DomainBuilder:
             self._dom0.attach(StoreBackend(self._dom0.link, domid), store, STORE_PORT)
             for spec in config.disks:
                 self._dom0.plug(BlockBackend(self._dom0.link, domid, spec))
+            for net in config.nets:
+                self._dom0.plug_net(domid, net)
             undo.callback(drop_tables, frames, resident)
             self._first_vcpu(domain, boot)
             self._schedule(domain, undo)

@@ -26,7 +26,6 @@ from pyhv.cpu.engine import ExitSink
 from pyhv.cpu.registers import Registers
 from pyhv.cpu.vmcb import GENERAL_NAMES
 from pyhv.debugger import Debugger
-from pyhv.devices.blkback import BlockBackend
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.config import DomainConfig
@@ -45,12 +44,11 @@ from pyhv.mmu.audit import audit
 from pyhv.outside import Door, Position, Where, from_outside
 from pyhv.paced import LAG_NS, PacedClock
 from pyhv.pcpu import Pcpu
+from pyhv.plugging import Plugging, check_stage
 from pyhv.resident import Ended, Resident, Residents
 from pyhv.sched import SCHEDULERS
 from pyhv.sched.base import SchedParameters, Scheduler
 from pyhv.services import Services, TimerKey
-from pyhv.storage.spec import DiskSpec
-from pyhv.storage.vdev import vdev_number
 from pyhv.traps.dispatch import Dispatcher, Observer
 from pyhv.traps.guestcpu import IRET_FLAGS
 from pyhv.traps.stopwatch import Stopwatch
@@ -87,7 +85,7 @@ class MachineConfig:
     """How many domains at once Xen's own frames are to suffice for."""
 
 
-class Machine:
+class Machine(Plugging):
     """One computer without a guest yet. `create` domains, `run`, `close`."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
@@ -139,7 +137,9 @@ class Machine:
         self.clock = board.clock
         self.scheduler = scheduler
         self.residents = Residents(lambda domid: bool(self.frames.owned_by(domid).size))
-        self.dom0 = ToolstackDomain(self.physical, self.clock, self.residents.channels, self.residents.grants)
+        self.dom0 = ToolstackDomain(
+            self.physical, self.clock, self.residents.channels, self.residents.grants, config.seed
+        )
         self.residents.dom0 = self.dom0.channels
         self.store = self.dom0.store
         timers: TimerQueue[TimerKey] = TimerQueue(TimerKey)
@@ -195,13 +195,13 @@ class Machine:
     @from_outside
     def pause(self, domain: Domain) -> None:
         """Keep a running domain from running. ConfigError: it does not run."""
-        self._check_stage(domain, "paused", Lifecycle.RUNNING)
+        check_stage(domain, "paused", Lifecycle.RUNNING)
         self.services.pause(domain)
 
     @from_outside
     def unpause(self, domain: Domain) -> None:
         """Let a paused domain run. ConfigError: it is not paused."""
-        self._check_stage(domain, "unpaused", Lifecycle.PAUSED)
+        check_stage(domain, "unpaused", Lifecycle.PAUSED)
         self.services.unpause(domain)
 
     @from_outside
@@ -211,7 +211,7 @@ class Machine:
         After 0 a guest expects what a restored one finds: fresh event channels and grant tables, and machine
         addresses in its start_info. To provide them is up to the caller. ConfigError: it is not suspended.
         """
-        self._check_stage(domain, "resumed", Lifecycle.SUSPENDED)
+        check_stage(domain, "resumed", Lifecycle.SUSPENDED)
         self.services.resume(domain, cancelled=cancelled)
 
     @from_outside
@@ -231,7 +231,7 @@ class Machine:
     def destroy(self, domain: Domain) -> None:
         """End a domain, whatever it does; it is gone before anybody runs again. ConfigError: it has ended."""
         alive = Lifecycle.RUNNING, Lifecycle.PAUSED, Lifecycle.SUSPENDED
-        self._check_stage(domain, "destroyed", *alive)
+        check_stage(domain, "destroyed", *alive)
         domain.life.destroy()
         self.services.leave_processor(domain)
 
@@ -239,15 +239,10 @@ class Machine:
     def adjust(self, domain: Domain, *, weight: int | None = None, cap: int | None = None) -> None:
         """Change a living domain's share of the processors. ConfigError: out of range, or it has ended."""
         stages = Lifecycle.RUNNING, Lifecycle.PAUSED, Lifecycle.SUSPENDED
-        self._check_stage(domain, "adjusted", *stages)
+        check_stage(domain, "adjusted", *stages)
         old = self.scheduler.parameters(domain.domid)
         new = SchedParameters(old.weight if weight is None else weight, old.cap if cap is None else cap)
         self.scheduler.adjust(domain.domid, new)
-
-    @staticmethod
-    def _check_stage(domain: Domain, verb: str, *stages: Lifecycle) -> None:
-        if domain.life.stage not in stages:
-            raise ConfigError(f"{domain.name} is {domain.life.stage.value}, so it cannot be {verb}.")
 
     def show_exits_of(self, resident: Resident) -> None:
         """A domain is new here: observers see its exits."""
@@ -308,17 +303,6 @@ class Machine:
         wanted.fs.base, wanted.gs.base = registers.fs.base, registers.gs.base
         wanted.fpu = registers.fpu
         found.context.registers = wanted
-
-    @from_outside
-    def attach_disk(self, domain: Domain, spec: DiskSpec) -> None:
-        """Plug a disk, which has a name, into a living domain. ConfigError, DiskError: it cannot be."""
-        self._check_stage(domain, "given a disk", Lifecycle.RUNNING, Lifecycle.PAUSED)
-        self.dom0.plug(BlockBackend(self.dom0.link, domain.domid, spec))
-
-    @from_outside
-    def detach_disk(self, domain: Domain, vdev: str) -> None:
-        """Ask a domain to let a disk go; it is gone when its driver has. ConfigError: it has no such disk."""
-        self.dom0.unplug(domain.domid, BlockBackend.kind, vdev_number(vdev))
 
     @from_outside
     def write_store(self, path: str, value: bytes) -> None:

@@ -391,12 +391,13 @@ class History:
         """Nobody hears again what he has heard."""
         observers, sinks = self._hypervisor.take_observers(), self._machine.take_sinks()
         debugger = self._hypervisor.put_debugger(None)
-        self._busy = True
+        networks = self._hypervisor.dom0.networks
+        self._busy = networks.silent = True
         self._hypervisor.keep_pace(False)
         try:
             yield
         finally:
-            self._busy = False
+            self._busy = networks.silent = False
             self._hypervisor.put_debugger(debugger)
             self._hypervisor.give_observers(observers)
             self._machine.give_sinks(sinks)

@@ -19,6 +19,7 @@ from pyhv.clock import Clock
 from pyhv.devices.borrowing import Borrower
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.drive import Drive
+from pyhv.devices.networks import Networks
 from pyhv.errors import ConfigError
 from pyhv.events.channels import DeviceName, EventChannels
 from pyhv.frozen import frozen
@@ -40,6 +41,8 @@ class Link:
     clock: Clock
     borrower: Borrower
     """Through which pages of guests are reached that they lend."""
+    networks: Networks
+    """What network devices are plugged into."""
     drive: Callable[[DeviceName, DiskSpec], Drive]
     """The disk that a device is to have. DiskError, ConfigError."""
 

@@ -9,7 +9,7 @@ that is lent cannot become a page table, nor another domain's.
 Domain 0 has no page tables: its mappings are device halves, which are references alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from pyhv.abi.grants import GrantStatus, MapFlag
@@ -20,6 +20,7 @@ from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.physical import FramePage, PhysicalMemory
+from pyhv.shared_page import SharedPage
 from pyhv.state import Plain, entries, restore
 
 _DOM0: Final = 0
@@ -128,7 +129,7 @@ class Borrowed:
     """Frames that a guest lends as one piece of memory, such as a ring of several pages: an offset leads to
     one of them. Words must not cross pages."""
 
-    def __init__(self, pages: list[FramePage]) -> None:
+    def __init__(self, pages: Sequence[SharedPage]) -> None:
         self._pages = pages
         self.size = len(pages) * PAGE_SIZE
 

@@ -75,10 +75,10 @@ class BackRing:
         self.req_cons = (self.req_cons + 1) & MASK32
         return data
 
-    def listen(self) -> bool:
-        """Be notified of the next request. True: it has come meanwhile. RingBroken."""
-        self.memory.write_u32(_REQ_EVENT, (self.req_cons + 1) & MASK32)
-        return self.unread() > 0
+    def listen(self, beyond: int = 0) -> bool:
+        """Be notified when more than `beyond` requests wait. True: they do already. RingBroken."""
+        self.memory.write_u32(_REQ_EVENT, (self.req_cons + beyond + 1) & MASK32)
+        return self.unread() > beyond
 
     def put(self, response: bytes) -> None:
         """Answer a request that was taken, whichever; the guest sees it after `publish`."""

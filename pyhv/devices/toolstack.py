@@ -19,6 +19,8 @@ from pyhv.devices.borrowing import Borrower
 from pyhv.devices.console_backend import ConsoleBackend
 from pyhv.devices.console_log import ConsoleLog, ConsoleSink
 from pyhv.devices.drive import Drive
+from pyhv.devices.netback import NetBackend
+from pyhv.devices.networks import Networks
 from pyhv.devices.store_backend import StoreBackend
 from pyhv.devices.xenbus import XenbusBackend
 from pyhv.errors import ConfigError
@@ -27,6 +29,8 @@ from pyhv.events.delivery import Unshared
 from pyhv.frozen import frozen
 from pyhv.grants.table import GrantTable
 from pyhv.mmu.physical import FramePage, PhysicalMemory
+from pyhv.net import mac
+from pyhv.net.spec import NetSpec
 from pyhv.state import Plain, Said, entries, refusal, restore, state, typed
 from pyhv.storage.disk import Disk
 from pyhv.storage.open import open_disk
@@ -36,7 +40,7 @@ from pyhv.xenstore.store import Store
 STORE_PORT, CONSOLE_PORT = 1, 2
 """The ports that each guest finds offered to domain 0 when it starts."""
 KINDS: Final[dict[str, type[Backend]]] = {
-    one.kind: one for one in (ConsoleBackend, StoreBackend, BlockBackend)
+    one.kind: one for one in (ConsoleBackend, StoreBackend, BlockBackend, NetBackend)
 }
 """All kinds of devices, by name."""
 
@@ -60,7 +64,7 @@ class ToolstackDomain:
     """Domain 0. `lookup` finds other domains' event channels by domid, `grants` their grant tables."""
 
     NOT_STATE: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("store", "channels", "borrower", "_devices"), "said as its parts"),
+        **dict.fromkeys(("store", "channels", "borrower", "networks", "_devices"), "said as its parts"),
         **dict.fromkeys(("open_disk", "at_hand"), "given"),
         "link": "what it has for its devices",
         "_deadlines": "asked of the devices",
@@ -74,8 +78,10 @@ class ToolstackDomain:
         clock: Clock,
         lookup: Callable[[int], EventChannels | None],
         grants: Callable[[int], GrantTable | None],
+        seed: int = 0,
     ) -> None:
         self.store = Store()
+        self.networks = Networks(seed, clock.now)
         self.borrower = Borrower(physical, grants)
         self.open_disk: Callable[[DiskSpec], Disk] = open_disk
         """How disks are opened that a configuration names."""
@@ -85,7 +91,9 @@ class ToolstackDomain:
             0, 1, lookup=lookup, pending=Unshared(), wake=lambda _vcpu: None,
             port_became_pending=lambda _port: None, privileged=True, max_port=4095, device_event=self.event,
         )  # fmt: skip
-        self.link = Link(self.channels, physical.frames, self.store, clock, self.borrower, self._drive)
+        self.link = Link(
+            self.channels, physical.frames, self.store, clock, self.borrower, self.networks, self._drive
+        )
         self._devices: dict[int, dict[DeviceName, Backend]] = {}
         """By domid."""
         self._deadlines: dict[DeviceName, int] = {}
@@ -129,6 +137,16 @@ class ToolstackDomain:
         if not isinstance(device, XenbusBackend):
             raise ConfigError(f"Domain {domid} has no {kind} {handle}.")
         device.unplug()
+
+    def plug_net(self, domid: int, spec: NetSpec) -> NetBackend:
+        """Plug a network device in, with the first number that is free. ConfigError: it cannot be."""
+        taken = {one.name.handle for one in self.devices(domid) if isinstance(one, NetBackend)}
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
+        if number >= mac.DEVICES:
+            raise ConfigError(f"A domain has at most {mac.DEVICES} network devices.")
+        device = NetBackend(self.link, domid, number, spec)
+        self.plug(device)
+        return device
 
     def disks(self, domid: int) -> list[BlockBackend]:
         """A domain's disks, in the order in which they came."""
@@ -227,6 +245,7 @@ class ToolstackDomain:
             "store": self.store.state(),
             "channels": self.channels.state(),
             "borrower": self.borrower.state(),
+            "networks": self.networks.state(),
             "devices": [
                 state(
                     _Saved(
@@ -251,7 +270,9 @@ class ToolstackDomain:
         A console that is not here prints to what `sink_for` gives for its domid, which is one of those.
         StateError.
         """
-        found = entries(saved, "dom0", dict.fromkeys(("store", "channels", "borrower", "devices")))
+        found = entries(
+            saved, "dom0", dict.fromkeys(("store", "channels", "borrower", "networks", "devices"))
+        )
         records = typed(list[_Saved], found["devices"], "devices")
         wanted = {DeviceName(record.kind, record.domid, record.handle): record for record in records}
         if len(wanted) != len(records):
@@ -276,6 +297,7 @@ class ToolstackDomain:
             restore(device, record.state, f"devices.{record.kind}-{record.domid}")
             self._devices.setdefault(record.domid, {})[device.name] = device
             self._note_deadline(device)
+        restore(self.networks, found["networks"], "networks")
         if self.channels.devices() != {
             port: device.name for device in devices for port in device.all_ports()
         }:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pyhv.abi.layout import u32
 from pyhv.events.channels import DEFAULT_MAX_PORT
+from pyhv.net.spec import NetSpec
 from pyhv.storage.spec import DiskSpec
 
 
@@ -25,3 +26,5 @@ class DomainConfig:
     """Highest port."""
     disks: list[DiskSpec] = field(default_factory=list)
     """Each with the name that it has for the guest."""
+    nets: list[NetSpec] = field(default_factory=list)
+    """In their order."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from pyhv.errors import ImageError
+from pyhv.net.spec import NetSpec
 
 FOLDER: Final = Path(__file__).parent
 """Where the sources are, and what they include."""
@@ -44,3 +45,11 @@ HOSTILE: Final = _names("hostile/")
 
 BUILTIN_32: Final = frozenset(name for name in BUILTIN if name.endswith("32"))
 """Which of them are 32-bit PAE kernels."""
+
+NETWORKED: Final = frozenset({"net", "hostile/netfront"})
+"""Which of them want a network device."""
+
+
+def nets_of(name: str) -> list[NetSpec]:
+    """The network devices that a kernel wants of which nothing is said."""
+    return [NetSpec()] if name in NETWORKED else []

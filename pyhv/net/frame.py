@@ -16,6 +16,7 @@ dropped. Figures: RFC 791, 8200, 9293, 768, 1071; IEEE 802.1Q.
 import enum
 from typing import Final, NamedTuple
 
+from pyhv.abi.layout import u16
 from pyhv.frozen import frozen
 
 HEADER: Final = 14
@@ -46,9 +47,9 @@ class Segmentation(enum.IntEnum):
 class Checksum(NamedTuple):
     """A checksum that is still to be filled in: the field holds the sum of the pseudo-header."""
 
-    start: int
+    start: u16
     """Where the bytes begin that are summed up, to the end of the frame."""
-    offset: int
+    offset: u16
     """Where the field is, from there."""
 
 
@@ -56,7 +57,7 @@ class Gso(NamedTuple):
     """A frame that stands for several."""
 
     kind: Segmentation
-    size: int
+    size: u16
     """Bytes of payload in each of them but the last."""
 
 
@@ -84,6 +85,12 @@ class Frame:
         if self.data[12:14] != _TAGS[0] or len(self.data) < HEADER + 4:
             return 0
         return int.from_bytes(self.data[14:16], "big") & 0xFFF
+
+    @property
+    def version(self) -> int:
+        """Of the IP packet in it, 4 or 6; 0: there is none."""
+        _, kind = _network_header(self.data)
+        return 4 if kind == _IPV4 else 6 if kind == _IPV6 else 0
 
     def tagged(self, vlan: int) -> "Frame":
         """The same with a tag of that VLAN outside."""

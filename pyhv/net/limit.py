@@ -3,8 +3,8 @@
 
 The words are those of xl-network-configuration(5): a number with K, M or G, in b(its) or B(ytes) a second,
 and how often the credit is renewed, 50 ms unless it is said. Each time the device gets the bytes of one
-interval; what it does not use it keeps, up to 128 KiB or one interval, whatever is more, so that a large
-frame can always be sent. Who has not enough credit waits: nothing is dropped.
+interval; what it does not use it keeps, up to 128 KiB or one interval, whatever is more. Who has credit sends
+a frame of any size, and waits until the debt is paid off: nothing is dropped.
 """
 
 import re
@@ -16,7 +16,8 @@ from pyhv.frozen import frozen
 from pyhv.state import Nanoseconds, given
 
 LEAST_BURST: Final = 128 << 10
-"""Bucket that may always be kept, so that a frame of any size is sent at last."""
+"""Credit that may always be kept."""
+MOST_DEBT: Final = 1 << 17
 _FORM: Final = re.compile(r"(\d+)([KMG]?)([bB])/s(?:@(\d+)([mu]?)s)?", re.ASCII)
 _FACTOR: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _UNIT_NS: Final = {"": 10**9, "m": 10**6, "u": 10**3}
@@ -29,8 +30,8 @@ _FASTEST: Final = 10**12
 class Rate:
     """So many bytes each time, and how often (ns)."""
 
-    bytes_each: int
-    interval_ns: int
+    bytes_each: Annotated[int, range(1, 1 << 50)]
+    interval_ns: Annotated[int, range(1, _LONGEST + 1)]
 
 
 def parse(text: str) -> Rate:
@@ -51,22 +52,24 @@ def parse(text: str) -> Rate:
 
 @dataclass(slots=True)
 class Bucket:
-    """What a device may still send."""
+    """What a device may still send. Whoever has any credit may send a frame, and is in debt after it."""
 
     rate: Rate = given("its configuration")
-    left: Annotated[int, range(1 << 62)] = 0
+    left: Annotated[int, range(-MOST_DEBT, 1 << 62)] = 0
     renewed: Nanoseconds = 0
     """When credit was last added."""
 
-    def take(self, size: int, now: int) -> int | None:
-        """Send that many bytes at `now` (ns), if there is credit for them. Else: when there will be."""
+    def wait(self, now: int) -> int | None:
+        """None: a frame may be sent at `now` (ns). Else: when one may be."""
         rate = self.rate
         times = (now - self.renewed) // rate.interval_ns
         if times > 0:
             self.left = min(self.left + times * rate.bytes_each, max(LEAST_BURST, rate.bytes_each))
             self.renewed += times * rate.interval_ns
-        if size <= self.left:
-            self.left -= size
+        if self.left > 0:
             return None
-        wanted = -(-(size - self.left) // rate.bytes_each)
-        return self.renewed + wanted * rate.interval_ns
+        return self.renewed + (-self.left // rate.bytes_each + 1) * rate.interval_ns
+
+    def spend(self, size: int) -> None:
+        """A frame of so many bytes has been sent."""
+        self.left -= size

@@ -11,11 +11,10 @@ A switch is made when it is first named. Its name may say VLANs as for xl's Open
 is QEMU's word.  Each mistake is a ConfigError of one sentence. Nothing is opened or started here.
 """
 
-import ipaddress
 import re
-from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+from pyhv.abi.layout import u16
 from pyhv.errors import ConfigError
 from pyhv.frozen import frozen
 from pyhv.net import limit, mac
@@ -38,15 +37,15 @@ class Forward:
     """tcp or udp."""
     address: str
     """The host's; empty: all that it has."""
-    port: int
-    guest_port: int
+    port: u16
+    guest_port: u16
 
 
 @frozen
 class SocketEnd:
     """A UNIX socket that leads to another network."""
 
-    path: Path
+    path: str
     listens: bool
     """Whether the other side comes, or is gone to."""
 
@@ -58,7 +57,7 @@ class NetSpec:
     switch: str = USUAL_SWITCH
     """Its name; empty: none, the device has a wire of its own (`forwards`)."""
     vlans: Vlans = EVERYTHING
-    mac: bytes | None = None
+    mac: Annotated[bytes, 6] | None = None
     """None: one is made."""
     rate: Rate | None = None
     vifname: str = ""
@@ -83,6 +82,15 @@ def parse(text: str) -> NetSpec:
             raise ConfigError(f"--net {text}: {word!r} is no word of a network; write KEY=VALUE.")
         found.setdefault(key, []).append(value)
     return _Words(text, found).spec(head)
+
+
+def check(spec: NetSpec) -> None:
+    """Look at a device that nobody has parsed. ConfigError: it cannot be."""
+    names = [spec.switch] if spec.switch or spec.forwards is None else []
+    if not all(_NAME.fullmatch(name) for name in names) or not _VIF_NAME.fullmatch(spec.vifname or "x"):
+        raise ConfigError(f"{spec.switch!r} or {spec.vifname!r} is no name for a switch or a device.")
+    if spec.mac is not None:
+        mac.parse(mac.shown(spec.mac))
 
 
 class _Words:
@@ -156,7 +164,7 @@ class _Words:
         server = self._one("server") or "on"
         if server not in ("on", "off"):
             raise self._refusal(f"server={server} is neither on (QEMU comes) nor off (we go to QEMU)")
-        return SocketEnd(Path(path), server == "on")
+        return SocketEnd(path, server == "on")
 
     def _forward(self, word: str) -> Forward:
         form = _FORWARD.fullmatch(word)
@@ -169,6 +177,8 @@ class _Words:
             raise self._refusal(f"hostfwd={word}: leave {guest_address!r} out, the guest is found")
         address = address.strip("[]")
         if address:
+            import ipaddress  # slow to import, and seldom wanted
+
             try:
                 ipaddress.ip_address(address)
             except ValueError:

@@ -18,9 +18,8 @@ a port of which nothing is said carries all, and its untagged frames are VLAN 0.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
-from pyhv.abi.layout import u16
 from pyhv.frozen import frozen
 from pyhv.net.frame import HEADER, Frame
 from pyhv.net.mac import BROADCAST, is_group
@@ -33,14 +32,15 @@ MAX_GROUPS: Final = 64
 AGE_NS: Final = 300 * 10**9
 """After that time without a frame from it, an address is forgotten; IEEE 802.1Q's default."""
 MAX_VLAN: Final = 4094
+_Vlan = Annotated[int, range(MAX_VLAN + 1)]
 
 
 @frozen
 class Vlans:
     """What a port carries: VLAN `native` without a tag, those of `trunks` (None: all) with theirs."""
 
-    native: int = 0
-    trunks: frozenset[int] | None = None
+    native: _Vlan = 0
+    trunks: frozenset[_Vlan] | None = None
 
     def carries(self, vlan: int) -> bool:
         """Whether frames of a VLAN go through the port."""
@@ -60,6 +60,8 @@ class Port:
         self.vlans = vlans
         self.groups: set[bytes] | None = None
         """The groups whose frames it wants; None: all of them. Broadcasts it gets in any case."""
+        self.crowded: Callable[[], bool] = lambda: False
+        """Whether what is delivered has to wait already."""
         self.taps: list[Callable[[Frame], None]] = []
         """Who sees each frame that goes in or out here."""
         self.switch: Switch | None = None
@@ -84,14 +86,14 @@ class Port:
 class _Learned:
     """Where an address of a VLAN was last heard of, and when."""
 
-    vlan: u16
-    address: bytes
+    vlan: _Vlan
+    address: Annotated[bytes, 6]
     port: str
     seen: Nanoseconds
 
 
 _Key = tuple[int, bytes]
-_Groups: Any = list[tuple[str, set[bytes] | None]]
+_Groups: Any = list[tuple[str, set[Annotated[bytes, 6]] | None]]
 
 
 class Switch:
@@ -196,8 +198,8 @@ class Switch:
             raise refusal("ports", f"of switch {self.name} are not those that are plugged in")
         self._ports = {name: self._ports[name] for name, _ in ports}
         for name, groups in ports:
-            if groups is not None and (len(groups) > MAX_GROUPS or any(len(one) != 6 for one in groups)):
-                raise refusal("ports", f"has groups of {name} that cannot be")
+            if groups is not None and len(groups) > MAX_GROUPS:
+                raise refusal("ports", f"has more than {MAX_GROUPS} groups of {name}")
             self._ports[name].groups = groups
         self._where, self._behind = {}, {name: {} for name in self._ports}
         for entry in typed(list[_Learned], found["learned"], "learned"):
@@ -205,7 +207,7 @@ class Switch:
 
     def _restore(self, entry: _Learned) -> None:
         key, port = (entry.vlan, entry.address), self._ports.get(entry.port)
-        if port is None or key in self._where or len(entry.address) != 6 or entry.vlan > MAX_VLAN:
+        if port is None or key in self._where:
             raise refusal("learned", f"has an address behind {entry.port!r} that cannot be")
         behind = self._behind[entry.port]
         if len(behind) >= MAX_LEARNED:

@@ -19,6 +19,7 @@ from pyhv.frozen import frozen
 from pyhv.loader.image import KernelImage
 from pyhv.loader.origin import Origin, fingerprint, fingerprint_of
 from pyhv.machine import Machine
+from pyhv.net.spec import NetSpec
 from pyhv.outside import Command
 from pyhv.resident import Ended
 from pyhv.state import Nanoseconds, Plain, construct, entries, items, refusal, say, state, typed
@@ -44,6 +45,9 @@ _VERBS: Final[dict[str, dict[str, Any]]] = {
     "set_registers": {_DOMAIN: None, "vcpu": u8, "registers": Registers},
     "attach_disk": {_DOMAIN: None, "spec": DiskSpec},
     "detach_disk": {_DOMAIN: None, "vdev": str},
+    "attach_net": {_DOMAIN: None, "spec": NetSpec},
+    "detach_net": {_DOMAIN: None, "number": u32},
+    "receive_frame": {"uplink": str, "data": bytes},
 }
 VERBS: Final = (CREATE, *_VERBS)
 """A log has their numbers: to change the order is to change the format."""

@@ -12,7 +12,7 @@ from typing import Final, Self
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.guests.build import build_builtin
-from pyhv.guests.catalogue import BUILTIN, HOSTILE
+from pyhv.guests.catalogue import BUILTIN, HOSTILE, nets_of
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.resident import Resident
@@ -61,7 +61,7 @@ class Bench:
         else:
             raw, name = image_of(guest), name or "guest"
         console = Sink()
-        settings = DomainConfig(name, PAGES, vcpus=vcpus)
+        settings = DomainConfig(name, PAGES, vcpus=vcpus, nets=nets_of(guest))
         domain = self.machine.create(load_image(raw, name), settings, console=console)
         self.consoles.append(console)
         self.residents.append(self.machine.residents[domain.domid])

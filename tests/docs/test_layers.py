@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"until", "pcpu"},
     {"services", "undertaker"},
     {"domain_builder"},
-    {"debugger"},
+    {"debugger", "plugging"},
     {"machine"},
     {"observe", "guests", "snapshot", "replay"},
     {"images"},
@@ -44,6 +44,7 @@ FOR_THE_COMMAND_LINE = {
     "until",  # policies are combined and given to whoever runs
     "observe",  # digests, traces and tables of a machine's numbers
     "images", "guests", "loader",  # what there is to boot
+    "net",  # how network devices are named; captures
     "sched", "cpu",  # names of schedulers; what `pyhv doctor` examines
     "storage",  # how a disk is named, and what is done with images
 }  # fmt: skip

@@ -9,7 +9,7 @@ from pyhv.guests.catalogue import BUILTIN
 from pyhv.sched import SCHEDULERS
 from pyhv.until import Outcome
 
-PAIRS = {"ping": "pong", "pong": "ping"}
+PAIRS = {"ping": "pong", "pong": "ping", "net": "net"}
 VCPUS = {"smp32": 2}
 
 

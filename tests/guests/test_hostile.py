@@ -17,7 +17,7 @@ from pyhv.cpu.vmcb import RBX, RDI
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ImageError
 from pyhv.guests.build import build_builtin
-from pyhv.guests.catalogue import HOSTILE, source_of
+from pyhv.guests.catalogue import HOSTILE, nets_of, source_of
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.testing.bench import Bench
@@ -63,7 +63,7 @@ def test_every_attack_is_refused(name: str, virtual: bool) -> None:
         sinks, domains = {}, []
         for guest in ("ping", "pong", name):
             sinks[guest] = Sink()
-            config = DomainConfig(guest, PAGES, vcpus=2 if guest == name else 1)
+            config = DomainConfig(guest, PAGES, vcpus=2 if guest == name else 1, nets=nets_of(guest))
             image = load_image(build_builtin(guest), guest)
             domains.append(machine.create(image, config, console=sinks[guest]))
         introduce_peers(machine.store, machine.residents.domids())
@@ -111,7 +111,7 @@ def test_all_at_once() -> None:
         sinks = {name: Sink() for name in HOSTILE}
         for name, sink in sinks.items():
             image = load_image(build_builtin(name), name)
-            machine.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
+            machine.create(image, DomainConfig(name, PAGES, vcpus=2, nets=nets_of(name)), console=sink)
         introduce_peers(machine.store, machine.residents.domids())
         assert machine.run(timeout_ns=60 * SECOND) is Outcome.ENDED
         for name, sink in sinks.items():

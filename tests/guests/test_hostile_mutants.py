@@ -12,6 +12,7 @@ from mutants import ROOT, Mutant
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import XenError
 from pyhv.guests.build import build_builtin
+from pyhv.guests.catalogue import nets_of
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.testing.guest_machine import Sink
@@ -103,7 +104,8 @@ def test_a_check_taken_out_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path:
     machine = Machine(MachineConfig(2 * PAGES, virtual_time=True))
     try:
         image = load_image(build_builtin(f"hostile/{mutant.guest}"), mutant.guest)
-        machine.create(image, DomainConfig(mutant.guest, PAGES, vcpus=2), console=sink)
+        config = DomainConfig(mutant.guest, PAGES, vcpus=2, nets=nets_of(f"hostile/{mutant.guest}"))
+        machine.create(image, config, console=sink)
         mutant.apply(monkeypatch)
         try:
             machine.run(timeout_ns=2 * SECOND)

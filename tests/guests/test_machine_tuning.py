@@ -11,7 +11,7 @@ import pyhv.guests
 from pyhv.cpu.tuning import gate
 from pyhv.domain.config import DomainConfig
 from pyhv.guests.build import build_builtin
-from pyhv.guests.catalogue import BUILTIN
+from pyhv.guests.catalogue import BUILTIN, nets_of
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine, MachineConfig
 from pyhv.observe.digest import Digest
@@ -39,7 +39,7 @@ def run(*names: str, tuned: bool) -> str:
     try:
         for name in names:
             consoles.append(Sink())
-            config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1))
+            config = DomainConfig(name, PAGES, vcpus=VCPUS.get(name, 1), nets=nets_of(name))
             domain = machine.create(load_image(build_builtin(name), name), config, console=consoles[-1])
             assert domain.engine.tuned == tuned
         introduce_peers(machine.store, machine.residents.domids())

@@ -15,7 +15,7 @@ import pytest
 from pyhv.domain.config import DomainConfig
 from pyhv.errors import ConfigError, SnapshotError
 from pyhv.guests.build import build_builtin
-from pyhv.guests.catalogue import BUILTIN
+from pyhv.guests.catalogue import BUILTIN, nets_of
 from pyhv.loader.elf import load_image
 from pyhv.machine import Machine
 from pyhv.observe.digest import Digest
@@ -27,8 +27,8 @@ from pyhv.until import Exits, Outcome
 from pyhv.xenstore.peers import introduce_peers
 
 PAGES = 1024
-COUPLES = [("ping", "pong"), ("smp32", "ticker"), ("code", "grants32")]
-GROUPS = [(name,) for name in sorted(BUILTIN) if name not in ("ping", "pong")] + COUPLES
+COUPLES = [("ping", "pong"), ("smp32", "ticker"), ("code", "grants32"), ("net", "net")]
+GROUPS = [(name,) for name in sorted(BUILTIN) if name not in ("ping", "pong", "net")] + COUPLES
 CUTS = 3
 
 
@@ -58,7 +58,7 @@ def boot(made: Machine, names: tuple[str, ...]) -> Sink:
     sink = Sink()
     for name in names:
         image = load_image(build_builtin(name), name)
-        made.create(image, DomainConfig(name, PAGES, vcpus=2), console=sink)
+        made.create(image, DomainConfig(name, PAGES, vcpus=2, nets=nets_of(name)), console=sink)
     introduce_peers(made.store, made.residents.domids())
     return sink
 

@@ -22,7 +22,7 @@ from pyhv.loader.elf import load_image
 from pyhv.loader.notes import Record, records
 
 GUESTS = (
-    *("code", "debug", "fifo", "grants", "hello", "intruder", "opcodes", "pages", "ping", "pong"),
+    *("code", "debug", "fifo", "grants", "hello", "intruder", "net", "opcodes", "pages", "ping", "pong"),
     *("ticker", "usermode"),
 )
 GUESTS_32 = (
