@@ -16,6 +16,7 @@ from pyhv.abi.numbers import Hypercall, Shutdown
 from pyhv.api.console import Console, ConsoleNotes, Found
 from pyhv.api.memory import Memory
 from pyhv.api.notes import GuestNotes
+from pyhv.api.wires import Wires
 from pyhv.api.words import expression
 from pyhv.cpu.registers import Registers
 from pyhv.domain.domain import Domain
@@ -26,6 +27,8 @@ from pyhv.frozen import frozen
 from pyhv.loader.image import Symbol, SymbolTable
 from pyhv.loader.origin import NOWHERE, Origin
 from pyhv.machine import Machine
+from pyhv.net.spec import NetSpec
+from pyhv.net.spec import parse as parse_net
 from pyhv.resident import Counts, Ended, Resident
 from pyhv.traps.report import CrashReport
 from pyhv.until import Outcome, Seconds, Until, When
@@ -100,6 +103,8 @@ class GuestHost(Protocol):
     """What a guest needs of its machine."""
 
     hypervisor: Machine
+    wires: Wires
+    """What its networks lead to outside."""
 
     @property
     def remembered(self) -> "Remembers":
@@ -348,6 +353,18 @@ class Guest:
     def detach_disk(self, vdev: str) -> None:
         """Ask the guest to let a disk go; it is gone when its driver has. ConfigError: it has none such."""
         self._host.hypervisor.detach_disk(self._to("be asked for a disk"), vdev)
+
+    def attach_net(self, net: "str | NetSpec") -> int:
+        """Plug a network device in while the guest runs, as `Machine.boot` takes it; returns its number.
+
+        ConfigError, EnvironmentProblem: it cannot be.
+        """
+        spec = parse_net(net) if isinstance(net, str) else net
+        return self._host.wires.attach(self._to("be given a network device"), spec)
+
+    def detach_net(self, number: int) -> None:
+        """Ask the guest to let a network device go; it is gone when its driver has. ConfigError."""
+        self._host.hypervisor.detach_net(self._to("be asked for a network device"), number)
 
     def pause(self) -> None:
         """Keep it from running."""

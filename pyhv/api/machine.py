@@ -20,6 +20,9 @@ from pyhv.api.console import Console
 from pyhv.api.guest import End, Guest, Pattern
 from pyhv.api.listening import ExitListener, HypercallListener, HypercallMade
 from pyhv.api.notes import GuestNotes, MachineNotes, read_notes
+from pyhv.api.wanted import Bootable, disks_of, nets_of, ramdisk_of, source_of
+from pyhv.api.wires import PIECE_NS, Wires
+from pyhv.api.wires import run as run_wired
 from pyhv.api.words import expression, pages
 from pyhv.board import USUAL_DOMAINS
 from pyhv.cpu.exits import ExitRecord
@@ -28,13 +31,13 @@ from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
 from pyhv.errors import ConfigError, ReplayError
 from pyhv.images import source as images
-from pyhv.images.progress import SilentProgress
-from pyhv.loader.elf import load_image
-from pyhv.loader.image import KernelImage, SymbolTable
+from pyhv.loader.image import SymbolTable
 from pyhv.loader.origin import Origin
-from pyhv.loader.ramdisk import Ramdisk, prepare
+from pyhv.loader.ramdisk import Ramdisk
 from pyhv.machine import Machine as Hypervisor
 from pyhv.machine import MachineConfig
+from pyhv.net.pcap import Capture
+from pyhv.net.spec import NetSpec
 from pyhv.outside import Position
 from pyhv.resident import Ended, Resident
 from pyhv.state import state
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
 
 Cancel: TypeAlias = Callable[[], None]
 """Ends what was begun."""
-Bootable: TypeAlias = str | Path | bytes | KernelImage | images.Source
-"""What can be booted."""
 
 
 class Machine:
@@ -118,6 +119,9 @@ class Machine:
         """What it remembers of its run."""
         self.recording: Recording | None = None
         """What it is being recorded to."""
+        self.wires = Wires(hypervisor)
+        """What its networks lead to outside."""
+        self._captures: list[Capture] = []
         self._listeners: dict[str, list[Callable[..., None]]] = {"end": [], "console_io": []}
         hypervisor.services.debug_sink = self._has_said
 
@@ -135,6 +139,9 @@ class Machine:
             self.recording.close()
         if self.history is not None:
             self.history.close()
+        self.wires.close()
+        for capture in self._captures:
+            capture.close()
         self.hypervisor.close()
 
     # -- guests ------------------------------------------------------------------------------------------
@@ -151,6 +158,7 @@ class Machine:
         ramdisk: str | Path | bytes | None = None,
         append: str = "",
         disks: "Sequence[str | Path | DiskSpec]" = (),
+        nets: "Sequence[str | NetSpec] | None" = None,
         paused: bool = False,
     ) -> Guest:
         """Build a guest that runs when the machine does. ConfigError, ImageError.
@@ -158,17 +166,20 @@ class Machine:
         `image` is what `pyhv boot` takes - "debian", a guest of pyhv's, a path - or the bytes of a kernel, or
         one that was loaded before, or what `pyhv.images.source.resolve` has found. A ramdisk that is gzip is
         unpacked for the guest. `memory` is 128 MiB if it is not given, 16 MiB for pyhv's own guests. `append`
-        is added to the kernel's command line. `disks` are paths, or texts as `pyhv boot --disk` takes them.
+        is added to the kernel's command line. `disks` are paths, or texts as `pyhv boot --disk` takes them;
+        `nets` are texts as `--net` takes them; without, it has none, but for guests of pyhv's that are about
+        networks. EnvironmentProblem: what those need outside is not to be had.
         """
-        found = _source(image, with_ramdisk=ramdisk is None, drivers=bool(disks))
-        initial = found.ramdisk if ramdisk is None else _ramdisk(ramdisk)
+        found = source_of(image, with_ramdisk=ramdisk is None, drivers=bool(disks or nets))
+        initial = found.ramdisk if ramdisk is None else ramdisk_of(ramdisk)
         config = DomainConfig(
             name=self._free_name(name or found.name),
             memory_pages=found.memory << 8 if memory is None else pages(memory),
             vcpus=vcpus,
             weight=weight,
             cap=cap,
-            disks=_disks(disks),
+            disks=disks_of(disks),
+            nets=nets_of(nets, found),
         )
         console = Console()
         origin = found.origin
@@ -177,16 +188,18 @@ class Machine:
         elif ramdisk is not None:
             origin = replace(origin, ramdisk="")
         self._keep(found, image, initial, origin)
-        domain = self.hypervisor.create(
-            found.image,
-            config,
-            ramdisk=b"" if initial is None else initial.data,
-            cmdline=f"{found.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
-            console=console,
-            paused=paused,
-            on_end=self.has_ended,
-            origin=origin,
-        )
+        with self.wires.opened(config.nets) as wires:
+            domain = self.hypervisor.create(
+                found.image,
+                config,
+                ramdisk=b"" if initial is None else initial.data,
+                cmdline=f"{found.command_line} {append}".strip().encode("utf-8", "surrogateescape"),
+                console=console,
+                paused=paused,
+                on_end=self.has_ended,
+                origin=origin,
+            )
+            self.wires.plug(domain, wires)
         guest = self.take_in(domain, console, found.image.symbol_table)
         guest.origin = origin
         return guest
@@ -284,7 +297,7 @@ class Machine:
             policy = policy | Exits(exits)
         if self.history is not None and self.history.future is not None:
             return self.history.run_on(policy)
-        return self.hypervisor.run(policy)
+        return run_wired(self.hypervisor, self.wires, policy) if self.wires else self.hypervisor.run(policy)
 
     def step(self, limit: int | None = None) -> bool:
         """Let one vCPU run to the end of its turn, or to `limit` (ns); False if nobody can run.
@@ -294,7 +307,21 @@ class Machine:
         self._type()
         if self.history is not None and self.history.future is not None:
             return self.history.advance(limit)
+        if self.wires:
+            self.wires.exchange()
+            piece = self.hypervisor.now() + PIECE_NS
+            limit = piece if limit is None else min(limit, piece)
         return self.hypervisor.step(limit)
+
+    def capture(self, path: Path | str, name: str = "") -> "Capture":
+        """Write down frames from now on, as pcap: all, or those of a switch or a device of that name.
+
+        ConfigError: there is none. EnvironmentProblem: the file cannot be written.
+        """
+        capture = Capture(Path(path), self.hypervisor.now)
+        self._captures.append(capture)
+        self.hypervisor.dom0.networks.watch(capture.frame, name)
+        return capture
 
     def drain(self) -> bool:
         """Offer the sinks what they have not taken yet, also of guests that have ended; whether some is left.
@@ -553,34 +580,3 @@ class _Typing(Until):
     def outcome(self, _machine: Runnable) -> Outcome | None:
         self._type_in()
         return None
-
-
-def _source(image: Bootable, *, with_ramdisk: bool, drivers: bool = False) -> images.Source:
-    """What is to be booted, with what it needs by default. ImageError, EnvironmentProblem."""
-    if isinstance(image, images.Source):
-        return image
-    if isinstance(image, KernelImage):
-        return images.Source(Path(image.name).stem or "guest", image)
-    if isinstance(image, bytes):
-        return images.Source("guest", load_image(image, "guest"))
-    word = image if isinstance(image, str) else str(image.absolute())
-    return images.resolve(word, SilentProgress, with_ramdisk=with_ramdisk, drivers=drivers)
-
-
-def _ramdisk(given: str | Path | bytes) -> Ramdisk:
-    if isinstance(given, bytes):
-        return prepare(given, "the ramdisk", raw=False)
-    return images.ramdisk(Path(given))
-
-
-def _disks(wanted: "Sequence[str | Path | DiskSpec]") -> "list[DiskSpec]":
-    """The disks of a guest, each with a name. ConfigError."""
-    if not wanted:
-        return []
-    from pyhv.storage.spec import DiskSpec, parse, with_vdevs
-
-    specs = [
-        one if isinstance(one, DiskSpec) else DiskSpec(str(one)) if isinstance(one, Path) else parse(one)
-        for one in wanted
-    ]
-    return with_vdevs(specs)

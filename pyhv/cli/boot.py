@@ -19,6 +19,7 @@ from pyhv.images.debian import STOCK
 if TYPE_CHECKING:
     from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
+    from pyhv.net.spec import NetSpec
     from pyhv.storage.spec import DiskSpec
 
 MAX_NAME: Final = 64
@@ -104,6 +105,20 @@ def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path 
     metavar="[FILE]",
     help="Keep the disks as they are: what a guest writes goes to FILE, or is thrown away.",
 )
+@click.option(
+    "--net",
+    "nets",
+    multiple=True,
+    metavar="NET",
+    help="A network device of each guest: switch[=NAME], user[,hostfwd=tcp:127.0.0.1:2222-:22], socket:PATH.",
+)
+@click.option(
+    "--pcap",
+    "captures",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Write the frames of all switches, or of one switch or device, to FILE for Wireshark.",
+)
 @click.option("--name", metavar="NAME", help="Domain name (default: from the image); several get a number.")
 @click.option(
     "--weight",
@@ -157,6 +172,8 @@ def boot(
     vcpus: int,
     disks: tuple[str, ...],
     overlay: str | None,
+    nets: tuple[str, ...],
+    captures: tuple[str, ...],
     name: str | None,
     weight: int,
     cap: int,
@@ -199,7 +216,7 @@ def boot(
             progress,
             with_ramdisk=ramdisk is None,
             raw_ramdisk=ramdisk_raw,
-            drivers=bool(disks),
+            drivers=bool(disks or nets),
             flavour=flavour or STOCK,
             suite=suite,
         )
@@ -207,6 +224,9 @@ def boot(
     ] * count
     given = None if ramdisk is None else sources.ramdisk(ramdisk, raw=ramdisk_raw)
     wanted_disks = disk_specs(disks, overlay, guests=len(found))
+    wanted_nets = net_specs(nets)
+    if captures and not nets:
+        raise click.UsageError("--pcap needs --net: there are no frames without.")
     names = domain_names([name or source.name for source in found])
     from pyhv.cli import session
 
@@ -227,6 +247,8 @@ def boot(
         cap=cap,
         append=append,
         disks=wanted_disks,
+        nets=wanted_nets,
+        captures=[capture_of(one) for one in captures],
         scheduler=scheduler,
         seed=seed,
         coverage=coverage,
@@ -252,6 +274,21 @@ def disk_specs(words: tuple[str, ...], overlay: str | None, *, guests: int) -> "
             " say --overlay alone, or overlay=FILE in each --disk."
         )
     return [replace(spec, overlay=overlay) if spec in written else spec for spec in specs]
+
+
+def net_specs(words: tuple[str, ...]) -> "list[NetSpec]":
+    """The network devices that each guest has. ConfigError."""
+    if not words:
+        return []
+    from pyhv.net.spec import parse
+
+    return [parse(word) for word in words]
+
+
+def capture_of(word: str) -> tuple[str, Path]:
+    """What is to be captured, and where to; without a name, everything."""
+    name, equals, path = word.partition("=")
+    return (name, Path(path)) if equals else ("", Path(word))
 
 
 def _import_meanwhile(module: str) -> None:

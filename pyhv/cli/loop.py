@@ -90,7 +90,9 @@ def _wait(
     until = min((when for when in (due, limit) if when is not None), default=None)
     if hypervisor.clock.deterministic and until is not None:
         if sources:
-            _take_input(sources, [], 0.0)
+            # While somebody is outside, time in which nobody can run passes as the host's does.
+            patience = max(until - now, 0) / 1e9 if machine.wires.connected else 0.0
+            _take_input(sources, [], patience)
         if hypervisor.door.settled:  # else something has come in, and somebody may run
             hypervisor.advance_to(max(until, now))
     elif sources or writers:

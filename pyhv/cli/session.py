@@ -35,6 +35,8 @@ from pyhv.until import AllEnded, Nanoseconds, Outcome, Until, When
 if TYPE_CHECKING:
     from pyhv.api.stub import GdbStub
     from pyhv.cli.covering import Covering
+    from pyhv.net.pcap import Capture
+    from pyhv.net.spec import NetSpec
     from pyhv.storage.spec import DiskSpec
 
 
@@ -81,6 +83,9 @@ class BootOptions:
     cap: int = 0
     append: str = ""
     disks: "list[DiskSpec]" = field(default_factory=list)
+    nets: "list[NetSpec]" = field(default_factory=list)
+    captures: list[tuple[str, Path]] = field(default_factory=list)
+    """(switch or device, or all if it is empty; file)."""
     scheduler: str = "credit"
     seed: int = 0
     coverage: Path | None = None
@@ -97,6 +102,7 @@ class Session:
     sought: list[Sought] = field(default_factory=list)
     """Consoles that are watched for what the machine is to be saved at."""
     saver: Saver | None = None
+    captures: "list[Capture]" = field(default_factory=list)
     left: bool = False
     """The person, or the reader of the output, has gone."""
     gdb: "GdbStub | None" = None
@@ -142,12 +148,16 @@ class Session:
             if source is not None:
                 stack.callback(source.close)
                 inputs = [signals, source]
+            if self.machine.wires:
+                inputs.append(self.machine.wires)
 
             outlet = self.outlet
 
             def stop() -> bool:
                 if source is not None:
                     source.retry()
+                for sentence in self.machine.wires.take_lost():
+                    say(sentence)
                 if outlet is not None:
                     outlet.go_on()
                     self.left = self.left or outlet.closed
@@ -261,6 +271,7 @@ def run(options: BootOptions) -> int:
                 cap=options.cap,
                 append=options.append,
                 disks=options.disks,
+                nets=options.nets or None,
             )
             guest.verdict = wanted.verdict
             if covering is not None:
@@ -273,6 +284,8 @@ def run(options: BootOptions) -> int:
             if options.run.verbose:
                 image, pages = wanted.source.image, wanted.source.memory << 8
                 say(f"domain {guest.domid} is {guest.name}: {image.name}, {pages} pages")
+        for name, path in options.captures:
+            session.captures.append(machine.capture(path, name))
         if len(options.guests) > 1:
             machine.introduce_peers(*_couples(options.guests, machine.guests))
 
@@ -338,6 +351,9 @@ def conduct(
         saved = session.saver is not None and session.saver.save(going_on=going_on)
         if outcome is Outcome.STOPPED and not session.left and not session.signal:
             outcome = Outcome.ENDED  # it was the saver's wish, and came too late
+        for capture in session.captures:
+            if capture.problem:
+                say(capture.problem)
         code = ExitCode.OK if saved else judge(session, outcome)
         if machine.recording is not None:
             machine.recording.close(outcome.name, code)

@@ -23,8 +23,26 @@ from pyhv.images.debian import DebianFiles
 from pyhv.images.progress import Progress
 from pyhv.loader.cpio import CpioWriter
 
+DHCP: Final = """\
+#!/bin/sh
+# What udhcpc does with an address that it has got: see its --help.
+case "$1" in
+    bound | renew)
+        ip addr flush dev "$interface"
+        ip addr add "$ip/$mask" dev "$interface"
+        [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
+        for one in $router; do
+            ip route replace default via "$one" dev "$interface"
+        done
+        : >/etc/resolv.conf
+        for one in $dns; do
+            echo "nameserver $one" >>/etc/resolv.conf
+        done
+        ;;
+esac
+"""
 WANTED: Final = (
-    "xen-blkfront", "xen-netfront", "9pnet_xen", "9p", "crc32c_generic", "ext4", "isofs", "vfat",
+    "xen-blkfront", "xen-netfront", "af_packet", "9pnet_xen", "9p", "crc32c_generic", "ext4", "isofs", "vfat",
     "nls_ascii", "nls_cp437", "nls_utf8",
 )  # fmt: skip
 """Drivers of Xen's devices, and file systems that are to be found on them."""
@@ -78,6 +96,9 @@ def build(modules: dict[str, bytes], wanted: tuple[str, ...] = WANTED) -> bytes:
     for name in order:
         writer.file(f"modules/{name}.ko", modules[name])
     writer.file("modules/order", "".join(f"{name}\n" for name in order).encode())
+    for directory in ("etc", "etc/udhcpc"):
+        writer.directory(directory)
+    writer.file("etc/udhcpc/default.script", DHCP.encode(), 0o755)
     return writer.finish()
 
 
@@ -90,4 +111,4 @@ def depends(module: bytes) -> list[str]:
 
 
 def _recipe() -> str:
-    return hashlib.blake2b("\0".join((*WANTED, "1")).encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b("\0".join((*WANTED, DHCP, "1")).encode(), digest_size=4).hexdigest()

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pyhv.address import PAGE_SHIFT
 from pyhv.api.guest import GuestFailed
-from pyhv.api.machine import Bootable
+from pyhv.api.wanted import Bootable
 from pyhv.api.words import pages
 from pyhv.errors import PyhvError
 from pyhv.images import source as images

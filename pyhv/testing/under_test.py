@@ -17,7 +17,8 @@ from types import FrameType
 from typing import Any, ClassVar, Final
 
 from pyhv.api.guest import EXPECT_SECONDS, Guest, GuestFailed, Pattern, Ran
-from pyhv.api.machine import Bootable, Machine
+from pyhv.api.machine import Machine
+from pyhv.api.wanted import Bootable
 from pyhv.cli.messages import printable
 from pyhv.until import Outcome, Runnable, Until
 
