@@ -144,7 +144,8 @@ class _Connection:
         """All of it; _Gone."""
         try:
             for part in parts:
-                self.stream.sendall(part)
+                if part:  # sending nothing to somebody who has gone is an error too
+                    self.stream.sendall(part)
         except TimeoutError as error:
             raise _Gone(f"the server takes nothing for {_PATIENCE:g} s") from error
         except OSError as error:

@@ -100,7 +100,7 @@ def pattern(size: int) -> bytes:
     return bytes((n * 31 + n // 512) & 0xFF for n in range(size))
 
 
-@settings(max_examples=10 * RUNS, deadline=None)
+@settings(max_examples=5 * RUNS, deadline=None)
 @given(acts=_acts)
 def test_raw(acts: list[Act]) -> None:
     with directory() as here:

@@ -63,7 +63,7 @@ def test_compressed_clusters_are_read_and_replaced(tmp_path: Path, kind: str, bi
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, path)
     with open_image(path, "qcow2", writable=True) as disk:
         assert disk.read(0, disk.size) == content
-        assert disk.read(4 * MIB - 1, 4) == content[4 * MIB - 1 : 4 * MIB + 3]
+        assert disk.read(MIB - 1, 4) == content[MIB - 1 : MIB + 3]
         disk.write(777, b"replaced")
         content[777:785] = b"replaced"
         disk.write(MIB + 5, b"x" * 100 * KIB)
