@@ -21,7 +21,8 @@ is taken; as long as one is remembered, nothing is discarded.
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pyhv.storage.disk import Disk, DiskError, Identity
@@ -98,8 +99,7 @@ def _grains(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
 
 
 class Remembering(Disk):
-    """A disk around another one, which it closes. Views of it keep that open until they are closed as
-    well."""
+    """A disk around another one, which it closes; views of it keep that open until they are closed too."""
 
     def __init__(self, disk: Disk, most: int = MOST_COPIED) -> None:
         super().__init__(disk.name, disk.size, read_only=disk.read_only)
@@ -112,8 +112,12 @@ class Remembering(Disk):
         self._epochs: dict[int, dict[int, int]] = {}
         """For each moment in order: the slots of grains that were copied after it, and before the next."""
         self._moments = 0
-        self._forgotten = 0
-        """Moments with a smaller number are not needed but by views."""
+        self._unneeded: set[int] = set()
+        """Moments that are not needed but by views."""
+        self._told: deque[int] = deque()
+        """Moments that somebody has said not to need, and that are still to be looked at."""
+        self._left: deque[int | None] = deque()
+        """And users who have gone."""
         self._views: list[int] = []
         """Moments of which there are views."""
         self._users = 1
@@ -127,6 +131,7 @@ class Remembering(Disk):
         It is what was written by writes that have returned; so that it is one moment, none is under way.
         """
         with self._uses, self._lock:
+            self._tidy()
             number = self._moments
             self._moments += 1
             self._epochs[number] = {}
@@ -134,13 +139,14 @@ class Remembering(Disk):
 
     def moments(self) -> list[int]:
         """Those that can be had."""
-        with self._lock:
-            return [moment for moment in self._epochs if moment >= self._forgotten]
+        with self._uses, self._lock:
+            self._tidy()
+            return [moment for moment in self._epochs if moment not in self._unneeded]
 
     def _known(self, moment: int) -> None:
-        if moment < self._forgotten:
+        self._tidy()
+        if moment not in self._epochs or moment in self._unneeded:
             raise self._not_remembered(moment)
-        self._since(moment)
 
     def revert(self, moment: int) -> None:
         """Let the disk hold again what it held then; all moments stay. DiskError."""
@@ -166,24 +172,75 @@ class Remembering(Disk):
 
     def forget(self, before: int) -> None:
         """Moments with a smaller number are not needed any more, but for the views that there are."""
-        with self._uses, self._lock:
-            self._forgotten = max(self._forgotten, before)
-            self._forget_unneeded()
+        for moment in list(self._epochs):
+            if moment < before:
+                self.drop(moment)
 
-    def _forget_unneeded(self) -> None:
-        needed = min([self._forgotten, *self._views])
-        self._forget([moment for moment in self._epochs if moment < needed])
+    def drop(self, moment: int) -> None:
+        """A moment is not needed any more, but for the views that there are.
+
+        This may be called by whoever collects garbage, in the middle of anything: so it does not wait for the
+        lock. Who has it tidies up later.
+        """
+        self._told.append(moment)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Do what `drop` and `leave` were told, unless somebody has the lock, who will."""
+        ended = False
+        while (self._told or self._left) and self._lock.acquire(blocking=False):
+            try:
+                self._tidy()
+                ended = not self._users
+            finally:
+                self._lock.release()
+        if ended:
+            try:
+                self.disk.close()
+            finally:
+                self._slots.close()
+
+    def _tidy(self) -> None:
+        """Let go of what nobody needs. Under the lock."""
+        if not self._told and not self._left:
+            return
+        while self._left:
+            moment = self._left.popleft()
+            self._users -= 1
+            if moment is not None:
+                self._views.remove(moment)
+        while self._told:
+            self._unneeded.add(self._told.popleft())
+        self._unneeded &= self._epochs.keys()
+        earlier: dict[int, int] | None = None
+        for number, copies in list(self._epochs.items()):
+            if number not in self._unneeded or number in self._views:
+                earlier = copies
+                continue
+            del self._epochs[number]
+            self._unneeded.discard(number)
+            self._hand_over(copies, earlier)
+        if not self._users:
+            self._epochs.clear()
+
+    def _hand_over(self, copies: dict[int, int], earlier: dict[int, int] | None) -> None:
+        """What was copied in an epoch that ends is an earlier moment's too, unless that has a copy of its
+        own."""
+        if earlier is None:
+            self._give_back(copies.values())
+            return
+        self._give_back(slot for number, slot in copies.items() if number in earlier)
+        for number, slot in copies.items():
+            earlier.setdefault(number, slot)
+
+    def _give_back(self, slots: Iterable[int]) -> None:
+        if real := [slot for slot in slots if slot != _ZEROS]:
+            self._slots.drop(real)
 
     @property
     def copied(self) -> int:
         """Bytes that copies take now."""
         return self._slots.used * GRAIN
-
-    def _forget(self, moments: list[int]) -> None:
-        for moment in moments:
-            slots = [slot for slot in self._epochs.pop(moment).values() if slot != _ZEROS]
-            if slots:
-                self._slots.drop(slots)
 
     def _since(self, moment: int) -> list[dict[int, int]]:
         """The epochs from a moment on. Under the lock."""
@@ -229,24 +286,16 @@ class Remembering(Disk):
         self.leave(None)
 
     def leave(self, moment: int | None) -> None:
-        """One user less, perhaps a view of that moment; the last one closes everything."""
-        with self._lock:
-            self._users -= 1
-            if moment is not None:
-                self._views.remove(moment)
-            if self._users:
-                self._forget_unneeded()
-                return
-        try:
-            self.disk.close()
-        finally:
-            self._slots.close()
+        """One user less, perhaps a view of that moment; the last one closes everything. As `drop`."""
+        self._left.append(moment)
+        self._settle()
 
     # -- copies ----------------------------------------------------------------------------------------------
 
     def _copy(self, offset: int, length: int) -> None:
         """Copy grains that have not been copied since the last moment, before they are changed."""
         with self._lock:
+            self._tidy()
             for number, _, _ in _grains(offset, length):
                 if not self._epochs:
                     return
@@ -264,7 +313,7 @@ class Remembering(Disk):
         while (self._slots.used + 1) * GRAIN > self.most:
             if not self._epochs:
                 return False
-            self._forget([next(iter(self._epochs))])
+            self._give_back(self._epochs.pop(next(iter(self._epochs))).values())
         return bool(self._epochs)
 
     def read_at(self, moment: int, offset: int, length: int) -> bytes:

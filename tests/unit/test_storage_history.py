@@ -42,6 +42,7 @@ _acts = st.lists(
         st.tuples(st.just("write a view"), st.tuples(st.integers(0, 50), _range)),
         st.tuples(st.just("close a view"), st.integers(0, 50)),
         st.tuples(st.just("forget"), st.integers(0, 50)),
+        st.tuples(st.just("drop"), st.integers(0, 50)),
     ),
     max_size=30,
 )
@@ -88,6 +89,10 @@ def test_any_use_of_moments(acts: list[tuple[str, Any]]) -> None:
                 before = known[how % len(known)]
                 disk.forget(before)
                 moments = {moment: held for moment, held in moments.items() if moment >= before}
+            elif act == "drop" and known:
+                dropped = known[how % len(known)]
+                disk.drop(dropped)
+                del moments[dropped]
             assert disk.moments() == list(moments)
             for view, held in views:
                 assert view.read(0, SIZE) == held
@@ -185,6 +190,37 @@ def test_copies_are_bounded_by_forgetting_the_oldest_moments(image: Path) -> Non
         assert disk.moments() == []
         assert disk.read(0, SIZE) == b"d" * SIZE
         assert disk.copied <= 4 * GRAIN
+
+
+def test_moments_in_between_that_are_dropped_cost_nothing(image: Path) -> None:
+    with remembering(image) as disk:
+        first = disk.moment()
+        before = image.read_bytes()
+        for number in range(50):
+            moment = disk.moment()
+            disk.write(number % 3 * GRAIN, bytes([number + 1]) * 100)
+            disk.drop(moment)
+        assert disk.moments() == [first]
+        assert disk.copied == 3 * GRAIN
+        disk.revert(first)
+        assert image.read_bytes() == before
+
+
+def test_a_moment_is_dropped_and_a_view_closed_in_the_middle_of_anything(image: Path) -> None:
+    """As by whoever collects garbage, which may be the very thread that has the lock."""
+    disk = remembering(image)
+    moment, other = disk.moment(), disk.moment()
+    view = disk.view(other)
+    disk.write(0, b"x")
+    with disk._lock:
+        disk.drop(moment)
+        view.close()
+        disk.drop(other)
+    assert disk.copied == GRAIN
+    assert disk.moments() == []
+    assert disk.copied == 0
+    disk.close()
+    open_image(image, "raw", writable=True).close()
 
 
 def test_a_moment_that_never_was(image: Path) -> None:

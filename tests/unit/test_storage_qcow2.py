@@ -57,7 +57,7 @@ def test_images_of_qemu_with_every_size_of_clusters(tmp_path: Path, bits: int) -
 @pytest.mark.parametrize("bits", [9, 12, 16, 21])
 def test_compressed_clusters_are_read_and_replaced(tmp_path: Path, kind: str, bits: int) -> None:
     raw, path = tmp_path / "raw", tmp_path / "q"
-    content = bytearray(bytes(n & 0xFF for n in range(64 * KIB)) * 64 + os.urandom(64 * KIB) + bytes(2 * MIB))
+    content = bytearray(bytes(n & 0xFF for n in range(64 * KIB)) * 16 + os.urandom(64 * KIB) + bytes(2 * MIB))
     raw.write_bytes(content)
     options = f"cluster_size={1 << bits},compression_type={kind}"
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, path)
