@@ -14,9 +14,9 @@ Putting back a moment is writing, as a guest writes, and so it can itself be und
 stay. A *view* is a disk of its own, with what was held at a moment and whatever its owner writes, and leaves
 the image alone.
 
-Copies are bounded. When they would take more than that, the oldest moments give way; who asks for one of
-these, or has a view of it, is told so. The guest notices nothing. Nothing is copied before the first moment
-is taken; as long as one is remembered, nothing is discarded.
+Copies are bounded. When they would take more than that, or than the host has room for, the oldest moments
+give way; who asks for one of these, or has a view of it, is told so. The guest notices nothing. Nothing is
+copied before the first moment is taken; as long as one is remembered, nothing is discarded.
 """
 
 import errno
@@ -32,6 +32,7 @@ GRAIN: Final = 16 << 10
 """Bytes that are copied at once."""
 MOST_COPIED: Final = 8 << 30
 """Bytes of copies, if nobody says otherwise."""
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ZEROS: Final = -1
 """The slot of a grain that held nothing but zeros; it takes no room."""
 _PIECE: Final = 1 << 20
@@ -149,7 +150,7 @@ class Remembering(Disk):
             raise self._not_remembered(moment)
 
     def revert(self, moment: int) -> None:
-        """Let the disk hold again what it held then; all moments stay. DiskError."""
+        """Let the disk hold again what it held then; all moments stay. DiskError: it may, in part."""
         with self._uses:
             with self._lock:
                 self._known(moment)
@@ -302,19 +303,21 @@ class Remembering(Disk):
                 last = next(reversed(self._epochs.values()))
                 if number in last:
                     continue
-                if not self._make_room():
-                    return
                 start = number * GRAIN
                 held = self.disk.read(start, min(GRAIN, self.size - start))
-                last[number] = self._slots.keep(held) if held.count(0) != len(held) else _ZEROS
+                last[number] = self._kept(held) if held.count(0) != len(held) else _ZEROS
 
-    def _make_room(self) -> bool:
-        """Room for one more copy, at the price of old moments; false: no moment is left."""
-        while (self._slots.used + 1) * GRAIN > self.most:
-            if not self._epochs:
-                return False
+    def _kept(self, held: bytes) -> int:
+        """The slot of a copy; old moments make room for it, all of them if need be."""
+        while self._epochs:
+            if (self._slots.used + 1) * GRAIN <= self.most:
+                try:
+                    return self._slots.keep(held)
+                except DiskError as error:
+                    if error.errno not in _FULL:
+                        raise
             self._give_back(self._epochs.pop(next(iter(self._epochs))).values())
-        return bool(self._epochs)
+        return _ZEROS  # of an epoch that nobody has any more
 
     def read_at(self, moment: int, offset: int, length: int) -> bytes:
         """What was held there at a moment."""

@@ -272,24 +272,39 @@ def test_no_file_is_left_and_the_image_is_free_again(
     open_image(image, "raw", writable=True).close()
 
 
-def test_a_full_host_disk_is_the_writes_error_and_changes_nothing(
-    image: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "fails"), [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EIO, True)]
+)
+def test_a_host_without_room_for_copies_costs_moments_and_no_write(
+    image: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
 ) -> None:
     genuine = os.pwrite
 
     def full(descriptor: int, data: bytes, offset: int) -> int:
         if descriptor != disk.disk.file.descriptor:  # type: ignore[attr-defined]
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(number, os.strerror(number))
         return genuine(descriptor, data, offset)
 
     with remembering(image) as disk:
         before = image.read_bytes()
         moment = disk.moment()
+        disk.write(GRAIN, b"y")
         monkeypatch.setattr(os, "pwrite", full)
-        with pytest.raises(DiskError, match="No space left") as caught:
+        if fails:
+            with pytest.raises(DiskError, match=os.strerror(number)):
+                disk.write(0, b"x")
+            monkeypatch.undo()
             disk.write(0, b"x")
-        assert caught.value.errno == errno.ENOSPC
-        monkeypatch.undo()
-        disk.write(7, b"y")
-        disk.revert(moment)
-        assert image.read_bytes() == before
+            disk.revert(moment)
+            assert image.read_bytes() == before
+        else:
+            disk.write(0, b"x")
+            assert image.read_bytes()[:1] == b"x"
+            assert disk.moments() == []
+            with pytest.raises(DiskError, match="not remembered any more"):
+                disk.revert(moment)
+            monkeypatch.undo()
+            again = disk.moment()
+            disk.write(0, b"z")
+            disk.revert(again)
+            assert image.read_bytes()[:1] == b"x"
