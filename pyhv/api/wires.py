@@ -90,13 +90,17 @@ class Wires:
             self.plug(domain, wires)
         return number
 
+    @property
+    def missing(self) -> list[str]:
+        """Uplinks that lead nowhere, for want of a wire."""
+        return [name for name in self._machine.dom0.networks.uplinks if name not in self._wires]
+
     def open_all(self) -> None:
         """Open wires for all uplinks that have none. EnvironmentProblem."""
-        for name, uplink in self._machine.dom0.networks.uplinks.items():
-            if name not in self._wires:
-                wire = self._open(uplink.spec)
-                assert wire is not None
-                self._connect(name, wire)
+        for name in self.missing:
+            wire = self._open(self._machine.dom0.networks.uplinks[name].spec)
+            assert wire is not None
+            self._connect(name, wire)
 
     def _connect(self, name: str, wire: "Wire") -> None:
         self._wires[name] = wire

@@ -84,11 +84,15 @@ class _Copy:
 
         def make() -> pyhv.Machine:
             machine = pyhv.Machine.of(snapshot, tuned=options.tuned, measure=options.stats)
-            if options.record is not None:
-                with ExitStack() as undo:
-                    undo.callback(machine.close)
+            with ExitStack() as undo:
+                undo.callback(machine.close)
+                if number is None:
+                    machine.wires.open_all()
+                elif machine.wires.missing:
+                    say("what its networks lead to outside is for one machine: none of several copies has it")
+                if options.record is not None:
                     machine.record(options.record, base=snapshot)
-                    undo.pop_all()
+                undo.pop_all()
             return machine
 
         def populate(run: "Session") -> None:

@@ -70,26 +70,17 @@ class Borrower:
 
     def read(self, domid: int, ref: int, offset: int, length: int) -> bytes:
         """Copy bytes out of a page that a guest lends. GrantError; the caller has them within the page."""
-        table = self._table(domid, ref)
-        mfn = table.take(ref, _DOM0, True, MapFlag.DEVICE)
-        try:
-            self._take(mfn, domid, readonly=True)
-            data = self.physical.read((mfn << 12) + offset, length)
-            self._drop(mfn, readonly=True)
-        finally:
-            table.drop(ref, True, MapFlag.DEVICE)
-        return data
+        mfn = self._table(domid, ref).lent(ref, _DOM0, readonly=True)
+        self._check_owner(mfn, domid)
+        return self.physical.read((mfn << 12) + offset, length)
 
     def write(self, domid: int, ref: int, offset: int, data: bytes | memoryview) -> None:
         """Copy bytes into a page that a guest lends. GrantError; the caller has them within the page."""
-        table = self._table(domid, ref)
-        mfn = table.take(ref, _DOM0, False, MapFlag.DEVICE)
-        try:
-            self._take(mfn, domid, readonly=False)
-            self.physical.write((mfn << 12) + offset, bytes(data))
-            self._drop(mfn, readonly=False)
-        finally:
-            table.drop(ref, False, MapFlag.DEVICE)
+        mfn = self._table(domid, ref).lent(ref, _DOM0, readonly=False)
+        self._check_owner(mfn, domid)
+        if not self.frames.may_be_writable(mfn):
+            raise GrantError(GrantStatus.GENERAL_ERROR, f"writable grant of {self.frames.describe(mfn)}")
+        self.physical.write((mfn << 12) + offset, bytes(data))
 
     # ----------------------------------------------------------------------------------------------------
 
@@ -99,10 +90,13 @@ class Borrower:
             raise GrantError(GrantStatus.BAD_DOMAIN, f"domain {domid} has no grants (any more): {ref}")
         return table
 
-    def _take(self, mfn: Mfn, owner: int, *, readonly: bool) -> None:
-        """Hold a frame that was granted: it must be the granter's own."""
+    def _check_owner(self, mfn: Mfn, owner: int) -> None:
         if self.frames.owned(mfn, owner) is None:
             raise GrantError(GrantStatus.BAD_PAGE, f"granted {self.frames.describe(mfn)}")
+
+    def _take(self, mfn: Mfn, owner: int, *, readonly: bool) -> None:
+        """Hold a frame that was granted: it must be the granter's own."""
+        self._check_owner(mfn, owner)
         if readonly:
             self.frames.take(mfn)
         elif not self.frames.take_writable(mfn):

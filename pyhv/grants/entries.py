@@ -31,6 +31,7 @@ _START_MASK: Final = 0x7FFF
 
 
 IN_USE: Final = EntryFlag.READING | EntryFlag.WRITING
+_TYPE_MASK: Final = int(EntryFlag.TYPE_MASK)
 
 
 @frozen
@@ -50,7 +51,7 @@ class GrantEntry:
     @property
     def kind(self) -> int:
         """The type: EntryFlag.PERMIT_ACCESS and so on."""
-        return self.flags & EntryFlag.TYPE_MASK
+        return self.flags & _TYPE_MASK
 
 
 class Entries(Protocol):

@@ -35,6 +35,10 @@ MAX_PINS: Final = 128
 
 
 HALVES: Final = MapFlag.DEVICE | MapFlag.HOST
+# Members of a flag are objects: what is done with them takes longer than all the rest of a look at an entry.
+_PERMIT_ACCESS: Final = int(EntryFlag.PERMIT_ACCESS)
+_READONLY: Final = int(EntryFlag.READONLY)
+_SUB_PAGE: Final = int(EntryFlag.SUB_PAGE)
 
 
 class SharedPages(Protocol):
@@ -268,6 +272,22 @@ class GrantTable:
             raise GrantError(GrantStatus.BAD_GNTREF, "neither a host nor a device mapping was asked for")
         return self._begin(ref, by_domid, readonly, halves, copying=False).frame
 
+    def lent(self, ref: int, by_domid: int, *, readonly: bool) -> Mfn:
+        """The frame that `take` would return, for a use that is over before the guest sees its entry again.
+
+        So nothing is counted, and nothing marked in the entry. Refusals as those of `take`.
+        """
+        if ref in self._loans:
+            mfn = self.take(ref, by_domid, readonly, MapFlag.DEVICE)
+            self.drop(ref, readonly, MapFlag.DEVICE)
+            return mfn
+        self._check_ref(ref)
+        entry = self._entries.read(ref)
+        self._check_offer(ref, entry, by_domid, copying=False)
+        if not readonly and entry.flags & _READONLY:
+            raise GrantError(GrantStatus.GENERAL_ERROR, f"grant {ref} is read-only")
+        return Mfn(entry.frame)
+
     def take_copy(
         self,
         ref: int,
@@ -311,7 +331,7 @@ class GrantTable:
             entry = self._entries.read(ref)
             if loan is None:
                 self._check_offer(ref, entry, by_domid, copying)
-            if not readonly and entry.flags & EntryFlag.READONLY:
+            if not readonly and entry.flags & _READONLY:
                 raise GrantError(GrantStatus.GENERAL_ERROR, f"grant {ref} is read-only")
             bits = EntryFlag.READING if readonly else EntryFlag.READING | EntryFlag.WRITING
             self._entries.mark(ref, bits)
@@ -429,11 +449,11 @@ class GrantTable:
 
     def _check_offer(self, ref: int, entry: GrantEntry, by_domid: int, copying: bool) -> None:
         """An entry's first use: it must permit access to this domain, and for a mapping to a whole page."""
-        fine = entry.kind == EntryFlag.PERMIT_ACCESS
+        fine = entry.kind == _PERMIT_ACCESS
         if copying:
             fine |= entry.via is not None
         else:
-            fine &= not entry.flags & EntryFlag.SUB_PAGE
+            fine &= not entry.flags & _SUB_PAGE
         if not fine or entry.domid != by_domid:
             raise GrantError(
                 GrantStatus.GENERAL_ERROR,
