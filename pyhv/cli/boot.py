@@ -225,8 +225,6 @@ def boot(
     given = None if ramdisk is None else sources.ramdisk(ramdisk, raw=ramdisk_raw)
     wanted_disks = disk_specs(disks, overlay, guests=len(found))
     wanted_nets = net_specs(nets)
-    if captures and not nets:
-        raise click.UsageError("--pcap needs --net: there are no frames without.")
     names = domain_names([name or source.name for source in found])
     from pyhv.cli import session
 

@@ -98,6 +98,7 @@ def finished(machine: pyhv.Machine) -> str:
     return digest.summary()
 
 
+@pytest.mark.promise("N-4")
 def test_a_run_repeats(tmp_path: Path) -> None:
     def once(number: int) -> tuple[str, bytes]:
         with pyhv.Machine(memory="48M", virtual_time=True, seed=7) as machine:
@@ -109,6 +110,7 @@ def test_a_run_repeats(tmp_path: Path) -> None:
     assert once(1) == once(2)
 
 
+@pytest.mark.promise("N-4")
 @pytest.mark.parametrize("said", [1, 4, 11])
 def test_it_goes_on_from_any_moment(tmp_path: Path, said: int) -> None:
     with pyhv.Machine(memory="48M", virtual_time=True, seed=7) as machine:
@@ -197,6 +199,7 @@ def test_a_guest_counts_with_somebody_outside(tmp_path: Path, virtual: bool) -> 
     with_somebody(tmp_path, act, virtual_time=virtual)
 
 
+@pytest.mark.promise("N-5")
 @pytest.mark.parametrize("virtual", [True, False])
 def test_what_comes_from_outside_is_in_the_recording(tmp_path: Path, virtual: bool) -> None:
     """The replay has nobody outside, and makes no socket."""
@@ -268,6 +271,7 @@ def test_two_guests_share_a_socket(tmp_path: Path) -> None:
 # -- attackers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("N-3")
 @pytest.mark.parametrize("virtual", [True, False])
 def test_an_attacker_beside_two_that_count(virtual: bool) -> None:
     with pyhv.Machine(memory="96M", virtual_time=virtual) as machine:

@@ -37,6 +37,7 @@ def surroundings(draw: st.DrawFn, version: int, protocol: int) -> dict[str, Any]
     return {"tags": draw(TAGS), "options": options}
 
 
+@pytest.mark.promise("N-2")
 @given(st.data(), VERSIONS, PROTOCOLS, PAYLOAD, st.integers(0, 0xFFFF), st.binary(max_size=20))
 def test_a_blank_checksum_is_filled_in(
     data: st.DataObject, version: int, protocol: int, payload: bytes, there: int, padding: bytes
@@ -57,6 +58,7 @@ def test_a_sum_of_zero_is_not_sent_by_udp() -> None:
     assert summed(with_blank_checksum(packet(4, UDP, zero))).data == packet(4, UDP, zero)
 
 
+@pytest.mark.promise("N-2")
 @given(
     st.data(),
     VERSIONS,
@@ -96,6 +98,7 @@ def test_a_stream_is_cut_into_what_its_sender_would_have_sent(
     assert segmented(Frame(large, gso=Gso(kind, size))) == expected, "also if its sum was right already"
 
 
+@pytest.mark.promise("N-2")
 @given(
     st.binary(max_size=200),
     st.integers(0, 6),
@@ -129,6 +132,7 @@ def test_a_damaged_stream_is_cut_into_no_more_than_it_holds(
     assert all(HEADER <= len(piece.data) <= len(good) for piece in pieces)
 
 
+@pytest.mark.promise("N-2")
 @pytest.mark.parametrize("size", [0, 1, MIN_SEGMENT - 1])
 def test_nobody_makes_thousands_of_frames_of_one(size: int) -> None:
     large = packet(4, TCP, transport(4, TCP, bytes(60000)))

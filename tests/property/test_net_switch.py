@@ -130,7 +130,7 @@ class Modelled(RuleBasedStateMachine):
             assert self.switch.ports == self.order
 
 
-TestModelled = Modelled.TestCase
+TestModelled = pytest.mark.promise("N-1")(Modelled.TestCase)
 
 
 def invented(number: int) -> bytes:
@@ -149,6 +149,7 @@ def lan(count: int = 3) -> tuple[Switch, list[Port], list[tuple[int, bytes]]]:
     return switch, [port(number) for number in range(count)], received
 
 
+@pytest.mark.promise("N-1")
 def test_who_invents_senders_makes_nobody_forget_his_neighbours() -> None:
     _, (one, two, liar), received = lan()
     one.send(Frame(ethernet(b"", 0x0800, to=BROADCAST, source=ADDRESSES[0])))
@@ -159,6 +160,7 @@ def test_who_invents_senders_makes_nobody_forget_his_neighbours() -> None:
     assert [number for number, _ in received] == [0]
 
 
+@pytest.mark.promise("N-1")
 def test_what_is_remembered_is_bounded() -> None:
     switch, (_, _, liar), _ = lan()
     for number in range(MAX_LEARNED + 10):

@@ -137,6 +137,7 @@ def test_without_passt_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPat
         passt.start((), "user", FROM)
 
 
+@pytest.mark.promise("N-7")
 @pytest.mark.usefixtures("started")
 def test_its_death_is_noticed() -> None:
     before = running()
@@ -154,6 +155,7 @@ def test_its_death_is_noticed() -> None:
         assert link.problem == "passt has ended"
 
 
+@pytest.mark.promise("N-7")
 def test_it_ends_with_a_process_that_is_killed() -> None:
     before = running()
     code = (

@@ -56,6 +56,7 @@ def download(machine: pyhv.Machine) -> str:
     return digest.summary()
 
 
+@pytest.mark.promise("N-4")
 def test_two_guests(booted: tuple[pyhv.Machine, "pyhv.Snapshot"]) -> None:
     machine, snapshot = booted
     machine.revert(snapshot)
@@ -160,6 +161,7 @@ def test_a_guest_reaches_the_host_and_is_reached(web: int, virtual: bool) -> Non
         assert machine.audit() == []
 
 
+@pytest.mark.promise("N-7")
 @needs_passt
 def test_passt_dies_and_the_guest_lives_on() -> None:
     with pyhv.Machine(memory="160M") as machine:

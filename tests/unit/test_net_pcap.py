@@ -54,6 +54,7 @@ def test_a_file_is_whole_at_any_moment(tmp_path: Path) -> None:
     assert (capture.frames, capture.problem) == (4, "")
 
 
+@pytest.mark.promise("N-8")
 def test_a_killed_run_leaves_what_it_saw(tmp_path: Path) -> None:
     path = tmp_path / "lan.pcap"
     code = (
@@ -68,6 +69,7 @@ def test_a_killed_run_leaves_what_it_saw(tmp_path: Path) -> None:
     assert [len(data) for _, data in records(path.read_bytes())] == list(range(14, 114))
 
 
+@pytest.mark.promise("N-8")
 @pytest.mark.skipif(not (shutil.which("capinfos") or "CI" in os.environ), reason="needs wireshark-common")
 def test_wireshark_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "lan.pcap"

@@ -70,6 +70,7 @@ def test_what_goes_out_is_cut_and_summed(couple: tuple[Wire, Wire]) -> None:
     ]
 
 
+@pytest.mark.promise("N-6", "N-7")
 def test_a_peer_that_does_not_read_costs_a_bounded_amount(couple: tuple[Wire, Wire]) -> None:
     server, client = couple
     sent = 0
@@ -119,6 +120,7 @@ def test_a_client_is_over_with_its_server(couple: tuple[Wire, Wire]) -> None:
     client.flush()
 
 
+@pytest.mark.promise("N-7")
 def test_a_peer_that_lies_is_sent_away(couple: tuple[Wire, Wire]) -> None:
     server, client = couple
     client._peer.send(b"\xff\xff\xff\xff" + bytes(100))  # type: ignore[union-attr]

@@ -86,6 +86,7 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         limit.parse(text)
 
 
+@pytest.mark.promise("N-6")
 @given(
     st.builds(Rate, st.integers(1, 10**6), st.integers(1, SECOND)),
     st.lists(st.tuples(st.integers(1, 65557), st.integers(0, SECOND)), max_size=30),

@@ -178,6 +178,7 @@ def test_a_blank_checksum_passes_to_one_that_takes_it(made: Machine) -> None:
         assert other.received() == [(frame.data, 3, b"")] if left else [(whole, 0, b"")]
 
 
+@pytest.mark.promise("N-6")
 def test_what_finds_no_room_waits_up_to_a_bound(made: Machine) -> None:
     one, other = NetFront(made), NetFront(made)
     assert one.connect(ABLE) is other.connect(ABLE) is CONNECTED
@@ -246,6 +247,7 @@ def test_split_event_channels_and_two_queues(made: Machine) -> None:
     assert len(one.device.ports) == 2
 
 
+@pytest.mark.promise("N-6")
 def test_who_may_send_so_much_waits(made: Machine) -> None:
     one, other = NetFront(made, "switch,rate=8Mb/s@10ms"), NetFront(made)
     assert one.connect(ABLE) is other.connect(ABLE) is CONNECTED
@@ -275,6 +277,7 @@ def request(ref: int = DATA, offset: int = 0, flags: int = 0, name: int = 1, siz
     return struct.pack("<IHHHH", ref, offset, flags, name, size)
 
 
+@pytest.mark.promise("N-3")
 def test_a_packet_that_makes_no_sense_is_its_own_error(
     pair: tuple[NetFront, NetFront], made: Machine
 ) -> None:
@@ -333,6 +336,7 @@ LIES: dict[str, Callable[[NetFront], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("N-3")
 @pytest.mark.parametrize("lie", LIES)
 def test_a_ring_that_lies_ends_that_device(pair: tuple[NetFront, NetFront], made: Machine, lie: str) -> None:
     one, other = pair
@@ -379,6 +383,7 @@ def test_a_page_that_cannot_be_written_costs_that_frame(
     assert sound(made)
 
 
+@pytest.mark.promise("N-3")
 def test_what_changes_while_it_is_read_is_read_once(pair: tuple[NetFront, NetFront], made: Machine) -> None:
     """The size is looked at, and then it is another: whatever is copied is what was looked at."""
     one, other = pair
