@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A network front end in Python: a paused guest whose driver is the test, with rings as a guest has them."""
 
+import copy
 import struct
 from typing import Final
 
@@ -48,12 +49,25 @@ class NetFront:
         """Where the data are."""
         for at, mfn in enumerate(self.frames):
             entry(self.guest, DATA + at, PERMIT, 0, mfn)
+        self.base = 0
+        """The page of the first ring."""
+        self._begin()
+
+    def _begin(self) -> None:
         for ring in (TX, RX):
-            entry(self.guest, 8 + ring, PERMIT, 0, self.guest.mfn(self.guest.page(ring)))
+            page = self.guest.page(self.base + ring)
+            entry(self.guest, 8 + self.base + ring, PERMIT, 0, self.guest.mfn(page))
         self.prod = {TX: 0, RX: 0}
         self.seen = {TX: 0, RX: 0}
         self.offered: list[int] = []
         self.ports: dict[int, int] = {}
+
+    def another_queue(self) -> "NetFront":
+        """The driver of the device's second pair of rings."""
+        other = copy.copy(self)
+        other.base = 2
+        other._begin()
+        return other
 
     @property
     def domid(self) -> int:
@@ -82,11 +96,11 @@ class NetFront:
     ) -> None:
         """Write what it takes to connect, or something else in its place."""
         for ring in (TX, RX):
-            self.guest.put(struct.pack("<4I", 0, 1, 0, 1).ljust(64, b"\0"), ring * 4096)
+            self.guest.put(struct.pack("<4I", 0, 1, 0, 1).ljust(64, b"\0"), (self.base + ring) * 4096)
         self.prod, self.seen, self.offered = {TX: 0, RX: 0}, {TX: 0, RX: 0}, []
         said: dict[str, str | int] = {
-            f"{below}tx-ring-ref": 8,
-            f"{below}rx-ring-ref": 9,
+            f"{below}tx-ring-ref": 8 + self.base,
+            f"{below}rx-ring-ref": 9 + self.base,
             "request-rx-copy": 1,
         }
         if split:
@@ -109,11 +123,11 @@ class NetFront:
     def put(self, ring: int, slot: bytes) -> None:
         """A slot into a ring, not yet told."""
         size = 12 if ring == TX else 8
-        self.guest.put(slot, ring * 4096 + 64 + self.prod[ring] % 256 * size)
+        self.guest.put(slot, (self.base + ring) * 4096 + 64 + self.prod[ring] % 256 * size)
         self.prod[ring] = (self.prod[ring] + 1) & MASK32
 
     def publish(self, ring: int) -> None:
-        self.guest.put(struct.pack("<I", self.prod[ring]), ring * 4096)
+        self.guest.put(struct.pack("<I", self.prod[ring]), (self.base + ring) * 4096)
 
     def ring(self, ring: int = TX) -> None:
         """Notify the back end, as the guest does."""
@@ -121,10 +135,10 @@ class NetFront:
 
     def answers(self, ring: int) -> list[bytes]:
         """What has come into a ring since."""
-        produced = int.from_bytes(self.guest.get(4, ring * 4096 + 8), "little")
+        produced = int.from_bytes(self.guest.get(4, (self.base + ring) * 4096 + 8), "little")
         size, found = (12 if ring == TX else 8), []
         while self.seen[ring] != produced:
-            found.append(self.guest.get(size, ring * 4096 + 64 + self.seen[ring] % 256 * size))
+            found.append(self.guest.get(size, (self.base + ring) * 4096 + 64 + self.seen[ring] % 256 * size))
             self.seen[ring] = (self.seen[ring] + 1) & MASK32
         return found
 
@@ -161,7 +175,7 @@ class NetFront:
     def lend(self, count: int = 32) -> None:
         """Offer pages for what comes."""
         for _ in range(count):
-            number = len(self.offered) % 40
+            number = len(self.offered) % 40 if not self.base else 20 + len(self.offered) % 20
             self.offered.append(number)
             self.put(RX, struct.pack("<HHI", self.prod[RX] % 256, 0, OFFER + number))
         self.publish(RX)

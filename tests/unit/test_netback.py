@@ -3,14 +3,18 @@
 
 import struct
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 from frames import TCP, UDP, ethernet, packet, transport
 from netfront import ABLE, BLANK, DATA, EXTRA, MORE, OFFER, RX, TX, NetFront, group, gso
 
 from pyhv.abi.xenbus import XenbusState
+from pyhv.address import Mfn
+from pyhv.devices.borrowing import Borrowed
 from pyhv.errors import ConfigError
 from pyhv.machine import Machine
+from pyhv.mmu.physical import FramePage
 from pyhv.net.frame import Gso, Segmentation, completed, with_blank_checksum
 from pyhv.net.mac import BROADCAST
 from pyhv.net.spec import parse
@@ -238,7 +242,30 @@ def test_groups_that_it_wants(made: Machine) -> None:
     assert one.send(b"", 0, (group(2, first),)) == [ERROR, NULL], "it has not asked to choose"
 
 
-def test_split_event_channels_and_two_queues(made: Machine) -> None:
+def test_two_queues(made: Machine) -> None:
+    one, first = NetFront(made), NetFront(made)
+    second = first.another_queue()
+    first.offer(ABLE | {"multi-queue-num-queues": 2}, below="queue-0/")
+    second.offer(below="queue-1/", split=True)
+    first.write("state", int(CONNECTED))
+    assert first.theirs is one.connect(ABLE) is CONNECTED
+    assert len(first.device.ports) == 3
+    for queue in (first, second):
+        assert queue.send(HELLO) == [OKAY]
+        queue.lend(20)
+    flows = [bytearray(packet(4, UDP, transport(4, UDP, bytes([n])))) for n in range(16)]
+    for number, flow in enumerate(flows):
+        flow[34:36] = number.to_bytes(2, "big")  # another port, another flow
+        for _ in range(2):
+            one.send(bytes(flow))
+    came = [[data for data, _, _ in queue.received()] for queue in (first, second)]
+    assert all(len(one) > 4 for one in came)
+    assert sorted(came[0] + came[1]) == sorted(2 * [bytes(flow) for flow in flows])
+    assert not set(came[0]) & set(came[1]), "a flow stays in its queue"
+    assert sound(made)
+
+
+def test_split_event_channels(made: Machine) -> None:
     one, other = NetFront(made), NetFront(made)
     assert one.connect(ABLE, split=True) is other.connect(ABLE, split=True) is CONNECTED
     other.lend(4)
@@ -387,22 +414,21 @@ def test_a_page_that_cannot_be_written_costs_that_frame(
 def test_what_changes_while_it_is_read_is_read_once(pair: tuple[NetFront, NetFront], made: Machine) -> None:
     """The size is looked at, and then it is another: whatever is copied is what was looked at."""
     one, other = pair
-    read, seen = made.physical.read, []
 
-    def racing(address: int, length: int) -> bytes:
-        found = read(address, length)
-        if length == 12:
-            seen.append(address)
-            made.physical.write(address, b"\xff" * 12)
-        return found
+    class Racing(Borrowed):
+        """A ring whose guest overwrites each slot as soon as it was read."""
 
-    one.post(HELLO, piece=10)
-    one.publish(TX)
-    made.physical.read = racing  # type: ignore[method-assign]
-    try:
-        one.ring(TX)
-    finally:
-        del made.physical.read
-    assert len(seen) == len(set(seen)) == 3
-    assert one.statuses() == [OKAY] * 3
+        seen: ClassVar[list[int]] = []
+
+        def read(self, offset: int, length: int) -> bytes:
+            found = super().read(offset, length)
+            self.seen.append(offset)
+            self.write(offset, b"\xff" * length)
+            return found
+
+    one.device._queues[0].queue.tx.memory = Racing(
+        [FramePage(made.physical, Mfn(one.guest.mfn(one.guest.page(TX))))]
+    )
+    assert one.send(HELLO, piece=10) == [OKAY] * 3
+    assert Racing.seen == [64, 76, 88]
     assert other.received() == [(HELLO, 0, b"")]
