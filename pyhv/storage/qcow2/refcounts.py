@@ -104,11 +104,6 @@ class Refcounts:
             raise DiskError(f"{self._file.path}: has a refcount block at {entry:#x}, which cannot be")
 
     @property
-    def dirty(self) -> bool:
-        """Whether there is something for `write` to do."""
-        return bool(self._unlinked) or any(block.dirty for block in self._blocks.values())
-
-    @property
     def crowded(self) -> bool:
         """Whether half of the blocks in memory are dirty: time to write."""
         return 2 * sum(block.dirty for block in self._blocks.values()) >= self._most

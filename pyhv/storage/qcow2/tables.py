@@ -35,6 +35,8 @@ _SECTOR_BITS: Final = 9
 _CACHED: Final = 32 << 20
 """Bytes of L2 tables in memory; with clusters of 64 KiB they say where 256 GiB are."""
 _FEWEST: Final = 4
+_LOOK: Final = 16
+"""How often it is asked whether the cache is crowded, before that is found out."""
 
 
 class EntryRules:
@@ -126,6 +128,7 @@ class TableCache:
         self._most = max(_FEWEST, _CACHED >> header.cluster_bits)
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._check = check
+        self._asked = 0
 
     def get(self, offset: int) -> Table:
         """The table that lies there; DiskError."""
@@ -166,7 +169,10 @@ class TableCache:
 
     @property
     def crowded(self) -> bool:
-        """Whether half of it may be dirty: time to write."""
+        """Whether half of it may be dirty: time to write. Where many fit in, only now and then looked at."""
+        self._asked += 1
+        if self._asked % _LOOK and self._most > 4 * _LOOK:
+            return False
         return 2 * sum(table.dirty for table in self._tables.values()) >= self._most
 
 
