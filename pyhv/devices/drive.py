@@ -19,9 +19,8 @@ class Drive:
     def __init__(self, disk: Disk) -> None:
         self.disk = disk if isinstance(disk, Remembering) else Remembering(disk)
         self._users = 1
-        self._moments: set[int] = set()
-        """Those that somebody needs."""
-        self._lock = threading.Lock()  # a moment may be forgotten by whatever thread collects garbage
+        self._lock = threading.RLock()
+        """Whoever collects garbage forgets moments, also in the middle of `hold` and `let_go`."""
 
     def hold(self) -> Self:
         """One user more."""
@@ -40,16 +39,11 @@ class Drive:
 
     def moment(self) -> "DriveMoment":
         """What is on it now; what was asked for must be done."""
-        number = self.disk.moment()
-        self._moments.add(number)
-        return DriveMoment(self, number)
+        return DriveMoment(self, self.disk.moment())
 
     def forget(self, number: int) -> None:
         """Nobody needs what was on it at a moment; one user less."""
-        with self._lock:
-            self._moments.discard(number)
-            oldest = min(self._moments, default=number + 1)
-        self.disk.forget(oldest)
+        self.disk.drop(number)
         self.let_go()
 
 
