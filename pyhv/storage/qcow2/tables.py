@@ -190,9 +190,9 @@ class Reserved:
             _places(blocks) >> bits,
         ]
         total = np.concatenate(fixed)
-        self._sorted = np.unique(total)
+        self._sorted = np.sort(total, kind="stable")
         self._more: set[int] = set()
-        if len(self._sorted) != len(total):
+        if (self._sorted[1:] == self._sorted[:-1]).any():
             raise DiskError(
                 f"{name}: some of its tables lie on top of each other: qemu-img check -r all repairs it"
             )
