@@ -260,9 +260,12 @@ def disk_specs(words: tuple[str, ...], overlay: str | None, *, guests: int) -> "
         raise click.UsageError("--overlay needs --disk: whose.")
     if not words:
         return []
+    from pyhv.storage.open import guessed
     from pyhv.storage.spec import parse
 
     specs = [parse(word) for word in words]
+    for sentence in filter(None, map(guessed, specs)):
+        say(sentence)
     if overlay is None:
         return specs
     written = [spec for spec in specs if spec.may_write and spec.overlay is None]

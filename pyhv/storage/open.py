@@ -77,6 +77,25 @@ def open_image(
     return _open(os.fspath(path), form, writable=writable, tell=tell, above=())
 
 
+def guessed(spec: DiskSpec) -> str | None:
+    """The sentence that `tell` will get for a disk whose format nobody has said; None: there is none.
+
+    Whoever cannot be told while the disk is opened asks before. What cannot be read is told then.
+    """
+    if spec.format is not None:
+        return None
+    told: list[str] = []
+    try:
+        file = HostFile.open(spec.target, writable=False)
+        try:
+            _format_of(file, told.append)
+        finally:
+            file.close()
+    except DiskError:
+        return None
+    return told[0] if told else None
+
+
 def format_of(disk: Disk) -> str:
     """One of RAW, QCOW2, NBD."""
     return QCOW2 if isinstance(disk, Qcow2Disk) else RAW if isinstance(disk, RawDisk) else NBD

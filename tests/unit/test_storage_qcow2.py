@@ -10,6 +10,7 @@ import pytest
 from disk_images import filled, make, on, refusal, set_at
 from qemu_tools import checked, contents, qemu_img, qemu_io
 
+from pyhv.cli.boot import disk_specs
 from pyhv.storage.disk import DiskError
 from pyhv.storage.hostfile import HostFile
 from pyhv.storage.open import open_disk, open_image
@@ -250,6 +251,15 @@ def test_a_raw_base_that_a_guest_has_dressed_up_leads_nowhere(tmp_path: Path) ->
     assert told == [
         f"{tmp_path}/plain: the format is qcow2, by its first bytes; format=qcow2 says so for sure"
     ]
+
+
+def test_a_guess_is_told_before_a_guest_boots(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image.parent / "raw").write_bytes(bytes(512))
+    words = (str(image), f"{image},qcow2", str(image.parent / "raw"), str(image.parent / "gone"))
+    with open_image(image, "qcow2", writable=False):
+        assert len(disk_specs(words, None, guests=1)) == 4
+    said = f"pyhv: {image}: the format is qcow2, by its first bytes; format=qcow2 says so for sure\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_guess_is_told(image: Path) -> None:
