@@ -81,6 +81,17 @@ MUTANTS = [
     Mutant("grants-v2", "pyhv.grants.table", "GrantTable._check_offer", "return"),
     Mutant("grants-v2", "pyhv.grants.entries", "_START_MASK", "0x7"),
     Mutant("debug", "pyhv.domain.debug", "guest_may_use", ALWAYS),
+    Mutant("netfront", "pyhv.devices.netif", "_fragment", "return Fragment(number, ref, offset, size)"),
+    Mutant("netfront", "pyhv.devices.netif", "MAX_SLOTS", "1000"),
+    Mutant("netfront", "pyhv.devices.netif", "_MAX_EXTRAS", "1000"),
+    Mutant("netfront", "pyhv.devices.netif", "Packet.has_frame", "return True"),
+    Mutant("netfront", "pyhv.devices.borrowing", "Borrower._check_owner", "return"),
+    Mutant(
+        "netfront",
+        "pyhv.devices.sharedring",
+        "BackRing.unread",
+        "return self.memory.read_u32(0) - self.req_cons & MASK32",
+    ),
 ]
 ALSO_COMPILED = {0, 5, 8, 11, 32}
 """Numbers of those that are compiled in every run of the tests; with PYHV_DEEP set, all are."""

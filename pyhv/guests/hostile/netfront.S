@@ -123,25 +123,27 @@ _start:
     extra 0x00000001, 1, 0
     ends_it "segments of no bytes"
     slot NET_REF_OUT, 0, MORE_DATA, 60
-    mov ebx, 254
+    mov ebx, 100
 .chain:
     slot NET_REF_OUT, 0, MORE_DATA, 0
     dec ebx
     jnz .chain
-    ends_it "a packet of all slots that there are"
+    slot NET_REF_OUT, 0, 0, 0
+    ends_it "a packet of a hundred fragments"
     slot NET_REF_OUT, 0, EXTRA_INFO, 60
-    mov ebx, 254
+    mov ebx, 100
 .extras:
     extra EXTRA_GSO_MORE, 1, 0
     dec ebx
     jnz .extras
-    ends_it "extra slots without end"
+    extra EXTRA_GSO, 1, 0
+    ends_it "a hundred extra slots"
 
     # --- After all that it still works --------------------------------------------------------------------------------
     slot NET_REF_OUT, 0, 0, 60
     mov edi, 1
     call told
-    answer_is STATUS_OKAY, "nothing"
+    answer_is STATUS_OKAY, "a packet that is one"
     call net_close
     hostile_end
 
