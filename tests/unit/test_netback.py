@@ -18,8 +18,9 @@ from pyhv.mmu.physical import FramePage
 from pyhv.net.frame import Gso, Segmentation, completed, with_blank_checksum
 from pyhv.net.mac import BROADCAST
 from pyhv.net.spec import parse
+from pyhv.testing.compat_machine import Paused32
 from pyhv.testing.granting import GTF_READONLY, PERMIT, entry
-from pyhv.testing.guest_machine import PAGES, SECOND, machine
+from pyhv.testing.guest_machine import PAGES, SECOND, Paused, machine
 
 CONNECTED, CLOSING = XenbusState.CONNECTED, XenbusState.CLOSING
 HELLO = ethernet(b"hello, everybody", 0x88B5, to=BROADCAST)
@@ -32,10 +33,10 @@ def made() -> Iterator[Machine]:
         yield made
 
 
-@pytest.fixture
-def pair(made: Machine) -> tuple[NetFront, NetFront]:
-    """Two guests on a switch that can do everything; the second one has offered pages."""
-    one, other = NetFront(made), NetFront(made)
+@pytest.fixture(params=[Paused, Paused32])
+def pair(request: pytest.FixtureRequest, made: Machine) -> tuple[NetFront, NetFront]:
+    """Two guests on a switch that can do everything; the second one has offered pages, and has 64 bits."""
+    one, other = NetFront(made, guest=request.param(made)), NetFront(made)
     assert one.connect(ABLE) is other.connect(ABLE) is CONNECTED
     other.lend(64)
     return one, other
