@@ -312,10 +312,11 @@ class NetBackend(XenbusBackend):
         """Be what was saved. StateError."""
         found = construct(_Saved, dict(saved))
         super().restore(found.xenbus)
-        if found.spec != self.spec:
+        if found.spec != self.spec or self.socket is None:
             self._pull_out()
             try:
-                self._plug_in(_spec(state(found.spec)))
+                check(found.spec)
+                self._plug_in(found.spec)
             except ConfigError as error:
                 raise refusal("spec", f"cannot be: {error}") from error
         if (self._bucket is None) != (found.credit is None):
