@@ -110,6 +110,9 @@ class GuestHost(Protocol):
     def remembered(self) -> "Remembers":
         """Its history. ConfigError: it has none."""
 
+    def note_disks(self, domain: Domain) -> None:
+        """It has got disks: a recording is to find the same again."""
+
     def resident(self, guest: "Guest") -> Resident | None:
         """The record of a guest that has not ended."""
 
@@ -349,6 +352,7 @@ class Guest:
             wanted = replace(wanted, vdev=vdev)
         there = [one.spec for one in self._host.hypervisor.dom0.disks(domain.domid)]
         self._host.hypervisor.attach_disk(domain, with_vdevs([*there, wanted])[-1])
+        self._host.note_disks(domain)
 
     def detach_disk(self, vdev: str) -> None:
         """Ask the guest to let a disk go; it is gone when its driver has. ConfigError: it has none such."""

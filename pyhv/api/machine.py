@@ -200,9 +200,19 @@ class Machine:
                 origin=origin,
             )
             self.wires.plug(domain, wires)
+        self.note_disks(domain)
         guest = self.take_in(domain, console, found.image.symbol_table)
         guest.origin = origin
         return guest
+
+    def note_disks(self, domain: Domain) -> None:
+        """A domain has got disks: what they are goes into a recording, which finds only the same again."""
+        if self.recording is not None:
+            from pyhv.api.recording import DISK
+
+            for device in self.hypervisor.dom0.disks(domain.domid):
+                for file in device.disk.identity():
+                    self.recording.note(DISK, *file)
 
     def take_in(self, domain: Domain, console: Console, named: SymbolTable | None) -> Guest:
         """A handle for a domain that was just created, and tells its end to `has_ended`."""

@@ -24,6 +24,8 @@ from pyhv.snapshot.snapshot import Snapshot
 
 MOST_KEPT: Final = 4 << 20
 """Bytes, compressed, up to which an image that came as bytes is kept in the recording."""
+DISK: Final = "disk"
+"""Topic of a note: a file that a disk consisted of when it was plugged in, as an `Identity`."""
 VERDICT: Final = "verdict"
 """Topic of a note: how a guest's output is judged, as [domid, name of the convention]."""
 

@@ -12,6 +12,7 @@ lets something else in, or runs it by `replay.machine`, leaves the recorded run.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +38,9 @@ from pyhv.replay.player import Player
 from pyhv.resident import Ended
 from pyhv.snapshot.compression import expand
 from pyhv.snapshot.snapshot import Snapshot
+from pyhv.storage.disk import Disk, Identity
+from pyhv.storage.open import open_disk
+from pyhv.storage.spec import TEMPORARY, DiskSpec
 from pyhv.until import Exits, Forever, Nanoseconds, Outcome, Until
 
 
@@ -64,6 +68,7 @@ class Replay:
             self.recording = understood(log.read(self.path))
             self._cast = _Cast(self.recording, dict(images or {}), self._tell)
             self.machine = _machine(self.recording, self.path.parent, tuned=tuned, measure=measure)
+            self.machine.hypervisor.dom0.open_disk = _Disks(self.recording).open
         self._cast.machine = self.machine
         try:
             with self._named():
@@ -167,6 +172,29 @@ def _snapshot(base: Base, folder: Path) -> Snapshot:
         return Snapshot.load(path)
     except SnapshotError as error:
         raise ReplayError(f"begins with a snapshot that cannot be used: {error}") from error
+
+
+class _Disks:
+    """The disks of a replay: what its guests write is thrown away."""
+
+    def __init__(self, recording: RecordedRun) -> None:
+        self._known: dict[str, Identity] = {}
+        for topic, data in recording.notes:
+            match topic, data:
+                case "disk", [str(path), int(size), int(mtime)]:
+                    self._known.setdefault(path, Identity(path, size, mtime))
+
+    def open(self, spec: DiskSpec) -> Disk:
+        """A disk as it was when the run began. ReplayError: it has changed since; DiskError."""
+        mine = spec if spec.overlay or not spec.may_write else replace(spec, overlay=TEMPORARY)
+        disk = open_disk(mine)
+        for file in disk.identity():
+            if self._known.get(file.path, file) != file:
+                disk.close()
+                raise ReplayError(
+                    f"{file.path} has changed since it was recorded: with --overlay a disk is kept as it is"
+                )
+        return disk
 
 
 class _Cast:

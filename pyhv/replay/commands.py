@@ -14,7 +14,7 @@ from pyhv.cpu.registers import Registers
 from pyhv.devices.console_log import ConsoleSink
 from pyhv.domain.config import DomainConfig
 from pyhv.domain.domain import Domain
-from pyhv.errors import PyhvError
+from pyhv.errors import PyhvError, ReplayError
 from pyhv.frozen import frozen
 from pyhv.loader.image import KernelImage
 from pyhv.loader.origin import Origin, fingerprint, fingerprint_of
@@ -163,6 +163,8 @@ def perform(machine: Machine, verb: str, saved: Plain, cast: Cast) -> Plain:
 
     try:
         return answered(verb, act())
+    except ReplayError:
+        raise  # the recording's own trouble, and no answer of the machine's
     except (PyhvError, StoreError) as refused:
         return answered(verb, refused)
 
