@@ -328,6 +328,7 @@ class Machine:
 
         ConfigError: there is none. EnvironmentProblem: the file cannot be written.
         """
+        self.hypervisor.dom0.networks.watched(name)
         capture = Capture(Path(path), self.hypervisor.now)
         self._captures.append(capture)
         self.hypervisor.dom0.networks.watch(capture.frame, name)

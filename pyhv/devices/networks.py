@@ -136,17 +136,24 @@ class Networks:
             if not self.silent:
                 tap(frame)
 
-        if not name:
-            self._taps.append(seen)
-            for switch in self.switches.values():
-                switch.taps.append(seen)
+        found = self.watched(name)
+        if found is not None:
+            found.taps.append(seen)
             return
+        self._taps.append(seen)
+        for switch in self.switches.values():
+            switch.taps.append(seen)
+
+    def watched(self, name: str) -> Switch | Port | None:
+        """The switch or device of that name; None: without a name it is all. ConfigError: there is none."""
+        if not name:
+            return None
         ports = {port.name: port for switch in self.switches.values() for port in switch.ports}
         found = self.switches.get(name) or ports.get(name)
         if found is None:
             there = ", ".join([*self.switches, *(port for port in ports if port not in self.switches)])
             raise ConfigError(f"There is no switch and no device {name!r} to be captured; there are {there}.")
-        found.taps.append(seen)
+        return found
 
     # -- state -------------------------------------------------------------------------------------------
 
