@@ -13,7 +13,7 @@ from typing import Final
 from pyhv.errors import ImageError
 from pyhv.frozen import frozen
 from pyhv.guests.catalogue import BUILTIN, HOSTILE
-from pyhv.images import debian, kernels, modules
+from pyhv.images import debian, kernels
 from pyhv.images.built import built_file, built_once
 from pyhv.images.progress import Progress, SilentProgress
 from pyhv.images.unpacked import unpack_once
@@ -75,6 +75,8 @@ def resolve(
         found = ramdisk(files.initramfs, raw=raw_ramdisk) if with_ramdisk else None
         drivers = drivers and found is not None
         if drivers and found is not None:
+            from pyhv.images import modules  # for guests with devices alone
+
             found = _with_drivers(found, modules.ensure(files, progress(), suite=suite))
         origin = Origin(word, flavour, suite, raw_ramdisk=raw_ramdisk, drivers=drivers)
         return Source(DEBIAN, image, found, debian.COMMAND_LINE, debian.MEMORY_MIB, origin=origin)

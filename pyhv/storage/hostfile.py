@@ -9,7 +9,6 @@ for the caller to know.
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -73,6 +72,8 @@ class HostFile:
     @classmethod
     def temporary(cls, name: str) -> "HostFile":
         """An empty file without a name, in the directory for such; it is gone when it is closed."""
+        import tempfile  # seldom needed, and not light
+
         try:
             with tempfile.TemporaryFile(prefix="pyhv-disk-") as file:
                 descriptor = os.dup(file.fileno())

@@ -5,11 +5,8 @@ Each is one stream, raw deflate with a window of 4 KiB or zstd, that makes exact
 from anybody: no more than a cluster is ever made of one.
 """
 
-import zlib
 from collections import OrderedDict
 from typing import Final
-
-import zstandard
 
 from pyhv.storage.disk import DiskError
 from pyhv.storage.qcow2.header import ZSTD
@@ -23,6 +20,10 @@ _KEPT: Final = 8
 
 def expand(packed: bytes, size: int, kind: int, name: str) -> bytes:
     """The cluster of `size` bytes; `packed` may have bytes behind the stream. DiskError."""
+    import zlib  # few images need these
+
+    import zstandard
+
     try:
         if kind == ZSTD:
             with zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).stream_reader(packed) as stream:
