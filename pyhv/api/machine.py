@@ -168,9 +168,13 @@ class Machine:
         unpacked for the guest. `memory` is 128 MiB if it is not given, 16 MiB for pyhv's own guests. `append`
         is added to the kernel's command line. `disks` are paths, or texts as `pyhv boot --disk` takes them;
         `nets` are texts as `--net` takes them; without, it has none, but for guests of pyhv's that are about
-        networks. EnvironmentProblem: what those need outside is not to be had.
+        networks. An image that is a disk is the first of the disks, and is booted by PV-GRUB, or, with a
+        ramdisk or with something to append, by its kernel at once. EnvironmentProblem: what those need
+        outside is not to be had.
         """
         found = source_of(image, with_ramdisk=ramdisk is None, drivers=bool(disks or nets))
+        if found.disk is not None and (append or ramdisk is not None):
+            found = images.directly(found.disk)
         initial = found.ramdisk if ramdisk is None else ramdisk_of(ramdisk)
         config = DomainConfig(
             name=self._free_name(name or found.name),
@@ -178,7 +182,7 @@ class Machine:
             vcpus=vcpus,
             weight=weight,
             cap=cap,
-            disks=disks_of(disks),
+            disks=disks_of(disks if found.disk is None else [found.disk, *disks]),
             nets=nets_of(nets, found),
         )
         console = Console()

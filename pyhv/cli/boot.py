@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from pyhv.cli.attaching import capture_of, disks_of_guests, net_specs, seeds
 from pyhv.cli.fetch import check_kernel_options, kernel_options
 from pyhv.cli.messages import progress, say, verbose_option
 from pyhv.cli.options import RunWords, file, run_options
@@ -19,7 +20,6 @@ from pyhv.images.debian import STOCK
 if TYPE_CHECKING:
     from pyhv.cli.session import GuestOptions
     from pyhv.images.source import Source
-    from pyhv.net.spec import NetSpec
     from pyhv.storage.spec import DiskSpec
 
 MAX_NAME: Final = 64
@@ -33,6 +33,8 @@ Examples:
   pyhv boot debian --suite trixie --flavour cloud    another of Debian's kernels
   pyhv boot pv-grub                    GRUB's prompt
   pyhv boot vmlinuz --ramdisk initramfs.cpio.gz --append console=hvc0
+  pyhv boot disk.img                   the kernel that is installed on it, by PV-GRUB
+  pyhv boot disk.img --count 3 --overlay    three of it, and the disk stays as it is
   pyhv boot ping pong --stats          two guests that talk to each other
   pyhv boot pages --virtual-time --digest run.txt    the same digest each time
   echo 'uname -a; exit' | pyhv boot debian --timeout 60
@@ -79,6 +81,7 @@ def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path 
 
 @click.command(epilog=EPILOG)
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.option("--kernel", type=file(), metavar="FILE", help="Boot disks with that kernel, without PV-GRUB.")
 @click.option("--ramdisk", type=file(), metavar="FILE", help="Ramdisk (initramfs) for the guests.")
 @click.option("--ramdisk-raw", is_flag=True, help="Do not unpack a ramdisk that is gzip; the guest will.")
 @click.option("--append", default="", metavar="TEXT", help="Kernel command line, added to the default one.")
@@ -86,7 +89,7 @@ def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path 
     "--memory",
     type=int,
     metavar="MIB",
-    help="Memory of each guest in MiB (default: 128; 16 for pyhv's own).",
+    help="Memory of each guest in MiB (default: 128; 16 for pyhv's own, 512 for disks).",
 )
 @click.option(
     "--vcpus", type=click.IntRange(1, 32), default=1, metavar="N", help="Virtual CPUs of each guest."
@@ -118,6 +121,12 @@ def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path 
     multiple=True,
     metavar="[NAME=]FILE",
     help="Write the frames of all switches, or of one switch or device, to FILE for Wireshark.",
+)
+@click.option(
+    "--cloud-init",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Give cloud-init user-data, meta-data and network-config from there, on a disk of its own (xvdb).",
 )
 @click.option("--name", metavar="NAME", help="Domain name (default: from the image); several get a number.")
 @click.option(
@@ -165,6 +174,7 @@ def _coverage(_context: click.Context, _parameter: click.Parameter, value: Path 
 @verbose_option
 def boot(
     images: tuple[str, ...],
+    kernel: Path | None,
     ramdisk: Path | None,
     ramdisk_raw: bool,
     append: str,
@@ -174,6 +184,7 @@ def boot(
     overlay: str | None,
     nets: tuple[str, ...],
     captures: tuple[str, ...],
+    cloud_init: Path | None,
     name: str | None,
     weight: int,
     cap: int,
@@ -192,6 +203,10 @@ def boot(
     IMAGE is one of pyhv's own guests ("?" lists them, "hostile/?" those that attack the hypervisor), or
     "debian" (Debian's Linux), or a kernel that Debian packages (pv-grub, pv-grub-32, gnumach, gnumach-32), or
     a kernel file: ELF or bzImage, Xen PV. Without IMAGE some of pyhv's own guests run side by side.
+
+    A disk image (or the name of one that `pyhv image create` has put into the cache) is booted by PV-GRUB,
+    which reads its grub.cfg. With --kernel, --ramdisk or --append pyhv starts a kernel itself: what is not
+    given is what PV-GRUB would have started.
 
     Standard output is the guests' console: of one guest its bytes and nothing else, of several guests
     lines that begin with "name| ". Standard input is the (first) guest's. At a terminal every key goes to a
@@ -222,29 +237,32 @@ def boot(
         )
         for word in words
     ] * count
+    if kernel is not None and any(source.disk is None for source in found):
+        raise click.UsageError("--kernel is for disks: another IMAGE is a kernel itself.")
+    if kernel is not None or ramdisk is not None or append:
+        found = [one if one.disk is None else sources.directly(one.disk, kernel) for one in found]
     given = None if ramdisk is None else sources.ramdisk(ramdisk, raw=ramdisk_raw)
-    wanted_disks = disk_specs(disks, overlay, guests=len(found))
     wanted_nets = net_specs(nets)
     names = domain_names([name or source.name for source in found])
+    attached = disks_of_guests([source.disk for source in found], disks, overlay, seeds(cloud_init, names))
     from pyhv.cli import session
 
-    def guest(source: "Source", called: str) -> "GuestOptions":
+    def guest(source: "Source", called: str, disks: "list[DiskSpec]") -> "GuestOptions":
         size, initial = source.memory if memory is None else memory, given or source.ramdisk
         judged = verdict or ("pyhv" if source.builtin else "")
         origin = source.origin
         if ramdisk is not None:
             origin = replace(origin, ramdisk=str(ramdisk.absolute()), raw_ramdisk=ramdisk_raw)
-        chosen = replace(source, memory=size, ramdisk=initial, origin=origin)
-        return session.GuestOptions(chosen, called, judged)
+        chosen = replace(source, memory=size, ramdisk=initial, origin=origin, disk=None)
+        return session.GuestOptions(chosen, called, judged, disks)
 
     options = session.BootOptions(
-        guests=[guest(source, called) for source, called in zip(found, names, strict=True)],
+        guests=[guest(*one) for one in zip(found, names, attached, strict=True)],
         run=how.options(virtual_time=virtual_time),
         vcpus=vcpus,
         weight=weight,
         cap=cap,
         append=append,
-        disks=wanted_disks,
         nets=wanted_nets,
         captures=[capture_of(one) for one in captures],
         scheduler=scheduler,
@@ -252,44 +270,6 @@ def boot(
         coverage=coverage,
     )
     click.get_current_context().exit(session.run(options))
-
-
-def disk_specs(words: tuple[str, ...], overlay: str | None, *, guests: int) -> "list[DiskSpec]":
-    """The disks that each of so many guests has. ConfigError, click.UsageError."""
-    if overlay is not None and not words:
-        raise click.UsageError("--overlay needs --disk: whose.")
-    if not words:
-        return []
-    from pyhv.storage.open import guessed
-    from pyhv.storage.spec import parse
-
-    specs = [parse(word) for word in words]
-    for sentence in filter(None, map(guessed, specs)):
-        say(sentence)
-    if overlay is None:
-        return specs
-    written = [spec for spec in specs if spec.may_write and spec.overlay is None]
-    if overlay and (guests > 1 or len(written) != 1):
-        raise click.UsageError(
-            f"--overlay {overlay}: one file is for one guest with one disk that it may write;"
-            " say --overlay alone, or overlay=FILE in each --disk."
-        )
-    return [replace(spec, overlay=overlay) if spec in written else spec for spec in specs]
-
-
-def net_specs(words: tuple[str, ...]) -> "list[NetSpec]":
-    """The network devices that each guest has. ConfigError."""
-    if not words:
-        return []
-    from pyhv.net.spec import parse
-
-    return [parse(word) for word in words]
-
-
-def capture_of(word: str) -> tuple[str, Path]:
-    """What is to be captured, and where to; without a name, everything."""
-    name, equals, path = word.partition("=")
-    return (name, Path(path)) if equals else ("", Path(word))
 
 
 def _import_meanwhile(module: str) -> None:

@@ -60,8 +60,8 @@ def create(
 ) -> None:
     """Make a disk with a complete Debian: kernel, systemd, a login on the console, DHCP and sshd.
 
-    Without FILE it goes into the cache, as debian-SUITE. Without
-    a password root logs in on the console with none, and by ssh not at all.
+    Without FILE it goes into the cache, as debian-SUITE, where `pyhv boot debian-SUITE` finds it. Without a
+    password root logs in on the console with none, and by ssh not at all.
 
     It takes some minutes, mmdebstrap, and a mirror of Debian, which is that of the host's apt; no root.
     """

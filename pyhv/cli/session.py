@@ -47,6 +47,7 @@ class GuestOptions:
     source: Source
     name: str
     verdict: str
+    disks: "list[DiskSpec]" = field(default_factory=list)
 
 
 @frozen(kw_only=True)
@@ -82,7 +83,6 @@ class BootOptions:
     weight: int = 256
     cap: int = 0
     append: str = ""
-    disks: "list[DiskSpec]" = field(default_factory=list)
     nets: "list[NetSpec]" = field(default_factory=list)
     captures: list[tuple[str, Path]] = field(default_factory=list)
     """(switch or device, or all if it is empty; file)."""
@@ -270,7 +270,7 @@ def run(options: BootOptions) -> int:
                 weight=options.weight,
                 cap=options.cap,
                 append=options.append,
-                disks=options.disks,
+                disks=wanted.disks,
                 nets=options.nets or None,
             )
             guest.verdict = wanted.verdict

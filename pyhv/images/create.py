@@ -118,7 +118,11 @@ def _create_in(scratch: Path, wanted: DebianImage, target: Path, progress: Progr
     born = published(wanted.suite, scratch)
     identity = str(uuid.uuid5(_NAMESPACE, wanted.recipe(born)))
     tree = scratch / "tree"
-    tree.mkdir()
+    devices = tree / "dev"
+    for directory in (tree, devices):  # mmdebstrap leaves the latter out, where it can make no devices
+        directory.mkdir()
+        directory.chmod(0o755)
+    os.utime(devices, (born, born))
     try:
         _install(wanted, identity, born, scratch, tree, progress)
         progress.step("writing the file system")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """From what a person typed as IMAGE to something that can be booted.
 
-A word is the name of a guest that comes with pyhv, or of a kernel that Debian packages, or a file;
-`./hello` is a file in any case.
+A word is the name of a guest that comes with pyhv, or of a kernel that Debian packages, or of an image in
+the cache, or a file; `./hello` is a file in any case. A file that is a disk is booted as on a Xen host: by
+PV-GRUB, which finds a kernel on it.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from pyhv.cache import cache_directory
 from pyhv.errors import ImageError
 from pyhv.frozen import frozen
 from pyhv.guests.catalogue import BUILTIN, HOSTILE
@@ -32,6 +34,8 @@ DEMONSTRATION: Final = (
 ELF_MAGIC: Final = b"\x7fELF"
 BUILTIN_MIB: Final = 16
 FILE_MIB: Final = 128
+DISK_MIB: Final = 512
+"""What a server needs to start, and to install packages."""
 
 
 @frozen
@@ -46,6 +50,8 @@ class Source:
     builtin: bool = False
     origin: Origin = NOWHERE
     """In which words it can be found again."""
+    disk: Path | None = None
+    """What it boots from: its first disk, xvda."""
 
 
 def resolve(
@@ -87,7 +93,11 @@ def resolve(
         kernel = kernels.ensure(word, packaged, progress())
         image = load_image(kernel.path, kernel.version, bootable=bootable)
         return Source(word, image, origin=Origin(word, suite=suite))
-    path = Path(word)
+    from pyhv.images import disks  # with the readers of images, which no small guest needs
+
+    path = _image_in_cache(word) or Path(word)
+    if disks.is_disk(path):
+        return _from_disk(path, progress, suite)
     if ("/" not in word or word.startswith("hostile/")) and not path.exists():
         there = HOSTILE if word.startswith("hostile/") else [*BUILTIN, "hostile/NAME", *kernels.KERNELS]
         raise ImageError(
@@ -105,6 +115,46 @@ def _with_drivers(found: Ramdisk, archive: Path) -> Ramdisk:
         return Ramdisk(data + archive.read_bytes(), f"{found.told}, with drivers")
     except OSError as cause:
         raise ImageError(f"{archive}: the drivers cannot be read ({cause.strerror})") from cause
+
+
+def _image_in_cache(word: str) -> Path | None:
+    """An image that `pyhv image create` has put into the cache; a file of that name comes first."""
+    if "/" in word or Path(word).exists():
+        return None
+    path = cache_directory() / "images" / f"{word}.img"
+    return path if path.is_file() else None
+
+
+def _from_disk(path: Path, progress: Callable[[], Progress], suite: str | None) -> Source:
+    """A disk with its boot loader; a kernel that PV-GRUB cannot unpack is started as pygrub does it."""
+    from pyhv.images import disks
+
+    loader = disks.loader_for(path)
+    if loader is None:
+        return directly(path)
+    found = resolve(loader, progress, suite=suite)
+    return replace(found, name=path.stem, memory=DISK_MIB, disk=path.absolute())
+
+
+def directly(path: Path, kernel: Path | None = None) -> Source:
+    """A disk with a kernel that pyhv starts itself: one from outside, or what PV-GRUB would start.
+
+    ImageError, VolumeError: there is none.
+    """
+    given, command_line, origin = None, "", NOWHERE
+    if kernel is not None:
+        image = load_image(kernel, str(kernel), unpacker=unpack_once)
+        origin = Origin(str(kernel.absolute()))
+    else:
+        from pyhv.images import disks
+
+        installed = disks.installed_kernel(path)
+        name = f"{path}: {installed.title}"
+        image = load_image(installed.kernel, name, unpacker=unpack_once)
+        if installed.ramdisk is not None:
+            given = prepare(installed.ramdisk, f"{name}, its ramdisk")
+        command_line = installed.command_line
+    return Source(path.stem, image, given, command_line, DISK_MIB, origin=origin, disk=path.absolute())
 
 
 def symbol_file(origin: Origin) -> Path | None:

@@ -164,6 +164,40 @@ def test_what_mmdebstrap_says_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_what_mmdebstrap_gives_becomes_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in that gives a few files, and what it was asked for."""
+    tool("mke2fs")
+    given = tmp_path / "given"
+    (given / "etc").mkdir(parents=True)
+    (given / "etc" / "hostname").write_text("host")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "mmdebstrap").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/asked\n'
+        f"tar --create --sort=name --owner=0 --group=0 --mtime=@{BORN} -C {given} .\n"
+    )
+    (tools / "mmdebstrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(BORN))
+    monkeypatch.setattr(archive, "source_lines", lambda suite: ["deb http://example.org/ x main"])
+    wanted = DebianImage(size=512 * MIB, packages=("vim", "curl"), flavour="cloud", suite="trixie")
+    images = []
+    for name in ("one", "two"):
+        create.create(wanted, tmp_path / "out" / name, Told())
+        images.append((tmp_path / "out" / name).read_bytes())
+        time.sleep(1.1)
+    assert images[0] == images[1]
+    assert sorted(os.listdir(tmp_path / "out")) == ["one", "two"]
+    files = Ext(window(images[0]))
+    assert files.names("/") == ["dev", "etc", "lost+found"]
+    assert files.read_file("/etc/hostname", 100) == b"host"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    included = next(word for word in asked if word.startswith("--include="))
+    assert included.startswith("--include=linux-image-cloud-amd64,")
+    assert included.endswith(",vim,curl")
+    assert asked[-3:] == ["trixie", "-", "deb http://example.org/ x main"]
+
+
 def test_a_password_is_hashed_with_the_image_s_salt() -> None:
     tool("perl")
     hashed = create._password_hash("secret", UUID)

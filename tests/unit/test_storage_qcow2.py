@@ -10,7 +10,7 @@ import pytest
 from disk_images import filled, make, on, refusal, set_at
 from qemu_tools import checked, contents, qemu_img, qemu_io
 
-from pyhv.cli.boot import disk_specs
+from pyhv.cli.attaching import disks_of_guests
 from pyhv.storage.disk import DiskError
 from pyhv.storage.hostfile import HostFile
 from pyhv.storage.open import open_disk, open_image
@@ -257,7 +257,7 @@ def test_a_guess_is_told_before_a_guest_boots(image: Path, capsys: pytest.Captur
     (image.parent / "raw").write_bytes(bytes(512))
     words = (str(image), f"{image},qcow2", str(image.parent / "raw"), str(image.parent / "gone"))
     with open_image(image, "qcow2", writable=False):
-        assert len(disk_specs(words, None, guests=1)) == 4
+        assert len(disks_of_guests([None], words, None, [None])[0]) == 4
     said = f"pyhv: {image}: the format is qcow2, by its first bytes; format=qcow2 says so for sure\n"
     assert capsys.readouterr().err == said
 
