@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyhv
+from pyhv.api.wires import Wires
 from pyhv.cli import consoles, loop, terminal
 from pyhv.cli.booted import BootedGuest, LastWords
 from pyhv.cli.messages import printable, say
@@ -91,6 +92,25 @@ class BootOptions:
     coverage: Path | None = None
 
 
+@frozen
+class _Wires:
+    """What comes from outside by networks, as long as there is any (`loop.InputSource`)."""
+
+    wires: Wires
+    ended: Callable[[], None]
+
+    def fileno(self) -> int:
+        """What to wait on."""
+        return self.wires.fileno()
+
+    def pump(self) -> bool:
+        """Take what has come. False: no network leads outside any more."""
+        there = self.wires.pump()
+        if not there:
+            self.ended()
+        return there
+
+
 @dataclass(slots=True)
 class Session:
     """A run in progress."""
@@ -103,6 +123,8 @@ class Session:
     """Consoles that are watched for what the machine is to be saved at."""
     saver: Saver | None = None
     captures: "list[Capture]" = field(default_factory=list)
+    sources: int = 0
+    """From where input may come yet."""
     left: bool = False
     """The person, or the reader of the output, has gone."""
     gdb: "GdbStub | None" = None
@@ -143,13 +165,16 @@ class Session:
                 say("Ctrl-] leaves")
                 source = terminal.Keyboard(fd, self._feed, self._leave)
             elif fd is not None:
-                source = consoles.ConsoleInput(fd, self._feed, signals.retire)
+                source = consoles.ConsoleInput(fd, self._feed, lambda: self._has_ended(signals))
             inputs: list[loop.InputSource] = []
             if source is not None:
                 stack.callback(source.close)
-                inputs = [signals, source]
+                inputs.append(source)
             if self.machine.wires:
-                inputs.append(self.machine.wires)
+                inputs.append(_Wires(self.machine.wires, lambda: self._has_ended(signals)))
+            self.sources = len(inputs)
+            if inputs:
+                inputs.insert(0, signals)
 
             outlet = self.outlet
 
@@ -210,6 +235,12 @@ class Session:
         if os.isatty(fd) and not terminal.is_usable_terminal(fd):  # in the background: reading would stop us
             return None
         return fd
+
+    def _has_ended(self, signals: terminal.Signals) -> None:
+        """A source of input has ended; with the last one, signals are no longer waited for."""
+        self.sources -= 1
+        if not self.sources:
+            signals.retire()
 
     def _leave(self) -> None:
         self.left = True
