@@ -25,7 +25,7 @@ from pyhv.until import Outcome, Until
 if TYPE_CHECKING:
     from pyhv.net.stream import Wire
 
-PIECE_NS: Final = 2_000_000
+PIECE_NS: Final = 5_000_000
 """Machine time after which a guest that runs is paused, to see what has come."""
 _NOBODY: Final = XEN_OUI + bytes(3)
 """Who asks whether passt is ready."""
