@@ -3,14 +3,17 @@
 
 import hashlib
 import re
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pexpect
 import pytest
-from disk_maker import MIB, run, window
+from disk_maker import MIB, run, tool, window
 
 from pyhv.cache import cache_directory
 from pyhv.images import create, disks
@@ -61,20 +64,52 @@ def told(child: "pexpect.spawn[str]", command: str) -> str:
     return printed.partition("\n")[2]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def made_key(directory: Path) -> str:
+    """A new pair in `key` and `key.pub`; the public one."""
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "key")
+    return (directory / "key.pub").read_text().strip()
+
+
+def over_ssh(child: "pexpect.spawn[str]", port: int, key: Path, command: str) -> list[str]:
+    """The words that a command prints which comes in from the host."""
+    options = [
+        f"-oIdentityFile={key}", "-oIdentitiesOnly=yes", "-oStrictHostKeyChecking=no",
+        "-oUserKnownHostsFile=/dev/null", "-oBatchMode=yes", "-oConnectTimeout=60",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [tool("ssh"), "-F", "none", *options, "-p", str(port), "root@127.0.0.1", command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + PATIENCE_S
+    while process.poll() is None and time.monotonic() < deadline:
+        child.expect([pexpect.TIMEOUT, "never printed"], timeout=0.5)  # what it prints meanwhile is taken
+    process.kill()
+    output, wrong = process.communicate()
+    assert process.returncode == 0, wrong
+    return output.split()
+
+
 def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_debian_starts_from_its_disk_and_shuts_down(debian: Path, tmp_path: Path) -> None:
-    """By PV-GRUB; with a seed for cloud-init as its second disk."""
+    """By PV-GRUB; with a seed for cloud-init as its second disk, and a network through which ssh comes in."""
     disk = tmp_path / "disk.img"
     run("cp", "--sparse=always", debian, disk)
     seed = tmp_path / "seed"
     seed.mkdir()
     (seed / "user-data").write_text("#cloud-config\n")
     assert disks.loader_for(disk) == disks.PV_GRUB
-    with booted(disk, "--cloud-init", seed) as child:
+    port = free_port()
+    with booted(disk, "--cloud-init", seed, "--net", f"user,hostfwd=tcp:127.0.0.1:{port}-:22") as child:
         child.expect("Booting `Debian GNU/Linux'")
         child.expect("from-disk login: ")
         child.sendline("root")
@@ -89,6 +124,11 @@ def test_debian_starts_from_its_disk_and_shuts_down(debian: Path, tmp_path: Path
         )
         written = told(child, "dd if=/dev/urandom bs=1M count=5 2>/dev/null | tee /root/file | sha256sum")
         assert "Permission denied" not in written
+        assert told(child, "systemctl is-active ssh").strip() == "active"
+        told(child, f"mkdir -m 700 -p .ssh; echo '{made_key(tmp_path)}' > .ssh/authorized_keys")
+        assert over_ssh(child, port, tmp_path / "key", "hostname; ip -br address show eth0")[:3] == [
+            "from-disk", "eth0", "UP",
+        ]  # fmt: skip
         child.sendline("poweroff")
         child.expect(pexpect.EOF)
     assert child.exitstatus == 0
