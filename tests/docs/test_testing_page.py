@@ -61,7 +61,7 @@ def _check(pytester: pytest.Pytester, text: str) -> None:
     printed = re.sub(
         r"=+ warnings summary =+\n.*?(?======|\d+ (passed|failed))", "", printed, flags=re.DOTALL
     )
-    printed = re.sub(r", 1 warning", "", printed)
+    printed = re.sub(r", \d+ warnings?", "", printed)  # this process has imported pyhv already
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     example = doctest.Example(line, wanted)
     checker = doctest.OutputChecker()
