@@ -339,6 +339,7 @@ class History:
             player = Player(self._hypervisor, [*self._entries[kept.index : index], end], self._cast)
             self._cast.player = player
             player.driver.near = near
+            player.driver.drifts = isinstance(until, SeesStores)
             player.run(until or Forever())
             done = kept.index + min(player.at, index - kept.index)
         self._hypervisor.keep_pace(done == len(self._entries))
