@@ -58,7 +58,7 @@ wheel: $(VENV)/installed-dev
 	PYHV_NATIVE=abi3 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 debian: $(VENV)/installed-dev
-	$(BIN)/pytest -m "debian and not programs"
+	$(BIN)/pytest -m "debian and not programs" -n 2 --dist loadfile
 
 # C programs and Linux' own tests in Debian's guest: needs gcc and gcc-multilib. Each guest belongs to one process.
 programs: $(VENV)/installed-dev
