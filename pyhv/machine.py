@@ -564,7 +564,5 @@ class Machine(Plugging):
         """Free engines and threads. Domains that still live are gone with their memory."""
         for resident in self.residents:
             resident.domain.engine.close()
-        for disk in self.dom0.all_disks():
-            disk.close()
         self.board.close()
-        self.dom0.go_on()  # something is left where an exception has ended a turn
+        self.dom0.close()  # something may be left to print where an exception has ended a turn

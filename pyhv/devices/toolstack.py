@@ -123,6 +123,7 @@ class ToolstackDomain:
         """Show a device to a guest, whose driver may connect to it. ConfigError: it has one of that name."""
         name = device.name
         if name in self._devices.get(name.domid, {}):
+            device.let_go()
             raise ConfigError(f"Domain {name.domid} has {name.kind} {name.handle} already.")
         self._devices.setdefault(name.domid, {})[name] = device
         try:
@@ -155,6 +156,19 @@ class ToolstackDomain:
     def all_disks(self) -> list[BlockBackend]:
         """All domains' disks."""
         return [disk for domid in self._devices for disk in self.disks(domid)]
+
+    def close(self) -> None:
+        """The machine is no longer used: what is left is offered to consoles' sinks, and disks are closed."""
+        self.go_on()
+        for disk in self.all_disks():
+            disk.close()
+        self.put_aside()
+
+    def put_aside(self) -> None:
+        """No device that was to come back has wanted the drives that are still at hand."""
+        for drive in self.at_hand.values():
+            drive.let_go()
+        self.at_hand.clear()
 
     def devices(self, domid: int) -> Iterator[Backend]:
         """A domain's devices, in the order in which they came."""
@@ -282,6 +296,7 @@ class ToolstackDomain:
         for device in [device for domid in list(self._devices) for device in self.devices(domid)]:
             if device.name not in wanted:
                 device.let_go()
+                self._forget(device)
         devices = [self._device(name, sink_for, record.state) for name, record in wanted.items()]
         if [device.name for device in devices] != list(wanted):
             raise refusal("devices", "has a handle that its kind does not have")
@@ -292,10 +307,11 @@ class ToolstackDomain:
         if consoles != {name.domid for name in wanted}:
             raise refusal("devices", "are of a domain without a console")
         self._devices, self._deadlines = {}, {}
+        for device in devices:  # in the order in which they came
+            self._devices.setdefault(device.name.domid, {})[device.name] = device
         for device, record in zip(devices, records, strict=True):
             self._attach_again(device, record, find_page)
             restore(device, record.state, f"devices.{record.kind}-{record.domid}")
-            self._devices.setdefault(record.domid, {})[device.name] = device
             self._note_deadline(device)
         restore(self.networks, found["networks"], "networks")
         if self.channels.devices() != {
@@ -319,12 +335,16 @@ class ToolstackDomain:
         if name.kind not in KINDS:
             raise refusal("devices", f"has one of the kind {name.kind!r}, which is none")
         made = KINDS[name.kind].made_again(self.link, name, sink_for, saved)
+        self._devices.setdefault(name.domid, {})[made.name] = made  # so that `close` finds it in any case
         if isinstance(made, XenbusBackend):
             made.listen_again()
         return made
 
     def _remove(self, device: Backend) -> None:
         device.detach()
+        self._forget(device)
+
+    def _forget(self, device: Backend) -> None:
         self._deadlines.pop(device.name, None)
         self._unfinished.discard(device.name)
         devices = self._devices[device.name.domid]

@@ -118,9 +118,7 @@ class Snapshot:
             try:
                 put_back(machine, self.state, self.image, sink_for, trusted=self.trusted)
             finally:
-                for drive in machine.dom0.at_hand.values():
-                    drive.let_go()
-                machine.dom0.at_hand.clear()
+                machine.dom0.put_aside()
 
     def rebuild(self, sink_for: SinkFor, *, tuned: bool = True, measure: bool = False) -> Machine:
         """A machine of its own that goes on from here. SnapshotError."""
@@ -138,14 +136,16 @@ class Snapshot:
 
     def _drives(self, drive: Callable[[DriveMoment], Drive]) -> dict[DeviceName, Drive]:
         """The disks as they were. DiskError: that is not remembered any more."""
+        found: dict[DeviceName, Drive] = {}
         try:
-            return {
-                DeviceName(BlockBackend.kind, one.domid, one.handle): drive(one.moment)
-                for one in self.disks
-                if one.moment is not None
-            }
+            for one in self.disks:
+                if one.moment is not None:
+                    found[DeviceName(BlockBackend.kind, one.domid, one.handle)] = drive(one.moment)
         except DiskError as error:
+            for taken in found.values():
+                taken.let_go()
             raise SnapshotError(f"needs what a disk has held, but {error}") from error
+        return found
 
     def _check_disks(self, machine: Machine) -> None:
         """The disks of a machine that comes from a file are as they were. SnapshotError."""

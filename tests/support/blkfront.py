@@ -18,7 +18,7 @@ from pyhv.address import MASK32
 from pyhv.devices.blkback import BlockBackend
 from pyhv.devices.sharedring import entries_in
 from pyhv.machine import Machine
-from pyhv.storage.spec import parse, with_vdevs
+from pyhv.storage.spec import DiskSpec, parse, with_vdevs
 from pyhv.testing.granting import PERMIT, entry
 from pyhv.testing.guest_machine import Paused
 
@@ -193,6 +193,6 @@ def raw_disk(path: Path, sectors: int = 64) -> Path:
     return path
 
 
-def other_spec(front: BlkFront, vdev: str) -> Any:
-    """The same disk under another name."""
-    return replace(front.spec, vdev=vdev)
+def other_spec(front: BlkFront, target: str) -> DiskSpec:
+    """Another disk, as xvdb."""
+    return replace(front.spec, vdev="xvdb", target=target)

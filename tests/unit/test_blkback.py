@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The block back end against a front end that is a test: what it does right, and what it is told wrong."""
 
+import copy
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from blkfront import DATA_PAGE, DATA_REF, RING_PAGE, RING_REF, BlkFront, raw_disk
+from blkfront import DATA_PAGE, DATA_REF, RING_PAGE, RING_REF, BlkFront, other_spec, raw_disk
 
 from pyhv.abi.blkif import Operation
 from pyhv.abi.xenbus import XenbusState
+from pyhv.errors import ConfigError, SnapshotError
 from pyhv.machine import Machine
-from pyhv.testing.guest_machine import machine
+from pyhv.snapshot.snapshot import take
+from pyhv.storage.disk import DiskError
+from pyhv.storage.open import open_image
+from pyhv.testing.guest_machine import Sink, machine
 
 READ, WRITE, FLUSH, BARRIER = (
     Operation.READ,
@@ -348,3 +355,47 @@ def test_a_device_says_its_state_with_requests_in_the_works(front: BlkFront) -> 
     assert [status for _, _, status in front.settle()] == [OKAY]
     assert front.data()[:512] == sector(16)
     assert sound(front)
+
+
+# -- what cannot be leaves nothing open --------------------------------------------------------------------
+
+
+def is_free(image: Path) -> bool:
+    try:
+        open_image(image, "raw", writable=True).close()
+    except DiskError:
+        return False
+    return True
+
+
+def test_a_name_that_is_taken_leaves_the_other_disk_closed(front: BlkFront, tmp_path: Path) -> None:
+    other = raw_disk(tmp_path / "other.img")
+    with pytest.raises(ConfigError, match="has vbd 51712 already"):
+        front.machine.attach_disk(front.guest.domain, replace(front.spec, target=str(other)))
+    assert is_free(other)
+    assert front.do(front.request(READ)) == [OKAY]
+
+
+@pytest.mark.parametrize("wrong", ["this disk", "another device", "channels"])
+def test_a_machine_that_cannot_be_put_back_leaves_its_disks_closed(
+    front: BlkFront, tmp_path: Path, wrong: str
+) -> None:
+    front.machine.attach_disk(front.guest.domain, other_spec(front, str(raw_disk(tmp_path / "b.img"))))
+    taken = take(front.machine)
+    state: Any = copy.deepcopy(taken.state)
+    dom0 = state["dom0"]
+    if wrong == "this disk":
+        next(one for one in dom0["devices"] if one["kind"] == "vbd")["state"]["width"] = 16
+    elif wrong == "another device":
+        dom0["devices"][-1]["state"]["spec"]["vdev"] = "nothing"
+    else:
+        dom0["channels"] = {}
+    saved = tuple(replace(one, moment=None) for one in taken.disks)
+    broken = replace(taken, state=state, disks=saved, trusted=False)
+    del taken, saved
+    front.machine.close()
+    assert is_free(tmp_path / "disk.img")
+    with pytest.raises(SnapshotError):
+        broken.rebuild(lambda _domid: Sink())
+    assert is_free(tmp_path / "disk.img")
+    assert is_free(tmp_path / "b.img")
