@@ -121,6 +121,10 @@ class Backend(ABC):
         """Domain 0's ports that lead to it."""
         return [self.port] if self.port else []
 
+    def all_borrowed(self) -> list[int]:
+        """Domain 0's handles of what it has mapped of the guest's."""
+        return []
+
     @abstractmethod
     def event(self) -> None:
         """The guest has rung, and is in its hypercall: take what there is."""

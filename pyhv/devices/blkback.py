@@ -12,12 +12,13 @@ own error. A ring whose indices cannot be disconnects the device (`xenbus.py`), 
 
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, NamedTuple, Self
 
 from pyhv.abi.blkif import (
     MAX_RING_ORDER,
     SECTOR_SIZE,
+    SECTORS_PER_PAGE,
     BlkifRequest,
     BlkifResponse,
     BlkifStatus,
@@ -40,7 +41,7 @@ from pyhv.devices.console_log import ConsoleSink
 from pyhv.devices.diskwork import LOOK_NS, DiskWork, Done, Job
 from pyhv.devices.drive import DriveMoment
 from pyhv.devices.sharedring import BackRing
-from pyhv.devices.xenbus import DeviceRefused, XenbusBackend
+from pyhv.devices.xenbus import MOST_QUEUES, DeviceRefused, XenbusBackend
 from pyhv.events.channels import DeviceName
 from pyhv.grants.status import GrantError
 from pyhv.state import Nanoseconds, Plain, Said, construct, entries, refusal, restore, state
@@ -49,10 +50,9 @@ from pyhv.storage.spec import DiskSpec
 from pyhv.storage.vdev import looks_like_vdev, vdev_number
 from pyhv.xenstore.store import Value
 
-MOST_QUEUES: Final = 4
 _PROTOCOLS: Final = {"x86_64-abi": 64, "x86_32-abi": 32}
-_PORTS: Final = range(1, 1 << 32)
-_REFS: Final = range(1 << 32)
+_PAGES: Final = frozenset(1 << order for order in range(MAX_RING_ORDER + 1))
+"""How many a ring may have."""
 _REQUEST_NS: Final = 2_000
 _SEGMENT_NS: Final = 200
 """What a request, and each of its segments, costs the guest in counted time, in its hypercall."""
@@ -65,8 +65,8 @@ class _Waiting:
     queue: u8
     id: u64
     operation: u8
-    segments: list[list[Annotated[int, range(1 << 32)]]]
-    """Where what is read goes: [reference, first sector, last sector]; empty for what reads nothing."""
+    segments: list[DiskSegment]
+    """Where what is read goes; empty for what reads nothing."""
     due: Nanoseconds
     """Counted time: when the guest hears of it."""
     data: bytes
@@ -171,10 +171,9 @@ class BlockBackend(XenbusBackend):
         if protocol not in _PROTOCOLS:
             raise DeviceRefused(f"protocol is {protocol[:32]!r}, not one of {', '.join(_PROTOCOLS)}")
         self._width = _PROTOCOLS[protocol]
-        queues = self.front_int("multi-queue-num-queues", range(1, MOST_QUEUES + 1), 1)
         order = self.front_int("ring-page-order", range(MAX_RING_ORDER + 1), -1)
-        for number in range(queues):
-            self._connect_queue(f"queue-{number}/" if queues > 1 else "", order)
+        for below in self.front_queues():
+            self._connect_queue(below, order)
         info = DiskFlag(0)
         if self.spec.cdrom:
             info |= DiskFlag.CDROM | DiskFlag.REMOVABLE
@@ -190,8 +189,8 @@ class BlockBackend(XenbusBackend):
 
     def _connect_queue(self, below: str, order: int) -> None:
         names = ["ring-ref"] if order < 0 else [f"ring-ref{number}" for number in range(1 << order)]
-        handles, memory = self.borrow([self.front_int(below + name, _REFS) for name in names])
-        port = self.bind(self.front_int(f"{below}event-channel", _PORTS))
+        handles, memory = self.borrow([self.front_ref(below + name) for name in names])
+        port = self.bind(self.front_port(f"{below}event-channel"))
         self._queues.append(_Queue(self._ring(memory), handles, port))
 
     def _ring(self, memory: Borrowed) -> BackRing:
@@ -257,8 +256,7 @@ class BlockBackend(XenbusBackend):
 
     def _start(self, queue: int, request: DiskRequest, data: bytes) -> None:
         clock = self.link.clock
-        reads = request.operation is Operation.READ
-        into = [list(segment) for segment in request.segments] if reads else []
+        into = request.segments if request.operation is Operation.READ else []
         pending = _Waiting(queue, request.id, int(request.operation), into, 0, b"", "")
         self._numbers += 1
         if clock.counted:
@@ -305,7 +303,7 @@ class BlockBackend(XenbusBackend):
         """Copy what was read into the guest's pages. GrantError."""
         at, write, domid = 0, self.link.borrower.write, self.name.domid
         view = memoryview(data)
-        for segment in (DiskSegment(*one) for one in pending.segments):
+        for segment in pending.segments:
             write(domid, segment.ref, segment.offset, view[at : at + segment.size])
             at += segment.size
         self.read_bytes += at
@@ -330,12 +328,7 @@ class BlockBackend(XenbusBackend):
         waiting = [pending for _, _, pending in sorted(self._pending)]
         for job, pending in self._under_way.values():
             result = job.result()
-            waiting.append(
-                _Waiting(
-                    pending.queue, pending.id, pending.operation, pending.segments, 0, result.data,
-                    result.error,
-                )
-            )  # fmt: skip
+            waiting.append(replace(pending, data=result.data, error=result.error))
         queues = [_SavedQueue(list(one.handles), one.port, one.ring.state()) for one in self._queues]
         return state(_Saved(self.spec, super().state(), self._width, queues, waiting, self._work.busy_until))
 
@@ -347,10 +340,9 @@ class BlockBackend(XenbusBackend):
             raise refusal("spec", "is that of another disk")
         if found.width not in _PROTOCOLS.values():
             raise refusal("width", "is that of no protocol")
-        if [one.port for one in found.queues] != self.ports or len(found.queues) > MOST_QUEUES:
-            raise refusal("queues", "do not have the ports that the device has")
-        if [handle for one in found.queues for handle in one.handles] != self._borrowed:
-            raise refusal("queues", "do not have the pages that the device has borrowed")
+        if len(found.queues) > MOST_QUEUES:
+            raise refusal("queues", "are too many")
+        self.check_rings([one.port for one in found.queues], [one.handles for one in found.queues], _PAGES)
         self._width, self._work.busy_until = found.width, found.busy_until
         self._queues = []
         for one in found.queues:
@@ -366,11 +358,10 @@ class BlockBackend(XenbusBackend):
             if one.queue >= len(self._queues):
                 raise refusal("pending", "has one of a queue that there is not")
             waiting[one.queue] += 1
-            sizes = [DiskSegment(*each).size for each in one.segments if len(each) == 3]
-            if len(sizes) != len(one.segments) or (not one.error and sum(sizes) != len(one.data)):
-                raise refusal("pending", "has one whose data are not what it reads")
-            if any(not 0 <= each[1] <= each[2] < 8 for each in one.segments):
+            if any(not each.first <= each.last < SECTORS_PER_PAGE for each in one.segments):
                 raise refusal("pending", "has one with sectors beyond a page")
+            if not one.error and sum(each.size for each in one.segments) != len(one.data):
+                raise refusal("pending", "has one whose data are not what it reads")
         if waiting != [queue.ring.in_the_works for queue in self._queues]:
             raise refusal("pending", "are not those that the rings have in the works")
         self._under_way.clear()

@@ -23,7 +23,7 @@ from pyhv.devices.netqueue import Abilities, NetQueue
 from pyhv.devices.networks import uplink_of
 from pyhv.devices.ring import RingBroken
 from pyhv.devices.sharedring import BackRing
-from pyhv.devices.xenbus import DeviceRefused, XenbusBackend
+from pyhv.devices.xenbus import MOST_QUEUES, DeviceRefused, XenbusBackend
 from pyhv.errors import ConfigError
 from pyhv.events.channels import DeviceName
 from pyhv.frozen import frozen
@@ -35,9 +35,6 @@ from pyhv.net.switch import MAX_GROUPS, Port
 from pyhv.state import Nanoseconds, Plain, Said, construct, entries, refusal, restore, state
 from pyhv.xenstore.store import Value
 
-MOST_QUEUES: Final = 4
-_PORTS: Final = range(1, 1 << 32)
-_REFS: Final = range(1 << 32)
 _FLAG: Final = range(2)
 _PACKET_NS: Final = 2_000
 _BYTES_PER_NS: Final = 4
@@ -170,9 +167,8 @@ class NetBackend(XenbusBackend):
         )
         kinds = [one for one in Segmentation if self._says(f"feature-gso-{one.name.lower()}")]
         self._abilities = Abilities(self._says("feature-sg"), versions, frozenset(kinds))
-        queues = self.front_int("multi-queue-num-queues", range(1, MOST_QUEUES + 1), 1)
-        for number in range(queues):
-            self._connect_queue(f"queue-{number}/" if queues > 1 else "")
+        for below in self.front_queues():
+            self._connect_queue(below)
         assert self.socket is not None
         self.socket.groups = set() if self._says("request-multicast-control") else None
         return {}
@@ -181,14 +177,14 @@ class NetBackend(XenbusBackend):
         return bool(self.front_int(key, _FLAG, 0))
 
     def _connect_queue(self, below: str) -> None:
-        refs = [self.front_int(f"{below}{ring}-ring-ref", _REFS) for ring in ("tx", "rx")]
+        refs = [self.front_ref(f"{below}{ring}-ring-ref") for ring in ("tx", "rx")]
         (tx, tx_memory), (rx, rx_memory) = self.borrow(refs[:1]), self.borrow(refs[1:])
-        of_tx = self.front_int(f"{below}event-channel-tx", _PORTS, 0)
+        of_tx = self.front_port(f"{below}event-channel-tx", 0)
         if of_tx:
             tx_port = self.bind(of_tx)
-            rx_port = self.bind(self.front_int(f"{below}event-channel-rx", _PORTS))
+            rx_port = self.bind(self.front_port(f"{below}event-channel-rx"))
         else:
-            tx_port = rx_port = self.bind(self.front_int(f"{below}event-channel", _PORTS))
+            tx_port = rx_port = self.bind(self.front_port(f"{below}event-channel"))
         queue = self._queue(tx_memory, rx_memory)
         self._queues.append(_Connected(queue, [*tx, *rx], tx_port, rx_port))
 
@@ -323,10 +319,8 @@ class NetBackend(XenbusBackend):
             raise refusal("credit", "does not go with the rate")
         if self._bucket is not None:
             restore(self._bucket, found.credit, "credit")
-        if [port for one in found.queues for port in one.ports] != self.ports:
-            raise refusal("queues", "do not have the ports that the device has")
-        if [handle for one in found.queues for handle in one.handles] != self._borrowed:
-            raise refusal("queues", "do not have the pages that the device has borrowed")
+        ports = [port for one in found.queues for port in one.ports]
+        self.check_rings(ports, [[handle] for one in found.queues for handle in one.handles], {1})
         if len(found.queues) > MOST_QUEUES or any(len(one.ports) not in (1, 2) for one in found.queues):
             raise refusal("queues", "are too many, or have none or too many ports")
         self._abilities, self._due = found.abilities, found.due

@@ -318,6 +318,9 @@ class ToolstackDomain:
             port: device.name for device in devices for port in device.all_ports()
         }:
             raise refusal("devices", "are not those that domain 0's ports name")
+        mapped = [handle for handle, _ in self.borrower.maptrack.all()]
+        if sorted(handle for device in devices for handle in device.all_borrowed()) != mapped:
+            raise refusal("devices", "have not what domain 0 has borrowed, each once")
         self._unfinished = set(wanted)  # the next look tells which have something left
 
     def _attach_again(self, device: Backend, record: _Saved, find_page: Callable[[Mfn], FramePage]) -> None:

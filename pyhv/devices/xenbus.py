@@ -22,7 +22,7 @@ guest that does better. All that a device has borrowed goes back when it disconn
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Final
 
 from pyhv.abi.layout import u32
@@ -32,12 +32,15 @@ from pyhv.devices.borrowing import Borrowed
 from pyhv.devices.ring import RingBroken
 from pyhv.errors import XenError
 from pyhv.grants.status import GrantError
-from pyhv.state import Plain, entries, typed
+from pyhv.state import Plain, entries, refusal, typed
 from pyhv.xenstore.limits import DOM0, StoreError, domain_path
 from pyhv.xenstore.store import Accessor, Value, WatchHandle
 
+MOST_QUEUES: Final = 4
 _MOST_PAGES: Final = 16
 """Of one ring."""
+_REFS: Final = range(1 << 32)
+_PORTS: Final = range(1, 1 << 32)
 
 
 class DeviceRefused(Exception):
@@ -115,6 +118,19 @@ class XenbusBackend(Backend):
             if error.name == "ENOENT":
                 return default
             raise DeviceRefused(f"{key}: {error.why}") from error
+
+    def front_ref(self, key: str) -> int:
+        """A grant reference that the front end has written. DeviceRefused."""
+        return self.front_int(key, _REFS)
+
+    def front_port(self, key: str, default: int | None = None) -> int:
+        """A port that the front end has written. DeviceRefused."""
+        return self.front_int(key, _PORTS, default)
+
+    def front_queues(self) -> list[str]:
+        """What the keys of each queue begin with; of a single one: with nothing. DeviceRefused."""
+        count = self.front_int("multi-queue-num-queues", range(1, MOST_QUEUES + 1), 1)
+        return [""] if count == 1 else [f"queue-{number}/" for number in range(count)]
 
     def borrow(self, refs: list[int]) -> tuple[list[int], Borrowed]:
         """Map the pages of a ring; returns their handles, and the pages as one. GrantError."""
@@ -263,19 +279,24 @@ class XenbusBackend(Backend):
         """`Backend.all_ports`."""
         return list(self.ports)
 
+    def all_borrowed(self) -> list[int]:
+        """`Backend.all_borrowed`."""
+        return list(self._borrowed)
+
     def detach(self) -> None:
         """`Backend.detach`."""
+        self._listen_no_more()
+        self._end()
+
+    def _listen_no_more(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        self._end()
 
     def let_go(self) -> None:
         """`Backend.let_go`."""
         super().let_go()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        self._listen_no_more()
         self.disconnect()
         self.ports.clear()
         self._borrowed.clear()
@@ -294,6 +315,27 @@ class XenbusBackend(Backend):
         self.state_told = typed(XenbusState, found["told"], "told")
         self.ports = typed(list[u32], found["ports"], "ports")
         self._borrowed = typed(list[u32], found["borrowed"], "borrowed")
+        for handle in self._borrowed:
+            self._check_borrowed(handle)
+
+    def _check_borrowed(self, handle: int) -> None:
+        """StateError: nothing of the guest's, that may be written, has this handle."""
+        try:
+            mapping = self.link.borrower.maptrack.get(handle)
+        except GrantError as error:
+            raise refusal("borrowed", f"has a handle that is none: {error.why}") from error
+        if mapping.granter != self.name.domid or mapping.readonly:
+            raise refusal("borrowed", "has something that is not lent to be written, or another guest's")
+
+    def check_rings(self, ports: list[int], handles: list[list[int]], pages: Collection[int]) -> None:
+        """StateError: the rings that were saved do not have these ports and pages, all that the device has.
+
+        `pages`: how many a ring may have.
+        """
+        if ports != self.ports or [one for ring in handles for one in ring] != self._borrowed:
+            raise refusal("queues", "do not have the ports and pages that the device has")
+        if any(len(ring) not in pages for ring in handles):
+            raise refusal("queues", "have a ring of so many pages as none has")
 
 
 def _write_all(store: Accessor, below: str, nodes: Mapping[str, Value]) -> None:

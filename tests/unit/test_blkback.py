@@ -3,7 +3,7 @@
 
 import copy
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from blkfront import DATA_PAGE, DATA_REF, RING_PAGE, RING_REF, BlkFront, other_s
 
 from pyhv.abi.blkif import Operation
 from pyhv.abi.xenbus import XenbusState
-from pyhv.errors import ConfigError, SnapshotError
+from pyhv.errors import ConfigError, SnapshotError, StateError
 from pyhv.machine import Machine
 from pyhv.snapshot.snapshot import take
+from pyhv.state import restore, state
 from pyhv.storage.disk import DiskError
 from pyhv.storage.open import open_image
 from pyhv.testing.guest_machine import Sink, machine
@@ -342,8 +343,6 @@ def test_answers_come_after_a_modelled_time(front: BlkFront) -> None:
 
 
 def test_a_device_says_its_state_with_requests_in_the_works(front: BlkFront) -> None:
-    from pyhv.state import restore, state
-
     front.fill(b"x" * 4096)
     front.do(front.request(READ, 8))
     front.put(front.request(READ, 16))
@@ -382,8 +381,8 @@ def test_a_machine_that_cannot_be_put_back_leaves_its_disks_closed(
 ) -> None:
     front.machine.attach_disk(front.guest.domain, other_spec(front, str(raw_disk(tmp_path / "b.img"))))
     taken = take(front.machine)
-    state: Any = copy.deepcopy(taken.state)
-    dom0 = state["dom0"]
+    changed: Any = copy.deepcopy(taken.state)
+    dom0 = changed["dom0"]
     if wrong == "this disk":
         next(one for one in dom0["devices"] if one["kind"] == "vbd")["state"]["width"] = 16
     elif wrong == "another device":
@@ -391,7 +390,7 @@ def test_a_machine_that_cannot_be_put_back_leaves_its_disks_closed(
     else:
         dom0["channels"] = {}
     saved = tuple(replace(one, moment=None) for one in taken.disks)
-    broken = replace(taken, state=state, disks=saved, trusted=False)
+    broken = replace(taken, state=changed, disks=saved, trusted=False)
     del taken, saved
     front.machine.close()
     assert is_free(tmp_path / "disk.img")
@@ -399,3 +398,69 @@ def test_a_machine_that_cannot_be_put_back_leaves_its_disks_closed(
         broken.rebuild(lambda _domid: Sink())
     assert is_free(tmp_path / "disk.img")
     assert is_free(tmp_path / "b.img")
+
+
+def _of_no_queue(said: Any) -> None:
+    said["pending"][0]["queue"] = 1
+
+
+def _beyond_a_page(said: Any) -> None:
+    said["pending"][0]["segments"][0][2] = 8
+
+
+def _too_little(said: Any) -> None:
+    said["pending"][0]["data"] = b"x"
+
+
+def _unknown_handle(said: Any) -> None:
+    said["queues"][0]["handles"] = said["xenbus"]["borrowed"] = [7]
+
+
+def _no_page(said: Any) -> None:
+    said["queues"][0]["handles"] = said["xenbus"]["borrowed"] = []
+
+
+def _three_pages(said: Any) -> None:
+    said["queues"][0]["handles"] = said["xenbus"]["borrowed"] = said["xenbus"]["borrowed"] * 3
+
+
+def _another_page(said: Any) -> None:
+    said["queues"][0]["handles"] = [1]
+
+
+def _no_protocol(said: Any) -> None:
+    said["width"] = 16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _of_no_queue, _beyond_a_page, _too_little, _unknown_handle, _no_page, _three_pages, _another_page,
+        _no_protocol,
+    ],
+)  # fmt: skip
+def test_state_that_cannot_be_is_refused(front: BlkFront, change: Callable[[Any], None]) -> None:
+    front.put(front.request(READ, 16))
+    front.ring()
+    said = state(front.device)
+    changed = copy.deepcopy(said)
+    change(changed)
+    with pytest.raises(StateError):
+        restore(front.device, changed, "disk")
+    restore(front.device, said, "disk")
+    assert [status for _, _, status in front.settle()] == [OKAY]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["by two", "by none"])
+def test_what_domain_0_has_borrowed_is_some_devices_once(front: BlkFront, shared: bool) -> None:
+    taken = take(front.machine)
+    changed: Any = copy.deepcopy(taken.state)
+    borrowed = changed["dom0"]["borrower"]["maptrack"]
+    if shared:
+        device = next(one for one in changed["dom0"]["devices"] if one["kind"] == "vbd")["state"]
+        device["queues"][0]["handles"] = device["xenbus"]["borrowed"] = device["xenbus"]["borrowed"] * 2
+    else:
+        borrowed["mappings"].append([1, copy.deepcopy(borrowed["mappings"][0][1])])
+        borrowed["unused"] = 2
+    with pytest.raises(SnapshotError, match="borrowed"):
+        replace(taken, state=changed, trusted=True).rebuild(lambda _domid: Sink())
