@@ -45,6 +45,8 @@ class Link:
     """What network devices are plugged into."""
     drive: Callable[[DeviceName, DiskSpec], Drive]
     """The disk that a device is to have. DiskError, ConfigError."""
+    closed: set[DeviceName]
+    """Devices that have closed since domain 0 has last looked whether one of them is to go."""
 
 
 class Backend(ABC):

@@ -92,7 +92,14 @@ class ToolstackDomain:
             port_became_pending=lambda _port: None, privileged=True, max_port=4095, device_event=self.event,
         )  # fmt: skip
         self.link = Link(
-            self.channels, physical.frames, self.store, clock, self.borrower, self.networks, self._drive
+            self.channels,
+            physical.frames,
+            self.store,
+            clock,
+            self.borrower,
+            self.networks,
+            self._drive,
+            set(),
         )
         self._devices: dict[int, dict[DeviceName, Backend]] = {}
         """By domid."""
@@ -200,8 +207,7 @@ class ToolstackDomain:
         """A guest has notified a device's port."""
         device = self._devices[name.domid][name]
         device.event()
-        self._note_deadline(device)
-        due = self._deadlines.get(name) if self._deadlines else None
+        due = self._note_deadline(device)
         if due is not None:
             self.link.clock.shorten(due)
 
@@ -234,17 +240,24 @@ class ToolstackDomain:
 
     def go_on(self) -> bool:
         """Between two turns: devices do what they could not do at once. True: something of it is left."""
-        for name in sorted(self._unfinished, key=lambda name: (name.domid, name.kind, name.handle)):
+        for name in sorted(self._unfinished, key=_in_order):
             if not self._devices[name.domid][name].go_on():
                 self._unfinished.discard(name)
-        for device in [one for domid in list(self._devices) for one in self.devices(domid)]:
-            if isinstance(device, XenbusBackend) and device.gone:
-                device.forget_nodes()
-                self._remove(device)
+        if self.link.closed:
+            self._remove_closed()
         for log in self._left_behind:
             log.drain()
         self._left_behind = [log for log in self._left_behind if log]
         return bool(self._unfinished or self._left_behind)
+
+    def _remove_closed(self) -> None:
+        """Of devices that have closed, those go that were unplugged."""
+        for name in sorted(self.link.closed, key=_in_order):
+            device = self._devices[name.domid][name]
+            if isinstance(device, XenbusBackend) and device.gone:
+                device.forget_nodes()
+                self._remove(device)
+        self.link.closed.clear()
 
     def detach(self, domid: int) -> None:
         """A domain is gone: so are its devices. What it printed last is still offered to its sink."""
@@ -321,6 +334,7 @@ class ToolstackDomain:
         mapped = [handle for handle, _ in self.borrower.maptrack.all()]
         if sorted(handle for device in devices for handle in device.all_borrowed()) != mapped:
             raise refusal("devices", "have not what domain 0 has borrowed, each once")
+        self.link.closed.update(wanted)
         self._unfinished = set(wanted)  # the next look tells which have something left
 
     def _attach_again(self, device: Backend, record: _Saved, find_page: Callable[[Mfn], FramePage]) -> None:
@@ -350,14 +364,20 @@ class ToolstackDomain:
     def _forget(self, device: Backend) -> None:
         self._deadlines.pop(device.name, None)
         self._unfinished.discard(device.name)
+        self.link.closed.discard(device.name)
         devices = self._devices[device.name.domid]
         del devices[device.name]
         if not devices:
             del self._devices[device.name.domid]
 
-    def _note_deadline(self, device: Backend) -> None:
+    def _note_deadline(self, device: Backend) -> int | None:
         due = device.next_deadline()
         if due is not None:
             self._deadlines[device.name] = due
         elif self._deadlines:
             self._deadlines.pop(device.name, None)
+        return due
+
+
+def _in_order(name: DeviceName) -> tuple[int, str, int]:
+    return name.domid, name.kind, name.handle

@@ -174,8 +174,7 @@ class XenbusBackend(Backend):
 
     def unplug(self) -> None:
         """Ask the guest to let the device go; when its driver has closed, it is gone (`gone`)."""
-        with self.link.store.transaction() as t:
-            t.write(f"{self.back}/online", 0)
+        self.link.store.write(f"{self.back}/online", 0)
         if self.state_told in (XenbusState.INIT_WAIT, XenbusState.CLOSED):
             self._become(XenbusState.CLOSED)
         else:
@@ -250,6 +249,8 @@ class XenbusBackend(Backend):
         self._become(XenbusState.CLOSING)
 
     def _become(self, new: XenbusState) -> None:
+        if new is XenbusState.CLOSED:
+            self.link.closed.add(self.name)
         if self.state_told is not new:
             self.state_told = new
             self.link.store.write(f"{self.back}/state", int(new))
