@@ -11,6 +11,7 @@ from pyhv.address import Mfn
 from pyhv.board import Board
 from pyhv.devices.toolstack import ToolstackDomain
 from pyhv.domain.domain import Domain
+from pyhv.grants.holding import drop
 from pyhv.mmu import stepwise
 from pyhv.mmu.frames import FrameTable
 from pyhv.mmu.physical import PhysicalMemory
@@ -70,10 +71,7 @@ def _end_mappings(frames: FrameTable, domain: Domain, residents: Residents) -> N
         granter = residents.any_domain(mapping.granter)
         halves = mapping.halves
         if mapping.device:
-            if mapping.readonly:
-                frames.drop(mapping.frame)
-            else:
-                frames.drop_writable(mapping.frame)
+            drop(frames, mapping.frame, mapping.readonly)
         if granter is not None:
             granter.grants.drop(mapping.ref, mapping.readonly, halves)
         domain.maptrack.end(handle, halves)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from pyhv.abi.grants import GrantStatus, MapFlag
-from pyhv.address import PAGE_SIZE, Mfn
+from pyhv.address import PAGE_SIZE
+from pyhv.grants.holding import check_granted, drop, not_writable, take
 from pyhv.grants.maptrack import Mapping as GrantMapping
 from pyhv.grants.maptrack import Maptrack
 from pyhv.grants.status import GrantError
@@ -46,7 +47,8 @@ class Borrower:
         table = self._table(domid, ref)
         mfn = table.take(ref, _DOM0, readonly, MapFlag.DEVICE)
         try:
-            self._take(mfn, domid, readonly=readonly)
+            check_granted(self.frames, mfn, domid)
+            take(self.frames, mfn, readonly)
         except GrantError:
             table.drop(ref, readonly, MapFlag.DEVICE)
             raise
@@ -60,7 +62,7 @@ class Borrower:
     def unmap(self, handle: int) -> None:
         """Give a frame back."""
         mapping = self.maptrack.get(handle)
-        self._drop(mapping.frame, readonly=mapping.readonly)
+        drop(self.frames, mapping.frame, mapping.readonly)
         table = self._grants(mapping.granter)
         if table is not None:
             table.drop(mapping.ref, mapping.readonly, MapFlag.DEVICE)
@@ -71,15 +73,15 @@ class Borrower:
     def read(self, domid: int, ref: int, offset: int, length: int) -> bytes:
         """Copy bytes out of a page that a guest lends. GrantError; the caller has them within the page."""
         mfn = self._table(domid, ref).lent(ref, _DOM0, readonly=True)
-        self._check_owner(mfn, domid)
+        check_granted(self.frames, mfn, domid)
         return self.physical.read((mfn << 12) + offset, length)
 
     def write(self, domid: int, ref: int, offset: int, data: bytes | memoryview) -> None:
         """Copy bytes into a page that a guest lends. GrantError; the caller has them within the page."""
         mfn = self._table(domid, ref).lent(ref, _DOM0, readonly=False)
-        self._check_owner(mfn, domid)
+        check_granted(self.frames, mfn, domid)
         if not self.frames.may_be_writable(mfn):
-            raise GrantError(GrantStatus.GENERAL_ERROR, f"writable grant of {self.frames.describe(mfn)}")
+            raise not_writable(self.frames, mfn)
         self.physical.write((mfn << 12) + offset, bytes(data))
 
     # ----------------------------------------------------------------------------------------------------
@@ -89,24 +91,6 @@ class Borrower:
         if table is None:
             raise GrantError(GrantStatus.BAD_DOMAIN, f"domain {domid} has no grants (any more): {ref}")
         return table
-
-    def _check_owner(self, mfn: Mfn, owner: int) -> None:
-        if self.frames.owned(mfn, owner) is None:
-            raise GrantError(GrantStatus.BAD_PAGE, f"granted {self.frames.describe(mfn)}")
-
-    def _take(self, mfn: Mfn, owner: int, *, readonly: bool) -> None:
-        """Hold a frame that was granted: it must be the granter's own."""
-        self._check_owner(mfn, owner)
-        if readonly:
-            self.frames.take(mfn)
-        elif not self.frames.take_writable(mfn):
-            raise GrantError(GrantStatus.GENERAL_ERROR, f"writable grant of {self.frames.describe(mfn)}")
-
-    def _drop(self, mfn: Mfn, *, readonly: bool) -> None:
-        if readonly:
-            self.frames.drop(mfn)
-        else:
-            self.frames.drop_writable(mfn)
 
     # -- state -------------------------------------------------------------------------------------------
 

@@ -9,10 +9,10 @@ from pyhv.abi.numbers import Gnttab
 from pyhv.abi.structs import GnttabCopy, GnttabTransfer
 from pyhv.address import MASK32, MASK64, PAGE_SHIFT, PAGE_SIZE
 from pyhv.frozen import frozen
+from pyhv.grants.holding import check_granted, drop, take
 from pyhv.grants.status import GrantError
 from pyhv.grants.table import GrantTable
 from pyhv.hypercalls.context import Call
-from pyhv.hypercalls.grantmap import check_granted, drop, take
 from pyhv.hypercalls.grants import living, on_each, table_of
 
 _SOURCE_GREF, _DEST_GREF = CopyFlag.SOURCE_GREF.value, CopyFlag.DEST_GREF.value
@@ -74,9 +74,9 @@ def _check_side(call: Call, domid: int, granted: bool) -> None:
 def _claim(call: Call, name: int, domid: int, granted: bool, *, readonly: bool) -> _Side:
     """Hold the frame of one side of a copy."""
     if not granted:
-        mfn = check_granted(call, name, call.domain.domid)
-        take(call, mfn, readonly)
-        return _Side(mfn, 0, PAGE_SIZE, lambda: drop(call, mfn, readonly))
+        mfn = check_granted(call.frames, name, call.domain.domid)
+        take(call.frames, mfn, readonly)
+        return _Side(mfn, 0, PAGE_SIZE, lambda: drop(call.frames, mfn, readonly))
     ref = name & MASK32
     table = call.domain.grants if domid == DOMID_SELF else table_of(call, domid, ref)
 
@@ -86,14 +86,14 @@ def _claim(call: Call, name: int, domid: int, granted: bool, *, readonly: bool) 
 
     grant = table.take_copy(ref, call.domain.domid, readonly, lookup)
     try:
-        check_granted(call, grant.frame, grant.owner)
-        take(call, grant.frame, readonly)
+        check_granted(call.frames, grant.frame, grant.owner)
+        take(call.frames, grant.frame, readonly)
     except GrantError:
         grant.drop()
         raise
 
     def let_go() -> None:
-        drop(call, grant.frame, readonly)
+        drop(call.frames, grant.frame, readonly)
         grant.drop()
 
     return _Side(grant.frame, grant.start, grant.start + grant.length, let_go)

@@ -12,7 +12,8 @@ from pyhv.abi.grants import GrantStatus, MapFlag
 from pyhv.abi.numbers import Gnttab
 from pyhv.abi.structs import GnttabMapGrantRef, GnttabUnmapAndReplace, GnttabUnmapGrantRef
 from pyhv.abi.x86 import PTE_A, PTE_D, PTE_MFN_MASK, PTE_NX, PTE_P, PTE_RW, PTE_US
-from pyhv.address import MASK32, PAGE_SHIFT, Mfn, Va, guest_may_use
+from pyhv.address import MASK32, PAGE_SHIFT, Va, guest_may_use
+from pyhv.grants.holding import check_granted, drop, take
 from pyhv.grants.maptrack import Mapping
 from pyhv.grants.status import GrantError
 from pyhv.hypercalls.context import Call
@@ -24,30 +25,6 @@ _READONLY, _APPLICATION = MapFlag.READONLY.value, MapFlag.APPLICATION.value
 _CONTAINS_PTE: Final = MapFlag.CONTAINS_PTE.value
 """As integers: a flag's own `&` takes ten times as long."""
 _KEPT_FLAGS: Final = 0x1F
-
-
-def check_granted(call: Call, number: int, owner: int) -> Mfn:
-    """The granted frame of that number, which must be the granter's own. BAD_PAGE."""
-    mfn = call.frames.owned(number, owner)
-    if mfn is None:
-        raise GrantError(GrantStatus.BAD_PAGE, f"granted {call.frames.describe(number)}")
-    return mfn
-
-
-def take(call: Call, mfn: Mfn, readonly: bool) -> None:
-    """Take a general reference, and a writable one if asked. GENERAL_ERROR: it is a page table, say."""
-    if readonly:
-        call.frames.take(mfn)
-    elif not call.frames.take_writable(mfn):
-        raise GrantError(GrantStatus.GENERAL_ERROR, f"writable grant of {call.frames.describe(mfn)}")
-
-
-def drop(call: Call, mfn: Mfn, readonly: bool) -> None:
-    """Drop what `take` took."""
-    if readonly:
-        call.frames.drop(mfn)
-    else:
-        call.frames.drop_writable(mfn)
 
 
 def _entry_address(call: Call, host_addr: int, flags: int) -> int:
@@ -92,10 +69,10 @@ def map_grant_ref(call: Call, request: GnttabMapGrantRef) -> None:
     mfn = grants.take(request.ref, call.domain.domid, readonly, halves)
     taken = 0
     try:
-        check_granted(call, mfn, grants.domid)
+        check_granted(call.frames, mfn, grants.domid)
         for half in (MapFlag.DEVICE, MapFlag.HOST):
             if half in halves:
-                take(call, mfn, readonly)
+                take(call.frames, mfn, readonly)
                 taken += 1
         if MapFlag.HOST in halves:
             address = _entry_address(call, request.host_addr, flags)
@@ -104,7 +81,7 @@ def map_grant_ref(call: Call, request: GnttabMapGrantRef) -> None:
             call.tables.map_granted(address, call.tables.adjust_leaf(entry))
     except GrantError:
         for _ in range(taken):
-            drop(call, mfn, readonly)
+            drop(call.frames, mfn, readonly)
         grants.drop(request.ref, readonly, halves)
         raise
     mapping = Mapping(grants.domid, request.ref, MapFlag(flags & _KEPT_FLAGS), mfn)
@@ -125,7 +102,7 @@ def unmap_grant_ref(call: Call, request: GnttabUnmapGrantRef) -> None:
     if MapFlag.HOST in halves:
         _replace_entry(call, mapping, request.host_addr, 0)
     if MapFlag.DEVICE in halves:
-        drop(call, mapping.frame, mapping.readonly)
+        drop(call.frames, mapping.frame, mapping.readonly)
     _end(call, request.handle, mapping, halves)
 
 

@@ -85,7 +85,7 @@ MUTANTS = [
     Mutant("netfront", "pyhv.devices.netif", "MAX_SLOTS", "1000"),
     Mutant("netfront", "pyhv.devices.netif", "_MAX_EXTRAS", "1000"),
     Mutant("netfront", "pyhv.devices.netif", "Packet.has_frame", "return True"),
-    Mutant("netfront", "pyhv.devices.borrowing", "Borrower._check_owner", "return"),
+    Mutant("netfront", "pyhv.devices.borrowing", "check_granted", NEVER_REFUSED),
     Mutant(
         "netfront",
         "pyhv.devices.sharedring",
